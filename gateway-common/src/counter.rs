@@ -1,0 +1,219 @@
+//! Counters: every packet that a hook sees ends in exactly one reason.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Value of [`Reasons`](crate::map::Reasons): one reason at one hook.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Count {
+    /// Packets, or connections at `sk_lookup`.
+    pub packets: u64,
+    /// Bytes from the link-layer header on; zero at `sk_lookup`.
+    pub bytes: u64,
+}
+
+/// Value of [`ServiceCounts`](crate::map::ServiceCounts).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct ServiceCount {
+    /// Packets sent on to an endpoint.
+    pub packets: u64,
+    /// Bytes of those packets as received.
+    pub bytes: u64,
+    /// Packets of replies sent back to clients.
+    pub reply_packets: u64,
+    /// Bytes of those packets as received.
+    pub reply_bytes: u64,
+    /// Flows recorded for the first time.
+    pub new_flows: u64,
+    /// Connections steered into the agent.
+    pub steered: u64,
+    /// Packets dropped, whatever the reason.
+    pub dropped: u64,
+}
+
+/// Value of [`EndpointCounts`](crate::map::EndpointCounts).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct EndpointCount {
+    /// Packets sent to the endpoint.
+    pub packets: u64,
+    /// Bytes of those packets as received.
+    pub bytes: u64,
+    /// Packets that the endpoint sent back.
+    pub reply_packets: u64,
+    /// Bytes of those packets as received.
+    pub reply_bytes: u64,
+    /// Flows recorded for the first time.
+    pub new_flows: u64,
+}
+
+/// Where a program is attached. Together with a [`Reason`] it is the index into [`Reasons`](crate::map::Reasons).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Hook {
+    /// XDP on ingress.
+    XdpBalance,
+    /// TC on ingress.
+    TcIngress,
+    /// TC on egress.
+    TcEgress,
+    /// Socket lookup.
+    SkLookup,
+}
+
+impl Hook {
+    /// All hooks, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::XdpBalance, Self::TcIngress, Self::TcEgress, Self::SkLookup];
+
+    /// The number of the hook; append-only.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::XdpBalance => 0,
+            Self::TcIngress => 1,
+            Self::TcEgress => 2,
+            Self::SkLookup => 3,
+        }
+    }
+
+    /// The name of the program, and the value of the metric's `hook` label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XdpBalance => "xdp_balance",
+            Self::TcIngress => "tc_ingress",
+            Self::TcEgress => "tc_egress",
+            Self::SkLookup => "sk_lookup",
+        }
+    }
+
+    /// Index into [`Reasons`](crate::map::Reasons).
+    #[inline(always)]
+    pub const fn index(self, reason: Reason) -> u32 {
+        self.number() * Reason::LIMIT + reason.number()
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Class {
+    /// Not an outcome: counts arrivals.
+    Received,
+    /// The packet goes on to the stack, untouched.
+    Passed,
+    /// The packet was translated and sent, or handed to the stack translated.
+    Forwarded,
+    /// The packet ends here.
+    Dropped,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal $name:literal $class:ident,)+) => {
+        /// Why a packet went where it went. Numbers are append-only: they are indices of a pinned map.
+        #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant = $number,)+
+        }
+
+        impl Reason {
+            /// Room for reasons at each hook.
+            pub const LIMIT: u32 = 64;
+
+            /// Every reason, in the order of the numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The number of the reason.
+            #[inline(always)]
+            pub const fn number(self) -> u32 {
+                match self { $(Self::$variant => $number,)+ }
+            }
+
+            /// The value of the metric's `reason` label.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What becomes of the packet.
+            pub const fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class,)+ }
+            }
+
+            /// One sentence for the reference.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)+),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Every packet that the hook saw, counted on arrival; the sum of all others equals it.
+    Received = 0 "received" Received,
+    /// Neither IPv4 nor IPv6, and not VLAN-tagged.
+    NotIp = 1 "not_ip" Passed,
+    /// The destination is no address of a service or of translation.
+    NotOurs = 2 "not_ours" Passed,
+    /// VLAN-tagged.
+    Vlan = 3 "vlan" Passed,
+    /// To one of our addresses, but neither TCP nor UDP.
+    OtherProtocol = 4 "other_protocol" Passed,
+    /// A fragment to one of our addresses.
+    Fragment = 5 "fragment" Passed,
+    /// To one of our addresses, with an IPv6 extension header.
+    ExtensionHeader = 6 "extension_header" Passed,
+    /// To a virtual address, but to no port and protocol of a service.
+    NoService = 7 "no_service" Passed,
+    /// To a service that the agent serves: the stack delivers it to the agent's socket.
+    Agent = 8 "agent" Passed,
+    /// To a translation port that no flow holds; a socket of this node may own it.
+    NoTranslation = 9 "no_translation" Passed,
+    /// Leaves from an address and port that no translation holds.
+    NotTranslated = 10 "not_translated" Passed,
+    /// Translated and sent to an endpoint.
+    Forwarded = 16 "forwarded" Forwarded,
+    /// Translated and handed to the stack for an endpoint on this node.
+    ForwardedLocal = 17 "forwarded_local" Forwarded,
+    /// A reply, translated back and sent to the client.
+    Replied = 18 "replied" Forwarded,
+    /// A connection given to a listening socket of the agent.
+    Steered = 19 "steered" Forwarded,
+    /// A header runs past the end of the packet.
+    Truncated = 32 "truncated" Dropped,
+    /// An IP header with the wrong version, or a length below the minimum or beyond the packet.
+    BadIpHeader = 33 "bad_ip_header" Dropped,
+    /// A TCP or UDP header with an impossible length.
+    BadTransportHeader = 34 "bad_transport_header" Dropped,
+    /// Time to live or hop limit would reach zero.
+    TtlExpired = 35 "ttl_expired" Dropped,
+    /// The service has no endpoint that may receive the packet.
+    NoEndpoint = 36 "no_endpoint" Dropped,
+    /// A slot names a row outside its service.
+    BadSlot = 37 "bad_slot" Dropped,
+    /// No way to the endpoint or back to the client is known yet.
+    NoNextHop = 38 "no_next_hop" Dropped,
+    /// Every translation port that was tried towards this endpoint is taken.
+    PortsExhausted = 39 "ports_exhausted" Dropped,
+    /// The kernel refused to record the flow.
+    FlowNotRecorded = 40 "flow_not_recorded" Dropped,
+    /// The kernel refused to change the packet.
+    RewriteFailed = 41 "rewrite_failed" Dropped,
+    /// A connection to a service of the agent whose listening socket is gone.
+    NoSocket = 42 "no_socket" Dropped,
+    /// The service's forwarding mode is one that this build does not know.
+    UnknownMode = 43 "unknown_mode" Dropped,
+}
+
+const _: () = assert!(size_of::<Count>() == 16);
+const _: () = assert!(size_of::<ServiceCount>() == 56);
+const _: () = assert!(size_of::<EndpointCount>() == 40);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_ascending_and_fit() {
+        assert!(Reason::ALL.windows(2).all(|pair| pair[0].number() < pair[1].number()));
+        assert!(Reason::ALL.iter().all(|reason| reason.number() < Reason::LIMIT));
+    }
+}

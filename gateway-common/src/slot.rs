@@ -1,0 +1,77 @@
+//! Slots: the weighted Maglev table of a service, in chunks of one cache line.
+
+use bytemuck::{Pod, Zeroable};
+
+/// One slot: two endpoints, as indices local to the service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Slot {
+    /// Where new flows of this slot go.
+    pub endpoint: u16,
+    /// Where flows of this slot went before the last change; equal to `endpoint` outside a change window.
+    pub former: u16,
+}
+
+/// Value of [`Slots`](crate::map::Slots): sixteen slots, 64 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct SlotChunk {
+    /// The slots.
+    pub slots: [Slot; SlotChunk::SLOTS as usize],
+}
+
+impl SlotChunk {
+    /// Slots in a chunk.
+    pub const SLOTS: u32 = 16;
+
+    /// Chunks that hold `n_slots` slots.
+    pub const fn chunks_for(n_slots: u32) -> u32 {
+        n_slots.div_ceil(Self::SLOTS)
+    }
+}
+
+/// Sizes that a service's slot table may have: primes, as Maglev's permutations ask for (Eisenbud et al.,
+/// "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016).
+pub const SIZE_CLASSES: [u32; 9] = [251, 509, 1_021, 2_039, 4_093, 8_191, 16_381, 32_749, 65_521];
+
+/// Slots per endpoint that keep every share within one percentage point of its weight.
+pub const SLOTS_PER_ENDPOINT: u32 = 100;
+
+/// The smallest size class with at least [`SLOTS_PER_ENDPOINT`] slots for each endpoint, or the largest there is.
+pub const fn size_class(n_endpoints: u32) -> u32 {
+    let [a, b, c, d, e, f, g, h, i] = SIZE_CLASSES;
+    let wanted = n_endpoints.saturating_mul(SLOTS_PER_ENDPOINT);
+    match wanted {
+        _ if wanted <= a => a,
+        _ if wanted <= b => b,
+        _ if wanted <= c => c,
+        _ if wanted <= d => d,
+        _ if wanted <= e => e,
+        _ if wanted <= f => f,
+        _ if wanted <= g => g,
+        _ if wanted <= h => h,
+        _ => i,
+    }
+}
+
+const _: () = assert!(size_of::<SlotChunk>() == 64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_prime_and_large_enough() {
+        for class in SIZE_CLASSES {
+            assert!(
+                (2..class).take_while(|n| n * n <= class).all(|n| class % n != 0),
+                "{class} is not prime"
+            );
+        }
+        assert_eq!(size_class(1), 251);
+        assert_eq!(size_class(3), 509);
+        assert_eq!(size_class(10), 1_021);
+        assert_eq!(size_class(655), 65_521);
+        assert_eq!(size_class(5_000), 65_521);
+    }
+}
