@@ -82,7 +82,7 @@ pub const fn flow(seed: &Seed, key: &FlowKey) -> u64 {
     reason = "the product of two 32-bit numbers, shifted, is below the second"
 )]
 pub const fn slot(hash: u64, n_slots: u32) -> u32 {
-    ((hash >> 32) * n_slots as u64 >> 32) as u32
+    (((hash >> 32) * n_slots as u64) >> 32) as u32
 }
 
 /// Two independent hashes of an endpoint's identity: offset and skip of its Maglev permutation.
