@@ -40,22 +40,14 @@ const fn finish(state: u64, key: u64) -> u64 {
 }
 
 #[inline(always)]
-#[expect(
-    clippy::as_conversions,
-    clippy::cast_lossless,
-    reason = "widening, in a function the kernel runs per packet"
-)]
+#[expect(clippy::as_conversions, reason = "widening, in a function the kernel runs per packet")]
 const fn pair(high: u32, low: u32) -> u64 {
     (high as u64) << 32 | low as u64
 }
 
 /// Hash of a flow's 5-tuple as its client sends it. All 64 bits are usable; [`slot`] uses the high ones.
 #[inline(always)]
-#[expect(
-    clippy::as_conversions,
-    clippy::cast_lossless,
-    reason = "widening, in a function the kernel runs per packet"
-)]
+#[expect(clippy::as_conversions, reason = "widening, in a function the kernel runs per packet")]
 pub const fn flow(seed: &Seed, key: &FlowKey) -> u64 {
     let [s0, s1, s2, s3] = key.source.words();
     let [d0, d1, d2, d3] = key.destination.words();
@@ -75,18 +67,13 @@ pub const fn flow(seed: &Seed, key: &FlowKey) -> u64 {
 
 /// Maps a hash onto `0..n_slots` without a division (Lemire, "Fast Random Integer Generation in an Interval", 2019).
 #[inline(always)]
-#[expect(
-    clippy::as_conversions,
-    clippy::cast_lossless,
-    clippy::cast_possible_truncation,
-    reason = "the product of two 32-bit numbers, shifted, is below the second"
-)]
+#[expect(clippy::as_conversions, reason = "the product of two 32-bit numbers, shifted, is below the second")]
 pub const fn slot(hash: u64, n_slots: u32) -> u32 {
     (((hash >> 32) * n_slots as u64) >> 32) as u32
 }
 
 /// Two independent hashes of an endpoint's identity: offset and skip of its Maglev permutation.
-#[expect(clippy::as_conversions, clippy::cast_lossless, reason = "widening in a const function")]
+#[expect(clippy::as_conversions, reason = "widening in a const function")]
 pub const fn endpoint(seed: &Seed, addr: Addr, port: Port) -> [u64; 2] {
     let [a, b, c, d] = addr.words();
     let [seed_a, seed_b] = seed.words;

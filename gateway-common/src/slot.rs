@@ -17,12 +17,15 @@ pub struct Slot {
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct SlotChunk {
     /// The slots.
-    pub slots: [Slot; SlotChunk::SLOTS as usize],
+    pub slots: [Slot; SlotChunk::LEN],
 }
 
 impl SlotChunk {
     /// Slots in a chunk.
     pub const SLOTS: u32 = 16;
+
+    /// The same, as the length of an array.
+    pub const LEN: usize = 16;
 
     /// Chunks that hold `n_slots` slots.
     pub const fn chunks_for(n_slots: u32) -> u32 {

@@ -1,0 +1,280 @@
+//! A live endpoint: the one handle that probes write, balancers read, and the kernel publisher drains.
+//!
+//! States and owners: `health` has one writer, the endpoint's prober; `weight` and `draining` have one writer, the
+//! control loop; `active` is counted by guards on any worker. A handle survives reconfiguration by identity:
+//! [`Registry::resolve`] returns the same handle for the same service and address.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::name::ServiceName;
+
+/// What makes two endpoints the same.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct EndpointId {
+    /// The service it belongs to.
+    pub service: ServiceName,
+    /// Its address and port.
+    pub addr: SocketAddr,
+}
+
+/// What active checks say.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Health {
+    /// No check has finished, or there is none: treated as up.
+    Unknown,
+    /// The last checks passed.
+    Up,
+    /// The last checks failed: nothing is sent there.
+    Down,
+}
+
+/// May it receive, and what.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Availability {
+    /// New and existing flows.
+    Active,
+    /// Existing flows only.
+    Draining,
+    /// Nothing.
+    Down,
+}
+
+/// A live endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    id: EndpointId,
+    health: AtomicU8,
+    draining: AtomicBool,
+    weight: AtomicU32,
+    active: AtomicU32,
+    /// Set while the endpoint waits in [`Changes`], so that it stands there once at most.
+    queued: AtomicBool,
+    changes: Arc<Changes>,
+    down: Notify,
+}
+
+impl Endpoint {
+    /// Service and address.
+    pub const fn id(&self) -> &EndpointId {
+        &self.id
+    }
+
+    /// Address and port.
+    pub const fn addr(&self) -> SocketAddr {
+        self.id.addr
+    }
+
+    /// What active checks say.
+    pub fn health(&self) -> Health {
+        match self.health.load(Ordering::Acquire) {
+            0 => Health::Unknown,
+            1 => Health::Up,
+            _ => Health::Down,
+        }
+    }
+
+    /// Set by the endpoint's prober.
+    pub fn set_health(self: &Arc<Self>, health: Health) {
+        let number = match health {
+            Health::Unknown => 0,
+            Health::Up => 1,
+            Health::Down => 2,
+        };
+        if self.health.swap(number, Ordering::AcqRel) != number {
+            if health == Health::Down {
+                self.down.notify_waiters();
+            }
+            self.changed();
+        }
+    }
+
+    /// Relative share of new flows; zero drains.
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Acquire)
+    }
+
+    /// Set by the control loop.
+    pub fn set_weight(self: &Arc<Self>, weight: u32) {
+        if self.weight.swap(weight, Ordering::AcqRel) != weight {
+            self.changed();
+        }
+    }
+
+    /// Set by the control loop when the endpoint is no longer wanted but may still hold flows.
+    pub fn set_draining(self: &Arc<Self>, draining: bool) {
+        if self.draining.swap(draining, Ordering::AcqRel) != draining {
+            self.changed();
+        }
+    }
+
+    /// May it receive, and what.
+    pub fn availability(&self) -> Availability {
+        match self.health() {
+            Health::Down => Availability::Down,
+            Health::Unknown | Health::Up => {
+                if self.draining.load(Ordering::Acquire) || self.weight() == 0 {
+                    Availability::Draining
+                } else {
+                    Availability::Active
+                }
+            }
+        }
+    }
+
+    /// Requests and connections in flight from this agent.
+    pub fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// Counts one request or connection until the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> Active {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        Active(Arc::clone(self))
+    }
+
+    /// Resolves as soon as the endpoint is down.
+    pub async fn until_down(&self) {
+        loop {
+            let notified = self.down.notified();
+            if self.health() == Health::Down {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    fn changed(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.changes.queue.lock().push(Arc::clone(self));
+        }
+        self.changes.wake.notify_one();
+    }
+}
+
+/// One request or connection in flight.
+#[derive(Debug)]
+pub struct Active(Arc<Endpoint>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Endpoints whose state changed since they were last published. Bounded: each endpoint stands here once at most.
+#[derive(Debug, Default)]
+pub struct Changes {
+    queue: Mutex<Vec<Arc<Endpoint>>>,
+    wake: Notify,
+}
+
+impl Changes {
+    /// Waits until there may be something to take.
+    pub async fn wait(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Takes all that changed. A change after this call queues the endpoint again.
+    pub fn take(&self) -> Vec<Arc<Endpoint>> {
+        let taken = std::mem::take(&mut *self.queue.lock());
+        for endpoint in &taken {
+            endpoint.queued.store(false, Ordering::Release);
+        }
+        taken
+    }
+}
+
+/// All live endpoints, by identity.
+#[derive(Debug, Default)]
+pub struct Registry {
+    endpoints: Mutex<HashMap<EndpointId, Arc<Endpoint>>>,
+    changes: Arc<Changes>,
+}
+
+impl Registry {
+    /// The handle for an identity: the existing one, or a new one of unknown health and weight one.
+    pub fn resolve(&self, id: &EndpointId) -> Arc<Endpoint> {
+        let mut endpoints = self.endpoints.lock();
+        if let Some(endpoint) = endpoints.get(id) {
+            return Arc::clone(endpoint);
+        }
+        let endpoint = Arc::new(Endpoint {
+            id: id.clone(),
+            health: AtomicU8::new(0),
+            draining: AtomicBool::new(false),
+            weight: AtomicU32::new(1),
+            active: AtomicU32::new(0),
+            queued: AtomicBool::new(false),
+            changes: Arc::clone(&self.changes),
+            down: Notify::new(),
+        });
+        endpoints.insert(id.clone(), Arc::clone(&endpoint));
+        endpoint
+    }
+
+    /// Every live endpoint, in the order of the identities.
+    pub fn all(&self) -> Vec<Arc<Endpoint>> {
+        let mut all: Vec<_> = self.endpoints.lock().values().map(Arc::clone).collect();
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        all
+    }
+
+    /// Forgets every endpoint that `keep` refuses. Whoever still holds a handle keeps it.
+    pub fn retain(&self, keep: impl Fn(&EndpointId) -> bool) {
+        self.endpoints.lock().retain(|id, _| keep(id));
+    }
+
+    /// What changed, for the one publisher.
+    pub fn changes(&self) -> Arc<Changes> {
+        Arc::clone(&self.changes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(registry: &Registry) -> Arc<Endpoint> {
+        let addr = SocketAddr::from(([192, 0, 2, 1], 80));
+        registry.resolve(&EndpointId { service: ServiceName::new("web"), addr })
+    }
+
+    #[test]
+    fn a_handle_survives_by_identity_and_is_queued_once() {
+        let registry = Registry::default();
+        let first = endpoint(&registry);
+        first.set_health(Health::Down);
+        first.set_weight(7);
+        assert!(Arc::ptr_eq(&first, &endpoint(&registry)));
+        assert_eq!(first.availability(), Availability::Down);
+        assert_eq!(registry.changes().take().len(), 1);
+        assert!(registry.changes().take().is_empty());
+        first.set_health(Health::Down);
+        assert!(registry.changes().take().is_empty());
+        first.set_health(Health::Up);
+        first.set_weight(0);
+        assert_eq!(first.availability(), Availability::Draining);
+    }
+
+    #[tokio::test]
+    async fn waiting_for_down_ends_at_once_when_it_is_down() {
+        let registry = Registry::default();
+        let endpoint = endpoint(&registry);
+        let waiter = Arc::clone(&endpoint);
+        let task = tokio::task::spawn(async move { waiter.until_down().await });
+        tokio::task::yield_now().await;
+        endpoint.set_health(Health::Down);
+        task.await.unwrap();
+        endpoint.until_down().await;
+    }
+}

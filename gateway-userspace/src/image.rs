@@ -1,0 +1,84 @@
+//! The image: the desired content of every kernel map, made from a snapshot, immutable.
+//!
+//! Slots are not in it: they follow from the live endpoints it holds, and the publisher fills them.
+
+use std::sync::Arc;
+
+use gateway_common::{
+    addr::Addr,
+    service::{Mode, ServiceKey, Track},
+    settings::Settings,
+};
+
+use crate::{endpoint::Endpoint, name::ListenerName};
+
+/// The desired content of the kernel maps.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    /// Services, sorted by key.
+    pub services: Vec<Service>,
+}
+
+/// One row of `SERVICES` and everything it refers to.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Virtual address, port and protocol.
+    pub key: ServiceKey,
+    /// The listener that it was made from; the first one, when several share an address.
+    pub listener: ListenerName,
+    /// Stable number.
+    pub id: u32,
+    /// How packets reach an endpoint.
+    pub mode: Mode,
+    /// What is remembered about a flow.
+    pub track: Track,
+    /// First row of its endpoints, and how many rows it owns.
+    pub rows: Range,
+    /// Slots of one half, a prime; zero for a service of the agent.
+    pub n_slots: u32,
+    /// First chunk of each half of its slots.
+    pub chunks: [u32; 2],
+    /// Listening sockets of the agent, for a service of the agent.
+    pub sockets: Range,
+    /// Its endpoints, by row.
+    pub endpoints: Vec<Row>,
+}
+
+/// A range of rows, chunks or sockets.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Range {
+    /// The first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// One row of `ENDPOINTS`.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Index of the row.
+    pub row: u32,
+    /// Index within the service, as slots carry it; `None` for a row that only old flows still use.
+    pub local: Option<u16>,
+    /// Counts the endpoints this row has held.
+    pub generation: u32,
+    /// Weight of the backend that refers to the endpoint's service, multiplied by the endpoint's own at publication.
+    pub backend_weight: u32,
+    /// The live endpoint: state and weight.
+    pub endpoint: Arc<Endpoint>,
+}
+
+impl Image {
+    /// The addresses whose packets are ours: virtual addresses. The publisher adds those of translation and of local
+    /// endpoints, which depend on the node.
+    pub fn virtual_addrs(&self) -> impl Iterator<Item = Addr> + '_ {
+        self.services.iter().map(|service| service.key.addr)
+    }
+}
+
+/// Everything the kernel side is told apart from the image: changes only with a restart.
+#[derive(Clone, Copy, Default)]
+pub struct KernelSettings {
+    /// Content of the `SETTINGS` map.
+    pub settings: Settings,
+}

@@ -1,0 +1,180 @@
+//! The weighted Maglev table: which slot belongs to which endpoint. Pure, and the same on every node of a cluster.
+//!
+//! Each endpoint walks a permutation of the slots given by its identity and claims the next free one whenever its
+//! turn comes (Eisenbud et al., "Maglev", NSDI 2016). How many slots it may claim is decided first, exactly: the share of
+//! its weight by largest remainders, and never none; turns then come in proportion to those numbers. Turns go in the order of the identities, so neither the order of a file nor the index of
+//! an endpoint changes the table.
+
+use gateway_common::{
+    addr::{Addr, Port},
+    hash::{self, Seed},
+};
+
+/// One endpoint that takes part.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Member {
+    /// Its address.
+    pub addr: Addr,
+    /// Its port.
+    pub port: Port,
+    /// What the slots carry for it.
+    pub index: u16,
+    /// Its weight; a member of weight zero gets no slot.
+    pub weight: u32,
+}
+
+struct Walk {
+    index: u16,
+    quota: u64,
+    credit: u64,
+    next: u64,
+    skip: u64,
+}
+
+/// Fills a table of `n_slots` slots, a prime. Empty when no member has a weight.
+///
+/// When there are more members than slots, the last ones in the order of identities get none.
+pub fn table(seed: &Seed, members: &[Member], n_slots: u32) -> Vec<u16> {
+    let mut members: Vec<Member> = members.iter().copied().filter(|member| member.weight > 0).collect();
+    members.sort_unstable();
+    let Ok(len) = usize::try_from(n_slots) else { return Vec::new() };
+    members.truncate(len);
+    let n = u64::from(n_slots);
+    let quotas = quotas(&members, n);
+    let Some(largest) = quotas.iter().copied().max() else { return Vec::new() };
+    let mut walks: Vec<Walk> = members
+        .iter()
+        .zip(quotas)
+        .map(|(member, quota)| {
+            let [offset, skip] = hash::endpoint(seed, member.addr, member.port);
+            Walk { index: member.index, quota, credit: 0, next: offset % n, skip: skip % (n - 1) + 1 }
+        })
+        .collect();
+    let mut slots: Vec<Option<u16>> = vec![None; len];
+    // After `largest` rounds a member with quota q has had exactly q turns, so every slot is claimed.
+    for _ in 0..largest {
+        for walk in &mut walks {
+            walk.credit += walk.quota;
+            if walk.credit >= largest {
+                walk.credit -= largest;
+                claim(&mut slots, walk, n);
+            }
+        }
+    }
+    slots.into_iter().flatten().collect()
+}
+
+/// How many of `n` slots each member gets: one at least, the rest by largest remainders of the exact shares.
+fn quotas(members: &[Member], n: u64) -> Vec<u64> {
+    let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
+    if total == 0 {
+        return Vec::new();
+    }
+    let share = |member: &Member| u64::from(member.weight) * n;
+    let mut quotas: Vec<u64> = members.iter().map(|member| (share(member) / total).max(1)).collect();
+    let mut order: Vec<usize> = (0..members.len()).collect();
+    let remainder = |idx: &usize| members.get(*idx).map_or(0, |member| share(member) % total);
+    order.sort_by_key(|idx| std::cmp::Reverse(remainder(idx)));
+    let given: u64 = quotas.iter().sum();
+    for idx in order.iter().cycle().take(usize::try_from(n.saturating_sub(given)).unwrap_or(0)) {
+        if let Some(quota) = quotas.get_mut(*idx) {
+            *quota += 1;
+        }
+    }
+    // Slots given to members whose share is below one are taken from those that have the most.
+    for _ in n..given {
+        if let Some(quota) = quotas.iter_mut().max() {
+            *quota -= 1;
+        }
+    }
+    quotas
+}
+
+fn claim(slots: &mut [Option<u16>], walk: &mut Walk, n: u64) {
+    // The permutation visits every slot once in `n` steps, so a free one is found if there is one.
+    for _ in 0..n {
+        let here = usize::try_from(walk.next).ok();
+        walk.next = (walk.next + walk.skip) % n;
+        if let Some(slot) = here.and_then(|here| slots.get_mut(here))
+            && slot.is_none()
+        {
+            *slot = Some(walk.index);
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use gateway_common::slot::{SIZE_CLASSES, size_class};
+
+    fn members(weights: &[u32]) -> Vec<Member> {
+        (0u16..)
+            .zip(weights)
+            .map(|(index, weight)| {
+                let [high, low] = index.to_be_bytes();
+                Member { addr: Addr::v4([10, 1, high, low]), port: Port::new(8080), index, weight: *weight }
+            })
+            .collect()
+    }
+
+    fn count(table: &[u16], index: u16) -> usize {
+        table.iter().filter(|slot| **slot == index).count()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn shares_follow_any_weights(
+            weights in prop::collection::vec(prop_oneof![0u32..4, 0u32..100, 0u32..=1_000_000], 1..40),
+        ) {
+            let members = members(&weights);
+            let n_slots = size_class(u32::try_from(weights.len()).unwrap());
+            let table = table(&Seed::new([3, 4]), &members, n_slots);
+            let total: f64 = weights.iter().copied().map(f64::from).sum();
+            if total == 0.0 {
+                prop_assert!(table.is_empty());
+                return Ok(());
+            }
+            prop_assert_eq!(table.len(), usize::try_from(n_slots).unwrap());
+            for member in &members {
+                let slots = count(&table, member.index);
+                prop_assert_eq!(slots == 0, member.weight == 0);
+                let share = f64::from(u32::try_from(slots).unwrap()) / f64::from(n_slots);
+                let wanted = f64::from(member.weight) / total;
+                prop_assert!((share - wanted).abs() <= 0.01, "{} wants {} and has {}", member.index, wanted, share);
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_members_does_not_matter() {
+        let seed = Seed::new([5, 6]);
+        let mut some = members(&[1, 2, 3]);
+        let before = table(&seed, &some, 509);
+        some.reverse();
+        assert_eq!(before, table(&seed, &some, 509));
+    }
+
+    #[test]
+    fn when_one_goes_few_slots_of_the_others_move() {
+        let seed = Seed::new([7, 8]);
+        let all = members(&[1; 10]);
+        let n_slots = size_class(10);
+        let before = table(&seed, &all, n_slots);
+        let after = table(&seed, &all[1..], n_slots);
+        let moved =
+            before.iter().zip(&after).filter(|(before, after)| **before != 0 && before != after).count();
+        let kept = before.len() - count(&before, 0);
+        assert!(moved * 20 <= kept, "{moved} of {kept} slots moved");
+    }
+
+    #[test]
+    fn more_members_than_slots_leave_no_slot_free() {
+        let table = table(&Seed::new([1, 1]), &members(&[1; 300]), SIZE_CLASSES[0]);
+        assert_eq!(table.len(), 251);
+    }
+}

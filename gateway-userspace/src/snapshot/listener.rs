@@ -1,0 +1,80 @@
+//! Wanted listeners: virtual addresses and what happens there.
+
+use std::net::SocketAddr;
+
+use crate::{name::ListenerName, secret::Secret};
+
+/// An address we accept on, and what to do there.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Unique name.
+    pub name: ListenerName,
+    /// Virtual address and port.
+    pub addr: SocketAddr,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Serves only requests for these names; none serves all.
+    pub hostname: Option<Hostname>,
+    /// Certificates of an `Https` listener, one at least; empty otherwise.
+    pub certificates: Vec<Certificate>,
+    /// How packets of a `Tcp` or `Udp` listener reach the endpoint.
+    pub forwarding: Forwarding,
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Protocol {
+    /// HTTP/1.1, and HTTP/2 by prior knowledge.
+    Http,
+    /// The same behind TLS that ends here.
+    Https,
+    /// Balanced by connection.
+    Tcp,
+    /// Balanced by flow.
+    Udp,
+}
+
+impl Protocol {
+    /// The word of the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Https => "HTTPS",
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+
+    /// Whether the agent serves it, rather than the kernel.
+    pub const fn is_layer7(self) -> bool {
+        matches!(self, Self::Http | Self::Https)
+    }
+}
+
+/// How packets of a balanced listener reach the endpoint.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Forwarding {
+    /// Addresses are translated; replies come back through this node.
+    #[default]
+    Nat,
+}
+
+/// A host name pattern: exact, or `*.` and a suffix of at least one label. Lower case, without a trailing dot.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Hostname {
+    /// This name.
+    Exact(String),
+    /// Any name of at least one label more than this suffix (which has no leading dot).
+    Wildcard(String),
+}
+
+/// A certificate chain and its key, as PEM, read but not parsed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Certificate {
+    /// Where it came from, for messages.
+    pub origin: String,
+    /// Leaf first.
+    pub chain_pem: Vec<u8>,
+    /// PKCS#8, PKCS#1 or SEC1.
+    pub key_pem: Secret,
+}

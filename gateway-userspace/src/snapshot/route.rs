@@ -1,0 +1,65 @@
+//! Wanted routes, with the meaning of the Gateway API.
+
+use std::time::Duration;
+
+use crate::{
+    name::{ListenerName, RouteName, ServiceName},
+    snapshot::listener::Hostname,
+};
+
+/// Matches and what follows. On a `Tcp` or `Udp` listener a route has one rule without matches.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Unique name; the tie-breaker of last resort but one.
+    pub name: RouteName,
+    /// The listeners it is attached to, one at least.
+    pub listeners: Vec<ListenerName>,
+    /// Names it serves; empty means those of the listener.
+    pub hostnames: Vec<Hostname>,
+    /// In order of the configuration, one at least.
+    pub rules: Vec<Rule>,
+}
+
+/// One rule of a route.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// Any of these; never empty: "everything" is the match of path prefix `/`.
+    pub matches: Vec<Match>,
+    /// Where requests go, by weight.
+    pub backends: Vec<Backend>,
+    /// Bound on the whole exchange, from the first byte of the request.
+    pub request_timeout: Option<Duration>,
+    /// Bound on each try.
+    pub backend_timeout: Option<Duration>,
+}
+
+/// A match; all its parts must hold.
+#[derive(Clone, Debug)]
+pub struct Match {
+    /// Of the path.
+    pub path: PathMatch,
+    /// Of the method.
+    pub method: Option<http::Method>,
+    /// Of header values; names are lower case and occur once.
+    pub headers: Vec<(http::HeaderName, String)>,
+    /// Of query parameters, exact; names occur once.
+    pub query: Vec<(String, String)>,
+}
+
+/// A match of a path.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(String),
+    /// Whole segments from the start; without a trailing slash, but `/` itself.
+    Prefix(String),
+}
+
+/// A weighted reference to a service.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Backend {
+    /// The service; when there is none of that name, its share answers 500.
+    pub service: ServiceName,
+    /// Relative share; zero gets nothing.
+    pub weight: u32,
+}

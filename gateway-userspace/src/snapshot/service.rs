@@ -1,0 +1,95 @@
+//! Wanted services: groups of endpoints, how to speak to them and how to know that they are alive.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::name::ServiceName;
+
+/// A named group of endpoints.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Unique name.
+    pub name: ServiceName,
+    /// Its endpoints; addresses are unique.
+    pub endpoints: Vec<Endpoint>,
+    /// What the endpoints speak when requests are sent to them.
+    pub protocol: UpstreamProtocol,
+    /// How an endpoint is picked for a request. Packets are always balanced by Maglev.
+    pub balance: Policy,
+    /// How the agent knows that an endpoint is alive; none trusts it always.
+    pub health: Option<HealthCheck>,
+    /// Bound on opening a connection.
+    pub connect_timeout: Duration,
+}
+
+/// One wanted endpoint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Endpoint {
+    /// Address and port.
+    pub addr: SocketAddr,
+    /// Relative share of new flows; zero drains.
+    pub weight: u32,
+}
+
+/// What endpoints speak.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum UpstreamProtocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 by prior knowledge.
+    H2c,
+}
+
+/// How an endpoint is picked for a request.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Policy {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// The less loaded of two drawn by weight.
+    LeastRequest,
+    /// By the client's address and port, with the table that the kernel uses.
+    Maglev,
+}
+
+/// An active health check.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct HealthCheck {
+    /// What is done.
+    pub kind: CheckKind,
+    /// From the start of one check to the start of the next.
+    pub interval: Duration,
+    /// Bound on one check; below the interval.
+    pub timeout: Duration,
+    /// Silent or wrong checks in a row that take an endpoint down. A refused or reset connection does at once.
+    pub unhealthy_threshold: u32,
+    /// Passed checks in a row that bring it back.
+    pub healthy_threshold: u32,
+}
+
+/// What a health check does.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum CheckKind {
+    /// A TCP connection is opened and closed.
+    Tcp,
+    /// A GET request over HTTP/1.1 answers with one of the statuses.
+    Http {
+        /// Origin-form path.
+        path: String,
+        /// Value of `host`; none sends the endpoint's address.
+        host: Option<String>,
+        /// Accepted statuses, inclusive.
+        statuses: std::ops::RangeInclusive<u16>,
+    },
+}
+
+impl HealthCheck {
+    /// Default interval.
+    pub const INTERVAL: Duration = Duration::from_secs(1);
+    /// Default timeout.
+    pub const TIMEOUT: Duration = Duration::from_millis(500);
+    /// Default threshold for taking an endpoint down.
+    pub const UNHEALTHY: u32 = 2;
+    /// Default threshold for bringing it back.
+    pub const HEALTHY: u32 = 1;
+}
