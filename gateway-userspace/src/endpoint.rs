@@ -172,6 +172,13 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Active(Arc<Endpoint>);
 
+impl Active {
+    /// The endpoint that is counted.
+    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);

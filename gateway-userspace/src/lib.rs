@@ -7,11 +7,14 @@
 
 pub mod balance;
 pub mod clock;
+pub mod compile;
 pub mod drain;
 pub mod endpoint;
 pub mod health;
+pub mod http;
 pub mod image;
 pub mod limits;
+pub mod listener;
 pub mod maglev;
 pub mod metrics;
 pub mod name;
@@ -20,4 +23,8 @@ pub mod pool;
 pub mod route;
 pub mod secret;
 pub mod snapshot;
+pub mod state;
 pub mod tls;
+pub mod tcp;
+pub mod udp;
+pub mod upstream;

@@ -42,6 +42,15 @@ impl<T> Hosts<T> {
         }
     }
 
+    /// Sets the thing of exactly this pattern.
+    pub fn insert(&mut self, host: Host<'_>, thing: T) {
+        match host {
+            Host::Any => self.any = Some(thing),
+            Host::Exact(name) => drop(self.exact.insert(name.into(), thing)),
+            Host::Suffix(suffix) => drop(self.suffix.insert(suffix.into(), thing)),
+        }
+    }
+
     /// Things whose pattern includes `name`, most specific first.
     pub fn lookup<'a, 'n>(&'a self, name: &'n str) -> impl Iterator<Item = &'a T> + use<'a, 'n, T> {
         // A name longer than DNS allows is looked up as a whole only, so that a client cannot make this walk long.
