@@ -9,7 +9,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -153,7 +153,14 @@ impl Endpoint {
         }
     }
 
+    /// Moves whenever any endpoint of the same registry changes its state or weight: what was derived from endpoints
+    /// stays right as long as it stands still.
+    pub fn epoch(&self) -> u64 {
+        self.changes.epoch.load(Ordering::Acquire)
+    }
+
     fn changed(self: &Arc<Self>) {
+        self.changes.epoch.fetch_add(1, Ordering::AcqRel);
         if !self.queued.swap(true, Ordering::AcqRel) {
             self.changes.queue.lock().push(Arc::clone(self));
         }
@@ -164,6 +171,13 @@ impl Endpoint {
 /// One request or connection in flight.
 #[derive(Debug)]
 pub struct Active(Arc<Endpoint>);
+
+impl Active {
+    /// The endpoint that is counted.
+    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
 
 impl Drop for Active {
     fn drop(&mut self) {
@@ -176,6 +190,7 @@ impl Drop for Active {
 pub struct Changes {
     queue: Mutex<Vec<Arc<Endpoint>>>,
     wake: Notify,
+    epoch: AtomicU64,
 }
 
 impl Changes {

@@ -26,6 +26,9 @@ pub const POOL_IDLE: Duration = Duration::from_mins(1);
 /// Idle connections kept for one endpoint by one worker; the oldest is closed beyond it.
 pub const POOL_IDLE_CONNECTIONS: usize = 64;
 
+/// Connections to one endpoint from this agent, busy and idle; beyond it a request tries another endpoint, then gets 503.
+pub const UPSTREAM_CONNECTIONS: usize = 8_192;
+
 /// Streams that one upstream HTTP/2 connection carries before another is opened.
 pub const UPSTREAM_STREAMS: usize = 100;
 

@@ -1,0 +1,112 @@
+//! By the flow, with the kernel's hash and the kernel's table, so that both paths agree on the endpoint.
+//!
+//! The table holds active members only, like the kernel's; it is filled again when an endpoint has changed since.
+
+use arc_swap::ArcSwap;
+use gateway_common::{
+    addr::{Addr, Port},
+    flow::FlowKey,
+    hash::{self, Seed},
+    slot,
+};
+
+use crate::{
+    balance::{Member, Tried},
+    endpoint::Availability,
+    maglev,
+};
+
+/// A table that follows its members.
+#[derive(Debug)]
+pub struct Maglev {
+    seed: Hidden,
+    n_slots: u32,
+    table: ArcSwap<Table>,
+}
+
+/// The seed is a secret of the cluster.
+struct Hidden(Seed);
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Seed(..)")
+    }
+}
+
+#[derive(Debug)]
+struct Table {
+    /// The epoch of the endpoints when the table was last known to be right.
+    epoch: u64,
+    /// Weights it was filled with.
+    weights: Vec<u32>,
+    slots: Vec<u16>,
+}
+
+impl Maglev {
+    /// A table over `members`.
+    pub fn new(seed: Seed, members: &[Member]) -> Self {
+        let n_slots = slot::size_class(u32::try_from(members.len()).unwrap_or(u32::MAX));
+        let epoch = epoch(members);
+        let weights = weights(members);
+        let slots = fill(&seed, members, &weights, n_slots);
+        Self { seed: Hidden(seed), n_slots, table: ArcSwap::from_pointee(Table { epoch, weights, slots }) }
+    }
+
+    /// The member that owns the flow's slot; for a member that was tried, the owner of a later slot.
+    pub fn pick(&self, members: &[Member], flow: &FlowKey, tried: &Tried) -> Option<usize> {
+        let now = epoch(members);
+        if self.table.load().epoch != now {
+            self.refresh(members, now);
+        }
+        let table = self.table.load();
+        let first = usize::try_from(hash::slot(hash::flow(&self.seed.0, flow), self.n_slots)).ok()?;
+        let n = table.slots.len();
+        (0..n)
+            .filter_map(|step| table.slots.get((first + step) % n))
+            .map(|idx| usize::from(*idx))
+            .find(|idx| !tried.contains(*idx))
+    }
+
+    fn refresh(&self, members: &[Member], epoch: u64) {
+        let weights = weights(members);
+        let before = self.table.load();
+        // Any endpoint of the agent moves the epoch; most of the time none of ours has changed.
+        let slots = if before.weights == weights {
+            before.slots.clone()
+        } else {
+            fill(&self.seed.0, members, &weights, self.n_slots)
+        };
+        self.table.store(std::sync::Arc::new(Table { epoch, weights, slots }));
+    }
+}
+
+fn epoch(members: &[Member]) -> u64 {
+    members.first().map_or(0, |member| member.endpoint.epoch())
+}
+
+/// Weights of the active members; of the draining ones when none is active, as in the kernel.
+fn weights(members: &[Member]) -> Vec<u32> {
+    let of = |wanted: Availability| -> Vec<u32> {
+        let weight = |member: &Member| match wanted {
+            Availability::Draining => member.backend_weight.max(1),
+            Availability::Active | Availability::Down => member.backend_weight.saturating_mul(member.weight),
+        };
+        members
+            .iter()
+            .map(|member| if member.endpoint.availability() == wanted { weight(member) } else { 0 })
+            .collect()
+    };
+    let active = of(Availability::Active);
+    if active.iter().any(|weight| *weight > 0) { active } else { of(Availability::Draining) }
+}
+
+fn fill(seed: &Seed, members: &[Member], weights: &[u32], n_slots: u32) -> Vec<u16> {
+    let members: Vec<maglev::Member> = (0u16..)
+        .zip(members.iter().zip(weights))
+        .map(|(index, (member, weight))| {
+            let addr = member.endpoint.addr();
+            maglev::Member { addr: Addr::from(addr.ip()), port: Port::new(addr.port()), index, weight: *weight }
+        })
+        .collect();
+    maglev::table(seed, &members, n_slots)
+}

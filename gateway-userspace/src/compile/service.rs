@@ -1,0 +1,64 @@
+//! One service: from words to something that requests can be sent to, and the checks of its endpoints.
+
+use std::sync::Arc;
+
+use crate::{
+    balance::Policy,
+    compile::state::Shared,
+    endpoint::{EndpointId, Registry},
+    health::{Check, Kind, Thresholds},
+    pool::Protocol,
+    snapshot::service::{self, CheckKind, Service, UpstreamProtocol},
+    state::Probe,
+    upstream::{Definition, Upstream},
+};
+
+pub(super) fn definition(wanted: &Service) -> Definition {
+    Definition {
+        name: wanted.name.clone(),
+        endpoints: wanted.endpoints.iter().map(|endpoint| (endpoint.addr, endpoint.weight)).collect(),
+        protocol: match wanted.protocol {
+            UpstreamProtocol::Http1 => Protocol::Http1,
+            UpstreamProtocol::H2c => Protocol::H2c,
+        },
+        policy: match wanted.balance {
+            service::Policy::RoundRobin => Policy::RoundRobin,
+            service::Policy::LeastRequest => Policy::LeastRequest,
+            service::Policy::Maglev => Policy::Maglev,
+        },
+        connect_timeout: wanted.connect_timeout,
+    }
+}
+
+/// Whether a service can be taken over: the same definition, over the endpoints that are live now.
+pub(super) fn is_current(kept: &Upstream, definition: &Definition, registry: &Registry) -> bool {
+    kept.definition() == definition
+        && kept.endpoints().all(|endpoint| Arc::ptr_eq(endpoint, &registry.resolve(endpoint.id())))
+}
+
+pub(super) fn upstream(definition: Definition, shared: &Shared) -> Upstream {
+    Upstream::new(definition, &shared.parts, &shared.seed)
+}
+
+/// One check per endpoint, when the service has any.
+pub(super) fn probes(wanted: &Service, registry: &Registry) -> Vec<Probe> {
+    let Some(health) = &wanted.health else { return Vec::new() };
+    let thresholds = Thresholds { unhealthy: health.unhealthy_threshold, healthy: health.healthy_threshold };
+    let check = |kind| Arc::new(Check { kind, interval: health.interval, timeout: health.timeout, thresholds });
+    wanted
+        .endpoints
+        .iter()
+        .map(|endpoint| {
+            let kind = match &health.kind {
+                CheckKind::Tcp => Kind::Tcp,
+                CheckKind::Http { path, host, statuses } => Kind::Http {
+                    path: path.clone(),
+                    host: host.clone().unwrap_or_else(|| endpoint.addr.to_string()),
+                    statuses: statuses.clone(),
+                },
+            };
+            let id = EndpointId { service: wanted.name.clone(), addr: endpoint.addr };
+            Probe { endpoint: registry.resolve(&id), check: check(kind) }
+        })
+        .collect()
+}

@@ -1,0 +1,53 @@
+//! The state: listeners grouped by address, their routes, the services behind them, and what to check.
+
+use std::sync::Arc;
+
+use gateway_common::hash::Seed;
+
+use crate::{
+    compile::{Faults, listener, service},
+    snapshot::Snapshot,
+    state::State,
+    tls::Context,
+    upstream::Parts,
+};
+
+/// What a state is made from besides the snapshot, once per process.
+#[derive(Clone)]
+pub struct Shared {
+    /// For services.
+    pub parts: Parts,
+    /// For certificates.
+    pub tls: Context,
+    /// The cluster's seed, the one that the kernel has.
+    pub seed: Seed,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("parts", &self.parts).finish_non_exhaustive()
+    }
+}
+
+/// Compiles a snapshot. A service that did not change since `previous` is taken over with its balancer.
+pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> Result<State, Faults> {
+    let services: std::collections::HashMap<_, _> = snapshot
+        .services
+        .iter()
+        .map(|wanted| {
+            let definition = service::definition(wanted);
+            let kept = previous.and_then(|previous| previous.services.get(&wanted.name));
+            let kept = kept.filter(|kept| service::is_current(kept, &definition, &shared.parts.registry));
+            let made = kept.map_or_else(|| Arc::new(service::upstream(definition, shared)), Arc::clone);
+            (wanted.name.clone(), made)
+        })
+        .collect();
+    let probes = snapshot.services.iter().flat_map(|wanted| service::probes(wanted, &shared.parts.registry)).collect();
+    let mut faults = Faults::default();
+    let binds = listener::binds(snapshot, shared, &services, &mut faults);
+    if faults.0.is_empty() {
+        Ok(State { generation: snapshot.generation, binds, services, probes })
+    } else {
+        Err(faults)
+    }
+}

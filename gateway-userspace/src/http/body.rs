@@ -1,0 +1,126 @@
+//! The body of a response on its way to a client: it holds the connection it comes from, and gives it back at its end.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Sleep;
+
+use crate::{endpoint::Active, pool::Lease};
+
+/// A response body.
+#[derive(Debug)]
+pub struct ResponseBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    /// Said by the gateway.
+    Text(Option<&'static str>),
+    /// Streamed from an endpoint.
+    Upstream(Streamed),
+}
+
+#[derive(Debug)]
+struct Streamed {
+    incoming: hyper::body::Incoming,
+    lease: Option<Lease>,
+    /// Counts the request as long as its response is under way.
+    _active: Active,
+    /// When the whole exchange must be over.
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// The response took longer than the route allows.
+#[derive(Debug)]
+pub struct TooLate;
+
+impl std::fmt::Display for TooLate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the response took longer than the route's request timeout")
+    }
+}
+
+impl std::error::Error for TooLate {}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl ResponseBody {
+    /// One line of text.
+    pub const fn text(text: &'static str) -> Self {
+        Self(Source::Text(Some(text)))
+    }
+
+    /// A response that streams from an endpoint over `lease`.
+    pub fn upstream(
+        incoming: hyper::body::Incoming,
+        lease: Lease,
+        active: Active,
+        deadline: Option<Pin<Box<Sleep>>>,
+    ) -> Self {
+        Self(Source::Upstream(Streamed { incoming, lease: Some(lease), _active: active, deadline }))
+    }
+}
+
+impl Streamed {
+    /// Gives the connection back as soon as nothing more will come.
+    fn finish(&mut self) {
+        if let Some(mut lease) = self.lease.take() {
+            lease.finish();
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(Box::new(TooLate))));
+        }
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if frame.is_none() || self.incoming.is_end_stream() {
+            self.finish();
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        // A body of known length, or none at all, is not polled beyond its last byte.
+        if self.incoming.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut self.get_mut().0 {
+            Source::Text(text) => {
+                Poll::Ready(text.take().map(|text| Ok(Frame::data(Bytes::from_static(text.as_bytes())))))
+            }
+            Source::Upstream(streamed) => streamed.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Text(text) => text.is_none(),
+            Source::Upstream(streamed) => streamed.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Text(text) => {
+                SizeHint::with_exact(u64::try_from(text.map_or(0, str::len)).unwrap_or(u64::MAX))
+            }
+            Source::Upstream(streamed) => streamed.incoming.size_hint(),
+        }
+    }
+}

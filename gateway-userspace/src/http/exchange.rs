@@ -1,0 +1,272 @@
+//! The life of one request: route, pick, connect or reuse, send, receive, log.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use http::{Method, Request, Response, StatusCode, request::Parts};
+use tokio::time::Sleep;
+
+use crate::{
+    balance::Tried,
+    http::{
+        Downstream, Worker,
+        body::ResponseBody,
+        fault::{Fault, Kind, Retry},
+        header,
+    },
+    limits,
+    metrics::shard::RouteStats,
+    pool::{
+        Lease, OpenError, Origin, SendError,
+        body::{Keeper, RequestBody},
+    },
+    route,
+    state::{Bind, HttpBind, Rule},
+    upstream::{Freshness, Upstream},
+};
+
+/// Serves one request with the state of this moment.
+pub async fn run(worker: &Worker, downstream: &Downstream, request: Request<RequestBody>) -> Response<ResponseBody> {
+    let started = worker.clock.now();
+    let state = worker.published.load();
+    let (parts, body) = request.into_parts();
+    let (routed, stats) = match state.binds.get(&downstream.bind) {
+        Some(Bind::Http(bind)) => find(bind, &parts),
+        Some(Bind::Balanced(_)) | None => return Fault::new(Kind::NoRoute).response(),
+    };
+    let method = parts.method.clone();
+    let done = match routed {
+        Ok(rule) => within_deadline(worker, downstream, rule, parts, body).await,
+        Err(fault) => Err(fault),
+    };
+    let response = done.unwrap_or_else(|fault| {
+        stats.fault(worker.idx, fault.kind);
+        fault.response()
+    });
+    log(worker, downstream, &method, response.status(), stats, worker.clock.now().duration_since(started));
+    drop(state);
+    response
+}
+
+/// Route: the most specific listener for the host name, then its most specific route.
+fn find<'s>(bind: &'s HttpBind, parts: &Parts) -> (Result<&'s Arc<Rule>, Fault>, &'s RouteStats) {
+    if parts.method == Method::CONNECT {
+        return (Err(Fault::new(Kind::Unsupported)), &bind.unmatched);
+    }
+    let host = header::host_name(header::authority(parts).unwrap_or_default());
+    let Some(listener) = bind.listeners.lookup(&host).next() else {
+        return (Err(Fault::new(Kind::NoRoute)), &bind.unmatched);
+    };
+    let request = route::Request {
+        host: &host,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        method: &parts.method,
+        headers: &parts.headers,
+    };
+    match listener.table.find(&request) {
+        Some(rule) => (Ok(rule), &rule.stats),
+        None => (Err(Fault::new(Kind::NoRoute)), &listener.unmatched),
+    }
+}
+
+/// Bounds the exchange, and hands what is left of the time to the body.
+async fn within_deadline(
+    worker: &Worker,
+    downstream: &Downstream,
+    rule: &Rule,
+    parts: Parts,
+    body: RequestBody,
+) -> Result<Response<ResponseBody>, Fault> {
+    let service = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
+    let head = header::to_upstream(parts, downstream, service.definition().protocol)?;
+    let message = Message::new(head, body);
+    let Some(timeout) = rule.request_timeout else {
+        let (response, lease) = forward(worker, downstream, service, rule.backend_timeout, message).await?;
+        return receive(response, lease, None);
+    };
+    let mut deadline = Box::pin(tokio::time::sleep(timeout));
+    tokio::select! {
+        biased;
+        forwarded = forward(worker, downstream, service, rule.backend_timeout, message) => {
+            let (response, lease) = forwarded?;
+            receive(response, lease, Some(deadline))
+        }
+        () = deadline.as_mut() => Err(Fault::new(Kind::RequestTimeout)),
+    }
+}
+
+type Answer = (Response<hyper::body::Incoming>, (Lease, crate::endpoint::Active));
+
+/// Pick, connect or reuse, send; and again elsewhere, as long as that cannot do harm.
+async fn forward(
+    worker: &Worker,
+    downstream: &Downstream,
+    service: &Upstream,
+    timeout: Option<Duration>,
+    mut message: Message,
+) -> Result<Answer, Fault> {
+    let mut tried = Tried::default();
+    let mut last = Fault::new(Kind::NoEndpoint);
+    // The endpoint whose kept connection turned out to be dead: it gets a new connection before another is picked.
+    let mut again = None;
+    let mut n_endpoints = 0;
+    while again.is_some() || n_endpoints < limits::TRIES {
+        let (picked, freshness) = match again.take() {
+            Some(picked) => (picked, Freshness::New),
+            None => {
+                n_endpoints += 1;
+                let Some(picked) = service.pick(&downstream.flow, &tried) else { return Err(last) };
+                (picked, Freshness::Any)
+            }
+        };
+        let mut lease = match service.connect_or_reuse(picked, worker.idx, freshness).await {
+            Ok(lease) => lease,
+            Err(cause) => {
+                tried.push(picked);
+                last = Fault::new(match cause {
+                    OpenError::Full => Kind::Overload,
+                    OpenError::Io(_) => Kind::Connect,
+                });
+                continue;
+            }
+        };
+        service.stats().tried(worker.idx);
+        let active = lease.endpoint().begin();
+        let failed = match send(&mut lease, message, timeout).await {
+            Ok(response) => return Ok((response, (lease, active))),
+            Err(failed) => failed,
+        };
+        let is_down = lease.endpoint().health() == crate::endpoint::Health::Down;
+        last = failed.fault(is_down);
+        message = failed.message.ok_or(last)?;
+        if lease.origin() != Origin::Opened && !is_down {
+            again = Some(picked);
+        } else {
+            tried.push(picked);
+        }
+        service.stats().retried(worker.idx);
+    }
+    Err(last)
+}
+
+/// A request that may have to be sent more than once.
+struct Message {
+    head: Parts,
+    body: RequestBody,
+}
+
+/// Why a message got no answer, and the message itself when it may be sent again.
+struct Failed {
+    cause: Cause,
+    message: Option<Message>,
+}
+
+enum Cause {
+    Send(SendError),
+    Timeout,
+}
+
+impl Failed {
+    const fn fault(&self, is_down: bool) -> Fault {
+        Fault::new(match &self.cause {
+            Cause::Timeout => Kind::TryTimeout,
+            Cause::Send(SendError::Body) => Kind::ClientGone,
+            Cause::Send(SendError::Protocol) => Kind::Protocol,
+            Cause::Send(SendError::Closed | SendError::Unsent(_)) if is_down => Kind::EndpointDown,
+            Cause::Send(SendError::Closed | SendError::Unsent(_)) => Kind::Reset,
+        })
+    }
+}
+
+impl Message {
+    const fn new(head: Parts, body: RequestBody) -> Self {
+        Self { head, body }
+    }
+
+    /// What to send, and what is kept for another try.
+    fn split(self) -> (Request<RequestBody>, Option<Kept>) {
+        if !header::is_idempotent(&self.head.method) {
+            return (Request::from_parts(self.head, self.body), None);
+        }
+        let (body, keeper) = self.body.lend();
+        let kept = Kept { head: self.head.clone(), keeper };
+        (Request::from_parts(self.head, body), Some(kept))
+    }
+}
+
+/// What is needed to send an idempotent request again.
+struct Kept {
+    head: Parts,
+    /// None when there is no body.
+    keeper: Option<Keeper>,
+}
+
+impl Kept {
+    fn message(self) -> Option<Message> {
+        let body = match self.keeper {
+            None => RequestBody::empty(),
+            Some(keeper) => keeper.take_back()?,
+        };
+        Some(Message { head: self.head, body })
+    }
+}
+
+/// Send one try, within its time.
+async fn send(
+    lease: &mut Lease,
+    message: Message,
+    timeout: Option<Duration>,
+) -> Result<Response<hyper::body::Incoming>, Failed> {
+    let (request, kept) = message.split();
+    let sent = match timeout {
+        None => lease.send(request).await,
+        Some(timeout) => match tokio::time::timeout(timeout, lease.send(request)).await {
+            Ok(sent) => sent,
+            Err(_) => return Err(Failed { cause: Cause::Timeout, message: None }),
+        },
+    };
+    sent.map_err(|cause| match cause {
+        SendError::Unsent(request) => {
+            let (head, body) = request.into_parts();
+            let message = Some(Message { head, body });
+            Failed { cause: Cause::Send(SendError::Closed), message }
+        }
+        SendError::Closed => {
+            let message = match Fault::new(Kind::Reset).retry {
+                Retry::Never => None,
+                Retry::IfIdempotent | Retry::Safe => kept.and_then(Kept::message),
+            };
+            Failed { cause: Cause::Send(cause), message }
+        }
+        SendError::Body | SendError::Protocol => Failed { cause: Cause::Send(cause), message: None },
+    })
+}
+
+/// Receive: the head goes on, the body streams behind it.
+fn receive(
+    response: Response<hyper::body::Incoming>,
+    (lease, active): (Lease, crate::endpoint::Active),
+    deadline: Option<Pin<Box<Sleep>>>,
+) -> Result<Response<ResponseBody>, Fault> {
+    let (mut parts, incoming) = response.into_parts();
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        // We never ask for it.
+        return Err(Fault::new(Kind::Protocol));
+    }
+    header::to_downstream(&mut parts);
+    Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease, active, deadline)))
+}
+
+/// Log: numbers always, a line when somebody asked for it.
+fn log(
+    worker: &Worker,
+    downstream: &Downstream,
+    method: &Method,
+    status: StatusCode,
+    stats: &RouteStats,
+    elapsed: Duration,
+) {
+    stats.record(worker.idx, status.as_u16(), elapsed);
+    tracing::trace!(%method, status = status.as_u16(), bind = %downstream.bind, ?elapsed, "request");
+}
+

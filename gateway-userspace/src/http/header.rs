@@ -1,0 +1,221 @@
+//! What changes between the two sides: hop-by-hop fields go, forwarding fields come, the target takes its form.
+
+use std::borrow::Cow;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header,
+    request::Parts,
+    response,
+    uri::{Authority, PathAndQuery, Scheme as UriScheme},
+};
+
+use crate::{
+    http::{Downstream, Scheme, fault::{Fault, Kind}},
+    pool::Protocol,
+};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// The authority a request is meant for: of its target, else of `host` (RFC 9112, section 3.2.2).
+pub fn authority(parts: &Parts) -> Option<&str> {
+    match parts.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => parts.headers.get(header::HOST).and_then(|value| value.to_str().ok()),
+    }
+}
+
+/// The host name of an authority: without port, lower case, without the dot of the root.
+pub fn host_name(authority: &str) -> Cow<'_, str> {
+    let host = match authority.strip_prefix('[') {
+        // An IPv6 literal.
+        Some(_) => authority.split_inclusive(']').next().unwrap_or(authority),
+        None => authority.split(':').next().unwrap_or(authority),
+    };
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
+}
+
+/// Whether sending a request twice has the effect of sending it once (RFC 9110, section 9.2.2).
+pub fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+}
+
+/// Makes the head of the request as the endpoint gets it.
+pub fn to_upstream(mut parts: Parts, downstream: &Downstream, protocol: Protocol) -> Result<Parts, Fault> {
+    let bad = |_| Fault::new(Kind::BadRequest);
+    let host = match parts.uri.authority() {
+        Some(authority) => Some(HeaderValue::try_from(authority.as_str()).map_err(bad)?),
+        None => parts.headers.get(header::HOST).cloned(),
+    };
+    let trailers = parts.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    strip_hop_by_hop(&mut parts.headers);
+    forward(&mut parts.headers, downstream, host.as_ref());
+    join_cookies(&mut parts.headers);
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let mut uri = http::uri::Parts::default();
+    uri.path_and_query = Some(path);
+    match protocol {
+        Protocol::Http1 => {
+            parts.version = Version::HTTP_11;
+            if let Some(host) = host {
+                parts.headers.insert(header::HOST, host);
+            }
+        }
+        Protocol::H2c => {
+            parts.version = Version::HTTP_2;
+            parts.headers.remove(header::HOST);
+            uri.scheme = Some(UriScheme::HTTP);
+            let authority = host.as_ref().map_or(&b"localhost"[..], HeaderValue::as_bytes);
+            uri.authority = Some(Authority::try_from(authority).map_err(|_| Fault::new(Kind::BadRequest))?);
+            if trailers {
+                parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            }
+        }
+    }
+    parts.uri = Uri::from_parts(uri).map_err(|_| Fault::new(Kind::BadRequest))?;
+    parts.extensions = http::Extensions::new();
+    Ok(parts)
+}
+
+
+/// Makes the head of the response as the client gets it.
+pub fn to_downstream(parts: &mut response::Parts) {
+    strip_hop_by_hop(&mut parts.headers);
+    // The server's side sets the version that the client speaks.
+    parts.version = Version::HTTP_11;
+    parts.extensions = http::Extensions::new();
+}
+
+/// Fields that concern one connection only (RFC 9110, section 7.6.1).
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            // Whoever names these wants to change what the message means.
+            .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE] {
+        headers.remove(name);
+    }
+}
+
+/// Adds the client's address to what was forwarded so far, and says how and as whom it asked us.
+fn forward(headers: &mut HeaderMap, downstream: &Downstream, host: Option<&HeaderValue>) {
+    let client = &downstream.client;
+    let chain = headers.get_all(&FORWARDED_FOR).iter().fold(Vec::new(), |mut chain: Vec<u8>, value| {
+        chain.extend_from_slice(value.as_bytes());
+        chain.extend_from_slice(b", ");
+        chain
+    });
+    let chain = if chain.is_empty() {
+        client.clone()
+    } else {
+        let chain = [chain.as_slice(), client.as_bytes()].concat();
+        HeaderValue::from_maybe_shared(bytes::Bytes::from(chain)).unwrap_or_else(|_| client.clone())
+    };
+    headers.insert(FORWARDED_FOR, chain);
+    let scheme = match downstream.scheme {
+        Scheme::Http => HeaderValue::from_static("http"),
+        Scheme::Https => HeaderValue::from_static("https"),
+    };
+    headers.insert(FORWARDED_PROTO, scheme);
+    match host {
+        Some(host) => drop(headers.insert(FORWARDED_HOST, host.clone())),
+        None => drop(headers.remove(&FORWARDED_HOST)),
+    }
+}
+
+/// HTTP/2 may split cookies, HTTP/1.1 must not (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut values = headers.get_all(header::COOKIE).iter();
+    if values.next().is_none() || values.next().is_none() {
+        return;
+    }
+    let values: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&values.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use http::Request;
+
+    use super::*;
+    use crate::state::{BindKey, Transport};
+
+    fn upstream(request: Request<()>, protocol: Protocol) -> Parts {
+        let addr = SocketAddr::from(([203, 0, 113, 1], 443));
+        let bind = BindKey { addr, transport: Transport::Tcp };
+        let peer = SocketAddr::from(([198, 51, 100, 7], 4000));
+        let downstream = Downstream::new(bind, Scheme::Https, peer, addr);
+        to_upstream(request.into_parts().0, &downstream, protocol).unwrap()
+    }
+
+    #[test]
+    fn hop_by_hop_fields_go_and_forwarding_fields_come() {
+        let request = Request::get("/a?b=c")
+            .header("host", "Example.org:8443")
+            .header("connection", "x-secret, keep-alive, host")
+            .header("x-secret", "1")
+            .header("te", "trailers")
+            .header("upgrade", "websocket")
+            .header("x-forwarded-for", "192.0.2.1")
+            .header("x-forwarded-for", "192.0.2.2")
+            .header("x-forwarded-proto", "gopher")
+            .header("cookie", "a=1")
+            .header("cookie", "b=2");
+        let parts = upstream(request.body(()).unwrap(), Protocol::Http1);
+        assert_eq!(parts.uri, "/a?b=c");
+        let get = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(get("host"), Some("Example.org:8443"));
+        assert_eq!(get("x-forwarded-for"), Some("192.0.2.1, 192.0.2.2, 198.51.100.7"));
+        assert_eq!(get("x-forwarded-proto"), Some("https"));
+        assert_eq!(get("x-forwarded-host"), Some("Example.org:8443"));
+        assert_eq!(get("cookie"), Some("a=1; b=2"));
+        for name in ["connection", "x-secret", "te", "upgrade"] {
+            assert_eq!(get(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_target_takes_the_form_of_the_protocol() {
+        let h2 = Request::get("https://a.test/x").version(Version::HTTP_2).header("te", "trailers");
+        let parts = upstream(h2.body(()).unwrap(), Protocol::Http1);
+        assert_eq!((parts.uri.to_string().as_str(), parts.version), ("/x", Version::HTTP_11));
+        assert_eq!(parts.headers.get("host").unwrap(), "a.test");
+        let h1 = Request::get("/x").header("host", "a.test").header("te", "trailers");
+        let parts = upstream(h1.body(()).unwrap(), Protocol::H2c);
+        assert_eq!((parts.uri.to_string().as_str(), parts.version), ("http://a.test/x", Version::HTTP_2));
+        assert_eq!(parts.headers.get("te").unwrap(), "trailers");
+        assert!(parts.headers.get("host").is_none());
+    }
+
+    #[test]
+    fn host_names_lose_port_and_case() {
+        for (authority, expected) in
+            [("A.Test:80", "a.test"), ("a.test.", "a.test"), ("[2001:DB8::1]:443", "[2001:db8::1]"), ("", "")]
+        {
+            assert_eq!(host_name(authority), expected);
+        }
+    }
+}

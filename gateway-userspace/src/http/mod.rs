@@ -1,0 +1,68 @@
+//! HTTP towards clients and endpoints: one downstream connection, the life of a request, and what is said when it fails.
+
+pub mod body;
+pub mod exchange;
+pub mod fault;
+pub mod header;
+pub mod head;
+pub mod serve;
+pub mod stream;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use gateway_common::{
+    addr::{Addr, Port, Protocol},
+    flow::FlowKey,
+};
+use http::HeaderValue;
+
+use crate::{clock::Clock, drain::Tasks, metrics::Metrics, state::{BindKey, Published}};
+
+/// What a worker serves with.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Its number, from zero.
+    pub idx: usize,
+    /// The state that is served now.
+    pub published: Arc<Published>,
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// Measures time.
+    pub clock: Clock,
+    /// Runs the streams of HTTP/2.
+    pub tasks: Tasks,
+}
+
+/// How a client reached us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Scheme {
+    /// In plain text.
+    Http,
+    /// Behind TLS.
+    Https,
+}
+
+/// One downstream connection, as its requests see it.
+#[derive(Clone, Debug)]
+pub struct Downstream {
+    /// Where it came to.
+    pub bind: BindKey,
+    /// How.
+    pub scheme: Scheme,
+    /// The 5-tuple as the client sent it.
+    pub flow: FlowKey,
+    /// The client's address, for `x-forwarded-for`.
+    pub client: HeaderValue,
+}
+
+impl Downstream {
+    /// From the addresses of an accepted socket.
+    pub fn new(bind: BindKey, scheme: Scheme, peer: SocketAddr, local: SocketAddr) -> Self {
+        let (source, destination) = (Addr::from(peer.ip()), Addr::from(local.ip()));
+        let (source_port, destination_port) = (Port::new(peer.port()), Port::new(local.port()));
+        let flow = FlowKey::new(source, source_port, destination, destination_port, Protocol::TCP);
+        let client = HeaderValue::try_from(peer.ip().to_string())
+            .expect("an IP address is made of digits, letters, dots and colons");
+        Self { bind, scheme, flow, client }
+    }
+}

@@ -1,0 +1,162 @@
+//! One downstream connection: HTTP/1.1 or HTTP/2, until it ends or drains.
+
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+};
+
+use http::Request;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    drain::{Drain, Tasks},
+    http::{
+        Downstream, Worker, exchange,
+        stream::{Checked, Spoken},
+    },
+    limits,
+    pool::body::RequestBody,
+};
+
+/// Pings that a client does not answer end its connection: a dead one must not hold its streams.
+const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Bytes that one connection may have waiting to be written, per stream of HTTP/2.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Serves a connection. `spoken` is what was agreed before, if anything was.
+pub async fn serve<S>(
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    stream: S,
+    spoken: Option<Spoken>,
+    drain: Drain,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut stream = Checked::new(stream);
+    let spoken = match spoken {
+        Some(spoken) => spoken,
+        None => match tokio::time::timeout(limits::HEAD_TIMEOUT, stream.detect()).await {
+            Ok(Ok(spoken)) => spoken,
+            Ok(Err(_)) | Err(_) => return,
+        },
+    };
+    let ended = match spoken {
+        Spoken::Http1 => http1(worker, downstream, stream, drain).await,
+        Spoken::Http2 => http2(worker, downstream, stream, drain).await,
+    };
+    if let Err(cause) = ended {
+        tracing::debug!(%cause, "a downstream connection broke off");
+    }
+}
+
+async fn http1<S>(
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    mut stream: Checked<S>,
+    drain: Drain,
+) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    stream.check_heads();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (worker, downstream) = (Arc::clone(&worker), Arc::clone(&downstream));
+        async move { Ok::<_, Infallible>(exchange::run(&worker, &downstream, request.map(RequestBody::from)).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD_TIMEOUT)
+        .max_headers(limits::HEADERS)
+        .max_header_size(limits::HEAD_BYTES)
+        .half_close(true)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(stream), service);
+    until_drained(pin!(connection), drain, |connection| connection.graceful_shutdown()).await
+}
+
+async fn http2<S>(
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    stream: Checked<S>,
+    drain: Drain,
+) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let tasks = worker.tasks.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (worker, downstream) = (Arc::clone(&worker), Arc::clone(&downstream));
+        async move { Ok::<_, Infallible>(exchange::run(&worker, &downstream, request.map(RequestBody::from)).await) }
+    });
+    let connection = http2::Builder::new(Executor(tasks))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::STREAMS)
+        .max_header_list_size(u32::try_from(limits::HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .keep_alive_interval(PING_INTERVAL)
+        .serve_connection(TokioIo::new(stream), service);
+    until_drained(pin!(connection), drain, |connection| connection.graceful_shutdown()).await
+}
+
+/// Drives a connection; when the drain begins, tells it once to finish what it has and take no more.
+async fn until_drained<C>(
+    mut connection: Pin<&mut C>,
+    mut drain: Drain,
+    finish: impl Fn(Pin<&mut C>),
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let watch = drain.clone();
+    let mut begun = pin!(drain.begun());
+    let mut waits = Waits::No;
+    poll_fn(|cx| {
+        // The wait takes a lock whenever it is polled, so it is polled once, to be woken, and then when it is over.
+        let over = match waits {
+            Waits::No => begun.as_mut().poll(cx).is_ready(),
+            Waits::Yes => watch.has_begun(),
+            Waits::Over => false,
+        };
+        if over {
+            waits = Waits::Over;
+            finish(connection.as_mut());
+        } else if matches!(waits, Waits::No) {
+            waits = Waits::Yes;
+        }
+        match connection.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(ended),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+enum Waits {
+    No,
+    Yes,
+    Over,
+}
+
+/// Runs the streams of HTTP/2 on the worker that accepted the connection.
+#[derive(Clone, Debug)]
+struct Executor(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        drop(self.0.spawn("downstream stream", future));
+    }
+}

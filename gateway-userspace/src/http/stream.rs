@@ -1,0 +1,125 @@
+//! The bytes of a downstream connection on their way to the codec: told apart by protocol, and checked head by head.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use crate::http::head::Scanner;
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Spoken {
+    /// HTTP/1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Begins every HTTP/2 connection, and no request of HTTP/1 (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the codec gets instead of a head that is refused: it cannot stand in any head, so the codec answers 400 and
+/// closes, after the responses to all requests before it.
+const POISON: &[u8] = b"\0\r\n\r\n";
+
+/// A stream that can look ahead, and that refuses heads which the codec would take.
+#[derive(Debug)]
+pub struct Checked<S> {
+    stream: S,
+    ahead: [u8; PREFACE.len()],
+    ahead_start: usize,
+    ahead_end: usize,
+    scanner: Option<Scanner>,
+    is_poisoned: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Checked<S> {
+    /// Nothing is checked yet.
+    pub const fn new(stream: S) -> Self {
+        Self { stream, ahead: [0; PREFACE.len()], ahead_start: 0, ahead_end: 0, scanner: None, is_poisoned: false }
+    }
+
+    /// Checks every head of HTTP/1 from here on.
+    pub fn check_heads(&mut self) {
+        self.scanner = Some(Scanner::default());
+    }
+
+    /// Reads until it is clear what is spoken. What was read is read again later.
+    pub async fn detect(&mut self) -> io::Result<Spoken> {
+        loop {
+            let seen = self.ahead.get(..self.ahead_end).unwrap_or_default();
+            if !PREFACE.starts_with(seen) {
+                return Ok(Spoken::Http1);
+            }
+            if seen.len() == PREFACE.len() {
+                return Ok(Spoken::Http2);
+            }
+            let rest = self.ahead.get_mut(self.ahead_end..).unwrap_or_default();
+            match self.stream.read(rest).await? {
+                0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                n => self.ahead_end += n,
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.is_poisoned {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        if this.ahead_start < this.ahead_end {
+            let ahead = this.ahead.get(this.ahead_start..this.ahead_end).unwrap_or_default();
+            let n = ahead.len().min(buf.remaining());
+            buf.put_slice(ahead.get(..n).unwrap_or_default());
+            this.ahead_start += n;
+        } else {
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        }
+        if let Some(scanner) = &mut this.scanner {
+            let new = buf.filled().get(before..).unwrap_or_default();
+            if let Err(refusal) = scanner.scan(new) {
+                tracing::debug!(%refusal, "a request was refused");
+                // What is in front of the refused head in this read belongs to earlier requests.
+                let keep = new.len().min(refusal.at);
+                buf.set_filled(before + keep);
+                let room = POISON.len().min(buf.remaining());
+                buf.put_slice(POISON.get(..room).unwrap_or_default());
+                this.is_poisoned = true;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Checked<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,135 @@
+//! One accept loop: one worker, one address.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+
+use crate::{
+    drain::{Drain, Tasks},
+    http::{self, Downstream, Scheme, stream::Spoken},
+    limits,
+    metrics::names::{BindLabels, Limit},
+    state::{Bind, BindKey},
+    tcp,
+    tls::accept::{self, Acceptor},
+};
+
+/// Pause after an error that is not the fault of one connection: without descriptors or memory, trying again at once
+/// only burns the core.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a loop accepts with.
+pub(super) struct Loop {
+    pub(super) bind: BindKey,
+    pub(super) worker: Arc<http::Worker>,
+    pub(super) permits: Arc<Semaphore>,
+    pub(super) connections: Tasks,
+    pub(super) drain: Drain,
+    pub(super) labels: BindLabels,
+}
+
+/// What becomes of an accepted connection.
+enum Served {
+    Http(Option<Acceptor>),
+    Balanced,
+}
+
+impl Loop {
+    /// Accepts until `closing` begins, then takes what still waits, and closes.
+    pub(super) async fn run(self, socket: TcpListener, mut closing: Drain) {
+        loop {
+            let Some(permit) = self.permit(&mut closing).await else { break };
+            let accepted = tokio::select! {
+                biased;
+                () = closing.begun() => break,
+                accepted = socket.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.connection(stream, peer, permit),
+                Err(cause) if is_of_one_connection(&cause) => {}
+                Err(cause) => {
+                    tracing::warn!(%cause, bind = %self.bind, "cannot accept connections");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        // Clients whose handshake the kernel has finished believe that they are connected.
+        while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            match socket.accept().now_or_never() {
+                Some(Ok((stream, peer))) => self.connection(stream, peer, permit),
+                Some(Err(_)) | None => break,
+            }
+        }
+    }
+
+    /// Waits for a place among the connections of this worker; none when the loop should close.
+    async fn permit(&self, closing: &mut Drain) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Some(permit);
+        }
+        self.worker.metrics.families.limit(Limit::Connections);
+        tokio::select! {
+            permit = Arc::clone(&self.permits).acquire_owned() => permit.ok(),
+            () = closing.begun() => None,
+        }
+    }
+
+    fn connection(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+        let families = &self.worker.metrics.families;
+        families.accepted.get_or_create(&self.labels).inc();
+        let open = families.open.get_or_create(&self.labels).clone();
+        let failures = families.handshake_failures.clone();
+        let (worker, bind, drain, labels) =
+            (Arc::clone(&self.worker), self.bind, self.drain.clone(), self.labels.clone());
+        drop(self.connections.spawn("downstream connection", async move {
+            open.inc();
+            if let Err(cause) = serve(worker, bind, stream, peer, drain).await {
+                failures.get_or_create(&labels).inc();
+                tracing::debug!(%cause, %peer, %bind, "a TLS handshake failed");
+            }
+            open.dec();
+            drop(permit);
+        }));
+    }
+}
+
+/// Serves one connection to its end; an error is that of its TLS handshake.
+async fn serve(
+    worker: Arc<http::Worker>,
+    bind: BindKey,
+    stream: TcpStream,
+    peer: SocketAddr,
+    drain: Drain,
+) -> io::Result<()> {
+    let served = match worker.published.load().binds.get(&bind) {
+        Some(Bind::Http(http)) => Served::Http(http.tls.clone()),
+        Some(Bind::Balanced(_)) => Served::Balanced,
+        None => return Ok(()),
+    };
+    let downstream = |scheme| Arc::new(Downstream::new(bind, scheme, peer, bind.addr));
+    match served {
+        Served::Balanced => tcp::forward(&worker.published, bind, stream, peer).await,
+        Served::Http(None) => http::serve::serve(worker, downstream(Scheme::Http), stream, None, drain).await,
+        Served::Http(Some(acceptor)) => {
+            let (stream, spoken) = acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT).await?;
+            let spoken = match spoken {
+                accept::Spoken::Http1 => Spoken::Http1,
+                accept::Spoken::Http2 => Spoken::Http2,
+            };
+            http::serve::serve(worker, downstream(Scheme::Https), stream, Some(spoken), drain).await;
+        }
+    }
+    Ok(())
+}
+
+/// Errors that accept(2) passes on from a connection that is already gone.
+fn is_of_one_connection(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+    )
+}

@@ -1,0 +1,320 @@
+//! Workers and their accept loops: one thread and one runtime per core, one listening socket per worker and address.
+//!
+//! A bind goes through three steps, so that nobody is refused while the configuration changes: its sockets listen
+//! ([`Workers::bind`]), they are served once the state knows them ([`Workers::serve`]), and when nothing refers to them any
+//! more they accept what still waits in the kernel's queue and close ([`Workers::retire`]).
+
+mod accept;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, sync::Semaphore};
+
+use crate::{
+    clock::Clock,
+    drain::{self, Tasks, Trigger},
+    http,
+    limits,
+    metrics::{Metrics, names::BindLabels},
+    net::listen::{self, Place},
+    pool::registry::Pools,
+    state::{BindKey, Published, Transport},
+};
+
+/// What workers are started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Number of threads; at least one.
+    pub n_workers: usize,
+    /// The state they serve.
+    pub published: Arc<Published>,
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// Connections to endpoints, swept while they idle.
+    pub pools: Arc<Pools>,
+    /// Time.
+    pub clock: Clock,
+}
+
+/// All workers.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<Thread>,
+    binds: Mutex<BTreeMap<BindKey, Vec<Socket>>>,
+    /// Downstream connections, of all workers.
+    connections: Tasks,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    handle: Handle,
+    worker: Arc<http::Worker>,
+    permits: Arc<Semaphore>,
+    stop: Trigger,
+    join: Option<JoinHandle<()>>,
+}
+
+/// One listening socket of one worker.
+#[derive(Debug)]
+struct Socket {
+    kept: Kept,
+    /// Ends the accept loop.
+    closing: Trigger,
+    /// Ends the connections.
+    drain: Trigger,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// Listens; connections wait in the kernel's queue.
+    Tcp(std::net::TcpListener),
+    /// Receives; datagrams wait in the kernel's buffer.
+    Udp(std::net::UdpSocket),
+    /// Belongs to its loop; this is another handle on it.
+    Served(OwnedFd),
+}
+
+/// A listening socket, for whoever steers connections to it.
+#[derive(Debug)]
+pub struct Listening {
+    /// The address it serves.
+    pub bind: BindKey,
+    /// The worker that accepts from it.
+    pub worker: usize,
+    /// A handle of its own on the socket.
+    pub fd: OwnedFd,
+}
+
+/// Why an address cannot be served.
+#[derive(Debug)]
+pub enum Error {
+    /// A socket cannot be opened there.
+    Bind {
+        /// The address.
+        bind: BindKey,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+    /// A handle on a socket cannot be made.
+    Handle(io::Error),
+    /// A worker cannot be started.
+    Start(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind { bind, cause } if cause.kind() == io::ErrorKind::AddrInUse => {
+                write!(f, "cannot listen on {bind}: another process does; stop it or choose another port")
+            }
+            Self::Bind { bind, cause } if cause.kind() == io::ErrorKind::PermissionDenied => {
+                write!(f, "cannot listen on {bind}: ports below 1024 need the capability CAP_NET_BIND_SERVICE")
+            }
+            Self::Bind { bind, cause } => write!(f, "cannot listen on {bind}: {cause}"),
+            Self::Handle(cause) => write!(f, "cannot duplicate a listening socket: {cause}"),
+            Self::Start(cause) => write!(f, "cannot start a worker: {cause}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Bind { cause, .. } | Self::Handle(cause) | Self::Start(cause) => Some(cause),
+        }
+    }
+}
+
+impl Workers {
+    /// Starts the threads; they serve nothing yet.
+    pub fn start(settings: &Settings) -> Result<Self, Error> {
+        let threads = (0..settings.n_workers.max(1)).map(|idx| Thread::start(idx, settings)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            threads,
+            binds: Mutex::default(),
+            connections: Tasks::default(),
+            metrics: Arc::clone(&settings.metrics),
+        })
+    }
+
+    /// Opens the sockets of every address that has none yet: all of them, or none.
+    pub fn bind(&self, wanted: &[(BindKey, Place)]) -> Result<(), Error> {
+        let mut binds = self.binds.lock();
+        let mut opened = BTreeMap::new();
+        for (bind, place) in wanted {
+            if binds.contains_key(bind) {
+                continue;
+            }
+            let sockets = self
+                .threads
+                .iter()
+                .map(|_| open(*bind, *place))
+                .collect::<io::Result<Vec<_>>>()
+                .map_err(|cause| Error::Bind { bind: *bind, cause })?;
+            opened.insert(*bind, sockets);
+        }
+        binds.extend(opened);
+        Ok(())
+    }
+
+    /// Handles on all listening sockets, by address and worker.
+    pub fn sockets(&self) -> Result<Vec<Listening>, Error> {
+        let binds = self.binds.lock();
+        let handles = binds.iter().flat_map(|(bind, sockets)| {
+            sockets.iter().enumerate().map(|(worker, socket)| {
+                let fd = socket.kept.fd().map_err(Error::Handle)?;
+                Ok(Listening { bind: *bind, worker, fd })
+            })
+        });
+        handles.collect()
+    }
+
+    /// Begins to accept from every socket that is bound: to be called when the state knows their addresses.
+    pub fn serve(&self) -> Result<(), Error> {
+        let mut binds = self.binds.lock();
+        for (bind, sockets) in binds.iter_mut() {
+            for (thread, socket) in self.threads.iter().zip(sockets) {
+                socket.serve(*bind, thread, self).map_err(|cause| Error::Bind { bind: *bind, cause })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up every address that `keep` refuses: to be called when nothing is steered there any more.
+    pub fn retire(&self, keep: impl Fn(&BindKey) -> bool) {
+        self.binds.lock().retain(|bind, sockets| {
+            let stays = keep(bind);
+            if !stays {
+                sockets.iter().for_each(Socket::close);
+            }
+            stays
+        });
+    }
+
+    /// Stops accepting, lets connections finish, and ends the threads; at most for `deadline`. How many connections were
+    /// cut.
+    pub async fn drain(mut self, deadline: Duration) -> usize {
+        self.retire(|_| false);
+        let left = self.connections.ended(deadline).await;
+        for thread in &mut self.threads {
+            thread.stop.start();
+        }
+        for thread in &mut self.threads {
+            if let Some(join) = thread.join.take()
+                && join.join().is_err()
+            {
+                tracing::error!(worker = thread.worker.idx, "a worker panicked");
+            }
+        }
+        left
+    }
+
+    fn labels(bind: BindKey) -> BindLabels {
+        BindLabels { address: bind.addr.to_string(), protocol: bind.transport.as_str() }
+    }
+}
+
+impl Thread {
+    fn start(idx: usize, settings: &Settings) -> Result<Self, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+        let handle = runtime.handle().clone();
+        let (stop, mut stopped) = drain::channel();
+        let worker = Arc::new(http::Worker {
+            idx,
+            published: Arc::clone(&settings.published),
+            metrics: Arc::clone(&settings.metrics),
+            clock: settings.clock.clone(),
+            tasks: Tasks::default(),
+        });
+        let pools = Arc::clone(&settings.pools);
+        let join = std::thread::Builder::new()
+            .name(format!("worker-{idx}"))
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = stopped.begun() => {}
+                        () = sweep(&pools, idx) => {}
+                    }
+                });
+            })
+            .map_err(Error::Start)?;
+        let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_PER_WORKER));
+        Ok(Self { handle, worker, permits, stop, join: Some(join) })
+    }
+}
+
+/// Closes idle connections to endpoints, for ever.
+async fn sweep(pools: &Pools, worker: usize) {
+    let mut ticks = tokio::time::interval(limits::POOL_IDLE / 4);
+    loop {
+        ticks.tick().await;
+        pools.sweep(worker, limits::POOL_IDLE);
+    }
+}
+
+fn open(bind: BindKey, place: Place) -> io::Result<Socket> {
+    let kept = match bind.transport {
+        Transport::Tcp => Kept::Tcp(listen::tcp(bind.addr, place)?),
+        Transport::Udp => Kept::Udp(listen::udp(bind.addr, place)?),
+    };
+    Ok(Socket { kept, closing: drain::channel().0, drain: drain::channel().0 })
+}
+
+impl Kept {
+    fn fd(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd().try_clone_to_owned(),
+            Self::Udp(socket) => socket.as_fd().try_clone_to_owned(),
+            Self::Served(fd) => fd.try_clone(),
+        }
+    }
+}
+
+impl Socket {
+    fn serve(&mut self, bind: BindKey, thread: &Thread, workers: &Workers) -> io::Result<()> {
+        let served = Kept::Served(self.kept.fd()?);
+        // Sockets register with the runtime that they are entered in.
+        let _entered = thread.handle.enter();
+        match std::mem::replace(&mut self.kept, served) {
+            Kept::Served(_) => {}
+            Kept::Tcp(socket) => {
+                let loop_ = accept::Loop {
+                    bind,
+                    worker: Arc::clone(&thread.worker),
+                    permits: Arc::clone(&thread.permits),
+                    connections: workers.connections.clone(),
+                    drain: self.drain.drain(),
+                    labels: Workers::labels(bind),
+                };
+                let socket = tokio::net::TcpListener::from_std(socket)?;
+                drop(thread.worker.tasks.spawn("accept loop", loop_.run(socket, self.closing.drain())));
+            }
+            Kept::Udp(socket) => {
+                let forwarder = crate::udp::Forwarder {
+                    bind,
+                    published: Arc::clone(&thread.worker.published),
+                    metrics: Arc::clone(&workers.metrics),
+                    clock: thread.worker.clock.clone(),
+                    tasks: thread.worker.tasks.clone(),
+                };
+                let socket = tokio::net::UdpSocket::from_std(socket)?;
+                drop(thread.worker.tasks.spawn("datagram loop", forwarder.serve(socket, self.closing.drain())));
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.closing.start();
+        self.drain.start();
+    }
+}

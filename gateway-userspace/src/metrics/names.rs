@@ -1,0 +1,305 @@
+//! Every metric of the agent: name, unit, labels, help. Labels come from closed sets or from the configuration.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, MetricEncoder},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use crate::metrics::Sampler;
+
+/// What every name begins with.
+pub const PREFIX: &str = "sluice";
+
+/// A name without prefix and suffix, and its help.
+pub type Described = (&'static str, &'static str);
+
+/// By listener, route, class of status.
+pub const REQUESTS: Described = ("requests", "Responses sent downstream");
+/// By listener, route, kind of fault.
+pub const REQUEST_FAULTS: Described = ("request_faults", "Requests that were answered by the gateway because of a fault");
+/// By listener and route.
+pub const REQUEST_DURATION: Described =
+    ("request_duration", "Time from the head of a request to the head of its response");
+/// By service.
+pub const UPSTREAM_TRIES: Described = ("upstream_tries", "Requests sent to endpoints, retries included");
+/// By service.
+pub const UPSTREAM_RETRIES: Described = ("upstream_retries", "Tries that followed a failed one");
+/// By service.
+pub const UPSTREAM_CONNECTS: Described = ("upstream_connects", "Connections opened to endpoints");
+/// By service.
+pub const UPSTREAM_CONNECT_FAILURES: Described =
+    ("upstream_connect_failures", "Connections to endpoints that could not be opened");
+/// By service and state.
+pub const UPSTREAM_CONNECTIONS: Described = ("upstream_connections", "Pooled connections to endpoints");
+/// By service.
+pub const POOL_STEALS: Described = ("pool_steals", "Connections taken from the shard of another worker");
+/// By service and endpoint.
+pub const ENDPOINT_UP: Described = ("endpoint_up", "Whether the endpoint may receive traffic: 1 unless it is down");
+
+/// Why a request failed; the closed set behind the label `kind`.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum FaultKind {
+    /// The request is not HTTP as we accept it.
+    BadRequest,
+    /// The client went away or its body broke off.
+    ClientGone,
+    /// No connection to an endpoint could be opened.
+    Connect,
+    /// The endpoint went down while it had the request.
+    EndpointDown,
+    /// The route names a service that does not exist.
+    MissingService,
+    /// No endpoint may receive.
+    NoEndpoint,
+    /// No route matches.
+    NoRoute,
+    /// All connections to the endpoint that are allowed are in use.
+    Overload,
+    /// The endpoint sent something that is not HTTP.
+    Protocol,
+    /// The endpoint closed the connection before it answered.
+    Reset,
+    /// The time for the whole exchange was over.
+    RequestTimeout,
+    /// The time for one try was over.
+    TryTimeout,
+    /// A method or a protocol change that is not served.
+    Unsupported,
+}
+
+impl FaultKind {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::BadRequest,
+        Self::ClientGone,
+        Self::Connect,
+        Self::EndpointDown,
+        Self::MissingService,
+        Self::NoEndpoint,
+        Self::NoRoute,
+        Self::Overload,
+        Self::Protocol,
+        Self::Reset,
+        Self::RequestTimeout,
+        Self::TryTimeout,
+        Self::Unsupported,
+    ];
+
+    /// The value of the label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::ClientGone => "client_gone",
+            Self::Connect => "connect",
+            Self::EndpointDown => "endpoint_down",
+            Self::MissingService => "missing_service",
+            Self::NoEndpoint => "no_endpoint",
+            Self::NoRoute => "no_route",
+            Self::Overload => "overload",
+            Self::Protocol => "protocol",
+            Self::Reset => "reset",
+            Self::RequestTimeout => "request_timeout",
+            Self::TryTimeout => "try_timeout",
+            Self::Unsupported => "unsupported",
+        }
+    }
+
+    /// Its place in [`FaultKind::ALL`].
+    #[expect(clippy::as_conversions, reason = "a fieldless enum's number, the order of `ALL`")]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// A bound that was reached; the closed set behind the label `limit`.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Limit {
+    /// Downstream connections of a worker.
+    Connections,
+    /// Idle connections to an endpoint.
+    PoolIdle,
+    /// Connections to an endpoint.
+    UpstreamConnections,
+    /// UDP flows of a worker.
+    UdpFlows,
+}
+
+impl EncodeLabelValue for Limit {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        let text = match self {
+            Self::Connections => "connections",
+            Self::PoolIdle => "pool_idle",
+            Self::UpstreamConnections => "upstream_connections",
+            Self::UdpFlows => "udp_flows",
+        };
+        EncodeLabelValue::encode(&text, encoder)
+    }
+}
+
+/// Labels of connections: the address they came to.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct BindLabels {
+    /// Virtual address and port.
+    pub address: String,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+}
+
+/// Labels of probes.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct ProbeLabels {
+    /// Name of the service.
+    pub service: String,
+    /// `passed`, `refused`, `silent`, `wrong`.
+    pub outcome: &'static str,
+}
+
+/// Label of a bound.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct LimitLabels {
+    /// Which.
+    pub limit: Limit,
+}
+
+/// Label of an outcome.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct OutcomeLabels {
+    /// `applied` or `refused`.
+    pub outcome: &'static str,
+}
+
+/// Label of the mode.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct ModeLabels {
+    /// `ebpf` or `userspace`.
+    pub mode: &'static str,
+}
+
+/// Counters and gauges that are written once per connection or less often.
+#[derive(Clone, Debug, Default)]
+pub struct Families {
+    /// Connections and UDP flows accepted.
+    pub accepted: Family<BindLabels, Counter>,
+    /// Connections and UDP flows being served.
+    pub open: Family<BindLabels, Gauge>,
+    /// TLS handshakes that failed or took too long.
+    pub handshake_failures: Family<BindLabels, Counter>,
+    /// Finished probes.
+    pub probes: Family<ProbeLabels, Counter>,
+    /// Times a bound was reached.
+    pub limits: Family<LimitLabels, Counter>,
+    /// Generation of the snapshot being served.
+    pub config_generation: Gauge,
+    /// Snapshots offered.
+    pub config_reloads: Family<OutcomeLabels, Counter>,
+    /// One for the mode that runs, zero for the other.
+    pub kernel_mode: Family<ModeLabels, Gauge>,
+}
+
+impl Families {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let families = Self::default();
+        registry.register("accepted", "Connections and UDP flows accepted", families.accepted.clone());
+        registry.register("open", "Connections and UDP flows being served", families.open.clone());
+        registry.register(
+            "tls_handshake_failures",
+            "TLS handshakes that failed or took too long",
+            families.handshake_failures.clone(),
+        );
+        registry.register("probes", "Finished health checks", families.probes.clone());
+        registry.register("limit_reached", "Times a bound of the agent was reached", families.limits.clone());
+        registry.register(
+            "config_generation",
+            "Generation of the snapshot being served",
+            families.config_generation.clone(),
+        );
+        registry.register("config_reloads", "Snapshots offered, by what became of them", families.config_reloads.clone());
+        registry.register("kernel_mode", "One for the mode that runs", families.kernel_mode.clone());
+        families
+    }
+
+    /// Counts that a bound was reached.
+    pub fn limit(&self, limit: Limit) {
+        self.limits.get_or_create(&LimitLabels { limit }).inc();
+    }
+}
+
+/// Values taken at a scrape.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    /// Pools, one per service.
+    pub pools: Vec<PoolSample>,
+    /// Endpoints.
+    pub endpoints: Vec<EndpointSample>,
+}
+
+/// Connections towards one service.
+#[derive(Clone, Debug)]
+pub struct PoolSample {
+    /// Name of the service.
+    pub service: String,
+    /// Open connections, idle ones included.
+    pub open: u64,
+    /// Idle connections.
+    pub idle: u64,
+    /// Connections that a worker took from another's shard, ever.
+    pub stolen: u64,
+}
+
+/// State of one endpoint.
+#[derive(Clone, Debug)]
+pub struct EndpointSample {
+    /// Name of the service.
+    pub service: String,
+    /// Address and port.
+    pub endpoint: String,
+    /// Whether it is not down.
+    pub up: bool,
+}
+
+/// Encodes [`Samples`].
+#[derive(Debug)]
+pub(crate) struct Sampled(pub(crate) Arc<Sampler>);
+
+impl Collector for Sampled {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let samples = self.0.take();
+        let (name, help) = UPSTREAM_CONNECTIONS;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for pool in &samples.pools {
+            for (state, count) in [("open", pool.open), ("idle", pool.idle)] {
+                gauge(&mut family, &[("service", pool.service.as_str()), ("state", state)], count)?;
+            }
+        }
+        let (name, help) = POOL_STEALS;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for pool in &samples.pools {
+            let labels = [("service", pool.service.as_str())];
+            let mut series = family.encode_family(&labels)?;
+            let none = None::<&prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>>;
+            series.encode_counter(&pool.stolen, none)?;
+        }
+        let (name, help) = ENDPOINT_UP;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for endpoint in &samples.endpoints {
+            let labels = [("service", endpoint.service.as_str()), ("endpoint", endpoint.endpoint.as_str())];
+            gauge(&mut family, &labels, u64::from(endpoint.up))?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge<const N: usize>(
+    family: &mut MetricEncoder<'_>,
+    labels: &[(&str, &str); N],
+    value: u64,
+) -> Result<(), fmt::Error> {
+    family.encode_family(labels)?.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX))
+}

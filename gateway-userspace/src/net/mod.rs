@@ -1,0 +1,4 @@
+//! Sockets: how they are opened, and the options that nobody else wraps.
+
+pub mod connect;
+pub mod listen;

@@ -1,0 +1,165 @@
+//! From a connected stream to a connection that is driven, counted and cut when its endpoint goes down.
+
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+use crate::{
+    drain::Tasks,
+    limits,
+    metrics::names::Limit,
+    pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire},
+};
+
+/// Bytes that an endpoint may send ahead on one stream of HTTP/2, and on a connection. Chosen: a fast link with a
+/// round trip of one millisecond stays busy, and one connection cannot hold more than this in our memory.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// One open connection, counted for the node and for its home.
+struct Counted {
+    pool: Weak<Pool>,
+    home: usize,
+    driver: u64,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        pool.open.fetch_sub(1, Ordering::AcqRel);
+        if let Some(shard) = pool.shards.get(self.home) {
+            shard.open.fetch_sub(1, Ordering::AcqRel);
+        }
+        pool.drivers.lock().remove(&self.driver);
+    }
+}
+
+impl Pool {
+    pub(super) async fn open_http1<F>(self: &Arc<Self>, home: usize, connect: F) -> Result<Lease, OpenError>
+    where
+        F: Future<Output = io::Result<TcpStream>>,
+    {
+        let counted = self.count(home)?;
+        let stream = connect.await.map_err(OpenError::Io)?;
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(limits::HEADERS)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|cause| OpenError::Io(io::Error::other(cause)))?;
+        self.drive(counted, connection);
+        Ok(Lease { pool: Arc::clone(self), home, wire: Wire::Http1(sender), origin: Origin::Opened })
+    }
+
+    pub(super) async fn open_h2c<F>(self: &Arc<Self>, home: usize, connect: F) -> Result<Lease, OpenError>
+    where
+        F: Future<Output = io::Result<TcpStream>>,
+    {
+        let counted = self.count(home)?;
+        let stream = connect.await.map_err(OpenError::Io)?;
+        let (sender, connection) = http2::Builder::new(Executor(self.shared.tasks.clone()))
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|cause| OpenError::Io(io::Error::other(cause)))?;
+        self.drive(counted, connection);
+        let multiplexed = Arc::new(Multiplexed {
+            sender: sender.clone(),
+            streams: AtomicUsize::new(1),
+            used: Mutex::new(self.shared.clock.now()),
+        });
+        if let Some(shard) = self.shards.get(home) {
+            shard.connections.lock().shared.push(Arc::clone(&multiplexed));
+        }
+        Ok(Lease { pool: Arc::clone(self), home, wire: Wire::H2c(sender, multiplexed), origin: Origin::Opened })
+    }
+
+    /// Takes a place for one more connection.
+    fn count(self: &Arc<Self>, home: usize) -> Result<Counted, OpenError> {
+        if self.open.fetch_add(1, Ordering::AcqRel) >= limits::UPSTREAM_CONNECTIONS {
+            self.open.fetch_sub(1, Ordering::AcqRel);
+            self.shared.families.limit(Limit::UpstreamConnections);
+            return Err(OpenError::Full);
+        }
+        if let Some(shard) = self.shards.get(home) {
+            shard.open.fetch_add(1, Ordering::AcqRel);
+        }
+        let driver = self.next_driver.fetch_add(1, Ordering::Relaxed);
+        Ok(Counted { pool: Arc::downgrade(self), home, driver })
+    }
+
+    /// Runs a connection on this worker until it ends, or until the endpoint goes down.
+    fn drive<C>(self: &Arc<Self>, counted: Counted, connection: C)
+    where
+        C: Future<Output = hyper::Result<()>> + Send + 'static,
+    {
+        let driver = counted.driver;
+        let mut drivers = self.drivers.lock();
+        let task = self.shared.tasks.spawn("upstream connection", async move {
+            let counted = counted;
+            if let Err(cause) = connection.await {
+                tracing::debug!(%cause, "a connection to an endpoint broke off");
+            }
+            drop(counted);
+        });
+        // The lock is held since before the task began, so its entry is there when it removes it.
+        drivers.insert(driver, task.abort_handle());
+        drop(drivers);
+        self.watch();
+    }
+
+    /// Makes sure that somebody watches the endpoint. One watcher for all connections: a wait in every connection would
+    /// take the endpoint's lock whenever a byte arrives.
+    fn watch(self: &Arc<Self>) {
+        let mut watcher = self.watcher.lock();
+        if watcher.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let (endpoint, pool) = (Arc::clone(&self.endpoint), Arc::downgrade(self));
+        let task = self.shared.tasks.spawn("endpoint watcher", async move {
+            endpoint.until_down().await;
+            if let Some(pool) = pool.upgrade() {
+                pool.cut();
+            }
+        });
+        *watcher = Some(task.abort_handle());
+    }
+
+    /// Cuts all connections.
+    fn cut(&self) {
+        // From now on a new connection gets a new watcher.
+        *self.watcher.lock() = None;
+        for shard in &self.shards {
+            let mut connections = shard.connections.lock();
+            connections.idle.clear();
+            connections.shared.clear();
+        }
+        for driver in self.drivers.lock().values() {
+            driver.abort();
+        }
+    }
+}
+
+/// Runs the tasks that HTTP/2 needs.
+#[derive(Clone, Debug)]
+struct Executor(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        drop(self.0.spawn("upstream stream", future));
+    }
+}

@@ -1,0 +1,390 @@
+//! Connections to one endpoint, kept between requests: one shard per worker, a rule for stealing, counts node-wide.
+//!
+//! A connection is driven by a task on the worker that opened it, its home; its handle may be used by any worker, and
+//! returns to the shard of its home. States of an HTTP/1.1 connection: open and idle in its shard, or leased to one
+//! request, or gone. An HTTP/2 connection stands in its shard as long as it lives and carries many leases.
+//! A worker without an idle connection takes one from another shard before it opens one, and then opens one of its own in
+//! the background, as long as it has less than its share: a request never waits for a connection that exists, and in
+//! the long run few requests cross from one core to another.
+//! When the endpoint goes down, all its connections are cut, busy ones too: whoever waits for an answer learns it then.
+
+pub mod body;
+pub mod handshake;
+pub mod registry;
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use parking_lot::Mutex;
+use tokio::{net::TcpStream, task::AbortHandle};
+
+use crate::{
+    endpoint::Endpoint,
+    limits,
+    metrics::names::Limit,
+    pool::{
+        body::RequestBody,
+        registry::{Key, Shared},
+    },
+};
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Protocol {
+    /// HTTP/1.1: one request at a time.
+    Http1,
+    /// HTTP/2 by prior knowledge: many at a time.
+    H2c,
+}
+
+/// All connections to one endpoint.
+#[derive(Debug)]
+pub struct Pool {
+    key: Key,
+    endpoint: Arc<Endpoint>,
+    shared: Shared,
+    shards: Box<[Shard]>,
+    open: AtomicUsize,
+    stolen: AtomicU64,
+    /// Tasks that drive connections, to cut them. Bounded by the cap on connections.
+    drivers: Mutex<HashMap<u64, AbortHandle>>,
+    next_driver: AtomicU64,
+    watcher: Mutex<Option<AbortHandle>>,
+}
+
+/// What belongs to one worker. Two cache lines apart from the next.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard {
+    connections: Mutex<Connections>,
+    /// Connections whose home this is.
+    open: AtomicUsize,
+    /// Held while an HTTP/2 connection is opened, so that a burst opens one and not hundreds.
+    opening: tokio::sync::Mutex<()>,
+    /// Counts failed openings, so that those who waited for one do not repeat it one by one.
+    failures: AtomicU64,
+    /// Whether a connection is being opened in the background.
+    growing: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    /// Idle HTTP/1.1 connections, the last used at the end.
+    idle: Vec<Idle>,
+    /// HTTP/2 connections.
+    shared: Vec<Arc<Multiplexed>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Multiplexed {
+    sender: http2::SendRequest<RequestBody>,
+    streams: AtomicUsize,
+    used: Mutex<Instant>,
+}
+
+/// The use of a connection by one request.
+#[derive(Debug)]
+pub struct Lease {
+    pool: Arc<Pool>,
+    home: usize,
+    wire: Wire,
+    origin: Origin,
+}
+
+#[derive(Debug)]
+enum Wire {
+    Http1(http1::SendRequest<RequestBody>),
+    H2c(http2::SendRequest<RequestBody>, Arc<Multiplexed>),
+    /// Given back, or never to be used again.
+    None,
+}
+
+/// Where a leased connection came from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// Opened for this request.
+    Opened,
+    /// Used before.
+    Reused,
+    /// Used before, by another worker.
+    Stolen,
+}
+
+/// Why a request got no response.
+#[derive(Debug)]
+pub enum SendError {
+    /// The body came from a client that broke off.
+    Body,
+    /// The connection ended before the response; how far the request got is unknown.
+    Closed,
+    /// The response was not HTTP.
+    Protocol,
+    /// Nothing of the request was sent; here it is.
+    Unsent(Box<Request<RequestBody>>),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The cap on connections to this endpoint is reached.
+    Full,
+    /// It could not be opened.
+    Io(io::Error),
+}
+
+impl Pool {
+    pub(crate) fn new(key: Key, endpoint: Arc<Endpoint>, shared: Shared) -> Self {
+        let shards = (0..shared.n_shards).map(|_| Shard::default()).collect();
+        Self {
+            key,
+            endpoint,
+            shared,
+            shards,
+            open: AtomicUsize::new(0),
+            stolen: AtomicU64::new(0),
+            drivers: Mutex::default(),
+            next_driver: AtomicU64::new(0),
+            watcher: Mutex::default(),
+        }
+    }
+
+    /// The endpoint.
+    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// Connections that are open, from all workers.
+    pub fn open_count(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Connections that are idle, of all workers.
+    pub fn idle_count(&self) -> usize {
+        let idle = |connections: &Connections| {
+            let unused = |c: &&Arc<Multiplexed>| c.streams.load(Ordering::Relaxed) == 0;
+            connections.idle.len() + connections.shared.iter().filter(unused).count()
+        };
+        self.shards.iter().map(|shard| idle(&shard.connections.lock())).sum()
+    }
+
+    /// Leases of connections of other workers, ever.
+    pub fn stolen_count(&self) -> u64 {
+        self.stolen.load(Ordering::Relaxed)
+    }
+
+    /// A connection that exists: of this worker, else of another.
+    pub fn reuse(self: &Arc<Self>, worker: usize) -> Option<Lease> {
+        let n = self.shards.len();
+        let home = worker % n;
+        if let Some(lease) = self.take(home, Origin::Reused) {
+            return Some(lease);
+        }
+        if self.open.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let stolen = (1..n).find_map(|step| self.take((home + step) % n, Origin::Stolen))?;
+        self.stolen.fetch_add(1, Ordering::Relaxed);
+        Some(stolen)
+    }
+
+    /// A new connection over the stream that `connect` yields, opened by this worker.
+    pub async fn open<F>(self: &Arc<Self>, worker: usize, connect: F) -> Result<Lease, OpenError>
+    where
+        F: Future<Output = io::Result<TcpStream>>,
+    {
+        let home = worker % self.shards.len();
+        let Some(shard) = self.shards.get(home) else { return Err(OpenError::Full) };
+        match self.key.protocol {
+            Protocol::Http1 => self.open_http1(home, connect).await,
+            Protocol::H2c => {
+                let failures = shard.failures.load(Ordering::Acquire);
+                let _turn = shard.opening.lock().await;
+                if let Some(lease) = self.take(home, Origin::Reused) {
+                    return Ok(lease);
+                }
+                if shard.failures.load(Ordering::Acquire) != failures {
+                    return Err(OpenError::Io(io::Error::from(io::ErrorKind::ConnectionRefused)));
+                }
+                let opened = self.open_h2c(home, connect).await;
+                if opened.is_err() {
+                    shard.failures.fetch_add(1, Ordering::AcqRel);
+                }
+                opened
+            }
+        }
+    }
+
+    /// Whether this worker should open a connection of its own because it lives on others'. One at a time: the answer
+    /// is yes once, until [`Pool::grown`].
+    pub fn should_grow(&self, worker: usize) -> bool {
+        let n = self.shards.len();
+        let Some(shard) = self.shards.get(worker % n) else { return false };
+        let own = shard.open.load(Ordering::Relaxed);
+        let few = own * n < self.open.load(Ordering::Relaxed);
+        few && !shard.growing.swap(true, Ordering::AcqRel)
+    }
+
+    /// The background opening that [`Pool::should_grow`] asked for has ended.
+    pub fn grown(&self, worker: usize) {
+        if let Some(shard) = self.shards.get(worker % self.shards.len()) {
+            shard.growing.store(false, Ordering::Release);
+        }
+    }
+
+    /// Closes what has been idle in this worker's shard for longer than `limit`.
+    pub fn sweep(&self, worker: usize, limit: Duration) {
+        let Some(shard) = self.shards.get(worker) else { return };
+        let now = self.shared.clock.now();
+        let mut connections = shard.connections.lock();
+        connections.idle.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < limit);
+        connections.shared.retain(|connection| {
+            let busy = connection.streams.load(Ordering::Acquire) > 0;
+            !connection.sender.is_closed() && (busy || now.duration_since(*connection.used.lock()) < limit)
+        });
+    }
+
+    fn take(self: &Arc<Self>, home: usize, origin: Origin) -> Option<Lease> {
+        let mut connections = self.shards.get(home)?.connections.lock();
+        let wire = match self.key.protocol {
+            Protocol::Http1 => Wire::Http1(connections.pop()?),
+            Protocol::H2c => {
+                let connection = connections.share()?;
+                Wire::H2c(connection.sender.clone(), connection)
+            }
+        };
+        drop(connections);
+        Some(Lease { pool: Arc::clone(self), home, wire, origin })
+    }
+
+    fn put(&self, home: usize, sender: http1::SendRequest<RequestBody>) {
+        let Some(shard) = self.shards.get(home) else { return };
+        let since = self.shared.clock.now();
+        let mut connections = shard.connections.lock();
+        if connections.idle.len() >= limits::POOL_IDLE_CONNECTIONS {
+            // The oldest one goes: it is the likeliest to be closed by the endpoint soon.
+            drop(connections.idle.remove(0));
+            self.shared.families.limit(Limit::PoolIdle);
+        }
+        connections.idle.push(Idle { sender, since });
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Some(watcher) = self.watcher.get_mut().take() {
+            watcher.abort();
+        }
+    }
+}
+
+impl Connections {
+    /// The connection that was used last and is still good.
+    fn pop(&mut self) -> Option<http1::SendRequest<RequestBody>> {
+        let mut idx = self.idle.len();
+        while let Some(idle) = idx.checked_sub(1).and_then(|idx| self.idle.get(idx)) {
+            idx -= 1;
+            if idle.sender.is_ready() {
+                return Some(self.idle.remove(idx).sender);
+            }
+            // Neither ready nor closed: its last request is not quite finished.
+            if idle.sender.is_closed() {
+                drop(self.idle.remove(idx));
+            }
+        }
+        None
+    }
+
+    /// A connection with room for a stream.
+    fn share(&mut self) -> Option<Arc<Multiplexed>> {
+        self.shared.retain(|connection| !connection.sender.is_closed());
+        let room = |c: &&Arc<Multiplexed>| c.streams.load(Ordering::Acquire) < limits::UPSTREAM_STREAMS;
+        let connection = self.shared.iter().find(room)?;
+        connection.streams.fetch_add(1, Ordering::AcqRel);
+        Some(Arc::clone(connection))
+    }
+}
+
+impl Lease {
+    /// Where the connection came from.
+    pub const fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// The endpoint it leads to.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.pool.endpoint
+    }
+
+    /// What is spoken on it.
+    pub fn protocol(&self) -> Protocol {
+        self.pool.key.protocol
+    }
+
+    /// Sends a request and waits for the head of the response.
+    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+        let sent = match &mut self.wire {
+            Wire::Http1(sender) => sender.try_send_request(request).await,
+            Wire::H2c(sender, _) => sender.try_send_request(request).await,
+            Wire::None => return Err(SendError::Unsent(Box::new(request))),
+        };
+        sent.map_err(|mut failed| match failed.take_message() {
+            Some(request) => SendError::Unsent(Box::new(request)),
+            None => classify(failed.error()),
+        })
+    }
+
+    /// The response has been read to its end: the connection can serve the next request.
+    pub fn finish(&mut self) {
+        match std::mem::replace(&mut self.wire, Wire::None) {
+            Wire::Http1(sender) if !sender.is_closed() => self.pool.put(self.home, sender),
+            Wire::Http1(_) | Wire::None => {}
+            Wire::H2c(_, connection) => self.pool.leave(&connection),
+        }
+    }
+}
+
+impl Pool {
+    fn leave(&self, connection: &Multiplexed) {
+        if connection.streams.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *connection.used.lock() = self.shared.clock.now();
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // An HTTP/1.1 connection in the middle of a response is of no use to anybody: dropping its handle closes it.
+        if let Wire::H2c(_, connection) = &self.wire {
+            self.pool.leave(connection);
+        }
+    }
+}
+
+fn classify(error: &hyper::Error) -> SendError {
+    if error.is_user() {
+        SendError::Body
+    } else if error.is_parse() || error.is_parse_too_large() {
+        SendError::Protocol
+    } else {
+        SendError::Closed
+    }
+}

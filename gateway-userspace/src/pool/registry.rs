@@ -1,0 +1,98 @@
+//! All pools, by what makes two connections exchangeable: they outlive a change of the configuration that keeps it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    clock::Clock,
+    drain::Tasks,
+    endpoint::{Endpoint, EndpointId},
+    metrics::names::{Families, PoolSample},
+    pool::{Pool, Protocol},
+};
+
+/// What makes two connections exchangeable.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Key {
+    /// Service and address.
+    pub endpoint: EndpointId,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+/// What all pools share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Number of workers.
+    pub n_shards: usize,
+    /// Runs the connections.
+    pub tasks: Tasks,
+    /// Ages idle connections.
+    pub clock: Clock,
+    /// Counts bounds that are reached.
+    pub families: Families,
+}
+
+/// All pools.
+#[derive(Debug)]
+pub struct Pools {
+    shared: Shared,
+    /// A pool lives as long as a state or a request holds it.
+    pools: Mutex<HashMap<Key, Weak<Pool>>>,
+}
+
+impl Pools {
+    /// None yet.
+    pub fn new(shared: Shared) -> Self {
+        Self { shared: Shared { n_shards: shared.n_shards.max(1), ..shared }, pools: Mutex::default() }
+    }
+
+    /// The pool of an endpoint: the one there is, or a new one.
+    pub fn resolve(&self, endpoint: &Arc<Endpoint>, protocol: Protocol) -> Arc<Pool> {
+        let key = Key { endpoint: endpoint.id().clone(), protocol };
+        let mut pools = self.pools.lock();
+        let there = pools.get(&key).and_then(Weak::upgrade);
+        // The registry of endpoints may have forgotten one and made another of the same name since.
+        if let Some(pool) = there.filter(|pool| Arc::ptr_eq(pool.endpoint(), endpoint)) {
+            return pool;
+        }
+        let pool = Arc::new(Pool::new(key.clone(), Arc::clone(endpoint), self.shared.clone()));
+        pools.insert(key, Arc::downgrade(&pool));
+        pool
+    }
+
+    /// Closes connections of this worker that have been idle for longer than `limit`, and forgets pools that are gone.
+    pub fn sweep(&self, worker: usize, limit: Duration) {
+        for pool in self.live() {
+            pool.sweep(worker, limit);
+        }
+        self.pools.lock().retain(|_, pool| pool.strong_count() > 0);
+    }
+
+    /// Counts per service.
+    pub fn samples(&self) -> Vec<PoolSample> {
+        let mut samples: BTreeMap<String, PoolSample> = BTreeMap::new();
+        for pool in self.live() {
+            let service = pool.endpoint().id().service.as_str();
+            let sample = samples.entry(service.to_owned()).or_insert_with(|| PoolSample {
+                service: service.to_owned(),
+                open: 0,
+                idle: 0,
+                stolen: 0,
+            });
+            sample.open += u64::try_from(pool.open_count()).unwrap_or(u64::MAX);
+            sample.idle += u64::try_from(pool.idle_count()).unwrap_or(u64::MAX);
+            sample.stolen += pool.stolen_count();
+        }
+        samples.into_values().collect()
+    }
+
+    fn live(&self) -> Vec<Arc<Pool>> {
+        self.pools.lock().values().filter_map(Weak::upgrade).collect()
+    }
+}

@@ -1,0 +1,63 @@
+//! Paths: exact, then the longest prefix of whole segments.
+
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+
+/// A pattern for paths.
+#[derive(Clone, Copy, Debug)]
+pub enum Path<'a> {
+    /// The whole path.
+    Exact(&'a str),
+    /// Whole segments from the start; `/` is every path.
+    Prefix(&'a str),
+}
+
+/// Things by path.
+#[derive(Debug)]
+pub struct Paths<T> {
+    exact: HashMap<Box<str>, T, RandomState>,
+    /// Without a trailing slash, so that `/` is the empty string.
+    prefix: HashMap<Box<str>, T, RandomState>,
+    /// Length of the longest prefix: no longer part of a path is looked up.
+    longest_bytes: usize,
+}
+
+impl<T> Default for Paths<T> {
+    fn default() -> Self {
+        Self { exact: HashMap::default(), prefix: HashMap::default(), longest_bytes: 0 }
+    }
+}
+
+impl<T> Paths<T> {
+    /// The thing of exactly this pattern.
+    pub fn entry(&mut self, path: Path<'_>) -> &mut T
+    where
+        T: Default,
+    {
+        match path {
+            Path::Exact(path) => self.exact.entry(path.into()).or_default(),
+            Path::Prefix(path) => {
+                let path = path.trim_end_matches('/');
+                self.longest_bytes = self.longest_bytes.max(path.len());
+                self.prefix.entry(path.into()).or_default()
+            }
+        }
+    }
+
+    /// Things whose pattern includes `path`, most specific first.
+    pub fn lookup<'a, 'p>(&'a self, path: &'p str) -> impl Iterator<Item = &'a T> + use<'a, 'p, T> {
+        let exact = if self.exact.is_empty() { None } else { self.exact.get(path) };
+        let whole = if path.len() <= self.longest_bytes { self.prefix.get(path) } else { None };
+        // A prefix ends where a slash follows, so only slashes up to the longest prefix matter.
+        let end = path.len().min(self.longest_bytes + 1);
+        let reachable = path.as_bytes().get(..end).unwrap_or_default();
+        let parts = reachable
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(|(_, byte)| **byte == b'/')
+            .filter_map(|(at, _)| self.prefix.get(path.get(..at)?));
+        exact.into_iter().chain(whole.filter(|_| !path.is_empty())).chain(parts)
+    }
+}

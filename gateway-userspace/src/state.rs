@@ -1,0 +1,191 @@
+//! The state: everything compiled and being served, immutable, and its publication by one swap.
+
+use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+
+use crate::{
+    balance::Balancer,
+    endpoint::Endpoint,
+    health::Check,
+    metrics::shard::RouteStats,
+    name::{ListenerName, RouteName, ServiceName},
+    route::{Table, host::Hosts},
+    tls::accept::Acceptor,
+    upstream::Upstream,
+};
+
+/// Transport of a bind.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Transport {
+    /// The word of logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// What listeners share a socket by: virtual address, port and transport.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct BindKey {
+    /// Virtual address and port.
+    pub addr: SocketAddr,
+    /// Transport.
+    pub transport: Transport,
+}
+
+impl fmt::Display for BindKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.transport.as_str())
+    }
+}
+
+/// Everything that is served.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Generation of the snapshot it was compiled from.
+    pub generation: u64,
+    /// What is served at each address.
+    pub binds: HashMap<BindKey, Bind>,
+    /// Services by name.
+    pub services: HashMap<ServiceName, Arc<Upstream>>,
+    /// Endpoints to check, one entry each.
+    pub probes: Vec<Probe>,
+}
+
+/// One endpoint to check.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// Who.
+    pub endpoint: Arc<Endpoint>,
+    /// How.
+    pub check: Arc<Check>,
+}
+
+/// What is served at one address.
+#[derive(Debug)]
+pub enum Bind {
+    /// Requests.
+    Http(HttpBind),
+    /// Connections or flows, by packets in the kernel or by bytes here.
+    Balanced(Balanced),
+}
+
+impl Bind {
+    /// Whether requests are served there, so that the agent must accept connections in every mode.
+    pub const fn is_layer7(&self) -> bool {
+        matches!(self, Self::Http(_))
+    }
+}
+
+/// Requests at one address.
+#[derive(Debug)]
+pub struct HttpBind {
+    /// Accepts TLS; none in plain text.
+    pub tls: Option<Acceptor>,
+    /// Listeners by host name: the most specific one alone takes a request.
+    pub listeners: Hosts<HttpListener>,
+    /// Counts requests for host names of no listener.
+    pub unmatched: Arc<RouteStats>,
+}
+
+/// Routes of one listener.
+#[derive(Debug)]
+pub struct HttpListener {
+    /// Its name.
+    pub name: ListenerName,
+    /// Its routes.
+    pub table: Table<Arc<Rule>>,
+    /// Counts requests that no route takes.
+    pub unmatched: Arc<RouteStats>,
+}
+
+/// What follows a match.
+#[derive(Debug)]
+pub struct Rule {
+    /// The route it belongs to.
+    pub route: RouteName,
+    /// Where requests go.
+    pub backends: Backends,
+    /// Bound on the whole exchange.
+    pub request_timeout: Option<Duration>,
+    /// Bound on each try.
+    pub backend_timeout: Option<Duration>,
+    /// Counts its requests.
+    pub stats: Arc<RouteStats>,
+}
+
+/// Weighted services.
+#[derive(Debug, Default)]
+pub struct Backends {
+    /// Upper ends of the shares, ascending; `None` is a service that does not exist.
+    ends: Vec<(u64, Option<Arc<Upstream>>)>,
+}
+
+impl Backends {
+    /// From weights and services.
+    pub fn new(backends: impl IntoIterator<Item = (u32, Option<Arc<Upstream>>)>) -> Self {
+        let mut end = 0;
+        let ends = backends
+            .into_iter()
+            .filter(|(weight, _)| *weight > 0)
+            .map(|(weight, service)| {
+                end += u64::from(weight);
+                (end, service)
+            })
+            .collect();
+        Self { ends }
+    }
+
+    /// Draws one by weight; none when the share of a missing service was drawn, or there are no shares.
+    pub fn draw(&self) -> Option<&Arc<Upstream>> {
+        if let [(_, only)] = self.ends.as_slice() {
+            return only.as_ref();
+        }
+        let (total, _) = self.ends.last()?;
+        let drawn = fastrand::u64(..*total);
+        let idx = self.ends.partition_point(|(end, _)| *end <= drawn);
+        self.ends.get(idx)?.1.as_ref()
+    }
+}
+
+/// Connections or flows of one address.
+#[derive(Debug)]
+pub struct Balanced {
+    /// The listener.
+    pub listener: ListenerName,
+    /// Picks as the kernel does.
+    pub balancer: Balancer,
+    /// Bound on opening a connection.
+    pub connect_timeout: Duration,
+}
+
+/// The one state that is served now.
+#[derive(Debug, Default)]
+pub struct Published(ArcSwap<State>);
+
+impl Published {
+    /// Begins with `state`.
+    pub fn new(state: State) -> Self {
+        Self(ArcSwap::from_pointee(state))
+    }
+
+    /// The state as of now. Whoever holds it sees no later change.
+    pub fn load(&self) -> Arc<State> {
+        self.0.load_full()
+    }
+
+    /// Replaces it. What began with the old one ends with it.
+    pub fn publish(&self, state: Arc<State>) {
+        self.0.store(state);
+    }
+}

@@ -1,0 +1,84 @@
+//! One certificate: read from PEM, checked against its key, with the names it is good for.
+
+use std::{fmt, sync::Arc};
+
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::CertifiedKey,
+};
+
+use crate::tls::Context;
+
+/// A certificate that can be served.
+#[derive(Clone)]
+pub struct Certificate {
+    pub(crate) key: Arc<CertifiedKey>,
+    names: Vec<String>,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// Why a certificate cannot be served.
+#[derive(Debug)]
+pub enum Error {
+    /// The chain is not PEM of X.509 certificates.
+    Chain(String),
+    /// There is no certificate.
+    Empty,
+    /// The key is not PEM of a private key that we can use.
+    Key(String),
+    /// The key is not the certificate's.
+    Mismatch,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chain(cause) => write!(
+                f,
+                "the certificate chain cannot be read: {cause}; give PEM blocks `CERTIFICATE`, the leaf first"
+            ),
+            Self::Empty => f.write_str("there is no certificate in the chain; give PEM blocks `CERTIFICATE`, the leaf first"),
+            Self::Key(cause) => write!(
+                f,
+                "the private key cannot be used: {cause}; give one PEM block with an RSA, ECDSA or Ed25519 key"
+            ),
+            Self::Mismatch => f.write_str("the private key does not belong to the certificate; give the key it was issued for"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl Certificate {
+    /// Reads a chain, leaf first, and its key.
+    pub fn from_pem(context: &Context, chain_pem: &[u8], key_pem: &[u8]) -> Result<Self, Error> {
+        let chain = CertificateDer::pem_slice_iter(chain_pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|cause| Error::Chain(cause.to_string()))?;
+        let leaf = chain.first().ok_or(Error::Empty)?;
+        let names = webpki::EndEntityCert::try_from(leaf)
+            .map_err(|cause| Error::Chain(cause.to_string()))?
+            .valid_dns_names()
+            .map(str::to_ascii_lowercase)
+            .collect();
+        // What the parser says about a key is not shown: it could quote it.
+        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| Error::Key("it is not PEM".to_owned()))?;
+        let key = context.provider.key_provider.load_private_key(key).map_err(|cause| Error::Key(cause.to_string()))?;
+        let key = CertifiedKey::new(chain, key);
+        match key.keys_match() {
+            Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
+            Err(_) => return Err(Error::Mismatch),
+        }
+        Ok(Self { key: Arc::new(key), names })
+    }
+
+    /// The DNS names it is good for, lower case; a wildcard begins with `*.`.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+}

@@ -1,0 +1,136 @@
+//! The certificate for a name: exact, then wildcard, then what the listener has for any name.
+
+use std::{collections::HashMap, sync::Arc};
+
+use rustls::{
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+
+use crate::tls::certificate::Certificate;
+
+/// Certificates of one address, by name. Immutable: a reload makes a new one.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    /// By the suffix without `*.`; matches one label, as certificates do.
+    wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    /// By the suffix of a listener's host name; matches any number of labels, as listeners do.
+    suffix: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    any: Vec<Arc<CertifiedKey>>,
+}
+
+/// Names that a certificate is served for.
+#[derive(Clone, Copy, Debug)]
+pub enum Names<'a> {
+    /// Any name, and clients that send none.
+    Any,
+    /// This name.
+    Exact(&'a str),
+    /// One label or more in front of this suffix.
+    Suffix(&'a str),
+}
+
+impl Resolver {
+    /// Adds a certificate of a listener that serves `names`. The first for a name wins, if the client can use its key.
+    pub fn add(&mut self, names: Names<'_>, certificate: &Certificate) {
+        let key = || Arc::clone(&certificate.key);
+        for name in certificate.names() {
+            match name.strip_prefix("*.") {
+                Some(suffix) if covers(names, suffix, true) => {
+                    self.wildcard.entry(suffix.to_owned()).or_default().push(key());
+                }
+                None if covers(names, name, false) => self.exact.entry(name.clone()).or_default().push(key()),
+                Some(_) | None => {}
+            }
+        }
+        match names {
+            Names::Any => self.any.push(key()),
+            Names::Exact(name) => self.exact.entry(name.to_owned()).or_default().push(key()),
+            Names::Suffix(suffix) => self.suffix.entry(suffix.to_owned()).or_default().push(key()),
+        }
+    }
+
+    /// Certificates for a name, best first.
+    fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Arc<CertifiedKey>> {
+        let exact = name.and_then(|name| self.exact.get(name));
+        let parent = name.and_then(|name| name.split_once('.')).map(|(_, parent)| parent);
+        let wildcard = parent.and_then(|parent| self.wildcard.get(parent));
+        let suffix = name.into_iter().flat_map(parents).find_map(|parent| self.suffix.get(parent));
+        exact.into_iter().chain(wildcard).chain(suffix).chain([&self.any]).flatten()
+    }
+}
+
+/// Every suffix of a name that begins after a dot, longest first. Names are at most 253 bytes long.
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..))
+}
+
+/// Whether a listener's names include some name that a certificate is good for.
+fn covers(listener: Names<'_>, name: &str, is_wildcard: bool) -> bool {
+    match listener {
+        Names::Any => true,
+        Names::Exact(_) => false,
+        Names::Suffix(suffix) => {
+            let below = name.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'));
+            below || (is_wildcard && name == suffix)
+        }
+    }
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        // Rustls has checked the name and made it lower case.
+        let schemes = hello.signature_schemes();
+        let usable = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
+        self.candidates(hello.server_name()).find(usable).map(Arc::clone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::Context;
+
+    fn certificate(context: &Context, name: &str) -> Certificate {
+        let pair = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let (chain, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        Certificate::from_pem(context, chain.as_bytes(), key.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_most_specific_certificate_is_served() {
+        let context = Context::new().unwrap();
+        let [exact, wildcard, fallback, deep] =
+            ["a.example.org", "*.example.org", "other.test", "x.test"].map(|name| certificate(&context, name));
+        let mut resolver = Resolver::default();
+        resolver.add(Names::Any, &fallback);
+        resolver.add(Names::Suffix("example.org"), &wildcard);
+        resolver.add(Names::Exact("a.example.org"), &exact);
+        resolver.add(Names::Suffix("deep.example.org"), &deep);
+        let check = |name: Option<&str>, expected: &Certificate| {
+            let found = resolver.candidates(name).next().unwrap();
+            assert!(Arc::ptr_eq(found, &expected.key), "{name:?}");
+        };
+        check(Some("a.example.org"), &exact);
+        check(Some("b.example.org"), &wildcard);
+        check(Some("c.b.example.org"), &wildcard);
+        check(Some("a.deep.example.org"), &deep);
+        check(Some("example.org"), &fallback);
+        check(None, &fallback);
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_refused() {
+        let context = Context::new().unwrap();
+        let [one, other] =
+            [(); 2].map(|()| rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap());
+        let key = other.signing_key.serialize_pem();
+        let refused = Certificate::from_pem(&context, one.cert.pem().as_bytes(), key.as_bytes());
+        assert!(matches!(refused, Err(crate::tls::certificate::Error::Mismatch)), "{refused:?}");
+        let refused = Certificate::from_pem(&context, b"nothing", key.as_bytes());
+        assert!(matches!(refused, Err(crate::tls::certificate::Error::Empty)), "{refused:?}");
+        let refused = Certificate::from_pem(&context, one.cert.pem().as_bytes(), b"nothing");
+        assert!(matches!(refused, Err(crate::tls::certificate::Error::Key(_))), "{refused:?}");
+    }
+}

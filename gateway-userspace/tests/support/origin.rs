@@ -1,0 +1,115 @@
+//! Endpoints that answer as told, and count.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::{TcpListener, TcpStream};
+
+pub struct Origin {
+    pub addr: SocketAddr,
+    pub requests: Arc<AtomicUsize>,
+    pub connections: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Origin {
+    /// Answers 200 with its name, what it got in headers `seen-*`, and the request's body.
+    pub async fn named(name: &'static str) -> Self {
+        Self::at("127.0.0.1:0".parse().unwrap(), name).await
+    }
+
+    pub async fn at(addr: SocketAddr, name: &'static str) -> Self {
+        Self::serve(addr, move |request| async move {
+            let (parts, body) = request.into_parts();
+            let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let mut response = Response::builder().header("origin", name);
+            for (key, value) in &parts.headers {
+                response = response.header(format!("seen-{key}"), value);
+            }
+            let version = format!("{:?}", parts.version);
+            response
+                .header("seen-method", parts.method.as_str())
+                .header("seen-target", parts.uri.path_and_query().unwrap().as_str())
+                .header("seen-version", version)
+                .body(Full::new(body))
+                .unwrap()
+        })
+        .await
+    }
+
+    /// Answers with `handler`, over HTTP/1.1 or HTTP/2.
+    pub async fn serve<H, F>(addr: SocketAddr, handler: H) -> Self
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let listener = TcpListener::bind(addr).await.unwrap();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&requests);
+        Self::run(listener, requests, move |stream| {
+            let (handler, counter) = (handler.clone(), Arc::clone(&counter));
+            async move {
+                let service = service_fn(move |request| {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    let answer = handler(request);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                drop(builder.serve_connection(TokioIo::new(stream), service).await);
+            }
+        })
+    }
+
+    /// Does anything with its connections.
+    pub async fn raw<H, F>(handler: H) -> Self
+    where
+        H: Fn(TcpStream) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::run(listener, Arc::default(), handler)
+    }
+
+    fn run<H, F>(listener: TcpListener, requests: Arc<AtomicUsize>, handler: H) -> Self
+    where
+        H: Fn(TcpStream) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let addr = listener.local_addr().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&connections);
+        let task = tokio::spawn(async move {
+            let mut served = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
+                served.spawn(handler(stream));
+            }
+        });
+        Self { addr, requests, connections, task }
+    }
+
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,113 @@
+//! The data path as the agent runs it, without a control loop.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use gateway_common::hash::Seed;
+use gateway_userspace::{
+    clock::Clock,
+    compile::{
+        Faults,
+        state::{Shared, state},
+    },
+    drain::Tasks,
+    endpoint::{EndpointId, Registry},
+    listener::{Settings, Workers},
+    metrics::Metrics,
+    name::ServiceName,
+    net::{connect, listen::Place},
+    pool::registry::{self, Pools},
+    snapshot::Snapshot,
+    state::Published,
+    tls,
+    upstream::Parts,
+};
+
+pub const SEED: Seed = Seed::new([11, 12]);
+
+pub struct Proxy {
+    pub published: Arc<Published>,
+    pub registry: Arc<Registry>,
+    pub metrics: Arc<Metrics>,
+    pub pools: Arc<Pools>,
+    pub shared: Shared,
+    workers: Mutex<Option<Workers>>,
+}
+
+impl Proxy {
+    pub fn start(snapshot: &Snapshot) -> Self {
+        Self::with_workers(snapshot, 2)
+    }
+
+    pub fn with_workers(snapshot: &Snapshot, n_workers: usize) -> Self {
+        let metrics = Arc::new(Metrics::new(n_workers));
+        let registry = Arc::new(Registry::default());
+        let tasks = Tasks::default();
+        let clock = Clock::real();
+        let pools = Arc::new(Pools::new(registry::Shared {
+            n_shards: n_workers,
+            tasks: tasks.clone(),
+            clock: clock.clone(),
+            families: metrics.families.clone(),
+        }));
+        let parts = Parts {
+            registry: Arc::clone(&registry),
+            pools: Arc::clone(&pools),
+            metrics: Arc::clone(&metrics),
+            tasks,
+            options: connect::Options::default(),
+        };
+        let shared = Shared { parts, tls: tls::Context::new().unwrap(), seed: SEED };
+        let published = Arc::new(Published::default());
+        let settings = Settings {
+            n_workers,
+            published: Arc::clone(&published),
+            metrics: Arc::clone(&metrics),
+            pools: Arc::clone(&pools),
+            clock,
+        };
+        let workers = Mutex::new(Some(Workers::start(&settings).unwrap()));
+        let proxy = Self { published, registry, metrics, pools, shared, workers };
+        proxy.apply(snapshot).unwrap();
+        proxy
+    }
+
+    /// In the order of the control loop: bind, publish, serve, retire.
+    pub fn apply(&self, snapshot: &Snapshot) -> Result<(), Faults> {
+        let before = self.published.load();
+        let compiled = state(snapshot, &self.shared, Some(&before))?;
+        for service in &snapshot.services {
+            for endpoint in &service.endpoints {
+                let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
+                self.registry.resolve(&id).set_weight(endpoint.weight);
+            }
+        }
+        let binds: Vec<_> = compiled.binds.keys().map(|key| (*key, Place::Virtual)).collect();
+        let workers = self.workers.lock().unwrap();
+        let workers = workers.as_ref().unwrap();
+        workers.bind(&binds).unwrap();
+        self.published.publish(Arc::new(compiled));
+        workers.serve().unwrap();
+        let now = self.published.load();
+        workers.retire(|key| now.binds.contains_key(key));
+        Ok(())
+    }
+
+    pub fn endpoint(&self, service: &str, addr: std::net::SocketAddr) -> Arc<gateway_userspace::endpoint::Endpoint> {
+        self.registry.resolve(&EndpointId { service: ServiceName::new(service), addr })
+    }
+
+    pub async fn drain(&self, deadline: Duration) -> usize {
+        let workers = self.workers.lock().unwrap().take().unwrap();
+        workers.drain(deadline).await
+    }
+
+    /// The value of a metric's line that begins with `series`.
+    pub fn metric(&self, series: &str) -> f64 {
+        let text = self.metrics.encode().unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(series));
+        line.map_or(0.0, |value| value.trim().parse().unwrap())
+    }
+}
