@@ -2,15 +2,19 @@
 //!
 //! A module imports only from strictly lower layers; `cargo xtask tidy` holds the table:
 //!
-//! 0. [`name`], [`limits`], [`clock`], [`drain`], [`secret`], [`metrics`]: words, bounds, time, shutdown, numbers.
-//! 1. [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables.
+//! 0. [`name`], [`limits`], [`clock`], [`drain`], [`secret`], [`place`], [`metrics`]: words, bounds, time, shutdown, numbers.
+//! 1. [`config`], [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables; reading the file.
+//! 2. [`source`]: where wants come from.
 
 pub mod clock;
+pub mod config;
 pub mod drain;
 pub mod endpoint;
 pub mod image;
 pub mod limits;
 pub mod maglev;
 pub mod name;
+pub mod place;
 pub mod secret;
 pub mod snapshot;
+pub mod source;
