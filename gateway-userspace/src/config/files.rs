@@ -79,7 +79,8 @@ pub fn parent(file: &Path) -> PathBuf {
     }
 }
 
-fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, Wrong> {
+/// The content of a file of at most `max` bytes, without remembering it.
+pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, Wrong> {
     let cannot = |error: std::io::Error| {
         let remedy = match error.kind() {
             std::io::ErrorKind::NotFound => "create it, or correct the path".to_owned(),

@@ -5,3 +5,4 @@ pub mod file;
 pub mod summary;
 pub mod text;
 pub mod wanted;
+pub mod watch;
