@@ -101,11 +101,11 @@ fn read_seed(path: &str, files: &Files) -> Result<Secret, Wrong> {
     let remedy = "write 32 hexadecimal digits into it, such as `openssl rand -hex 16` prints";
     let digits = content.trim_ascii();
     if digits.len() != DIGITS {
-        let message = format!("its file holds {} bytes instead of {DIGITS} digits", digits.len());
+        let message = format!("it holds {} bytes instead of {DIGITS} digits", digits.len());
         return Err(Wrong::new(message, remedy));
     }
     let nibbles: Option<Vec<u8>> = digits.iter().map(|digit| nibble(*digit)).collect();
-    let nibbles = nibbles.ok_or_else(|| Wrong::new("its file holds something else than digits", remedy))?;
+    let nibbles = nibbles.ok_or_else(|| Wrong::new("it holds something else than digits", remedy))?;
     let bytes: Vec<u8> =
         nibbles.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, half| byte << 4 | half)).collect();
     Ok(Secret::new(&bytes))

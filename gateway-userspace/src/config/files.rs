@@ -32,7 +32,7 @@ impl Files {
 
     /// The path that `name` stands for.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        if self.folder == Path::new(".") { PathBuf::from(name) } else { self.folder.join(name) }
     }
 
     /// The content of a file of at most `max` bytes.

@@ -30,9 +30,9 @@ macro_rules! text {
 text!(NAME, "a name", "web", "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$");
 text!(HOSTNAME, "a host name", "*.example.org", r"^(\*\.)?[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$");
 text!(HOST, "a value of the `host` header", "app.example.org", "^[!-~]+$");
-text!(ADDRESS, "an IP address", "10.0.0.10", "^[0-9a-fA-F.:]+$");
+text!(ADDRESS, "the IP address of a machine", "10.0.0.10", "^[0-9a-fA-F.:]+$");
 text!(SOCKET_ADDRESS, "an IP address and a port", "127.0.0.1:9901", r"^[0-9a-fA-F.:\[\]]+:[0-9]+$");
-text!(FILE, "the path of a file", "web.pem", "^.+$");
+text!(FILE, "a usable file", "web.pem", "^.+$");
 text!(DIRECTORY, "the absolute path of a directory", "/sys/fs/bpf", "^/.*$");
 text!(PATH, "a path", "/api", "^/[^?#]*$");
 text!(HEADER_NAME, "the name of a header field", "x-canary", "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$");

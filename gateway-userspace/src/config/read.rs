@@ -1,15 +1,16 @@
 //! Typed readers over the tree: each takes what its shape allows, and a fault at its place for everything else.
 
+use std::time::Duration;
+
 use crate::{
     config::{
         fault::Collector,
         shape::{self, Field, List, Presence, Shape, Table, Text},
         yaml::{Document, Value, join},
     },
+    duration,
     place::{Located, Place},
 };
-
-use std::time::Duration;
 
 /// Why a text is not what it should be.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -69,20 +70,26 @@ impl<'d> Reader<'d> {
                 return None;
             }
         };
+        let has = |key: &str| entries.iter().any(|entry| entry.key == key);
         let path = self.document.path(place);
+        let mut misspelled = Vec::new();
         for entry in entries.iter().filter(|entry| table.field(&entry.key).is_none()) {
-            let remedy = match shape::meant(&entry.key, table.fields.iter().map(|field| field.key)) {
-                Some(meant) => format!("write \"{meant}\" instead"),
+            let absent = table.fields.iter().map(|field| field.key).filter(|key| !has(key));
+            let remedy = match shape::meant(&entry.key, absent) {
+                Some(meant) => {
+                    misspelled.push(meant);
+                    format!("write \"{meant}\" instead")
+                }
                 None => format!("remove it; {} has {}", table.name, keys(table)),
             };
             let message = format!("unknown key \"{}\"", entry.key);
             let path = join(&path, &entry.key);
             self.collector.push(self.document.fault_at(entry.mark, path, message, remedy));
         }
-        let has = |key: &str| entries.iter().any(|entry| entry.key == key);
         for field in table.fields {
             if let Presence::Required(example) = field.presence
                 && !has(field.key)
+                && !misspelled.contains(&field.key)
             {
                 let path = join(&path, field.key);
                 let remedy = format!("write `{}: {example}`", field.key);
@@ -233,8 +240,8 @@ impl<'d> View<'d> {
         let Some(Field { shape: Shape::Duration { min, max }, presence, .. }) = field else {
             return self.misread(key);
         };
-        let Some(place) = place else { return self.default(*presence, shape::duration) };
-        let (from, to) = (shape::write_duration(*min), shape::write_duration(*max));
+        let Some(place) = place else { return self.default(*presence, duration::read) };
+        let (from, to) = (duration::write(*min), duration::write(*max));
         let written = match self.reader.document.value(place) {
             Value::Plain(written) | Value::Quoted(written) => written,
             Value::Null | Value::List(_) | Value::Map(_) => {
@@ -243,13 +250,13 @@ impl<'d> View<'d> {
                 return None;
             }
         };
-        match shape::duration(written) {
+        match duration::read(written) {
             Some(value) if (*min..=*max).contains(&value) => return Some(Located { value, place }),
             Some(_) => {
                 let remedy = format!("write a duration from {from} to {to}");
                 self.reader.fault(place, format!("{written} is out of range"), remedy);
             }
-            None if written.len() <= 5 && shape::duration(&format!("{written}s")).is_some() => {
+            None if written.len() <= 5 && duration::read(&format!("{written}s")).is_some() => {
                 self.reader.fault(
                     place,
                     format!("{written} has no unit"),

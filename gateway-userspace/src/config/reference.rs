@@ -1,8 +1,11 @@
 //! The reference page of the configuration file, made from the tables the reader uses.
 
-use crate::config::{
-    keys,
-    shape::{Field, Presence, Shape, Table, write_duration},
+use crate::{
+    config::{
+        keys,
+        shape::{Field, Presence, Shape, Table},
+    },
+    duration,
 };
 
 /// The page, in Markdown.
@@ -72,7 +75,7 @@ fn value(shape: &Shape) -> String {
         Shape::Integer { min, max } => format!("{min} to {max}"),
         Shape::Word(words) => format!("`{}`", words.join("`, `")),
         Shape::Duration { min, max } => {
-            format!("duration, `{}` to `{}`", write_duration(*min), write_duration(*max))
+            format!("duration, `{}` to `{}`", duration::write(*min), duration::write(*max))
         }
     }
 }

@@ -2,9 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::config::{
-    keys,
-    shape::{DURATION_PATTERN, Field, Presence, Shape, Table},
+use crate::{
+    config::{
+        keys,
+        shape::{Field, Presence, Shape, Table},
+    },
+    duration,
 };
 
 /// The schema, for editors and other programs.
@@ -78,7 +81,7 @@ fn shape(of: &Shape, definitions: &mut Map<String, Value>) -> Value {
         Shape::Text(text) => json!({ "type": "string", "pattern": text.pattern, "examples": [text.example] }),
         Shape::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
         Shape::Word(words) => json!({ "type": "string", "enum": words }),
-        Shape::Duration { .. } => json!({ "type": "string", "pattern": DURATION_PATTERN }),
+        Shape::Duration { .. } => json!({ "type": "string", "pattern": duration::PATTERN }),
     }
 }
 

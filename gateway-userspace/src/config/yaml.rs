@@ -109,18 +109,21 @@ impl Document {
             steps.push((parent, idx));
             at = parent;
         }
-        let mut path = String::new();
-        for (parent, idx) in steps.into_iter().rev() {
-            match self.value(parent) {
-                Value::Map(entries) => {
-                    let key = entries.get(index(idx)).map_or("", |entry| entry.key.as_str());
-                    path = join(&path, key);
-                }
-                Value::List(_) => path = format!("{path}[{idx}]"),
-                Value::Null | Value::Plain(_) | Value::Quoted(_) => {}
-            }
+        steps.into_iter().rev().fold(String::new(), |path, (parent, idx)| self.step(&path, parent, idx))
+    }
+
+    /// The path of the node with index `idx` in `parent`, which has `path`.
+    fn step(&self, path: &str, parent: Place, idx: u32) -> String {
+        match self.value(parent) {
+            Value::Map(entries) => join(path, entries.get(index(idx)).map_or("", |entry| entry.key.as_str())),
+            Value::List(_) => format!("{path}[{idx}]"),
+            Value::Null | Value::Plain(_) | Value::Quoted(_) => path.to_owned(),
         }
-        path
+    }
+
+    /// The path of a node that is about to be added.
+    fn path_of_slot(&self, slot: Slot) -> String {
+        slot.parent.map_or_else(String::new, |(parent, idx)| self.step(&self.path(parent), parent, idx))
     }
 
     /// A fault at `place`.
@@ -333,7 +336,7 @@ impl<'t> Builder<'t, '_> {
 
     fn push(&mut self, value: Value, mark: Mark, slot: Slot) -> Result<Place, Stopped> {
         let stop = |message: String, remedy: &str| {
-            let path = slot.parent.map_or_else(String::new, |(parent, _)| self.document.path(parent));
+            let path = self.document.path_of_slot(slot);
             Box::new(self.document.fault_at(mark, path, message, remedy.to_owned()))
         };
         if slot.depth >= MAX_DEPTH {
@@ -366,7 +369,7 @@ impl<'t> Builder<'t, '_> {
 
     fn refuse_tag(&self, has_tag: bool, mark: Mark, slot: Slot) {
         if has_tag {
-            let path = slot.parent.map_or_else(String::new, |(parent, _)| self.document.path(parent));
+            let path = self.document.path_of_slot(slot);
             let remedy = "remove the tag, and put text that looks like a number in quotes".to_owned();
             let message = "tags have no meaning here".to_owned();
             self.collector.push(self.document.fault_at(mark, path, message, remedy));
@@ -396,7 +399,12 @@ fn syntax_remedy(kind: &ErrorKind) -> &'static str {
     ) {
         return "indent with spaces instead of a tab";
     }
-    if matches!(kind, ErrorKind::UnclosedQuotedScalar) {
+    if matches!(
+        kind,
+        ErrorKind::UnclosedQuotedScalar
+            | ErrorKind::InvalidQuotedScalarIndent
+            | ErrorKind::DocumentIndicatorInQuotedScalar
+    ) {
         return "close the quote on the same line";
     }
     if matches!(

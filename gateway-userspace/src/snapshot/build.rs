@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::{
+    duration, limits,
     place::{Located, Place},
     snapshot::{
         Snapshot, attach,
@@ -12,8 +13,6 @@ use crate::{
         service::Service,
     },
 };
-
-use crate::limits;
 
 /// A snapshot and what somebody should look at nevertheless.
 #[derive(Clone, Debug)]
@@ -163,8 +162,9 @@ fn check_rule(rule: &DraftRule, problems: &mut Problems) {
         && !request.value.is_zero()
         && backend.value > request.value
     {
-        let message = format!("{:?} is longer than `request`, which is {:?}", backend.value, request.value);
-        problems.fault(backend.place, message, format!("write at most {:?}", request.value));
+        let (longer, bound) = (duration::write(backend.value), duration::write(request.value));
+        let message = format!("{longer} is longer than `request`, which is {bound}");
+        problems.fault(backend.place, message, format!("write at most {bound}"));
     }
     let mut seen = std::collections::HashSet::new();
     for backend in &rule.backends {
@@ -194,10 +194,8 @@ fn check_service(service: &DraftService, problems: &mut Problems) {
     if let Some(Located { value: health, place }) = &service.health
         && health.timeout >= health.interval
     {
-        let message = format!(
-            "a check may take {:?}, as long as the interval of {:?}",
-            health.timeout, health.interval
-        );
+        let (timeout, interval) = (duration::write(health.timeout), duration::write(health.interval));
+        let message = format!("a check may take {timeout}, and the next begins after {interval}");
         problems.fault(*place, message, "write a `timeout` below `interval`");
     }
 }

@@ -13,7 +13,7 @@ pub fn check_chain(pem: &[u8]) -> Result<(), Wrong> {
         return Ok(());
     }
     let remedy = "write a file with a `-----BEGIN CERTIFICATE-----` block, leaf first";
-    Err(Wrong::new(format!("its file holds {}, no certificate", found(&labels)), remedy))
+    Err(Wrong::new(format!("it holds {}, no certificate", found(&labels)), remedy))
 }
 
 /// Checks that `pem` holds one key that can be read without a password.
@@ -34,9 +34,9 @@ pub fn check_key(pem: &[u8]) -> Result<(), Wrong> {
         1 => Ok(()),
         0 => {
             let remedy = "write a file with a `-----BEGIN PRIVATE KEY-----` block";
-            Err(Wrong::new(format!("its file holds {}, no key", found(&labels)), remedy))
+            Err(Wrong::new(format!("it holds {}, no key", found(&labels)), remedy))
         }
-        _ => Err(Wrong::new(format!("its file holds {n_keys} keys"), "write one key to a file")),
+        _ => Err(Wrong::new(format!("it holds {n_keys} keys"), "write one key to a file")),
     }
 }
 

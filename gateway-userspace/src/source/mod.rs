@@ -6,3 +6,6 @@ pub mod summary;
 pub mod text;
 pub mod wanted;
 pub mod watch;
+
+#[cfg(test)]
+mod tests;

@@ -138,7 +138,7 @@ pub fn header_name(text: &str) -> Result<http::HeaderName, Wrong> {
     if text.starts_with(':') || text.eq_ignore_ascii_case("host") {
         let remedy =
             if text.eq_ignore_ascii_case(":method") { "use `method`" } else { "use `hostnames` or `path`" };
-        return Err(Wrong::new("it is no ordinary header field", remedy));
+        return Err(Wrong::new("it is matched elsewhere", remedy));
     }
     if text.len() > MAX_BYTES {
         return Err(Wrong::new("it is too long", format!("write at most {MAX_BYTES} bytes")));
