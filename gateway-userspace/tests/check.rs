@@ -3,6 +3,8 @@
 //! A bad file marks the lines that are at fault with `# <-`, by hand. Beside it stands everything that has to be
 //! printed about it; `UPDATE_EXPECT=1` writes that anew, for review.
 
+#![cfg(test)]
+
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},

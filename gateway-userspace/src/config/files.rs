@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
     hash::{BuildHasher, RandomState},
-    io::Read,
+    io::{ErrorKind, Read},
     path::{Path, PathBuf},
 };
 
@@ -51,7 +51,7 @@ impl Files {
 }
 
 /// The folders in which a change of these files shows: theirs, and those of every symbolic link on the way, because
-/// a mounted ConfigMap is changed by renaming a link that the file's own path goes through.
+/// a mounted `ConfigMap` is changed by renaming a link that the file's own path goes through.
 pub fn folders<'p>(files: impl Iterator<Item = &'p PathBuf>) -> BTreeSet<PathBuf> {
     const MAX_LINKS: usize = 40;
     let mut folders = BTreeSet::new();
@@ -82,11 +82,12 @@ pub fn parent(file: &Path) -> PathBuf {
 /// The content of a file of at most `max` bytes, without remembering it.
 pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, Wrong> {
     let cannot = |error: std::io::Error| {
-        let remedy = match error.kind() {
-            std::io::ErrorKind::NotFound => "create it, or correct the path".to_owned(),
-            std::io::ErrorKind::PermissionDenied => "let the user of sluice read it".to_owned(),
-            std::io::ErrorKind::IsADirectory => "write the path of a file".to_owned(),
-            _ => "make it a readable file".to_owned(),
+        let remedy = if error.kind() == ErrorKind::NotFound {
+            "create it, or correct the path"
+        } else if error.kind() == ErrorKind::PermissionDenied {
+            "let the user of sluice read it"
+        } else {
+            "make it a readable file"
         };
         Wrong::new(format!("{} cannot be read: {error}", path.display()), remedy)
     };

@@ -71,7 +71,7 @@ impl<'d> Reader<'d> {
             }
         };
         let has = |key: &str| entries.iter().any(|entry| entry.key == key);
-        let path = self.document.path(place);
+        let path = |key: &str| join(&self.document.path(place), key);
         let mut misspelled = Vec::new();
         for entry in entries.iter().filter(|entry| table.field(&entry.key).is_none()) {
             let absent = table.fields.iter().map(|field| field.key).filter(|key| !has(key));
@@ -83,15 +83,14 @@ impl<'d> Reader<'d> {
                 None => format!("remove it; {} has {}", table.name, keys(table)),
             };
             let message = format!("unknown key \"{}\"", entry.key);
-            let path = join(&path, &entry.key);
-            self.collector.push(self.document.fault_at(entry.mark, path, message, remedy));
+            self.collector.push(self.document.fault_at(entry.mark, path(&entry.key), message, remedy));
         }
         for field in table.fields {
             if let Presence::Required(example) = field.presence
                 && !has(field.key)
                 && !misspelled.contains(&field.key)
             {
-                let path = join(&path, field.key);
+                let path = path(field.key);
                 let remedy = format!("write `{}: {example}`", field.key);
                 let mark = self.document.mark(place);
                 self.collector.push(self.document.fault_at(mark, path, "missing".to_owned(), remedy));

@@ -176,18 +176,17 @@ impl<'t> Builder<'t, '_> {
         let mut n_documents = 0_u32;
         loop {
             let (event, span) = self.next()?;
-            match event {
-                Event::StreamEnd => break,
-                Event::DocumentStart(..) => {
-                    n_documents += 1;
-                    if n_documents > 1 {
-                        let remedy = "write one document, without a second `---`";
-                        return Err(self.stop(span, "a second YAML document begins here", remedy));
-                    }
-                    let (event, span) = self.next()?;
-                    self.node(event, span, top)?;
+            if matches!(event, Event::StreamEnd) {
+                break;
+            }
+            if matches!(event, Event::DocumentStart(..)) {
+                n_documents += 1;
+                if n_documents > 1 {
+                    let remedy = "write one document, without a second `---`";
+                    return Err(self.stop(span, "a second YAML document begins here", remedy));
                 }
-                _ => {}
+                let (event, span) = self.next()?;
+                self.node(event, span, top)?;
             }
         }
         if self.document.nodes.is_empty() {
@@ -204,11 +203,17 @@ impl<'t> Builder<'t, '_> {
         }
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the library may add events; none but these is of use here"
+    )]
     fn node(&mut self, event: Event<'t>, span: Span, slot: Slot) -> Result<Place, Stopped> {
         let mark = mark(span);
         let (place, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), mark, slot);
+                if tag.is_some() {
+                    self.refuse_tag(mark, self.document.path_of_slot(slot));
+                }
                 let text = text.into_owned();
                 let value = match style {
                     ScalarStyle::Plain if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL") => {
@@ -223,17 +228,25 @@ impl<'t> Builder<'t, '_> {
                 (self.push(value, mark, slot)?, anchor)
             }
             Event::SequenceStart(_, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), mark, slot);
+                if tag.is_some() {
+                    self.refuse_tag(mark, self.document.path_of_slot(slot));
+                }
                 (self.list(mark, slot)?, anchor)
             }
             Event::MappingStart(_, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), mark, slot);
+                if tag.is_some() {
+                    self.refuse_tag(mark, self.document.path_of_slot(slot));
+                }
                 (self.map(mark, slot)?, anchor)
             }
             Event::Alias(anchor) => {
                 let Some(original) = self.anchors.get(&anchor).copied() else {
                     let remedy = "write the value out here";
-                    return Err(self.stop(span, "this alias stands inside the value it repeats", remedy));
+                    return Err(self.stop(
+                        span,
+                        "this alias repeats a key, or the value it stands in",
+                        remedy,
+                    ));
                 };
                 (self.copy(original, mark, slot)?, 0)
             }
@@ -294,6 +307,10 @@ impl<'t> Builder<'t, '_> {
         Ok(place)
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the library may add events; none but these is of use here"
+    )]
     fn key(&mut self, event: Event<'t>, span: Span, map: Place) -> Result<String, Stopped> {
         match event {
             Event::Scalar(text, ScalarStyle::Plain, _, _) if text == "<<" => {
@@ -302,7 +319,12 @@ impl<'t> Builder<'t, '_> {
                 let message = "merge keys are not part of YAML 1.2".to_owned();
                 Err(Box::new(self.document.fault_at(mark(span), path, message, remedy.to_owned())))
             }
-            Event::Scalar(text, ..) => Ok(Cow::into_owned(text)),
+            Event::Scalar(text, _, _, tag) => {
+                if tag.is_some() {
+                    self.refuse_tag(mark(span), self.document.path(map));
+                }
+                Ok(Cow::into_owned(text))
+            }
             _ => Err(self.stop(span, "a key is not text here", "write a single word before the colon")),
         }
     }
@@ -367,19 +389,18 @@ impl<'t> Builder<'t, '_> {
         }
     }
 
-    fn refuse_tag(&self, has_tag: bool, mark: Mark, slot: Slot) {
-        if has_tag {
-            let path = self.document.path_of_slot(slot);
-            let remedy = "remove the tag, and put text that looks like a number in quotes".to_owned();
-            let message = "tags have no meaning here".to_owned();
-            self.collector.push(self.document.fault_at(mark, path, message, remedy));
-        }
+    fn refuse_tag(&self, mark: Mark, path: String) {
+        let remedy = "remove the tag, and put text that looks like a number in quotes".to_owned();
+        let message = "tags have no meaning here".to_owned();
+        self.collector.push(self.document.fault_at(mark, path, message, remedy));
     }
 
+    #[expect(clippy::unnecessary_box_returns, reason = "what recursion carries along should be small")]
     fn stop(&self, span: Span, message: &str, remedy: &str) -> Stopped {
         Box::new(self.document.fault_at(mark(span), String::new(), message.to_owned(), remedy.to_owned()))
     }
 
+    #[expect(clippy::unnecessary_box_returns, reason = "what recursion carries along should be small")]
     fn syntax(&self, error: &ScanError) -> Stopped {
         let marker = error.marker();
         let mark = Mark { line: count(marker.line()), column: count(marker.col()).saturating_add(1) };

@@ -13,15 +13,25 @@ use crate::{
     },
 };
 
-/// The things that others refer to, by name; of several with one name, the first.
+/// The things that others refer to, by name; of several with one name, the first. And what to write where a name is
+/// none of them.
 struct Index<'d> {
     listeners: HashMap<&'d ListenerName, &'d DraftListener>,
     services: HashMap<&'d ServiceName, &'d DraftService>,
+    listener_remedy: String,
+    service_remedy: String,
 }
 
 /// Checks every reference of the draft.
 pub(super) fn check(draft: &Draft, problems: &mut Problems) {
-    let mut index = Index { listeners: HashMap::new(), services: HashMap::new() };
+    let listeners = draft.listeners.iter().filter_map(|listener| listener.name.as_ref());
+    let services = draft.services.iter().filter_map(|service| service.name.as_ref());
+    let mut index = Index {
+        listeners: HashMap::new(),
+        services: HashMap::new(),
+        listener_remedy: listed("listeners", listeners.map(|name| name.value.as_str())),
+        service_remedy: listed("services", services.map(|name| name.value.as_str())),
+    };
     for listener in &draft.listeners {
         if let Some(name) = &listener.name {
             index.listeners.entry(&name.value).or_insert(listener);
@@ -61,8 +71,8 @@ fn check_listeners(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
             problems.fault(*place, format!("{name} is written twice"), "write each listener once");
         }
         if !index.listeners.contains_key(name) {
-            let known = index.listeners.keys().map(|name| name.as_str());
-            problems.fault(*place, format!("no listener is named {name}"), listed("listeners", known));
+            let remedy = index.listener_remedy.clone();
+            problems.fault(*place, format!("no listener is named {name}"), remedy);
         }
     }
     let Some(protocol) = layer4(route, index) else { return };
@@ -133,13 +143,12 @@ fn check_backends(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems
         if index.services.contains_key(name) {
             continue;
         }
-        let remedy = listed("services", index.services.keys().map(|name| name.as_str()));
-        match layer4 {
-            Some(_) => problems.fault(backend.place, format!("no service is named {name}"), remedy),
-            None => {
-                let message = format!("no service is named {name}: its share is answered with 500");
-                problems.warning(backend.place, message, remedy);
-            }
+        let message = format!("no service is named {name}");
+        let remedy = index.service_remedy.clone();
+        if layer4.is_some() {
+            problems.fault(backend.place, message, remedy);
+        } else {
+            problems.warning(backend.place, format!("{message}: its share is answered with 500"), remedy);
         }
     }
     if layer4.is_some() {
@@ -183,7 +192,8 @@ fn check_attached(draft: &Draft, problems: &mut Problems) {
     for route in &draft.routes {
         for name in &route.listeners {
             let here = routes.entry(&name.value).or_default();
-            if !here.iter().any(|(other, _)| other.place == route.place) {
+            // Routes come one after another, so a listener that one names twice finds it last.
+            if here.last().is_none_or(|(other, _)| other.place != route.place) {
                 here.push((route, name));
             }
         }
@@ -238,6 +248,7 @@ fn listed<'n>(kind: &str, names: impl Iterator<Item = &'n str>) -> String {
     const SHOWN: usize = 5;
     let mut names: Vec<&str> = names.collect();
     names.sort_unstable();
+    names.dedup();
     if names.is_empty() {
         return format!("add it below `{kind}`");
     }

@@ -1,6 +1,9 @@
 //! Checks a draft and makes the snapshot: names are unique, references resolve, addresses do not collide.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+};
 
 use crate::{
     duration, limits,
@@ -123,38 +126,45 @@ fn check_listener(listener: &DraftListener, problems: &mut Problems) {
     }
 }
 
-/// Listeners of one address and port and transport have to be of one protocol, and tell requests apart by host name.
-fn check_collisions(listeners: &[DraftListener], problems: &mut Problems) {
-    let mut taken = HashMap::new();
-    for listener in listeners {
-        let (Some(addr), Some(protocol)) = (&listener.addr, &listener.protocol) else { continue };
-        let here = taken.entry((addr.value, protocol.value == Protocol::Udp)).or_insert_with(Vec::new);
-        let other =
-            here.iter().copied().find(|other: &&DraftListener| collides(other, listener, protocol.value));
-        if let Some(other) = other {
-            let name = other.name.as_ref().map_or("another listener", |name| name.value.as_str());
-            if other.protocol.as_ref().is_some_and(|other| other.value != protocol.value) {
-                let message = format!("{} speaks another protocol on {}", name, addr.value);
-                problems.fault(protocol.place, message, "write the same protocol, or another port");
-            } else if protocol.value.is_layer7() {
-                let place = listener.hostname.as_ref().map_or(addr.place, |hostname| hostname.place);
-                let message = format!("{name} has the same host name on {}", addr.value);
-                problems.fault(place, message, "write another `hostname`, or another port");
-            } else {
-                let message = format!("{name} has {} already", addr.value);
-                problems.fault(addr.place, message, "write another address or port");
-            }
-        }
-        here.push(listener);
-    }
+/// What has an address, port and transport already.
+struct Taken<'d> {
+    first: &'d DraftListener,
+    protocol: Protocol,
+    by_hostname: HashMap<Option<&'d Hostname>, &'d DraftListener>,
 }
 
-fn collides(other: &DraftListener, listener: &DraftListener, protocol: Protocol) -> bool {
-    let hostname =
-        |listener: &DraftListener| listener.hostname.as_ref().map(|hostname| hostname.value.clone());
-    other.protocol.as_ref().is_none_or(|other| other.value != protocol)
-        || !protocol.is_layer7()
-        || hostname(other) == hostname(listener)
+/// Listeners of one address and port and transport have to be of one protocol, and tell requests apart by host name.
+fn check_collisions(listeners: &[DraftListener], problems: &mut Problems) {
+    let name = |other: &DraftListener| {
+        other.name.as_ref().map_or_else(|| "another listener".to_owned(), |name| name.value.to_string())
+    };
+    let mut taken: HashMap<(SocketAddr, bool), Taken<'_>> = HashMap::new();
+    for listener in listeners {
+        let (Some(addr), Some(protocol)) = (&listener.addr, &listener.protocol) else { continue };
+        let hostname = listener.hostname.as_ref();
+        let by_udp = protocol.value == Protocol::Udp;
+        let here = match taken.entry((addr.value, by_udp)) {
+            Entry::Vacant(vacant) => {
+                let by_hostname = HashMap::from([(hostname.map(|hostname| &hostname.value), listener)]);
+                vacant.insert(Taken { first: listener, protocol: protocol.value, by_hostname });
+                continue;
+            }
+            Entry::Occupied(occupied) => occupied.into_mut(),
+        };
+        if here.protocol != protocol.value {
+            let message = format!("{} speaks another protocol on {}", name(here.first), addr.value);
+            problems.fault(protocol.place, message, "write the same protocol, or another port");
+        } else if !protocol.value.is_layer7() {
+            let message = format!("{} has {} already", name(here.first), addr.value);
+            problems.fault(addr.place, message, "write another address or port");
+        } else if let Some(other) =
+            here.by_hostname.insert(hostname.map(|hostname| &hostname.value), listener)
+        {
+            let place = hostname.map_or(addr.place, |hostname| hostname.place);
+            let message = format!("{} has the same host name on {}", name(other), addr.value);
+            problems.fault(place, message, "write another `hostname`, or another port");
+        }
+    }
 }
 
 fn check_rule(rule: &DraftRule, problems: &mut Problems) {
