@@ -82,3 +82,14 @@ pub struct KernelSettings {
     /// Content of the `SETTINGS` map.
     pub settings: Settings,
 }
+
+/// How this node reaches an endpoint's address.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Way {
+    /// The address is one of this node's own.
+    pub is_local: bool,
+    /// The address of this node that packets there carry as their source.
+    pub source: Option<std::net::IpAddr>,
+    /// Interface and link-layer addresses, when they are known.
+    pub next_hop: gateway_common::endpoint::NextHop,
+}

@@ -2,29 +2,41 @@
 //!
 //! A module imports only from strictly lower layers; `cargo xtask tidy` holds the table:
 //!
-//! 0. [`name`], [`limits`], [`clock`], [`drain`], [`secret`], [`metrics`]: words, bounds, time, shutdown, numbers.
-//! 1. [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables.
+//! 0. [`name`], [`limits`], [`clock`], [`drain`], [`duration`], [`secret`], [`place`], [`metrics`]: words, bounds, time, shutdown, numbers.
+//! 1. [`config`], [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables; reading the file.
+//! 2. [`source`], [`kernel`], [`address`], [`net`], [`tls`], [`health`], [`balance`], [`pool`], [`route`]: one
+//!    capability each, unknown to each other.
+//! 3. [`upstream`]: send this to that service.
+//! 4. [`state`]: the compiled whole, and its publication.
+//! 5. [`compile`], [`http`], [`tcp`], [`udp`]: build the state; serve from it.
+//! 6. [`listener`]: the accept loops.
 
+pub mod address;
 pub mod balance;
 pub mod clock;
 pub mod compile;
+pub mod config;
 pub mod drain;
+pub mod duration;
 pub mod endpoint;
 pub mod health;
 pub mod http;
 pub mod image;
+pub mod kernel;
 pub mod limits;
 pub mod listener;
 pub mod maglev;
 pub mod metrics;
 pub mod name;
 pub mod net;
+pub mod place;
 pub mod pool;
 pub mod route;
 pub mod secret;
 pub mod snapshot;
+pub mod source;
 pub mod state;
-pub mod tls;
 pub mod tcp;
+pub mod tls;
 pub mod udp;
 pub mod upstream;

@@ -1,5 +1,7 @@
 //! From a snapshot to what is served: pure, without IO and without a clock. Everything compiles, or nothing changes.
 
+pub mod id;
+pub mod image;
 pub mod listener;
 pub mod route;
 pub mod service;

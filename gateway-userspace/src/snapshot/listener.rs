@@ -1,6 +1,6 @@
 //! Wanted listeners: virtual addresses and what happens there.
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr};
 
 use crate::{name::ListenerName, secret::Secret};
 
@@ -68,6 +68,31 @@ pub enum Hostname {
     Wildcard(String),
 }
 
+impl Hostname {
+    /// Whether some name is of both patterns.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let below = |name: &str, suffix: &str| {
+            name.strip_suffix(suffix).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+        };
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) => a == b,
+            (Self::Exact(name), Self::Wildcard(suffix)) | (Self::Wildcard(suffix), Self::Exact(name)) => {
+                below(name, suffix)
+            }
+            (Self::Wildcard(a), Self::Wildcard(b)) => a == b || below(a, b) || below(b, a),
+        }
+    }
+}
+
+impl fmt::Display for Hostname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => f.write_str(name),
+            Self::Wildcard(suffix) => write!(f, "*.{suffix}"),
+        }
+    }
+}
+
 /// A certificate chain and its key, as PEM, read but not parsed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Certificate {
@@ -77,4 +102,29 @@ pub struct Certificate {
     pub chain_pem: Vec<u8>,
     /// PKCS#8, PKCS#1 or SEC1.
     pub key_pem: Secret,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_overlap_by_whole_labels() {
+        let name = |text: &str| match text.strip_prefix("*.") {
+            Some(suffix) => Hostname::Wildcard(suffix.to_owned()),
+            None => Hostname::Exact(text.to_owned()),
+        };
+        let check = |a: &str, b: &str, expected: bool| {
+            assert_eq!(name(a).overlaps(&name(b)), expected, "{a} {b}");
+            assert_eq!(name(b).overlaps(&name(a)), expected, "{b} {a}");
+        };
+        check("a.example.org", "a.example.org", true);
+        check("a.example.org", "b.example.org", false);
+        check("*.example.org", "a.b.example.org", true);
+        check("*.example.org", "example.org", false);
+        check("*.example.org", "aexample.org", false);
+        check("*.example.org", "*.b.example.org", true);
+        check("*.example.org", "*.example.com", false);
+        check("*.example.org", "*.anexample.org", false);
+    }
 }

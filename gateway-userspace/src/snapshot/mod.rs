@@ -3,6 +3,9 @@
 //! A snapshot cannot be wrong in itself: names are unique and every reference but a backend's service resolves
 //! (a missing backend answers 500 for its share, as the Gateway API has it).
 
+mod attach;
+pub mod build;
+pub mod draft;
 pub mod listener;
 pub mod route;
 pub mod service;

@@ -1,0 +1,364 @@
+//! Addresses: which virtual addresses are local to this node, how endpoints are reached, which interfaces there are.
+//!
+//! Everything by netlink. A virtual address gets a route in the `local` table, so that the stack delivers its packets
+//! and answers ARP for it; what the agent added is marked with a routing protocol number of its own, so that it can
+//! find and remove it later, also after a crash.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use gateway_common::endpoint::NextHop;
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder,
+    packet_core::NetlinkMessage,
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkFlags, LinkMessage},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    },
+};
+
+use crate::{drain::Tasks, image::Way};
+
+/// Marks the routes of this agent (`rtnetlink(7)`: numbers above 4 belong to userspace; this one is unassigned).
+const ROUTE_PROTOCOL: u8 = 0xb5;
+
+/// The `local` routing table.
+const LOCAL_TABLE: u32 = 255;
+
+/// What went wrong with netlink.
+#[derive(Debug)]
+pub enum Error {
+    /// The socket cannot be opened.
+    Open(std::io::Error),
+    /// The kernel refused a request.
+    Request {
+        /// What was asked.
+        what: String,
+        /// The kernel's answer.
+        source: Box<rtnetlink::Error>,
+    },
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Open(_) => f.write_str("cannot open a netlink socket"),
+            Self::Request { what, .. } => write!(f, "netlink: cannot {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Open(source) => Some(source),
+            Self::Request { source, .. } => Some(source.as_ref()),
+        }
+    }
+}
+
+/// An interface.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its link-layer address, when it has one of six bytes.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it is up.
+    pub is_up: bool,
+    /// Whether it is the loopback interface.
+    pub is_loopback: bool,
+    /// Packets leave it as they are: it is no VLAN, bond, bridge or tunnel over another one.
+    pub is_plain: bool,
+}
+
+/// A netlink socket for questions and changes.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+/// Changes of links, addresses, routes and neighbours, without their content: whoever hears one asks anew.
+pub struct Changes(Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Unpin>);
+
+impl std::fmt::Debug for Changes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Changes")
+    }
+}
+
+impl Changes {
+    /// Waits for the next change. False when the socket is gone.
+    pub async fn next(&mut self) -> bool {
+        self.0.next().await.is_some()
+    }
+}
+
+impl Netlink {
+    /// Opens a socket, and one that hears of changes. Both belong to the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When the kernel refuses a socket.
+    pub fn open(tasks: &Tasks) -> Result<(Self, Changes), Error> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
+        tasks.spawn("netlink", connection);
+        let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups).map_err(Error::Open)?;
+        tasks.spawn("netlink-changes", connection);
+        Ok((Self { handle }, Changes(Box::new(messages.map(|(message, _)| message)))))
+    }
+
+    /// Every interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn links(&self) -> Result<Vec<Link>, Error> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(refused("list interfaces"))?;
+        Ok(links.iter().map(link).collect())
+    }
+
+    /// Names of interfaces that carry a default route.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn uplinks(&self) -> Result<BTreeSet<u32>, Error> {
+        let mut found = BTreeSet::new();
+        let questions = [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ];
+        for question in questions {
+            let mut routes = Box::pin(self.handle.route().get(question).execute());
+            while let Some(route) = routes.try_next().await.map_err(refused("list routes"))? {
+                let is_default = route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
+                if is_default && let Some(index) = oif(&route) {
+                    found.insert(index);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// How this node reaches each address. An address without a route has the default way: unknown.
+    ///
+    /// # Errors
+    /// When the kernel refuses to list interfaces or neighbours.
+    pub async fn ways(&self, addrs: &BTreeSet<IpAddr>) -> Result<HashMap<IpAddr, Way>, Error> {
+        let links: BTreeMap<u32, Link> = self.links().await?.into_iter().map(|link| (link.index, link)).collect();
+        let neighbours = self.neighbours().await?;
+        let mut ways = HashMap::new();
+        for addr in addrs {
+            ways.insert(*addr, self.way(*addr, &links, &neighbours).await);
+        }
+        Ok(ways)
+    }
+
+    async fn way(&self, addr: IpAddr, links: &BTreeMap<u32, Link>, neighbours: &HashMap<(u32, IpAddr), [u8; 6]>) -> Way {
+        let Some(route) = self.route(addr).await else { return Way::default() };
+        if route.header.kind == RouteType::Local {
+            return Way { is_local: true, ..Way::default() };
+        }
+        let source = attribute(&route, |attribute| match attribute {
+            RouteAttribute::PrefSource(source) => ip(source),
+            _ => None,
+        });
+        let gateway = attribute(&route, |attribute| match attribute {
+            RouteAttribute::Gateway(gateway) => ip(gateway),
+            _ => None,
+        });
+        let mut way = Way { is_local: false, source, next_hop: NextHop::UNKNOWN };
+        let Some(link) = oif(&route).and_then(|index| links.get(&index)) else { return way };
+        let hop = gateway.unwrap_or(addr);
+        match (neighbours.get(&(link.index, hop)), link.mac) {
+            // Over a VLAN, a bond or a bridge the kernel's routing table decides for each packet.
+            (Some(mac), Some(own_mac)) if link.is_plain => {
+                way.next_hop = NextHop { interface: link.index, mac: *mac, own_mac };
+            }
+            (None, _) => self.resolve(link.index, hop).await,
+            _ => {}
+        }
+        way
+    }
+
+    async fn route(&self, addr: IpAddr) -> Option<RouteMessage> {
+        let question = match addr {
+            IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build(),
+            IpAddr::V6(addr) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build(),
+        };
+        let mut question = question;
+        // A question about the way carries none of the properties of a route.
+        question.header.table = 0;
+        question.header.protocol = RouteProtocol::Unspec;
+        question.header.scope = RouteScope::Universe;
+        question.header.kind = RouteType::Unspec;
+        Box::pin(self.handle.route().get(question).execute()).try_next().await.ok().flatten()
+    }
+
+    /// Asks the kernel to find a neighbour's link-layer address; the answer comes as a change.
+    async fn resolve(&self, interface: u32, addr: IpAddr) {
+        let request = self.handle.neighbours().add(interface, addr).state(NeighbourState::None).flags(NeighbourFlags::Use);
+        if let Err(error) = request.replace().execute().await {
+            tracing::debug!(%addr, %error, "cannot ask for a neighbour");
+        }
+    }
+
+    async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), [u8; 6]>, Error> {
+        let mut found = HashMap::new();
+        let mut neighbours = Box::pin(self.handle.neighbours().get().execute());
+        while let Some(neighbour) = neighbours.try_next().await.map_err(refused("list neighbours"))? {
+            let state = neighbour.header.state;
+            if matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None) {
+                continue;
+            }
+            let mut addr = None;
+            let mut mac = None;
+            for attribute in &neighbour.attributes {
+                match attribute {
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => addr = Some(IpAddr::V4(*v4)),
+                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => addr = Some(IpAddr::V6(*v6)),
+                    NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+                    _ => {}
+                }
+            }
+            if let (Some(addr), Some(mac)) = (addr, mac) {
+                found.insert((neighbour.header.ifindex, addr), mac);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes addresses local that are not, and takes back what this agent made local and nobody wants any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_local(&self, wanted: &BTreeSet<IpAddr>) -> Result<(), Error> {
+        let mine = self.own_routes().await?;
+        for addr in wanted.iter().filter(|addr| !mine.contains_key(addr)) {
+            let is_local = self.route(*addr).await.is_some_and(|route| route.header.kind == RouteType::Local);
+            if is_local {
+                continue;
+            }
+            let what = format!("make {addr} local");
+            self.handle.route().add(self.local_route(*addr).await?).execute().await.map_err(refused(&what))?;
+            tracing::info!(%addr, "added a local route for a virtual address");
+        }
+        for (addr, route) in mine {
+            if !wanted.contains(&addr) {
+                let what = format!("remove the local route of {addr}");
+                self.handle.route().del(route).execute().await.map_err(refused(&what))?;
+                tracing::info!(%addr, "removed the local route of a virtual address");
+            }
+        }
+        Ok(())
+    }
+
+    async fn local_route(&self, addr: IpAddr) -> Result<RouteMessage, Error> {
+        let loopback = self.links().await?.into_iter().find(|link| link.is_loopback).map_or(1, |link| link.index);
+        let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+        Ok(match addr {
+            IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix(addr, 32)
+                .output_interface(loopback)
+                .table_id(LOCAL_TABLE)
+                .kind(RouteType::Local)
+                .scope(RouteScope::Host)
+                .protocol(protocol)
+                .build(),
+            IpAddr::V6(addr) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .destination_prefix(addr, 128)
+                .output_interface(loopback)
+                .table_id(LOCAL_TABLE)
+                .kind(RouteType::Local)
+                .protocol(protocol)
+                .build(),
+        })
+    }
+
+    async fn own_routes(&self) -> Result<BTreeMap<IpAddr, RouteMessage>, Error> {
+        let mut found = BTreeMap::new();
+        let questions = [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+        ];
+        for question in questions {
+            let mut routes = Box::pin(self.handle.route().get(question).execute());
+            while let Some(route) = routes.try_next().await.map_err(refused("list routes"))? {
+                let destination = attribute(&route, |attribute| match attribute {
+                    RouteAttribute::Destination(addr) => ip(addr),
+                    _ => None,
+                });
+                if route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL)
+                    && let Some(addr) = destination
+                {
+                    found.insert(addr, route);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn refused(what: &str) -> impl FnOnce(rtnetlink::Error) -> Error {
+    let what = what.to_owned();
+    move |source| Error::Request { what, source: Box::new(source) }
+}
+
+fn ip(addr: &RouteAddress) -> Option<IpAddr> {
+    match addr {
+        RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
+        RouteAddress::Inet6(addr) => Some(IpAddr::V6(*addr)),
+        _ => None,
+    }
+}
+
+fn attribute<T>(route: &RouteMessage, read: impl Fn(&RouteAttribute) -> Option<T>) -> Option<T> {
+    route.attributes.iter().find_map(read)
+}
+
+fn oif(route: &RouteMessage) -> Option<u32> {
+    attribute(route, |attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
+        is_plain: true,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            LinkAttribute::LinkInfo(infos) => {
+                use rtnetlink::packet_route::link::{InfoKind, LinkInfo};
+                let stacked = |info: &LinkInfo| {
+                    matches!(info, LinkInfo::Kind(kind) if !matches!(kind, InfoKind::Veth | InfoKind::Dummy))
+                };
+                link.is_plain = !infos.iter().any(stacked);
+            }
+            _ => {}
+        }
+    }
+    link
+}

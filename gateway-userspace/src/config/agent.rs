@@ -1,0 +1,122 @@
+//! The `agent` part of the file: settings of the process.
+
+use std::{num::NonZeroUsize, path::PathBuf, sync::OnceLock};
+
+use crate::{
+    config::{
+        AgentSettings, AttachMode, Interfaces, KernelMode, KernelSettings, LogFormat, LogLevel, LogSettings,
+        SeedSource,
+        files::Files,
+        read::{View, Wrong},
+        text,
+    },
+    secret::Secret,
+};
+
+/// Reads the settings; none when something in them is wrong, which has then been reported.
+pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
+    let agent = root.table_or_defaults("agent")?;
+    let workers = if agent.has("workers") {
+        agent.integer::<usize>("workers").and_then(|workers| NonZeroUsize::new(workers.value))
+    } else {
+        Some(cpus())
+    };
+    // Every part is read before any is asked for, so that a fault in one does not hide those in the next.
+    let drain_deadline = agent.duration("drainDeadline");
+    let admin = agent.table_or_defaults("admin").and_then(|admin| admin.text("address", text::socket_addr));
+    let log = agent.table_or_defaults("log").and_then(|log| read_log(&log));
+    let kernel = agent.table_or_defaults("kernel").and_then(|kernel| read_kernel(&kernel, files));
+    Some(AgentSettings {
+        workers: workers?,
+        drain_deadline: drain_deadline?.value,
+        admin: admin?.value,
+        log: log?,
+        kernel: kernel?,
+    })
+}
+
+fn read_log(log: &View<'_>) -> Option<LogSettings> {
+    let level = log.word("level", |word| match word {
+        "error" => Some(LogLevel::Error),
+        "warn" => Some(LogLevel::Warn),
+        "info" => Some(LogLevel::Info),
+        "debug" => Some(LogLevel::Debug),
+        "trace" => Some(LogLevel::Trace),
+        _ => None,
+    });
+    let format = log.word("format", |word| match word {
+        "text" => Some(LogFormat::Text),
+        "json" => Some(LogFormat::Json),
+        _ => None,
+    });
+    Some(LogSettings { level: level?.value, format: format?.value })
+}
+
+fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
+    let mode = kernel.word("mode", |word| match word {
+        "auto" => Some(KernelMode::Auto),
+        "required" => Some(KernelMode::Required),
+        "off" => Some(KernelMode::Off),
+        _ => None,
+    });
+    let interfaces = kernel.texts("interfaces", text::interface);
+    let interfaces = if kernel.has("interfaces") {
+        Interfaces::Matching(interfaces.into_iter().map(|pattern| pattern.value).collect())
+    } else {
+        Interfaces::DefaultRoute
+    };
+    let attach = kernel.word("attach", |word| match word {
+        "auto" => Some(AttachMode::Auto),
+        "native" => Some(AttachMode::Native),
+        "generic" => Some(AttachMode::Generic),
+        "tc" => Some(AttachMode::Tc),
+        _ => None,
+    });
+    let bpffs = kernel.text("bpffs", |path| {
+        let absolute = PathBuf::from(path);
+        let wrong = || Wrong::new("it is relative", "write a path that begins with /, such as /sys/fs/bpf");
+        if absolute.is_absolute() { Ok(absolute) } else { Err(wrong()) }
+    });
+    let translation_ports = kernel.text("translationPorts", text::translation_ports);
+    let seed = if kernel.has("seedFile") {
+        kernel.text("seedFile", |path| read_seed(path, files)).map(|seed| SeedSource::Given(seed.value))
+    } else {
+        Some(SeedSource::Node)
+    };
+    let flows = kernel.integer("flows");
+    Some(KernelSettings {
+        mode: mode?.value,
+        interfaces,
+        attach: attach?.value,
+        bpffs: bpffs?.value,
+        translation_ports: translation_ports?.value,
+        seed: seed?,
+        flows: flows?.value,
+    })
+}
+
+fn read_seed(path: &str, files: &Files) -> Result<Secret, Wrong> {
+    const DIGITS: usize = 32;
+    let content = files.read(path, 4_096)?;
+    let remedy = "write 32 hexadecimal digits into it, such as `openssl rand -hex 16` prints";
+    let digits = content.trim_ascii();
+    if digits.len() != DIGITS {
+        let message = format!("it holds {} bytes instead of {DIGITS} digits", digits.len());
+        return Err(Wrong::new(message, remedy));
+    }
+    let nibbles: Option<Vec<u8>> = digits.iter().map(|digit| nibble(*digit)).collect();
+    let nibbles = nibbles.ok_or_else(|| Wrong::new("it holds something else than digits", remedy))?;
+    let bytes: Vec<u8> =
+        nibbles.chunks_exact(2).map(|pair| pair.iter().fold(0, |byte, half| byte << 4 | half)).collect();
+    Ok(Secret::new(&bytes))
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|nibble| u8::try_from(nibble).ok())
+}
+
+/// The CPUs this process may use, asked once: a thread that is later pinned would see only its own.
+fn cpus() -> NonZeroUsize {
+    static CPUS: OnceLock<NonZeroUsize> = OnceLock::new();
+    *CPUS.get_or_init(|| std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN))
+}

@@ -1,0 +1,140 @@
+//! The keys of `agent`: settings of the process.
+
+use std::time::Duration;
+
+use super::FILE;
+use crate::config::shape::{
+    Field, List,
+    Presence::{Absent, Default},
+    Shape, Table, Text,
+};
+
+text!(SOCKET_ADDRESS, "an IP address and a port", "127.0.0.1:9901", r"^[0-9a-fA-F.:\[\]]+:[0-9]+$");
+text!(DIRECTORY, "the absolute path of a directory", "/sys/fs/bpf", "^/.*$");
+text!(INTERFACE, "the name of an interface, or a pattern of one", "eth*", "^[^/ ]{1,31}$");
+text!(PORTS, "a range of ports", "61000-65535", "^[0-9]+-[0-9]+$");
+
+/// Settings of the process.
+pub(super) static AGENT: Table = Table {
+    name: "agent",
+    doc: "Settings of the process.",
+    fields: &[
+        Field {
+            key: "workers",
+            shape: Shape::Integer { min: 1, max: 1_024 },
+            presence: Absent("one for each CPU that the process may use"),
+            doc: "Threads that serve connections.",
+        },
+        Field {
+            key: "drainDeadline",
+            shape: Shape::Duration { min: Duration::ZERO, max: Duration::from_hours(1) },
+            presence: Default("30s"),
+            doc: "Time to finish what is being served after SIGTERM.",
+        },
+        Field {
+            key: "admin",
+            shape: Shape::Table(&ADMIN),
+            presence: Absent("every setting has its default"),
+            doc: "The operator's window: metrics, readiness, dumps.",
+        },
+        Field {
+            key: "log",
+            shape: Shape::Table(&LOG),
+            presence: Absent("every setting has its default"),
+            doc: "The log, on standard error.",
+        },
+        Field {
+            key: "kernel",
+            shape: Shape::Table(&KERNEL),
+            presence: Absent("every setting has its default"),
+            doc: "What the agent does in the kernel.",
+        },
+    ],
+    one_of: &[],
+};
+
+static ADMIN: Table = Table {
+    name: "admin",
+    doc: "The operator's window. It has no authentication: leave it on an address that only the node reaches.",
+    fields: &[Field {
+        key: "address",
+        shape: Shape::Text(&SOCKET_ADDRESS),
+        presence: Default("127.0.0.1:9901"),
+        doc: "Where it is served.",
+    }],
+    one_of: &[],
+};
+
+static LOG: Table = Table {
+    name: "log",
+    doc: "The log, on standard error.",
+    fields: &[
+        Field {
+            key: "level",
+            shape: Shape::Word(&["error", "warn", "info", "debug", "trace"]),
+            presence: Default("info"),
+            doc: "The least severe messages that are written.",
+        },
+        Field {
+            key: "format",
+            shape: Shape::Word(&["text", "json"]),
+            presence: Default("text"),
+            doc: "Lines for people or for machines.",
+        },
+    ],
+    one_of: &[],
+};
+
+static KERNEL: Table = Table {
+    name: "kernel",
+    doc: "What the agent does in the kernel.",
+    fields: &[
+        Field {
+            key: "mode",
+            shape: Shape::Word(&["auto", "required", "off"]),
+            presence: Default("auto"),
+            doc: "`auto` uses eBPF where the kernel and the privileges allow and says once what is lost otherwise; \
+                  `required` ends the agent instead; `off` serves everything in userspace.",
+        },
+        Field {
+            key: "interfaces",
+            shape: Shape::List(&List { item: Shape::Text(&INTERFACE), min: 1, max: 64 }),
+            presence: Absent("the interfaces that carry a default route"),
+            doc: "Interfaces whose packets are balanced; `*` stands for any letters. They may come and go.",
+        },
+        Field {
+            key: "attach",
+            shape: Shape::Word(&["auto", "native", "generic", "tc"]),
+            presence: Default("auto"),
+            doc: "Where packets are seen: XDP in the driver, generic XDP, or TC; `auto` takes the first that works \
+                  on each interface.",
+        },
+        Field {
+            key: "bpffs",
+            shape: Shape::Text(&DIRECTORY),
+            presence: Default("/sys/fs/bpf"),
+            doc: "The BPF file system that holds pinned maps and links.",
+        },
+        Field {
+            key: "translationPorts",
+            shape: Shape::Text(&PORTS),
+            presence: Default("61000-65535"),
+            doc: "Source ports of translated packets; at least 64 above 1023, outside the kernel's own \
+                  `net.ipv4.ip_local_port_range`.",
+        },
+        Field {
+            key: "seedFile",
+            shape: Shape::Text(&FILE),
+            presence: Absent("the node makes a seed once and keeps it in its pinned `settings` map"),
+            doc: "File with the cluster's seed, 16 bytes as 32 hexadecimal digits, the same on every node that shares \
+                  virtual addresses. Keep it secret: whoever knows it can aim at an endpoint.",
+        },
+        Field {
+            key: "flows",
+            shape: Shape::Integer { min: 1_024, max: 16_777_216 },
+            presence: Default("262144"),
+            doc: "Flows that the kernel remembers; beyond it the least recently used is forgotten.",
+        },
+    ],
+    one_of: &[],
+};

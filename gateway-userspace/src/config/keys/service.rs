@@ -1,0 +1,159 @@
+//! The keys of `services`.
+
+use std::time::Duration;
+
+use super::{ADDRESS, NAME, PATH, PORT, WEIGHT};
+use crate::{
+    config::shape::{
+        Field, List,
+        Presence::{Absent, Default, Required},
+        Shape, Table, Text,
+    },
+    limits,
+};
+
+const PROBE_TIME: Shape = Shape::Duration { min: Duration::from_millis(10), max: Duration::from_hours(1) };
+const THRESHOLD: Shape = Shape::Integer { min: 1, max: 100 };
+
+text!(HOST, "a value of the `host` header", "app.example.org", "^[!-~]+$");
+text!(STATUSES, "a status or a range of statuses", "200-399", "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$", true);
+
+/// A service.
+pub(super) static SERVICE: Table = Table {
+    name: "service",
+    doc: "A named group of endpoints.",
+    fields: &[
+        Field {
+            key: "name",
+            shape: Shape::Text(&NAME),
+            presence: Required("app"),
+            doc: "Unique among services.",
+        },
+        Field {
+            key: "endpoints",
+            shape: Shape::List(&List {
+                item: Shape::Table(&ENDPOINT),
+                min: 0,
+                max: limits::ENDPOINTS_PER_SERVICE,
+            }),
+            presence: Required("[{address: 10.1.0.2, port: 8080}]"),
+            doc: "Its endpoints; an address and port occurs once.",
+        },
+        Field {
+            key: "protocol",
+            shape: Shape::Word(&["http1", "h2c"]),
+            presence: Default("http1"),
+            doc: "What endpoints speak when requests are sent to them: HTTP/1.1, or HTTP/2 by prior knowledge.",
+        },
+        Field {
+            key: "balance",
+            shape: Shape::Word(&["roundRobin", "leastRequest", "maglev"]),
+            presence: Default("roundRobin"),
+            doc: "How an endpoint is picked for a request: in turn by weight, the less loaded of two, or by the \
+                  client's address and port. Packets are always balanced by Maglev.",
+        },
+        Field {
+            key: "connectTimeout",
+            shape: Shape::Duration { min: Duration::from_millis(10), max: Duration::from_mins(5) },
+            presence: Default("1s"),
+            doc: "Bound on opening a connection.",
+        },
+        Field {
+            key: "health",
+            shape: Shape::Table(&HEALTH),
+            presence: Absent("endpoints are trusted"),
+            doc: "How the agent knows that an endpoint is alive.",
+        },
+    ],
+    one_of: &[],
+};
+
+static ENDPOINT: Table = Table {
+    name: "endpoint",
+    doc: "One address of a service.",
+    fields: &[
+        Field {
+            key: "address",
+            shape: Shape::Text(&ADDRESS),
+            presence: Required("10.1.0.2"),
+            doc: "Address, IPv4 or IPv6. Endpoints of a TCP or UDP listener have the family of the listener.",
+        },
+        Field { key: "port", shape: PORT, presence: Required("8080"), doc: "Port." },
+        Field {
+            key: "weight",
+            shape: WEIGHT,
+            presence: Default("1"),
+            doc: "Share of new flows relative to the other endpoints; 0 gets no new ones and keeps those it has.",
+        },
+    ],
+    one_of: &[],
+};
+
+static HEALTH: Table = Table {
+    name: "health",
+    doc: "An active health check. A refused or reset connection takes an endpoint down at once, a silent or wrong one \
+          after `unhealthyThreshold` checks.",
+    fields: &[
+        Field {
+            key: "http",
+            shape: Shape::Table(&HTTP_CHECK),
+            presence: Absent("`tcp` is written"),
+            doc: "Sends a GET request over HTTP/1.1.",
+        },
+        Field {
+            key: "tcp",
+            shape: Shape::Table(&TCP_CHECK),
+            presence: Absent("`http` is written"),
+            doc: "Opens a TCP connection and closes it.",
+        },
+        Field {
+            key: "interval",
+            shape: PROBE_TIME,
+            presence: Default("1s"),
+            doc: "From the start of one check to the start of the next.",
+        },
+        Field {
+            key: "timeout",
+            shape: PROBE_TIME,
+            presence: Default("500ms"),
+            doc: "Bound on one check; below `interval`.",
+        },
+        Field {
+            key: "unhealthyThreshold",
+            shape: THRESHOLD,
+            presence: Default("2"),
+            doc: "Silent or wrong checks in a row that take an endpoint down.",
+        },
+        Field {
+            key: "healthyThreshold",
+            shape: THRESHOLD,
+            presence: Default("1"),
+            doc: "Passed checks in a row that bring it back.",
+        },
+    ],
+    one_of: &["http", "tcp"],
+};
+
+static HTTP_CHECK: Table = Table {
+    name: "httpCheck",
+    doc: "An HTTP check.",
+    fields: &[
+        Field { key: "path", shape: Shape::Text(&PATH), presence: Default("/"), doc: "Path of the request." },
+        Field {
+            key: "host",
+            shape: Shape::Text(&HOST),
+            presence: Absent("the endpoint's address and port"),
+            doc: "Value of the `host` header.",
+        },
+        Field {
+            key: "statuses",
+            shape: Shape::Text(&STATUSES),
+            presence: Default("200-399"),
+            doc: "Statuses of a living endpoint, one or an inclusive range.",
+        },
+    ],
+    one_of: &[],
+};
+
+static TCP_CHECK: Table =
+    Table { name: "tcpCheck", doc: "A TCP check; it has no settings: write `{}`.", fields: &[], one_of: &[] };

@@ -1,0 +1,293 @@
+//! The keys of `listeners` and `routes`.
+
+use std::time::Duration;
+
+use super::{ADDRESS, FILE, NAME, PATH, PORT, WEIGHT};
+use crate::config::shape::{
+    Field, List,
+    Presence::{Absent, Default, Required},
+    Shape, Table, Text,
+};
+
+const TIMEOUT: Shape = Shape::Duration { min: Duration::ZERO, max: Duration::from_hours(24) };
+
+text!(HOSTNAME, "a host name", "*.example.org", r"^(\*\.)?[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$");
+text!(HEADER_NAME, "the name of a header field", "x-canary", "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$");
+text!(HEADER_VALUE, "the value of a header field", "1", r"^\S(.*\S)?$");
+text!(QUERY, "text", "2", "^.+$");
+
+/// A listener.
+pub(super) static LISTENER: Table = Table {
+    name: "listener",
+    doc: "An address to accept on. HTTP and HTTPS listeners may share an address and port when their host names \
+          differ; TCP and UDP listeners have theirs alone.",
+    fields: &[
+        Field {
+            key: "name",
+            shape: Shape::Text(&NAME),
+            presence: Required("web"),
+            doc: "Unique among listeners.",
+        },
+        Field {
+            key: "address",
+            shape: Shape::Text(&ADDRESS),
+            presence: Required("10.0.0.10"),
+            doc: "Virtual address, IPv4 or IPv6.",
+        },
+        Field { key: "port", shape: PORT, presence: Required("443"), doc: "Port." },
+        Field {
+            key: "protocol",
+            shape: Shape::Word(&["HTTP", "HTTPS", "TCP", "UDP"]),
+            presence: Required("HTTP"),
+            doc: "What is spoken there. HTTP includes HTTP/2 by prior knowledge; HTTPS ends TLS here.",
+        },
+        Field {
+            key: "hostname",
+            shape: Shape::Text(&HOSTNAME),
+            presence: Absent("all names"),
+            doc: "Serves only requests for this name; `*.` stands for one label or more. HTTP and HTTPS only.",
+        },
+        Field {
+            key: "tls",
+            shape: Shape::Table(&TLS),
+            presence: Absent("no TLS"),
+            doc: "Required for HTTPS, refused for others.",
+        },
+        Field {
+            key: "forwarding",
+            shape: Shape::Word(&["nat"]),
+            presence: Absent("`nat`"),
+            doc: "How packets reach the endpoint: `nat` translates addresses, and replies come back through this \
+                  node. TCP and UDP only.",
+        },
+    ],
+    one_of: &[],
+};
+
+static TLS: Table = Table {
+    name: "tls",
+    doc: "TLS of an HTTPS listener.",
+    fields: &[Field {
+        key: "certificates",
+        shape: Shape::List(&List { item: Shape::Table(&CERTIFICATE), min: 1, max: 64 }),
+        presence: Required("[{certificateFile: web.pem, keyFile: web.key}]"),
+        doc: "Certificates with their keys; the client's server name picks one.",
+    }],
+    one_of: &[],
+};
+
+static CERTIFICATE: Table = Table {
+    name: "certificate",
+    doc: "A certificate chain and its key. Relative paths start at the folder of the configuration file; the files \
+          are watched, too.",
+    fields: &[
+        Field {
+            key: "certificateFile",
+            shape: Shape::Text(&FILE),
+            presence: Required("web.pem"),
+            doc: "PEM file with the chain, leaf first.",
+        },
+        Field {
+            key: "keyFile",
+            shape: Shape::Text(&FILE),
+            presence: Required("web.key"),
+            doc: "PEM file with the key, unencrypted: PKCS#8, PKCS#1 or SEC1.",
+        },
+    ],
+    one_of: &[],
+};
+
+/// A route.
+pub(super) static ROUTE: Table = Table {
+    name: "route",
+    doc: "Which requests or connections go to which services. The most specific match wins, as in the Gateway API. A \
+          route on a TCP or UDP listener has one rule, without matches, host names or timeouts.",
+    fields: &[
+        Field {
+            key: "name",
+            shape: Shape::Text(&NAME),
+            presence: Required("web"),
+            doc: "Unique among routes.",
+        },
+        Field {
+            key: "listeners",
+            shape: Shape::List(&List { item: Shape::Text(&NAME), min: 1, max: 64 }),
+            presence: Required("[web]"),
+            doc: "Names of the listeners it is attached to.",
+        },
+        Field {
+            key: "hostnames",
+            shape: Shape::List(&List { item: Shape::Text(&HOSTNAME), min: 1, max: 64 }),
+            presence: Absent("those of the listener"),
+            doc: "Names it serves; each has to overlap with the name of a listener.",
+        },
+        Field {
+            key: "rules",
+            shape: Shape::List(&List { item: Shape::Table(&RULE), min: 1, max: 256 }),
+            presence: Required("[{backends: [{service: app}]}]"),
+            doc: "What follows, in order.",
+        },
+    ],
+    one_of: &[],
+};
+
+static RULE: Table = Table {
+    name: "rule",
+    doc: "Matches and what follows.",
+    fields: &[
+        Field {
+            key: "matches",
+            shape: Shape::List(&List { item: Shape::Table(&MATCH), min: 1, max: 64 }),
+            presence: Absent("every request"),
+            doc: "Any of these.",
+        },
+        Field {
+            key: "backends",
+            shape: Shape::List(&List { item: Shape::Table(&BACKEND), min: 1, max: 64 }),
+            presence: Required("[{service: app}]"),
+            doc: "Where requests go, by weight.",
+        },
+        Field {
+            key: "timeouts",
+            shape: Shape::Table(&TIMEOUTS),
+            presence: Absent("no bound"),
+            doc: "Bounds on time. HTTP and HTTPS only.",
+        },
+    ],
+    one_of: &[],
+};
+
+static MATCH: Table = Table {
+    name: "match",
+    doc: "A match; all its parts must hold.",
+    fields: &[
+        Field {
+            key: "path",
+            shape: Shape::Table(&PATH_MATCH),
+            presence: Absent("any path"),
+            doc: "Of the path.",
+        },
+        Field {
+            key: "method",
+            shape: Shape::Word(&[
+                "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH",
+            ]),
+            presence: Absent("any method"),
+            doc: "Of the method.",
+        },
+        Field {
+            key: "headers",
+            shape: Shape::List(&List { item: Shape::Table(&HEADER_MATCH), min: 1, max: 16 }),
+            presence: Absent("any headers"),
+            doc: "Of header fields, each exactly.",
+        },
+        Field {
+            key: "queryParams",
+            shape: Shape::List(&List { item: Shape::Table(&QUERY_MATCH), min: 1, max: 16 }),
+            presence: Absent("any parameters"),
+            doc: "Of query parameters, each exactly.",
+        },
+    ],
+    one_of: &[],
+};
+
+static PATH_MATCH: Table = Table {
+    name: "pathMatch",
+    doc: "A match of the path.",
+    fields: &[
+        Field {
+            key: "type",
+            shape: Shape::Word(&["Exact", "PathPrefix"]),
+            presence: Default("PathPrefix"),
+            doc: "`Exact` compares the whole path; `PathPrefix` whole segments from the start: `/api` matches \
+                  `/api` and `/api/x`, not `/apix`.",
+        },
+        Field {
+            key: "value",
+            shape: Shape::Text(&PATH),
+            presence: Default("/"),
+            doc: "Path, at most 1,024 bytes, as it is sent: percent-encoded, without query.",
+        },
+    ],
+    one_of: &[],
+};
+
+static HEADER_MATCH: Table = Table {
+    name: "headerMatch",
+    doc: "A match of a header field.",
+    fields: &[
+        Field {
+            key: "name",
+            shape: Shape::Text(&HEADER_NAME),
+            presence: Required("x-canary"),
+            doc: "Name, in any case, at most 256 bytes.",
+        },
+        Field {
+            key: "value",
+            shape: Shape::Text(&HEADER_VALUE),
+            presence: Required("\"1\""),
+            doc: "The whole value, in this case, at most 4,096 bytes.",
+        },
+    ],
+    one_of: &[],
+};
+
+static QUERY_MATCH: Table = Table {
+    name: "queryMatch",
+    doc: "A match of a query parameter.",
+    fields: &[
+        Field {
+            key: "name",
+            shape: Shape::Text(&QUERY),
+            presence: Required("version"),
+            doc: "Name, in this case, at most 256 bytes.",
+        },
+        Field {
+            key: "value",
+            shape: Shape::Text(&QUERY),
+            presence: Required("\"2\""),
+            doc: "The whole value, in this case, at most 1,024 bytes.",
+        },
+    ],
+    one_of: &[],
+};
+
+static BACKEND: Table = Table {
+    name: "backend",
+    doc: "A weighted reference to a service.",
+    fields: &[
+        Field {
+            key: "service",
+            shape: Shape::Text(&NAME),
+            presence: Required("app"),
+            doc: "Name of the service. When a request goes to one that does not exist, it is answered with 500.",
+        },
+        Field {
+            key: "weight",
+            shape: WEIGHT,
+            presence: Default("1"),
+            doc: "Share relative to the other backends; 0 gets nothing.",
+        },
+    ],
+    one_of: &[],
+};
+
+static TIMEOUTS: Table = Table {
+    name: "timeouts",
+    doc: "Bounds on time; `0s` means none.",
+    fields: &[
+        Field {
+            key: "request",
+            shape: TIMEOUT,
+            presence: Absent("no bound"),
+            doc: "On the whole exchange, tries on other endpoints included.",
+        },
+        Field {
+            key: "backendRequest",
+            shape: TIMEOUT,
+            presence: Absent("no bound"),
+            doc: "On each try; at most `request`.",
+        },
+    ],
+    one_of: &[],
+};

@@ -1,0 +1,207 @@
+//! Settings of this process, final and typed, and the way a configuration file is read: a tree with places, shapes
+//! for every key, readers that report every fault at once.
+
+use std::{net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use crate::secret::Secret;
+
+pub mod agent;
+pub mod args;
+pub mod fault;
+pub mod files;
+pub mod keys;
+pub mod read;
+pub mod reference;
+pub mod schema;
+pub mod shape;
+pub mod text;
+pub mod yaml;
+
+/// The settings of this process and where they came from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Config {
+    /// The configuration file, as it was named.
+    pub file: PathBuf,
+    /// Its `agent` part.
+    pub agent: AgentSettings,
+}
+
+/// Settings of the process; a change needs a restart.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AgentSettings {
+    /// Threads that serve connections.
+    pub workers: NonZeroUsize,
+    /// Time to finish what is being served after SIGTERM.
+    pub drain_deadline: Duration,
+    /// Where the operator's window is served.
+    pub admin: SocketAddr,
+    /// The log.
+    pub log: LogSettings,
+    /// What the agent does in the kernel.
+    pub kernel: KernelSettings,
+}
+
+/// The log, on standard error.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct LogSettings {
+    /// The least severe messages that are written.
+    pub level: LogLevel,
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+}
+
+/// Severity of a log message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogLevel {
+    /// Something failed.
+    Error,
+    /// Something is not as it should be.
+    Warn,
+    /// Something changed.
+    Info,
+    /// What an author needs.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Form of a log message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What the agent does in the kernel.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct KernelSettings {
+    /// Whether it does anything there.
+    pub mode: KernelMode,
+    /// Interfaces whose packets are balanced.
+    pub interfaces: Interfaces,
+    /// Where packets are seen.
+    pub attach: AttachMode,
+    /// The BPF file system that holds pinned maps and links.
+    pub bpffs: PathBuf,
+    /// Source ports of translated packets.
+    pub translation_ports: RangeInclusive<u16>,
+    /// The cluster's seed.
+    pub seed: SeedSource,
+    /// Flows that the kernel remembers.
+    pub flows: u32,
+}
+
+/// Whether eBPF is used.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum KernelMode {
+    /// Where it is possible; otherwise userspace does the same.
+    Auto,
+    /// The agent ends when it is impossible.
+    Required,
+    /// Never.
+    Off,
+}
+
+/// Where packets are seen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum AttachMode {
+    /// The first that works on each interface.
+    Auto,
+    /// XDP in the driver.
+    Native,
+    /// XDP after the driver.
+    Generic,
+    /// Traffic control.
+    Tc,
+}
+
+/// Which interfaces are attached to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Interfaces {
+    /// Those that carry a default route.
+    DefaultRoute,
+    /// Those whose name matches one of these.
+    Matching(Vec<InterfacePattern>),
+}
+
+/// The name of an interface, in which `*` stands for any letters, or none.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct InterfacePattern(String);
+
+/// Where the cluster's seed comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum SeedSource {
+    /// From a file: 16 bytes, the same on every node.
+    Given(Secret),
+    /// Made once by this node and kept in its pinned `settings` map.
+    Node,
+}
+
+impl LogLevel {
+    /// The word of the configuration, which is also that of `tracing`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+impl InterfacePattern {
+    /// Takes a pattern that [`text::interface`] has checked.
+    fn new(pattern: &str) -> Self {
+        Self(pattern.to_owned())
+    }
+
+    /// The pattern as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether an interface of that name is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = parts.next().and_then(|first| name.strip_prefix(first)) else { return false };
+        let mut parts = parts.peekable();
+        if parts.peek().is_none() {
+            return rest.is_empty();
+        }
+        while let Some(part) = parts.next() {
+            if parts.peek().is_none() {
+                return rest.ends_with(part);
+            }
+            let Some((_, after)) = rest.split_once(part) else { return false };
+            rest = after;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        let check = |pattern: &str, name: &str, expected: bool| {
+            assert_eq!(InterfacePattern::new(pattern).matches(name), expected, "{pattern} {name}");
+        };
+        check("eth0", "eth0", true);
+        check("eth0", "eth01", false);
+        check("eth*", "eth", true);
+        check("eth*", "eth12", true);
+        check("eth*", "veth1", false);
+        check("*", "lo", true);
+        check("*0", "eth0", true);
+        check("*0", "eth01", false);
+        check("e*h*1", "enp3h21", true);
+        check("e*h*1", "enp3h22", false);
+        check("a*a", "a", false);
+        check("v**1", "veth1", true);
+    }
+}

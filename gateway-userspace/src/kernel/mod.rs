@@ -1,0 +1,369 @@
+//! The only door to the kernel's programs and maps.
+//!
+//! A [`Kernel`] is what was loaded, attached and pinned. When it is dropped, links and maps stay: packets are balanced
+//! while the agent restarts. [`cleanup`] removes them.
+
+mod attach;
+mod map;
+pub mod maps;
+mod object;
+pub mod probe;
+mod sys;
+pub mod writer;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt, fs, io,
+    net::IpAddr,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use gateway_common::{
+    addr::Port,
+    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
+    hash::Seed,
+    layout::PIN_ROOT,
+    map::{Description, MapDef},
+    settings::{Settings as Row, Timeouts},
+};
+
+pub use crate::kernel::attach::{AttachMode, Attachment};
+use crate::{
+    endpoint::Endpoint,
+    image::{Image, Way},
+    kernel::{
+        attach::Attacher,
+        map::KernelMaps,
+        maps::{Maps as _, Observed},
+        object::Pins,
+        writer::{Writer, Written},
+    },
+};
+
+/// What the kernel side is told at start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the BPF file system is, or shall be, mounted.
+    pub bpffs: PathBuf,
+    /// How to attach.
+    pub attach: AttachMode,
+    /// Ports for translation, inclusive.
+    pub ports: std::ops::RangeInclusive<u16>,
+    /// The cluster's seed; without one, the seed in the pinned settings, or else a random one.
+    pub seed: Option<[u8; 16]>,
+    /// Flows that are remembered in each direction.
+    pub flows: u32,
+}
+
+impl Settings {
+    fn capacity_of(&self, description: &Description) -> u32 {
+        use gateway_common::map;
+        match description.name {
+            map::Flows::NAME | map::Translations::NAME => self.flows,
+            _ => description.capacity,
+        }
+    }
+}
+
+/// Timeouts of flows, in ticks of 1.07 s: a minute for what never opened or is closed, two hours for silence as in
+/// RFC 5382, two minutes for UDP as in RFC 4787.
+const TIMEOUTS: Timeouts = Timeouts { opening: 56, open: 6_705, closing: 60, udp: 112 };
+
+/// What went wrong with the kernel.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "the message of each says what it means")]
+pub enum Error {
+    Attach { what: &'static str, source: aya::programs::ProgramError },
+    ForeignPin { path: PathBuf },
+    Link { what: &'static str, source: aya::programs::links::LinkError },
+    Load { source: Box<aya::EbpfError> },
+    Locked { path: PathBuf },
+    Map { name: &'static str, source: aya::maps::MapError },
+    MountBpffs { path: PathBuf, source: io::Error },
+    Namespace { source: io::Error },
+    NoMap { name: &'static str },
+    Pin { path: PathBuf, source: aya::pin::PinError },
+    PinFolder { path: PathBuf, source: io::Error },
+    PortsOverlap { ports: std::ops::RangeInclusive<u16>, ephemeral: std::ops::RangeInclusive<u16> },
+    SlotMemory { source: io::Error },
+    Unsupported { missing: Vec<String> },
+    Verifier { what: &'static str, source: aya::programs::ProgramError },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Attach { what, .. } => write!(f, "cannot attach {what}"),
+            Self::ForeignPin { path } => {
+                let path = path.display();
+                write!(f, "{path} is pinned but is not the map of this version; `sluice cleanup` removes it and ends existing flows")
+            }
+            Self::Link { what, .. } => write!(f, "the link of {what} cannot be pinned"),
+            Self::Load { .. } => f.write_str("cannot load the kernel object"),
+            Self::Locked { path } => {
+                write!(f, "another agent holds {}; stop it first", path.display())
+            }
+            Self::Map { name, .. } => write!(f, "map {name}"),
+            Self::MountBpffs { path, .. } => write!(f, "cannot mount a BPF file system at {}", path.display()),
+            Self::Namespace { .. } => f.write_str("cannot open the network namespace"),
+            Self::NoMap { name } => write!(f, "the kernel object has no {name}: it was built from other sources"),
+            Self::Pin { path, .. } => write!(f, "cannot pin {}", path.display()),
+            Self::PinFolder { path, .. } => write!(f, "cannot use {}", path.display()),
+            Self::PortsOverlap { ports, ephemeral } => write!(
+                f,
+                "translationPorts {}-{} overlaps this node's own ports {}-{} (net.ipv4.ip_local_port_range); choose a range outside, or narrow that setting",
+                ports.start(),
+                ports.end(),
+                ephemeral.start(),
+                ephemeral.end()
+            ),
+            Self::SlotMemory { .. } => f.write_str("cannot map SLOTS into memory"),
+            Self::Unsupported { missing } => write!(f, "missing: {}", missing.join("; ")),
+            Self::Verifier { what, .. } => write!(f, "the kernel's verifier refused {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Attach { source, .. } | Self::Verifier { source, .. } => Some(source),
+            Self::Link { source, .. } => Some(source),
+            Self::Load { source } => Some(source.as_ref()),
+            Self::Map { source, .. } => Some(source),
+            Self::Pin { source, .. } => Some(source),
+            Self::MountBpffs { source, .. }
+            | Self::Namespace { source }
+            | Self::PinFolder { source, .. }
+            | Self::SlotMemory { source } => Some(source),
+            Self::ForeignPin { .. }
+            | Self::Locked { .. }
+            | Self::NoMap { .. }
+            | Self::PortsOverlap { .. }
+            | Self::Unsupported { .. } => None,
+        }
+    }
+}
+
+/// Counters of one read.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// By hook and reason; those that are zero are left out.
+    pub reasons: Vec<(Hook, Reason, Count)>,
+    /// By listener name of the service.
+    pub services: Vec<(String, ServiceCount)>,
+    /// By listener and address of the endpoint.
+    pub endpoints: Vec<(String, std::net::SocketAddr, EndpointCount)>,
+}
+
+/// What was loaded, attached and pinned.
+pub struct Kernel {
+    attacher: Attacher,
+    writer: Writer<KernelMaps>,
+    mode: AttachMode,
+    seed: Seed,
+    /// Held as long as this agent owns the pins.
+    _lock: nix::fcntl::Flock<fs::File>,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("attached", self.attacher.attached()).finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads the programs, takes over what is pinned, and deletes nothing.
+    ///
+    /// # Errors
+    /// When something is missing; nothing is attached then that was not before.
+    pub fn start(settings: &Settings) -> Result<Self, Error> {
+        let missing = probe::missing();
+        if !missing.is_empty() {
+            return Err(Error::Unsupported { missing });
+        }
+        check_ports(&settings.ports)?;
+        object::ensure_bpffs(&settings.bpffs)?;
+        let pins = Pins::under(&settings.bpffs);
+        let lock = lock(&settings.bpffs)?;
+        let mut object = object::load(settings, &pins)?;
+        let mut maps = KernelMaps::take(&mut object)?;
+        let seed = seed(settings, &maps)?;
+        let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
+        maps.put_settings(&Row::new(seed, Port::new(*settings.ports.start()), n_ports, TIMEOUTS))?;
+        let writer = Writer::new(maps, seed)?;
+        let attacher = Attacher::new(object, pins)?;
+        Ok(Self { attacher, writer, mode: settings.attach, seed, _lock: lock })
+    }
+
+    /// The seed in use.
+    pub const fn seed(&self) -> Seed {
+        self.seed
+    }
+
+    /// What stands in the maps.
+    pub const fn written(&self) -> &Observed {
+        self.writer.written()
+    }
+
+    /// What sits on which interface.
+    pub const fn attached(&self) -> &BTreeMap<String, Attachment> {
+        self.attacher.attached()
+    }
+
+    /// Steers connections to the agent's sockets.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn steer(&mut self) -> Result<(), Error> {
+        self.attacher.steer()
+    }
+
+    /// Attaches to an interface.
+    ///
+    /// # Errors
+    /// When no mode works, or the one that was asked for does not.
+    pub fn attach(&mut self, interface: &str) -> Result<&Attachment, Error> {
+        self.attacher.attach(interface, self.mode)
+    }
+
+    /// Forgets an interface that is gone.
+    pub fn forget(&mut self, interface: &str) {
+        self.attacher.forget(interface);
+    }
+
+    /// Brings the maps to an image.
+    ///
+    /// # Errors
+    /// See [`Writer::apply`].
+    pub fn apply(&mut self, image: Arc<Image>) -> Result<Written, Error> {
+        self.writer.apply(image)
+    }
+
+    /// Publishes changes of live endpoints.
+    ///
+    /// # Errors
+    /// See [`Writer::apply`].
+    pub fn publish(&mut self, changed: &[Arc<Endpoint>]) -> Result<Written, Error> {
+        self.writer.publish(changed)
+    }
+
+    /// Takes new ways to endpoints.
+    ///
+    /// # Errors
+    /// See [`Writer::apply`].
+    pub fn set_ways(&mut self, ways: HashMap<IpAddr, Way>) -> Result<Written, Error> {
+        self.writer.set_ways(ways)
+    }
+
+    /// Gives a listening socket its place.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn put_socket(&mut self, idx: u32, socket: &impl AsRawFd) -> Result<(), Error> {
+        self.writer.maps_mut().put_socket(idx, socket)
+    }
+
+    /// Takes a listening socket out of its place.
+    pub fn clear_socket(&mut self, idx: u32) {
+        self.writer.maps_mut().clear_socket(idx);
+    }
+
+    /// Reads all counters that concern the present image.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn counters(&self) -> Result<Counters, Error> {
+        let maps = self.writer.maps();
+        let mut counters = Counters::default();
+        for hook in Hook::ALL {
+            for reason in Reason::ALL {
+                let count = maps.reason(hook.index(*reason))?;
+                if count.packets > 0 {
+                    counters.reasons.push((hook, *reason, count));
+                }
+            }
+        }
+        for service in &self.writer.image().services {
+            let listener = service.listener.to_string();
+            counters.services.push((listener.clone(), maps.service_count(service.id)?));
+            for row in &service.endpoints {
+                counters.endpoints.push((listener.clone(), row.endpoint.addr(), maps.endpoint_count(row.row)?));
+            }
+        }
+        Ok(counters)
+    }
+}
+
+/// Removes every link and pin, with or without an agent that made them; says what was removed.
+///
+/// # Errors
+/// When a pin cannot be removed.
+pub fn cleanup(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
+    let root = bpffs.join(PIN_ROOT);
+    if !root.exists() {
+        return Ok(Vec::new());
+    }
+    let _lock = lock(bpffs)?;
+    let mut removed = Vec::new();
+    remove_tree(&root, &mut removed)?;
+    Ok(removed)
+}
+
+fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::PinFolder { path, source }
+    };
+    for entry in fs::read_dir(folder).map_err(failed(folder))? {
+        let path = entry.map_err(failed(folder))?.path();
+        if path.is_dir() {
+            remove_tree(&path, removed)?;
+        } else {
+            fs::remove_file(&path).map_err(failed(&path))?;
+            removed.push(path);
+        }
+    }
+    fs::remove_dir(folder).map_err(failed(folder))
+}
+
+/// One agent for each BPF file system: the lock is on the file system's own folder, which cannot hold a file.
+fn lock(bpffs: &Path) -> Result<nix::fcntl::Flock<fs::File>, Error> {
+    let failed = |source| Error::PinFolder { path: bpffs.to_owned(), source };
+    let folder = fs::File::open(bpffs).map_err(failed)?;
+    nix::fcntl::Flock::lock(folder, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|_| Error::Locked { path: bpffs.to_owned() })
+}
+
+fn seed(settings: &Settings, maps: &KernelMaps) -> Result<Seed, Error> {
+    let words = |bytes: [u8; 16]| {
+        let number = u128::from_le_bytes(bytes);
+        let low = u64::try_from(number & u128::from(u64::MAX)).unwrap_or(0);
+        let high = u64::try_from(number >> 64).unwrap_or(0);
+        Seed::new([low, high])
+    };
+    if let Some(bytes) = settings.seed {
+        return Ok(words(bytes));
+    }
+    let pinned = maps.settings()?.seed;
+    if pinned != Seed::default() {
+        return Ok(pinned);
+    }
+    let mut bytes = [0; 16];
+    let mut source = fs::File::open("/dev/urandom").map_err(|source| Error::Namespace { source })?;
+    io::Read::read_exact(&mut source, &mut bytes).map_err(|source| Error::Namespace { source })?;
+    Ok(words(bytes))
+}
+
+/// Translation and the node's own sockets must not use the same ports.
+fn check_ports(ports: &std::ops::RangeInclusive<u16>) -> Result<(), Error> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = text.split_whitespace().filter_map(|bound| bound.parse::<u16>().ok());
+    let (Some(first), Some(last)) = (bounds.next(), bounds.next()) else { return Ok(()) };
+    if ports.start() <= &last && ports.end() >= &first {
+        return Err(Error::PortsOverlap { ports: ports.clone(), ephemeral: first..=last });
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! Loading the embedded object: maps pinned under the layout's version, compared before they are reused.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use aya::{Ebpf, EbpfLoader, maps::MapInfo};
+use gateway_common::{
+    layout::{FLOW_LAYOUT_VERSION, LAYOUT_VERSION, PIN_ROOT},
+    map::{self, Description, Kind, MapDef},
+};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::statfs,
+};
+
+use crate::kernel::{Error, Settings};
+
+/// The kernel programs, as `cargo xtask build-ebpf` made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-kernel"));
+
+/// `BPF_FS_MAGIC` of the UAPI.
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// `BPF_F_MMAPABLE` and the flag that aya adds to none.
+const MAPPED: u32 = 1 << 10;
+
+/// Where things are pinned.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    tables: PathBuf,
+    flows: PathBuf,
+}
+
+impl Pins {
+    /// Under a BPF file system.
+    pub fn under(bpffs: &Path) -> Self {
+        let root = bpffs.join(PIN_ROOT);
+        Self {
+            tables: root.join(format!("v{LAYOUT_VERSION}")),
+            flows: root.join(format!("flow-v{FLOW_LAYOUT_VERSION}")),
+        }
+    }
+
+    /// The pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        let is_flow = name == map::Flows::NAME || name == map::Translations::NAME;
+        let folder = if is_flow { &self.flows } else { &self.tables };
+        folder.join(name.to_lowercase())
+    }
+
+    /// The pin of a link.
+    pub fn link(&self, name: &str) -> PathBuf {
+        self.tables.join(format!("link-{name}"))
+    }
+
+    /// The folder of tables and links.
+    pub fn tables(&self) -> &Path {
+        &self.tables
+    }
+
+    fn make(&self) -> Result<(), Error> {
+        for folder in [&self.tables, &self.flows] {
+            fs::create_dir_all(folder).map_err(|source| Error::PinFolder { path: folder.clone(), source })?;
+        }
+        if let Some(root) = self.tables.parent() {
+            // Whoever can write the maps controls the node's traffic.
+            drop(fs::set_permissions(root, fs::Permissions::from_mode(0o700)));
+        }
+        Ok(())
+    }
+}
+
+/// Makes sure that a BPF file system is mounted.
+pub(super) fn ensure_bpffs(path: &Path) -> Result<(), Error> {
+    let is_mounted = || statfs(path).is_ok_and(|stat| i64::from(stat.filesystem_type().0) == BPF_FS_MAGIC);
+    if is_mounted() {
+        return Ok(());
+    }
+    fs::create_dir_all(path).map_err(|source| Error::PinFolder { path: path.to_owned(), source })?;
+    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>)
+        .map_err(|errno| Error::MountBpffs { path: path.to_owned(), source: errno.into() })?;
+    tracing::info!(path = %path.display(), "mounted a BPF file system");
+    Ok(())
+}
+
+/// Loads the object. Maps that are pinned already are taken over; their capacity stays.
+pub(super) fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, Error> {
+    pins.make()?;
+    let mut loader = EbpfLoader::new();
+    for description in map::ALL {
+        let path = pins.map(description.name);
+        let wanted = settings.capacity_of(description);
+        let capacity = if path.exists() { pinned_capacity(description, &path, wanted)? } else { wanted };
+        loader.map_max_entries(description.name, capacity);
+        loader.map_pin_path(description.name, path);
+    }
+    loader.load(OBJECT).map_err(|source| Error::Load { source: Box::new(source) })
+}
+
+/// Compares a pinned map with its definition: the loader would take over anything under the right name.
+fn pinned_capacity(description: &Description, path: &Path, wanted: u32) -> Result<u32, Error> {
+    let name = description.name;
+    let info = MapInfo::from_pin(path).map_err(|source| Error::Map { name, source })?;
+    let kind = info.map_type().map_err(|source| Error::Map { name, source })?;
+    let sizes = (info.key_size(), info.value_size());
+    let value_size = if description.kind == Kind::SockMap { 4 } else { description.value_size };
+    let same = kind == type_of(description.kind)
+        && Some(sizes) == u32::try_from(description.key_size).ok().zip(u32::try_from(value_size).ok())
+        && (info.map_flags() & MAPPED != 0) == (description.kind == Kind::MappedArray);
+    if !same {
+        return Err(Error::ForeignPin { path: path.to_owned() });
+    }
+    let present = info.max_entries();
+    if present != wanted {
+        tracing::info!(map = name, present, wanted, "a pinned map keeps its capacity until `sluice cleanup`");
+    }
+    Ok(present)
+}
+
+const fn type_of(kind: Kind) -> aya::maps::MapType {
+    use aya::maps::MapType;
+    match kind {
+        Kind::Array | Kind::MappedArray => MapType::Array,
+        Kind::Hash => MapType::Hash,
+        Kind::LruHash => MapType::LruHash,
+        Kind::PerCpuArray => MapType::PerCpuArray,
+        Kind::SockMap => MapType::SockMap,
+    }
+}

@@ -1,0 +1,258 @@
+//! Checks what refers to what: routes to listeners, backends to services, and whether both ends fit.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    limits,
+    name::{ListenerName, ServiceName},
+    place::Located,
+    snapshot::{
+        build::Problems,
+        draft::{Draft, DraftListener, DraftRoute, DraftService},
+        listener::Protocol,
+    },
+};
+
+/// The things that others refer to, by name; of several with one name, the first. And what to write where a name is
+/// none of them.
+struct Index<'d> {
+    listeners: HashMap<&'d ListenerName, &'d DraftListener>,
+    services: HashMap<&'d ServiceName, &'d DraftService>,
+    listener_remedy: String,
+    service_remedy: String,
+}
+
+/// Checks every reference of the draft.
+pub(super) fn check(draft: &Draft, problems: &mut Problems) {
+    let listeners = draft.listeners.iter().filter_map(|listener| listener.name.as_ref());
+    let services = draft.services.iter().filter_map(|service| service.name.as_ref());
+    let mut index = Index {
+        listeners: HashMap::new(),
+        services: HashMap::new(),
+        listener_remedy: listed("listeners", listeners.map(|name| name.value.as_str())),
+        service_remedy: listed("services", services.map(|name| name.value.as_str())),
+    };
+    for listener in &draft.listeners {
+        if let Some(name) = &listener.name {
+            index.listeners.entry(&name.value).or_insert(listener);
+        }
+    }
+    for service in &draft.services {
+        if let Some(name) = &service.name {
+            index.services.entry(&name.value).or_insert(service);
+        }
+    }
+    for route in &draft.routes {
+        check_listeners(route, &index, problems);
+        check_hostnames(route, &index, problems);
+        check_backends(route, &index, problems);
+    }
+    check_attached(draft, problems);
+    check_used(draft, problems);
+}
+
+fn attached<'d>(route: &DraftRoute, index: &Index<'d>) -> Vec<&'d DraftListener> {
+    route.listeners.iter().filter_map(|name| index.listeners.get(&name.value).copied()).collect()
+}
+
+/// The first protocol of a route's listeners that the kernel balances.
+fn layer4(route: &DraftRoute, index: &Index<'_>) -> Option<Protocol> {
+    attached(route, index)
+        .into_iter()
+        .filter_map(|listener| listener.protocol.as_ref())
+        .map(|protocol| protocol.value)
+        .find(|protocol| !protocol.is_layer7())
+}
+
+fn check_listeners(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems) {
+    let mut seen = HashSet::new();
+    for Located { value: name, place } in &route.listeners {
+        if !seen.insert(name) {
+            problems.fault(*place, format!("{name} is written twice"), "write each listener once");
+        }
+        if !index.listeners.contains_key(name) {
+            let remedy = index.listener_remedy.clone();
+            problems.fault(*place, format!("no listener is named {name}"), remedy);
+        }
+    }
+    let Some(protocol) = layer4(route, index) else { return };
+    let protocols = attached(route, index).into_iter().filter_map(|listener| listener.protocol.as_ref());
+    if let Some(other) = protocols.map(|other| other.value).find(|other| other.is_layer7()) {
+        let message = format!("one route on both {} and {} listeners", other.as_str(), protocol.as_str());
+        problems.fault(route.place, message, "write a route for each");
+        return;
+    }
+    let word = protocol.as_str();
+    if let Some(hostname) = route.hostnames.first() {
+        let message = format!("host names have no meaning on a {word} listener");
+        problems.fault(hostname.place, message, "remove `hostnames`");
+    }
+    if let Some(second) = route.rules.get(1) {
+        let message = format!("a second rule has no meaning on a {word} listener");
+        problems.fault(second.place, message, "write one rule");
+    }
+    for rule in &route.rules {
+        if let Some(matches) = &rule.matches {
+            let message = format!("matches have no meaning on a {word} listener");
+            problems.fault(matches.place, message, "remove `matches`");
+        }
+        if let Some(timeout) = rule.request_timeout.as_ref().or(rule.backend_timeout.as_ref()) {
+            let message = format!("timeouts have no meaning on a {word} listener");
+            problems.fault(timeout.place, message, "remove `timeouts`");
+        }
+    }
+}
+
+fn check_hostnames(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems) {
+    if layer4(route, index).is_some() || route.hostnames.is_empty() {
+        return;
+    }
+    let listeners = attached(route, index);
+    if listeners.is_empty() {
+        return;
+    }
+    for Located { value: hostname, place } in &route.hostnames {
+        let served = |listener: &&DraftListener| {
+            listener.hostname.as_ref().is_none_or(|name| name.value.overlaps(hostname))
+        };
+        if !listeners.iter().any(served) {
+            let names: Vec<String> = listeners
+                .iter()
+                .filter_map(|listener| listener.hostname.as_ref())
+                .map(|name| name.value.to_string())
+                .collect();
+            let message = format!("{hostname} is served by none of the route's listeners");
+            problems.fault(*place, message, format!("write a name within {}", names.join(" or ")));
+        }
+    }
+    for name in &route.listeners {
+        let Some(listener) = index.listeners.get(&name.value) else { continue };
+        let Some(hostname) = &listener.hostname else { continue };
+        if !route.hostnames.iter().any(|wanted| hostname.value.overlaps(&wanted.value)) {
+            let message = format!("{} serves none of the route's host names", name.value);
+            let remedy = format!("remove it here, or add a name within {} to `hostnames`", hostname.value);
+            problems.fault(name.place, message, remedy);
+        }
+    }
+}
+
+fn check_backends(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems) {
+    let layer4 = layer4(route, index);
+    for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
+        let name = &backend.value.service;
+        if index.services.contains_key(name) {
+            continue;
+        }
+        let message = format!("no service is named {name}");
+        let remedy = index.service_remedy.clone();
+        if layer4.is_some() {
+            problems.fault(backend.place, message, remedy);
+        } else {
+            problems.warning(backend.place, format!("{message}: its share is answered with 500"), remedy);
+        }
+    }
+    if layer4.is_some() {
+        check_packets(route, index, problems);
+    }
+}
+
+/// Packets keep their address family, and the kernel numbers the endpoints of one listener in 16 bits.
+fn check_packets(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems) {
+    let services: Vec<&DraftService> = route
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.backends)
+        .filter_map(|backend| index.services.get(&backend.value.service).copied())
+        .collect();
+    let n_endpoints: usize = services.iter().map(|service| service.endpoints.len()).sum();
+    if n_endpoints > limits::ENDPOINTS_PER_SERVICE {
+        let message = format!("its services have {n_endpoints} endpoints together");
+        let remedy = format!("write at most {} behind one listener", limits::ENDPOINTS_PER_SERVICE);
+        problems.fault(route.place, message, remedy);
+    }
+    for listener in attached(route, index) {
+        let (Some(addr), Some(name)) = (&listener.addr, &listener.name) else { continue };
+        let other = services
+            .iter()
+            .flat_map(|service| &service.endpoints)
+            .find(|endpoint| endpoint.value.addr.is_ipv4() != addr.value.is_ipv4());
+        if let Some(endpoint) = other {
+            let (ours, theirs) = if addr.value.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+            let message =
+                format!("an {theirs} endpoint behind {}, an {ours} listener for packets", name.value);
+            let remedy = format!("write an {ours} address, or a service for each family");
+            problems.fault(endpoint.place, message, remedy);
+        }
+    }
+}
+
+/// A listener for packets has one route; one for requests has one at least, or serves nothing.
+fn check_attached(draft: &Draft, problems: &mut Problems) {
+    let mut routes: HashMap<&ListenerName, Vec<(&DraftRoute, &Located<ListenerName>)>> = HashMap::new();
+    for route in &draft.routes {
+        for name in &route.listeners {
+            let here = routes.entry(&name.value).or_default();
+            // Routes come one after another, so a listener that one names twice finds it last.
+            if here.last().is_none_or(|(other, _)| other.place != route.place) {
+                here.push((route, name));
+            }
+        }
+    }
+    for listener in &draft.listeners {
+        let (Some(name), Some(protocol)) = (&listener.name, &listener.protocol) else { continue };
+        let here = routes.get(&name.value).map(Vec::as_slice).unwrap_or_default();
+        let name = &name.value;
+        match (protocol.value.is_layer7(), here) {
+            (true, []) => {
+                let message = format!("no route is attached to {name}: it answers 404");
+                problems.warning(
+                    listener.place,
+                    message,
+                    format!("write a route with `listeners: [{name}]`"),
+                );
+            }
+            (false, []) => {
+                let message = format!("no route is attached to {name}, so its packets have nowhere to go");
+                problems.fault(listener.place, message, format!("write a route with `listeners: [{name}]`"));
+            }
+            (false, [_, more @ ..]) => {
+                for (_, second) in more {
+                    let message = format!("{name} has a route already, and packets follow one");
+                    problems.fault(second.place, message, "write both backends into one route, with weights");
+                }
+            }
+            (true, [_, ..]) => {}
+        }
+    }
+}
+
+fn check_used(draft: &Draft, problems: &mut Problems) {
+    let used: HashSet<&ServiceName> = draft
+        .routes
+        .iter()
+        .flat_map(|route| &route.rules)
+        .flat_map(|rule| &rule.backends)
+        .map(|backend| &backend.value.service)
+        .collect();
+    for service in &draft.services {
+        if let Some(name) = &service.name
+            && !used.contains(&name.value)
+        {
+            let message = format!("no route leads to {}", name.value);
+            problems.warning(service.place, message, "refer to it in `backends`, or remove it");
+        }
+    }
+}
+
+fn listed<'n>(kind: &str, names: impl Iterator<Item = &'n str>) -> String {
+    const SHOWN: usize = 5;
+    let mut names: Vec<&str> = names.collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() {
+        return format!("add it below `{kind}`");
+    }
+    let more = if names.len() > SHOWN { ", ..." } else { "" };
+    names.truncate(SHOWN);
+    format!("add it below `{kind}`, or write one of {}{more}", names.join(", "))
+}

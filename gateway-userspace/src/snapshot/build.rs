@@ -1,0 +1,283 @@
+//! Checks a draft and makes the snapshot: names are unique, references resolve, addresses do not collide.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+};
+
+use crate::{
+    duration, limits,
+    place::{Located, Place},
+    snapshot::{
+        Snapshot, attach,
+        draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService, Problem, Severity},
+        listener::{Hostname, Listener, Protocol},
+        route::{Match, PathMatch, Route, Rule},
+        service::Service,
+    },
+};
+
+/// A snapshot and what somebody should look at nevertheless.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// Problems of severity [`Severity::Warning`].
+    pub warnings: Vec<Problem>,
+}
+
+/// Gathers problems.
+#[derive(Debug, Default)]
+pub(super) struct Problems(Vec<Problem>);
+
+impl Problems {
+    pub(super) fn fault(&mut self, place: Place, message: impl Into<String>, remedy: impl Into<String>) {
+        self.push(Severity::Fault, place, message.into(), remedy.into());
+    }
+
+    pub(super) fn warning(&mut self, place: Place, message: impl Into<String>, remedy: impl Into<String>) {
+        self.push(Severity::Warning, place, message.into(), remedy.into());
+    }
+
+    fn push(&mut self, severity: Severity, place: Place, message: String, remedy: String) {
+        self.0.push(Problem { place, severity, message, remedy });
+    }
+}
+
+/// Makes the snapshot; the error holds every problem, warnings included.
+pub fn build(draft: Draft, generation: u64) -> Result<Built, Vec<Problem>> {
+    let problems = check(&draft);
+    if problems.iter().any(|problem| problem.severity == Severity::Fault) {
+        return Err(problems);
+    }
+    let mut incomplete = Problems::default();
+    let mut missing =
+        |place| incomplete.fault(place, "a part of it could not be read", "correct the other faults first");
+    let snapshot = Snapshot {
+        generation,
+        listeners: draft
+            .listeners
+            .into_iter()
+            .filter_map(|draft| listener(draft).map_err(&mut missing).ok())
+            .collect(),
+        routes: draft
+            .routes
+            .into_iter()
+            .filter_map(|draft| route(draft).map_err(&mut missing).ok())
+            .collect(),
+        services: draft
+            .services
+            .into_iter()
+            .filter_map(|draft| service(draft).map_err(&mut missing).ok())
+            .collect(),
+    };
+    if incomplete.0.is_empty() { Ok(Built { snapshot, warnings: problems }) } else { Err(incomplete.0) }
+}
+
+/// Every problem of a draft, in no particular order.
+pub fn check(draft: &Draft) -> Vec<Problem> {
+    let mut problems = Problems::default();
+    unique("listener", draft.listeners.iter().filter_map(|it| it.name.as_ref()), &mut problems);
+    unique("route", draft.routes.iter().filter_map(|it| it.name.as_ref()), &mut problems);
+    unique("service", draft.services.iter().filter_map(|it| it.name.as_ref()), &mut problems);
+    draft.listeners.iter().for_each(|listener| check_listener(listener, &mut problems));
+    check_collisions(&draft.listeners, &mut problems);
+    draft.routes.iter().flat_map(|route| &route.rules).for_each(|rule| check_rule(rule, &mut problems));
+    draft.services.iter().for_each(|service| check_service(service, &mut problems));
+    check_total(&draft.services, &mut problems);
+    attach::check(draft, &mut problems);
+    problems.0
+}
+
+fn unique<'d, N>(kind: &str, names: impl Iterator<Item = &'d Located<N>>, problems: &mut Problems)
+where
+    N: std::hash::Hash + Eq + std::fmt::Display + 'd,
+{
+    let mut seen = std::collections::HashSet::new();
+    for Located { value, place } in names {
+        if !seen.insert(value) {
+            let remedy = format!("give each {kind} a name of its own, such as {value}-2");
+            problems.fault(*place, format!("another {kind} is named {value}"), remedy);
+        }
+    }
+}
+
+fn check_listener(listener: &DraftListener, problems: &mut Problems) {
+    let Some(Located { value: protocol, place }) = listener.protocol else { return };
+    match (protocol, &listener.certificates) {
+        (Protocol::Https, None) => {
+            let remedy = "write `tls: {certificates: [{certificateFile: web.pem, keyFile: web.key}]}`, or protocol HTTP";
+            problems.fault(place, "HTTPS needs `tls`", remedy);
+        }
+        (Protocol::Http | Protocol::Tcp | Protocol::Udp, Some(tls)) => {
+            let message = format!("`tls` has no meaning for {}", protocol.as_str());
+            problems.fault(tls.place, message, "remove it, or write protocol HTTPS");
+        }
+        (Protocol::Https, Some(_)) | (Protocol::Http | Protocol::Tcp | Protocol::Udp, None) => {}
+    }
+    if protocol.is_layer7() {
+        if let Some(forwarding) = &listener.forwarding {
+            let message = format!("`forwarding` has no meaning for {}", protocol.as_str());
+            problems.fault(forwarding.place, message, "remove it: the agent itself forwards requests");
+        }
+    } else if let Some(hostname) = &listener.hostname {
+        let message = format!("`hostname` has no meaning for {}", protocol.as_str());
+        problems.fault(hostname.place, message, "remove it: packets carry no host name");
+    }
+}
+
+/// What has an address, port and transport already.
+struct Taken<'d> {
+    first: &'d DraftListener,
+    protocol: Protocol,
+    by_hostname: HashMap<Option<&'d Hostname>, &'d DraftListener>,
+}
+
+/// Listeners of one address and port and transport have to be of one protocol, and tell requests apart by host name.
+fn check_collisions(listeners: &[DraftListener], problems: &mut Problems) {
+    let name = |other: &DraftListener| {
+        other.name.as_ref().map_or_else(|| "another listener".to_owned(), |name| name.value.to_string())
+    };
+    let mut taken: HashMap<(SocketAddr, bool), Taken<'_>> = HashMap::new();
+    for listener in listeners {
+        let (Some(addr), Some(protocol)) = (&listener.addr, &listener.protocol) else { continue };
+        let hostname = listener.hostname.as_ref();
+        let by_udp = protocol.value == Protocol::Udp;
+        let here = match taken.entry((addr.value, by_udp)) {
+            Entry::Vacant(vacant) => {
+                let by_hostname = HashMap::from([(hostname.map(|hostname| &hostname.value), listener)]);
+                vacant.insert(Taken { first: listener, protocol: protocol.value, by_hostname });
+                continue;
+            }
+            Entry::Occupied(occupied) => occupied.into_mut(),
+        };
+        if here.protocol != protocol.value {
+            let message = format!("{} speaks another protocol on {}", name(here.first), addr.value);
+            problems.fault(protocol.place, message, "write the same protocol, or another port");
+        } else if !protocol.value.is_layer7() {
+            let message = format!("{} has {} already", name(here.first), addr.value);
+            problems.fault(addr.place, message, "write another address or port");
+        } else if let Some(other) =
+            here.by_hostname.insert(hostname.map(|hostname| &hostname.value), listener)
+        {
+            let place = hostname.map_or(addr.place, |hostname| hostname.place);
+            let message = format!("{} has the same host name on {}", name(other), addr.value);
+            problems.fault(place, message, "write another `hostname`, or another port");
+        }
+    }
+}
+
+fn check_rule(rule: &DraftRule, problems: &mut Problems) {
+    if let (Some(request), Some(backend)) = (&rule.request_timeout, &rule.backend_timeout)
+        && !request.value.is_zero()
+        && backend.value > request.value
+    {
+        let (longer, bound) = (duration::write(backend.value), duration::write(request.value));
+        let message = format!("{longer} is longer than `request`, which is {bound}");
+        problems.fault(backend.place, message, format!("write at most {bound}"));
+    }
+    let mut seen = std::collections::HashSet::new();
+    for backend in &rule.backends {
+        if !seen.insert(&backend.value.service) {
+            let message = format!("{} is a backend of this rule already", backend.value.service);
+            problems.fault(backend.place, message, "write it once, with the sum of the weights");
+        }
+    }
+    if !rule.backends.is_empty() && rule.backends.iter().all(|backend| backend.value.weight == 0) {
+        let message = "every backend has weight 0, so nothing is served";
+        problems.warning(rule.place, message, "give one of them a weight above 0");
+    }
+}
+
+fn check_service(service: &DraftService, problems: &mut Problems) {
+    let mut seen = std::collections::HashSet::new();
+    for endpoint in &service.endpoints {
+        if !seen.insert(endpoint.value.addr) {
+            let message = format!("{} is an endpoint of this service already", endpoint.value.addr);
+            problems.fault(endpoint.place, message, "write it once, with the weight it should have");
+        }
+    }
+    if service.endpoints.is_empty() {
+        let name = service.name.as_ref().map_or("it", |name| name.value.as_str());
+        problems.warning(service.place, format!("{name} has no endpoints"), "add one below `endpoints`");
+    }
+    if let Some(Located { value: health, place }) = &service.health
+        && health.timeout >= health.interval
+    {
+        let (timeout, interval) = (duration::write(health.timeout), duration::write(health.interval));
+        let message = format!("a check may take {timeout}, and the next begins after {interval}");
+        problems.fault(*place, message, "write a `timeout` below `interval`");
+    }
+}
+
+fn check_total(services: &[DraftService], problems: &mut Problems) {
+    let mut total = 0_usize;
+    for service in services {
+        let before = total;
+        total = total.saturating_add(service.endpoints.len());
+        if before <= limits::ENDPOINTS && total > limits::ENDPOINTS {
+            let message = format!("more than {} endpoints of all services together", limits::ENDPOINTS);
+            problems.fault(service.place, message, "spread them over several nodes");
+        }
+    }
+}
+
+fn listener(draft: DraftListener) -> Result<Listener, Place> {
+    let DraftListener { place, name, addr, protocol, hostname, certificates, forwarding } = draft;
+    let (Some(name), Some(addr), Some(protocol)) = (name, addr, protocol) else { return Err(place) };
+    Ok(Listener {
+        name: name.value,
+        addr: addr.value,
+        protocol: protocol.value,
+        hostname: hostname.map(|hostname| hostname.value),
+        certificates: certificates.map(|certificates| certificates.value).unwrap_or_default(),
+        forwarding: forwarding.map(|forwarding| forwarding.value).unwrap_or_default(),
+    })
+}
+
+fn route(draft: DraftRoute) -> Result<Route, Place> {
+    let Some(name) = draft.name else { return Err(draft.place) };
+    if draft.listeners.is_empty() || draft.rules.is_empty() {
+        return Err(draft.place);
+    }
+    let hostnames: Vec<Hostname> = draft.hostnames.into_iter().map(|hostname| hostname.value).collect();
+    Ok(Route {
+        name: name.value,
+        listeners: draft.listeners.into_iter().map(|listener| listener.value).collect(),
+        hostnames,
+        rules: draft.rules.into_iter().map(rule).collect(),
+    })
+}
+
+fn rule(draft: DraftRule) -> Rule {
+    let everything = || Match {
+        path: PathMatch::Prefix("/".to_owned()),
+        method: None,
+        headers: Vec::new(),
+        query: Vec::new(),
+    };
+    let bound = |timeout: Option<Located<std::time::Duration>>| {
+        timeout.map(|timeout| timeout.value).filter(|timeout| !timeout.is_zero())
+    };
+    let written = draft.matches.map(|matches| matches.value).unwrap_or_default();
+    Rule {
+        matches: if written.is_empty() { vec![everything()] } else { written },
+        backends: draft.backends.into_iter().map(|backend| backend.value).collect(),
+        request_timeout: bound(draft.request_timeout),
+        backend_timeout: bound(draft.backend_timeout),
+    }
+}
+
+fn service(draft: DraftService) -> Result<Service, Place> {
+    let DraftService { place, name, endpoints, protocol, balance, health, connect_timeout } = draft;
+    let (Some(name), Some(protocol)) = (name, protocol) else { return Err(place) };
+    let (Some(balance), Some(connect_timeout)) = (balance, connect_timeout) else { return Err(place) };
+    Ok(Service {
+        name: name.value,
+        endpoints: endpoints.into_iter().map(|endpoint| endpoint.value).collect(),
+        protocol,
+        balance,
+        health: health.map(|health| health.value),
+        connect_timeout,
+    })
+}

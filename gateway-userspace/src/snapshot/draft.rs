@@ -1,0 +1,117 @@
+//! A draft: what a source read, with the place of everything, before it is known to make sense together.
+//!
+//! What a source could not read is absent here and has been reported by it; the checks go on with the rest, so that
+//! all faults come at once.
+
+use std::{net::SocketAddr, time::Duration};
+
+use crate::{
+    name::{ListenerName, RouteName, ServiceName},
+    place::{Located, Place},
+    snapshot::{
+        listener::{Certificate, Forwarding, Hostname, Protocol},
+        route::{Backend, Match},
+        service::{Endpoint, HealthCheck, Policy, UpstreamProtocol},
+    },
+};
+
+/// Everything a source wants.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// Listeners.
+    pub listeners: Vec<DraftListener>,
+    /// Routes.
+    pub routes: Vec<DraftRoute>,
+    /// Services.
+    pub services: Vec<DraftService>,
+}
+
+/// A listener that may lack what could not be read.
+#[derive(Clone, Debug)]
+pub struct DraftListener {
+    /// The whole of it.
+    pub place: Place,
+    /// See [`Listener`](crate::snapshot::listener::Listener); so are the others.
+    pub name: Option<Located<ListenerName>>,
+    /// The place is that of the address.
+    pub addr: Option<Located<SocketAddr>>,
+    /// Protocol.
+    pub protocol: Option<Located<Protocol>>,
+    /// Host name, if one is written.
+    pub hostname: Option<Located<Hostname>>,
+    /// Certificates, if TLS is written.
+    pub certificates: Option<Located<Vec<Certificate>>>,
+    /// Forwarding, if it is written.
+    pub forwarding: Option<Located<Forwarding>>,
+}
+
+/// A route that may lack what could not be read.
+#[derive(Clone, Debug)]
+pub struct DraftRoute {
+    /// The whole of it.
+    pub place: Place,
+    /// See [`Route`](crate::snapshot::route::Route); so are the others.
+    pub name: Option<Located<RouteName>>,
+    /// Listeners it refers to.
+    pub listeners: Vec<Located<ListenerName>>,
+    /// Host names, if any are written.
+    pub hostnames: Vec<Located<Hostname>>,
+    /// Rules.
+    pub rules: Vec<DraftRule>,
+}
+
+/// A rule.
+#[derive(Clone, Debug)]
+pub struct DraftRule {
+    /// The whole of it.
+    pub place: Place,
+    /// Matches, if any are written.
+    pub matches: Option<Located<Vec<Match>>>,
+    /// Backends.
+    pub backends: Vec<Located<Backend>>,
+    /// Bound on the whole exchange; zero is none.
+    pub request_timeout: Option<Located<Duration>>,
+    /// Bound on each try; zero is none.
+    pub backend_timeout: Option<Located<Duration>>,
+}
+
+/// A service that may lack what could not be read.
+#[derive(Clone, Debug)]
+pub struct DraftService {
+    /// The whole of it.
+    pub place: Place,
+    /// See [`Service`](crate::snapshot::service::Service); so are the others.
+    pub name: Option<Located<ServiceName>>,
+    /// Endpoints.
+    pub endpoints: Vec<Located<Endpoint>>,
+    /// Protocol.
+    pub protocol: Option<UpstreamProtocol>,
+    /// Policy.
+    pub balance: Option<Policy>,
+    /// Health check, if one is written; its place is that of the timeout.
+    pub health: Option<Located<HealthCheck>>,
+    /// Bound on opening a connection.
+    pub connect_timeout: Option<Duration>,
+}
+
+/// Something that makes no sense together with the rest.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Problem {
+    /// Where.
+    pub place: Place,
+    /// Whether it keeps the snapshot from being made.
+    pub severity: Severity,
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead.
+    pub remedy: String,
+}
+
+/// Whether a problem keeps the snapshot from being made.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Severity {
+    /// It does.
+    Fault,
+    /// It does not, but somebody should look.
+    Warning,
+}

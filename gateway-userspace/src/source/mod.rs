@@ -1,0 +1,11 @@
+//! Where wants come from. Each source reads its own language, and hands over a snapshot or every fault in it.
+
+pub mod certificate;
+pub mod file;
+pub mod summary;
+pub mod text;
+pub mod wanted;
+pub mod watch;
+
+#[cfg(test)]
+mod tests;

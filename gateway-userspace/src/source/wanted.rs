@@ -1,0 +1,217 @@
+//! The wanted part of the file: `listeners`, `routes` and `services`, read into a draft.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use crate::{
+    config::{files::Files, read::View, text::unicast},
+    name::{ListenerName, RouteName, ServiceName},
+    place::Located,
+    secret::Secret,
+    snapshot::{
+        draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService},
+        listener::{Certificate, Forwarding, Protocol},
+        route::{Backend, Match, PathMatch},
+        service::{CheckKind, Endpoint, HealthCheck, Policy, UpstreamProtocol},
+    },
+    source::{certificate, text},
+};
+
+/// Reads the three lists; faults go to the reader of `root`.
+pub fn read(root: &View<'_>, files: &Files) -> Draft {
+    Draft {
+        listeners: root.tables("listeners").iter().map(|view| listener(view, files)).collect(),
+        routes: root.tables("routes").iter().map(route).collect(),
+        services: root.tables("services").iter().map(service).collect(),
+    }
+}
+
+fn listener(view: &View<'_>, files: &Files) -> DraftListener {
+    let name = view.text("name", |name| text::name(name).map(ListenerName::new));
+    let addr = addr(view);
+    let protocol = view.word("protocol", |word| match word {
+        "HTTP" => Some(Protocol::Http),
+        "HTTPS" => Some(Protocol::Https),
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        _ => None,
+    });
+    let hostname = view.text("hostname", text::hostname);
+    // TLS that could not be read is still TLS that was written: the checks would else ask for it.
+    let certificates = view.has("tls").then(|| {
+        let tls = view.table("tls");
+        let certificates = tls.map(|tls| tls.tables("certificates")).unwrap_or_default();
+        let value = certificates.iter().filter_map(|view| certificate(view, files)).collect();
+        Located { value, place: view.place_of("tls") }
+    });
+    let forwarding = view.word("forwarding", |word| match word {
+        "nat" => Some(Forwarding::Nat),
+        _ => None,
+    });
+    DraftListener { place: view.place(), name, addr, protocol, hostname, certificates, forwarding }
+}
+
+fn addr(view: &View<'_>) -> Option<Located<SocketAddr>> {
+    let address: Option<Located<IpAddr>> = view.text("address", unicast);
+    let port: Option<Located<u16>> = view.integer("port");
+    let (address, port) = (address?, port?);
+    Some(address.map(|address| SocketAddr::new(address, port.value)))
+}
+
+fn certificate(view: &View<'_>, files: &Files) -> Option<Certificate> {
+    let chain = view.text("certificateFile", |name| {
+        let pem = files.read(name, certificate::MAX_BYTES)?;
+        certificate::check_chain(&pem)?;
+        Ok((files.path(name).display().to_string(), pem))
+    });
+    let key = view.text("keyFile", |name| {
+        let pem = files.read(name, certificate::MAX_BYTES)?;
+        certificate::check_key(&pem)?;
+        Ok(Secret::new(&pem))
+    });
+    let ((origin, chain_pem), key_pem) = (chain?.value, key?.value);
+    Some(Certificate { origin, chain_pem, key_pem })
+}
+
+fn route(view: &View<'_>) -> DraftRoute {
+    DraftRoute {
+        place: view.place(),
+        name: view.text("name", |name| text::name(name).map(RouteName::new)),
+        listeners: view.texts("listeners", |name| text::name(name).map(ListenerName::new)),
+        hostnames: view.texts("hostnames", text::hostname),
+        rules: view.tables("rules").iter().map(rule).collect(),
+    }
+}
+
+fn rule(view: &View<'_>) -> DraftRule {
+    let matches = view.has("matches").then(|| {
+        let value = view.tables("matches").iter().filter_map(match_).collect();
+        Located { value, place: view.place_of("matches") }
+    });
+    let backends = view.tables("backends").iter().filter_map(backend).collect();
+    let timeouts = view.table("timeouts");
+    DraftRule {
+        place: view.place(),
+        matches,
+        backends,
+        request_timeout: timeouts.and_then(|timeouts| timeouts.duration("request")),
+        backend_timeout: timeouts.and_then(|timeouts| timeouts.duration("backendRequest")),
+    }
+}
+
+fn match_(view: &View<'_>) -> Option<Match> {
+    let path = view.table_or_defaults("path").and_then(|path| path_match(&path));
+    let method = view.word("method", |word| word.parse::<http::Method>().ok());
+    let headers = pairs(view, "headers", text::header_name, text::header_value);
+    let query = pairs(view, "queryParams", text::query_name, text::query_value);
+    Some(Match { path: path?, method: method.map(|method| method.value), headers, query })
+}
+
+fn path_match(view: &View<'_>) -> Option<PathMatch> {
+    let exact = view.word("type", |word| match word {
+        "Exact" => Some(true),
+        "PathPrefix" => Some(false),
+        _ => None,
+    });
+    let path = view.text("value", text::path);
+    let (exact, path) = (exact?.value, path?.value);
+    if exact {
+        return Some(PathMatch::Exact(path));
+    }
+    // A prefix is compared by segments, so a slash at its end says nothing.
+    let segments = path.strip_suffix('/').unwrap_or(&path);
+    Some(PathMatch::Prefix(if segments.is_empty() { "/".to_owned() } else { segments.to_owned() }))
+}
+
+/// Names and values of a list of matches; a name occurs once.
+fn pairs<N>(
+    view: &View<'_>,
+    key: &str,
+    parse_name: impl Fn(&str) -> Result<N, crate::config::read::Wrong>,
+    parse_value: impl Fn(&str) -> Result<String, crate::config::read::Wrong>,
+) -> Vec<(N, String)>
+where
+    N: Clone + Eq + std::hash::Hash + std::fmt::Display,
+{
+    let mut seen = HashSet::new();
+    let mut pairs = Vec::new();
+    for pair in view.tables(key) {
+        let name = pair.text("name", &parse_name);
+        let value = pair.text("value", &parse_value);
+        let Some(Located { value: name, place }) = name else { continue };
+        if !seen.insert(name.clone()) {
+            let message = format!("{name} is written twice");
+            pair.reader().fault(place, message, "write each name once: all of them have to hold");
+        }
+        if let Some(value) = value {
+            pairs.push((name, value.value));
+        }
+    }
+    pairs
+}
+
+fn backend(view: &View<'_>) -> Option<Located<Backend>> {
+    let service = view.text("service", |name| text::name(name).map(ServiceName::new));
+    let weight = view.integer("weight");
+    let (service, weight) = (service?, weight?.value);
+    Some(service.map(|service| Backend { service, weight }))
+}
+
+fn service(view: &View<'_>) -> DraftService {
+    let protocol = view.word("protocol", |word| match word {
+        "http1" => Some(UpstreamProtocol::Http1),
+        "h2c" => Some(UpstreamProtocol::H2c),
+        _ => None,
+    });
+    let balance = view.word("balance", |word| match word {
+        "roundRobin" => Some(Policy::RoundRobin),
+        "leastRequest" => Some(Policy::LeastRequest),
+        "maglev" => Some(Policy::Maglev),
+        _ => None,
+    });
+    DraftService {
+        place: view.place(),
+        name: view.text("name", |name| text::name(name).map(ServiceName::new)),
+        endpoints: view.tables("endpoints").iter().filter_map(endpoint).collect(),
+        protocol: protocol.map(|protocol| protocol.value),
+        balance: balance.map(|balance| balance.value),
+        health: view.table("health").and_then(|health| health_check(&health)),
+        connect_timeout: view.duration("connectTimeout").map(|timeout| timeout.value),
+    }
+}
+
+fn endpoint(view: &View<'_>) -> Option<Located<Endpoint>> {
+    let addr = addr(view);
+    let weight = view.integer("weight");
+    let (addr, weight) = (addr?, weight?.value);
+    Some(addr.map(|addr| Endpoint { addr, weight }))
+}
+
+fn health_check(view: &View<'_>) -> Option<Located<HealthCheck>> {
+    let http = view.table("http").and_then(|http| http_check(&http));
+    let tcp = view.table("tcp").map(|_| CheckKind::Tcp);
+    let interval = view.duration("interval");
+    let timeout = view.duration("timeout");
+    let unhealthy_threshold = view.integer("unhealthyThreshold");
+    let healthy_threshold = view.integer("healthyThreshold");
+    let (interval, timeout) = (interval?, timeout?);
+    let place = if view.has("timeout") { timeout.place } else { view.place_of("interval") };
+    // What could not be read was reported, so that no snapshot comes of it; the stand-ins let the times be checked.
+    let value = HealthCheck {
+        kind: http.or(tcp).unwrap_or(CheckKind::Tcp),
+        interval: interval.value,
+        timeout: timeout.value,
+        unhealthy_threshold: unhealthy_threshold.map_or(HealthCheck::UNHEALTHY, |n| n.value),
+        healthy_threshold: healthy_threshold.map_or(HealthCheck::HEALTHY, |n| n.value),
+    };
+    Some(Located { value, place })
+}
+
+fn http_check(view: &View<'_>) -> Option<CheckKind> {
+    let path = view.text("path", text::path);
+    let host = view.text("host", text::host);
+    let statuses = view.text("statuses", text::statuses);
+    Some(CheckKind::Http { path: path?.value, host: host.map(|host| host.value), statuses: statuses?.value })
+}

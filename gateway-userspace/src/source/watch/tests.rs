@@ -1,0 +1,150 @@
+//! The file source against a real file system.
+
+use std::{fs, os::unix::fs::symlink};
+
+use super::*;
+use crate::drain::{Tasks, Trigger, channel};
+
+const ONE: &str = "listeners: [{name: a, address: 127.0.0.1, port: 8001, protocol: HTTP}]\n";
+const TWO: &str = "listeners: [{name: b, address: 127.0.0.1, port: 8001, protocol: HTTP}]\n";
+const BAD: &str = "listeners: [{name: b, address: 127.0.0.1, port: 99999, protocol: HTTP}]\n";
+
+/// Longer than settling takes, far shorter than the poll: an update within it came from an event.
+const SOON: Duration = Duration::from_secs(5);
+
+struct Followed {
+    dir: tempfile::TempDir,
+    updates: mpsc::Receiver<Update>,
+    reload: Reload,
+    trigger: Trigger,
+    tasks: Tasks,
+}
+
+impl Followed {
+    fn new(prepare: impl FnOnce(&Path)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        prepare(dir.path());
+        let (_, source) = FileSource::open(&dir.path().join("sluice.yaml")).unwrap();
+        let reload = source.handle();
+        let (trigger, drain) = channel();
+        let (sender, updates) = mpsc::channel(1);
+        let tasks = Tasks::default();
+        tasks.spawn("file source", source.run(sender, drain));
+        Self { dir, updates, reload, trigger, tasks }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn update(&mut self) -> Update {
+        tokio::time::timeout(SOON, self.updates.recv()).await.expect("an update in time").unwrap()
+    }
+
+    async fn name(&mut self) -> String {
+        let snapshot = self.update().await.snapshot.unwrap();
+        snapshot.listeners[0].name.as_str().to_owned()
+    }
+
+    async fn nothing_more(&mut self) {
+        assert!(tokio::time::timeout(QUIET * 6, self.updates.recv()).await.is_err(), "no further update");
+    }
+
+    async fn end(self) {
+        self.trigger.start();
+        assert_eq!(self.tasks.ended(SOON).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_config_map_that_is_swapped_gives_one_update() {
+    let version = |dir: &Path, name: &str, text: &str| {
+        fs::create_dir(dir.join(name)).unwrap();
+        fs::write(dir.join(name).join("sluice.yaml"), text).unwrap();
+    };
+    let mut followed = Followed::new(|dir| {
+        version(dir, "..1", ONE);
+        symlink("..1", dir.join("..data")).unwrap();
+        symlink("..data/sluice.yaml", dir.join("sluice.yaml")).unwrap();
+    });
+    for (n, text, name) in [(2, TWO, "b"), (3, ONE, "a")] {
+        // As the kubelet does it: a new folder, a new link beside the old, a rename over it, the old folder removed.
+        version(followed.dir.path(), &format!("..{n}"), text);
+        symlink(format!("..{n}"), followed.path("..tmp")).unwrap();
+        fs::rename(followed.path("..tmp"), followed.path("..data")).unwrap();
+        fs::remove_dir_all(followed.path(&format!("..{}", n - 1))).unwrap();
+        assert_eq!(followed.name().await, name);
+        followed.nothing_more().await;
+    }
+    followed.end().await;
+}
+
+#[tokio::test]
+async fn a_file_that_vanishes_is_a_fault_and_comes_back() {
+    let mut followed = Followed::new(|dir| fs::write(dir.join("sluice.yaml"), ONE).unwrap());
+    fs::remove_file(followed.path("sluice.yaml")).unwrap();
+    let faults = followed.update().await.snapshot.unwrap_err();
+    assert!(faults.to_string().contains("cannot be read"), "{faults}");
+    fs::write(followed.path("sluice.yaml"), TWO).unwrap();
+    assert_eq!(followed.name().await, "b");
+    followed.end().await;
+}
+
+#[tokio::test]
+async fn the_same_content_is_no_update() {
+    let mut followed = Followed::new(|dir| fs::write(dir.join("sluice.yaml"), ONE).unwrap());
+    fs::write(followed.path("new"), ONE).unwrap();
+    fs::rename(followed.path("new"), followed.path("sluice.yaml")).unwrap();
+    followed.reload.reload();
+    followed.nothing_more().await;
+    fs::write(followed.path("new"), BAD).unwrap();
+    fs::rename(followed.path("new"), followed.path("sluice.yaml")).unwrap();
+    assert_eq!(followed.update().await.snapshot.unwrap_err().count(), 1);
+    fs::write(followed.path("sluice.yaml"), ONE).unwrap();
+    assert_eq!(followed.name().await, "a", "the way back from a fault is an update, too");
+    followed.end().await;
+}
+
+#[tokio::test]
+async fn a_change_of_the_agent_part_is_told() {
+    let mut followed = Followed::new(|dir| fs::write(dir.join("sluice.yaml"), ONE).unwrap());
+    fs::write(followed.path("sluice.yaml"), format!("agent: {{drainDeadline: 1s}}\n{ONE}")).unwrap();
+    assert!(followed.update().await.agent_changed);
+    fs::write(followed.path("sluice.yaml"), format!("agent: {{drainDeadline: 30s}}\n{ONE}")).unwrap();
+    let update = followed.update().await;
+    assert!(!update.agent_changed, "a default that is written out is no change");
+    assert_eq!(update.snapshot.unwrap().generation, FIRST_GENERATION + 2);
+    followed.end().await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_in_another_folder_is_an_update() {
+    let pem = |body: &str, label: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+    let mut followed = Followed::new(|dir| {
+        fs::create_dir(dir.join("tls")).unwrap();
+        fs::write(dir.join("tls/web.pem"), pem("AAAA", "CERTIFICATE")).unwrap();
+        fs::write(dir.join("tls/web.key"), pem("AAAA", "PRIVATE KEY")).unwrap();
+        let tls = "tls: {certificates: [{certificateFile: tls/web.pem, keyFile: tls/web.key}]}";
+        let text = format!("listeners: [{{name: a, address: 127.0.0.1, port: 1, protocol: HTTPS, {tls}}}]");
+        fs::write(dir.join("sluice.yaml"), text).unwrap();
+    });
+    fs::write(followed.path("tls/web.pem"), pem("BBBB", "CERTIFICATE")).unwrap();
+    let snapshot = followed.update().await.snapshot.unwrap();
+    let chain = &snapshot.listeners[0].certificates[0].chain_pem;
+    assert!(String::from_utf8_lossy(chain).contains("BBBB"));
+    fs::write(followed.path("tls/web.key"), "").unwrap();
+    let faults = followed.update().await.snapshot.unwrap_err().to_string();
+    assert!(faults.contains("listeners[0].tls.certificates[0].keyFile"), "{faults}");
+    followed.end().await;
+}
+
+#[tokio::test]
+async fn a_reload_that_is_asked_for_looks_at_once() {
+    let mut followed = Followed::new(|dir| fs::write(dir.join("sluice.yaml"), ONE).unwrap());
+    fs::write(followed.path("sluice.yaml"), TWO).unwrap();
+    followed.reload.reload();
+    followed.reload.reload();
+    assert_eq!(followed.name().await, "b");
+    followed.nothing_more().await;
+    followed.end().await;
+}
