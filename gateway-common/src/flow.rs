@@ -21,7 +21,9 @@ pub struct FlowKey {
     pub destination_port: Port,
     /// TCP or UDP.
     pub protocol: Protocol,
-    pad: [u8; 3],
+    // Two numbers, not an array: the BPF target fills arrays through a call.
+    pad: u8,
+    pad_end: u16,
 }
 
 impl FlowKey {
@@ -34,7 +36,7 @@ impl FlowKey {
         destination_port: Port,
         protocol: Protocol,
     ) -> Self {
-        Self { source, destination, source_port, destination_port, protocol, pad: [0; 3] }
+        Self { source, destination, source_port, destination_port, protocol, pad: 0, pad_end: 0 }
     }
 }
 
@@ -86,7 +88,9 @@ pub struct Translation {
     pub seen: Tick,
     /// How far the connection has come.
     pub phase: Phase,
-    pad: [u8; 7],
+    pad: u8,
+    pad_middle: u16,
+    pad_end: u32,
 }
 
 impl Translation {
@@ -110,7 +114,9 @@ impl Translation {
             endpoint,
             seen,
             phase,
-            pad: [0; 7],
+            pad: 0,
+            pad_middle: 0,
+            pad_end: 0,
         }
     }
 }
