@@ -61,11 +61,10 @@ fn flags(linker: &Path) -> Vec<String> {
         // Debug info and `--btf` together name the fields in bpftool.
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
-        // Small copies and fills become stores, not calls of memcpy and memset, byte by byte.
-        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
         // Version 3 of the instruction set: Linux 5.12 and later. rustc tells the linker.
         "-Ctarget-cpu=v3".into(),
-        "-Ctarget-feature=+alu32".into(),
+        // A header field is one load: the kernel allows unaligned packet access where the machine does.
+        "-Ctarget-feature=+allows-misaligned-mem-access".into(),
     ]
 }
 

@@ -41,7 +41,6 @@ pub struct Written {
 }
 
 /// Writes maps.
-#[derive(Debug)]
 pub struct Writer<M> {
     maps: M,
     seed: Seed,
@@ -152,17 +151,15 @@ impl<M: Maps> Writer<M> {
 
     fn write(&mut self, service: &image::Service, written: &mut Written) -> Result<(), Error> {
         self.write_rows(service, written)?;
-        let mut value = Service {
-            id: service.id,
-            first_endpoint: service.rows.first,
-            n_endpoints: service.rows.count,
-            first_chunk: service.chunks,
-            first_socket: service.sockets.first,
-            n_sockets: service.sockets.count,
-            mode: service.mode,
-            track: service.track,
-            ..Service::default()
-        };
+        let mut value = Service::default();
+        value.id = service.id;
+        value.first_endpoint = service.rows.first;
+        value.n_endpoints = service.rows.count;
+        value.first_chunk = service.chunks;
+        value.first_socket = service.sockets.first;
+        value.n_sockets = service.sockets.count;
+        value.mode = service.mode;
+        value.track = service.track;
         let present = self.written.services.get(&service.key).copied();
         if service.mode == Mode::NAT {
             let table = self.table(service);
