@@ -5,6 +5,7 @@
 //! 0. [`name`], [`limits`], [`clock`], [`drain`], [`secret`], [`metrics`]: words, bounds, time, shutdown, numbers.
 //! 1. [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables.
 
+pub mod admin;
 pub mod balance;
 pub mod clock;
 pub mod compile;
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod name;
 pub mod net;
 pub mod pool;
+pub mod prober;
 pub mod route;
 pub mod secret;
 pub mod snapshot;
