@@ -18,8 +18,8 @@ impl Addr {
     /// An IPv4 address from its four bytes in wire order.
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Self {
-        let [a, b, c, d] = octets;
-        Self { bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] }
+        let prefix = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+        Self { bytes: bytemuck::must_cast([0, 0, prefix, u32::from_ne_bytes(octets)]) }
     }
 
     /// An IPv6 address from its sixteen bytes in wire order.
@@ -37,8 +37,8 @@ impl Addr {
     /// The four bytes of an IPv4 address; meaningless for IPv6.
     #[inline(always)]
     pub const fn v4_octets(self) -> [u8; 4] {
-        let [.., a, b, c, d] = self.bytes;
-        [a, b, c, d]
+        let [.., last] = self.words();
+        last.to_ne_bytes()
     }
 
     /// Whether this is an IPv4 address.
@@ -51,13 +51,8 @@ impl Addr {
     /// The sixteen bytes as four words in native order, for hashing and comparing.
     #[inline(always)]
     pub const fn words(self) -> [u32; 4] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.bytes;
-        [
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([e, f, g, h]),
-            u32::from_ne_bytes([i, j, k, l]),
-            u32::from_ne_bytes([m, n, o, p]),
-        ]
+        // A cast, not sixteen bytes put together: the kernel programs do this per packet.
+        bytemuck::must_cast(self.bytes)
     }
 }
 

@@ -1,2 +1,31 @@
+//! The packet pipeline of Sluice, as a library.
+//!
+//! Everything that decides what becomes of a packet is here, generic over the traits in [`env`]: the kernel programs
+//! run it over helpers and maps, the host runs the same code over memory. Order of one packet on ingress:
+//! [`packet`] (parse and prefilter), [`ingress`] (reply or service), [`balance`] (flow, slot, endpoint), [`port`]
+//! (translation), [`rewrite`], [`count`].
 #![no_std]
-//! Stub.
+#![forbid(unsafe_code)]
+
+pub mod balance;
+pub mod checksum;
+pub mod count;
+pub mod env;
+pub mod ingress;
+pub mod packet;
+pub mod port;
+pub mod reply;
+pub mod rewrite;
+pub mod select;
+pub mod steer;
+pub mod track;
+pub mod verdict;
+pub mod way;
+
+/// A value on the stack whose alignment suits eight-byte accesses: the verifier refuses unaligned ones there.
+#[repr(align(8))]
+#[derive(Clone, Copy, Debug)]
+pub struct Aligned<T>(
+    /// The value.
+    pub T,
+);

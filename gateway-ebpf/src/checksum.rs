@@ -1,0 +1,120 @@
+//! The Internet checksum, updated by what changed (RFC 1624, equation 3).
+
+/// The change of a ones' complement sum: new words added, complements of old words added.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Diff {
+    sum: u64,
+}
+
+impl Diff {
+    /// No change.
+    pub const ZERO: Self = Self { sum: 0 };
+
+    /// One 32-bit word in the packet's byte order became another. At most 2^30 words fit.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::as_conversions, clippy::cast_lossless, reason = "widening in a const function")]
+    pub const fn replace(self, old: u32, new: u32) -> Self {
+        Self { sum: self.sum + (!old) as u64 + new as u64 }
+    }
+
+    /// Two changes as one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { sum: self.sum + other.sum }
+    }
+
+    /// The change as a 32-bit sum in the packet's byte order, as the kernel's checksum helpers take it.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "folded below 2^32 first")]
+    pub const fn fold32(self) -> u32 {
+        let once = (self.sum & 0xffff_ffff) + (self.sum >> 32);
+        ((once & 0xffff_ffff) + (once >> 32)) as u32
+    }
+
+    /// The change as a 16-bit sum in the packet's byte order.
+    #[inline(always)]
+    const fn fold16(self) -> u32 {
+        fold(self.fold32())
+    }
+}
+
+/// Folds the carries of a 32-bit sum into its lower half.
+#[inline(always)]
+const fn fold(sum: u32) -> u32 {
+    let once = (sum & 0xffff) + (sum >> 16);
+    (once & 0xffff) + (once >> 16)
+}
+
+/// The checksum field after a change: `HC' = ~(~HC + ~m + m')`.
+#[inline(always)]
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "folded below 2^16 first")]
+pub const fn update(old: [u8; 2], diff: Diff) -> [u8; 2] {
+    let complement = (!u16::from_ne_bytes(old)) as u32;
+    let sum = fold(complement + diff.fold16());
+    (!(sum as u16)).to_ne_bytes()
+}
+
+/// The same for UDP: zero means "no checksum" and stays (RFC 768), and a sum of zero is sent as all ones.
+#[inline(always)]
+pub const fn update_udp(old: [u8; 2], diff: Diff) -> [u8; 2] {
+    if u16::from_ne_bytes(old) == 0 {
+        return old;
+    }
+    let new = update(old, diff);
+    if u16::from_ne_bytes(new) == 0 { [0xff, 0xff] } else { new }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ones' complement sum of RFC 1071, written differently from the code under test.
+    fn full(words: &[u16]) -> u16 {
+        let mut sum = words.iter().map(|word| u64::from(*word)).sum::<u64>();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !u16::try_from(sum).unwrap()
+    }
+
+    fn split(word: u32) -> [u16; 2] {
+        let [a, b, c, d] = word.to_ne_bytes();
+        [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
+    }
+
+    #[test]
+    fn an_update_equals_a_full_sum() {
+        let mut state = 0x1234_5678_u32;
+        for _ in 0..100_000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let old = state;
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let new = state;
+            let rest = [0x4500, 0x0001, 0xbeef];
+            let [a, b] = split(old);
+            let [c, d] = split(new);
+            let before = full(&[a, b, rest[0], rest[1], rest[2]]);
+            let after = full(&[c, d, rest[0], rest[1], rest[2]]);
+            let updated = update(before.to_ne_bytes(), Diff::ZERO.replace(old, new));
+            assert_eq!(u16::from_ne_bytes(updated), after);
+        }
+    }
+
+    #[test]
+    fn carries_go_around() {
+        // The example of RFC 1624, section 4: a header checksum of 0xDD2F, and 0x5555 becomes 0x3285.
+        let diff = Diff::ZERO
+            .replace(u32::from(u16::from_ne_bytes([0x55, 0x55])), u32::from(u16::from_ne_bytes([0x32, 0x85])));
+        assert_eq!(update([0xdd, 0x2f], diff), [0x00, 0x00]);
+    }
+
+    #[test]
+    fn udp_keeps_no_checksum_and_never_makes_one() {
+        let diff = Diff::ZERO
+            .replace(u32::from(u16::from_ne_bytes([0x55, 0x55])), u32::from(u16::from_ne_bytes([0x32, 0x85])));
+        assert_eq!(update_udp([0, 0], diff), [0, 0]);
+        assert_eq!(update_udp([0xdd, 0x2f], diff), [0xff, 0xff]);
+    }
+}

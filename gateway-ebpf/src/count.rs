@@ -1,0 +1,38 @@
+//! Counting: every packet once on arrival and once under the reason it ended with.
+
+use gateway_common::counter::{Hook, Reason};
+
+use crate::{
+    env::{Env, Maps},
+    verdict::Verdict,
+};
+
+/// Runs one packet through `pipeline` and counts it.
+#[inline(always)]
+pub fn counted<E: Env>(env: &mut E, pipeline: impl FnOnce(&mut E) -> Verdict) -> Verdict {
+    let hook = env.hook();
+    let bytes = u64::from(env.len_bytes());
+    env.maps().count_reason(hook.index(Reason::Received), bytes);
+    let verdict = pipeline(env);
+    env.maps().count_reason(hook.index(verdict.reason()), bytes);
+    verdict
+}
+
+/// The same for a connection at the socket lookup, which has no bytes.
+#[inline(always)]
+pub fn counted_lookup<M: Maps>(maps: &M, pipeline: impl FnOnce(&M) -> Verdict) -> Verdict {
+    maps.count_reason(Hook::SkLookup.index(Reason::Received), 0);
+    let verdict = pipeline(maps);
+    maps.count_reason(Hook::SkLookup.index(verdict.reason()), 0);
+    verdict
+}
+
+/// Adds a drop to the counts of a service.
+#[inline(always)]
+pub fn dropped<M: Maps>(maps: &M, service: u32, verdict: Verdict) -> Verdict {
+    match verdict {
+        Verdict::Drop(_) => maps.count_service(service, |count| count.dropped += 1),
+        Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) => {}
+    }
+    verdict
+}

@@ -1,0 +1,86 @@
+//! The kernel's routing and neighbor tables, asked only for endpoints whose next hop the agent does not know yet.
+#![expect(unsafe_code, reason = "the helper takes pointers")]
+
+use core::{ffi::c_void, hint::black_box};
+
+use aya_ebpf::{bindings::bpf_fib_lookup, helpers};
+use gateway_common::{
+    addr::{Addr, Protocol},
+    endpoint::Endpoint,
+};
+use gateway_ebpf::way::Way;
+
+/// `AF_INET` of Linux.
+const AF_INET: u8 = 2;
+/// `AF_INET6` of Linux.
+const AF_INET6: u8 = 10;
+
+/// `struct bpf_fib_lookup` of `linux/bpf.h` without its unions, so that every byte is written. Fields that share a word are one
+/// word here: the compiler joins neighboring writes, and the verifier refuses the unaligned ones on the stack.
+#[repr(C)]
+struct Block {
+    /// Family and protocol, a byte each; both ports; bytes of the packet on the way in, the path's MTU on the way out.
+    head: u64,
+    interface: u32,
+    flow_info: u32,
+    source: [u32; 4],
+    destination: [u32; 4],
+    /// Two words of VLAN, then the link-layer source and destination, six bytes each. Hidden from the
+    /// compiler when written: runs of zeros become calls.
+    links: (u64, u64),
+}
+
+const _: () = assert!(size_of::<Block>() == size_of::<bpf_fib_lookup>());
+const _: () = assert!(size_of::<Block>() == 64);
+
+/// Protocol and length of a packet in one word: a function of the kernel takes five arguments.
+#[inline(always)]
+pub(super) fn flow(protocol: Protocol, ip_bytes: u16) -> u32 {
+    u32::from(protocol.number()) << 16 | u32::from(ip_bytes)
+}
+
+/// Looks up the way of a packet that came in at `ingress`. `ctx` must be the context of the running program.
+#[inline(always)]
+pub(super) fn next_hop(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Option<Way> {
+    look_up(ctx, ingress, endpoint, flow).map(Way::from_words)
+}
+
+/// The next hop as whole words.
+// A frame of its own: the block would not fit the program's 512 bytes of stack beside the rest.
+#[inline(never)]
+fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Option<[u32; 4]> {
+    let family = if endpoint.addr.is_v4() { AF_INET } else { AF_INET6 };
+    let [low, high, protocol, _] = flow.to_le_bytes();
+    let ip_bytes = u16::from_le_bytes([low, high]);
+    let [first, second] = ip_bytes.to_ne_bytes();
+    let mut block = Block {
+        head: u64::from_ne_bytes([family, protocol, 0, 0, 0, 0, first, second]),
+        interface: ingress,
+        flow_info: 0,
+        source: words(endpoint.source),
+        destination: words(endpoint.addr),
+        links: (black_box(0), black_box(0)),
+    };
+    let at = (&raw mut block).cast::<bpf_fib_lookup>();
+    // SAFETY: the context is the program's own, and the block has the size and the fields of the kernel's.
+    let code = unsafe { helpers::bpf_fib_lookup(ctx, at, 64, 0) };
+    // Zero is `BPF_FIB_LKUP_RET_SUCCESS`; everything else means that the stack would not forward it either.
+    if code != 0 {
+        return None;
+    }
+    let (first, second) = block.links;
+    let [_, _, _, _, a, b, c, d] = first.to_ne_bytes();
+    let [e, f, m, n, o, p, q, r] = second.to_ne_bytes();
+    Some([
+        block.interface,
+        u32::from_ne_bytes([m, n, o, p]),
+        u32::from_ne_bytes([q, r, a, b]),
+        u32::from_ne_bytes([c, d, e, f]),
+    ])
+}
+
+/// An address as the helper takes it: IPv4 in the first word alone.
+#[inline(always)]
+fn words(addr: Addr) -> [u32; 4] {
+    if addr.is_v4() { [u32::from_ne_bytes(addr.v4_octets()), 0, 0, 0] } else { addr.words() }
+}

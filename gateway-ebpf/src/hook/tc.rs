@@ -1,0 +1,155 @@
+//! The environment at TC: packets that the stack owns, with checksums that may be the hardware's and segments that
+//! may be still together.
+#![expect(unsafe_code, reason = "packet access through raw pointers, each behind its bounds check, and helpers")]
+
+use aya_ebpf::{EbpfContext as _, helpers, programs::TcContext};
+use bytemuck::Pod;
+use gateway_common::{addr::Protocol, counter::Hook, endpoint::Endpoint};
+use gateway_ebpf::{
+    checksum::Diff,
+    env::{Env, TransportFix},
+    ingress as pipeline, reply,
+    verdict::Verdict,
+    way::Way,
+};
+
+use super::fib;
+use crate::map::KernelMaps;
+
+/// Bytes that the pipeline may read: Ethernet, IPv4 with all options, TCP.
+const HEAD_BYTES: u32 = 14 + 60 + 20;
+
+/// `BPF_F_PSEUDO_HDR` of `linux/bpf.h`.
+const PSEUDO_HDR: u64 = 1 << 4;
+/// `BPF_F_MARK_MANGLED_0`: a sum of zero is written as all ones, and zero is left alone.
+const MARK_MANGLED_0: u64 = 1 << 5;
+/// `BPF_F_IPV6` (Linux 6.16): a full-packet sum stays right when the pseudo-header of IPv6 changes.
+const IPV6: u64 = 1 << 7;
+
+struct Tc<'a> {
+    ctx: &'a TcContext,
+    hook: Hook,
+}
+
+/// Runs the ingress pipeline; returns the TC code.
+#[inline(always)]
+pub(crate) fn ingress(ctx: &TcContext) -> i32 {
+    pull(ctx);
+    let verdict = pipeline::ingress(&mut Tc { ctx, hook: Hook::TcIngress });
+    match verdict {
+        Verdict::Transmit(_, interface) => redirect(interface),
+        Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Drop(_) => verdict.tc_code(),
+    }
+}
+
+/// Runs the egress pipeline; returns the TC code.
+#[inline(always)]
+pub(crate) fn egress(ctx: &TcContext) -> i32 {
+    pull(ctx);
+    reply::egress(&mut Tc { ctx, hook: Hook::TcEgress }).tc_code()
+}
+
+/// Brings the headers into the linear part of the packet. They almost always are there; where it fails, the packet
+/// is too short, and parsing says so.
+#[inline(always)]
+#[expect(clippy::as_conversions, reason = "widening")]
+fn pull(ctx: &TcContext) {
+    let wanted = ctx.len().min(HEAD_BYTES);
+    if ctx.data().wrapping_add(wanted as usize) > ctx.data_end() {
+        // SAFETY: the context is the program's own; no pointer into the packet is held.
+        let _code = unsafe { helpers::bpf_skb_pull_data(ctx.skb.skb, wanted) };
+    }
+}
+
+#[inline(always)]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "the helper returns a TC code in a long"
+)]
+fn redirect(interface: u32) -> i32 {
+    // SAFETY: the helper takes no pointer.
+    unsafe { helpers::bpf_redirect(interface, 0) as i32 }
+}
+
+impl Tc<'_> {
+    #[inline(always)]
+    fn fix(&self, fix: &TransportFix, diff: Diff, flags: u64) -> i64 {
+        // SAFETY: the context is the program's own; no pointer into the packet is held.
+        unsafe {
+            helpers::bpf_l4_csum_replace(self.ctx.skb.skb, fix.offset, 0, u64::from(diff.fold32()), flags)
+        }
+    }
+}
+
+impl Env for Tc<'_> {
+    type Maps = KernelMaps;
+
+    #[inline(always)]
+    fn maps(&self) -> &KernelMaps {
+        &KernelMaps
+    }
+
+    #[inline(always)]
+    fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    #[inline(always)]
+    fn len_bytes(&self) -> u32 {
+        self.ctx.len()
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::as_conversions, reason = "an address in the form that the verifier follows")]
+    fn load<T: Pod>(&self, offset: u32) -> Option<T> {
+        let start = self.ctx.data().wrapping_add(offset as usize);
+        if start.wrapping_add(size_of::<T>()) > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: all of `T` is inside the linear part of the packet, and every bit pattern is a `T`.
+        Some(unsafe { (start as *const T).read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(&mut self, offset: u32, header: &T) -> Option<()> {
+        // The helper, not a direct write: a program with direct writes makes the kernel copy the head of every
+        // cloned packet before it runs, which on egress is every packet of TCP.
+        let size = u32::try_from(size_of::<T>()).ok()?;
+        let from = (&raw const *header).cast();
+        // SAFETY: `from` points to `size` initialized bytes; no pointer into the packet is held.
+        let code = unsafe { helpers::bpf_skb_store_bytes(self.ctx.skb.skb, offset, from, size, 0) };
+        (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way> {
+        fib::next_hop(self.ctx.as_ptr(), self.ingress(), endpoint, fib::flow(protocol, ip_bytes))
+    }
+
+    #[inline(always)]
+    fn fix_ip_checksum(&mut self, offset: u32, diff: Diff) -> Option<()> {
+        // SAFETY: the context is the program's own; no pointer into the packet is held.
+        let code = unsafe {
+            helpers::bpf_l3_csum_replace(self.ctx.skb.skb, offset, 0, u64::from(diff.fold32()), 0)
+        };
+        (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn fix_transport_checksum(&mut self, fix: &TransportFix) -> Option<()> {
+        let mangled = if fix.protocol == Protocol::UDP { MARK_MANGLED_0 } else { 0 };
+        let mut code = if fix.v6 { self.fix(fix, fix.pseudo, PSEUDO_HDR | mangled | IPV6) } else { -1 };
+        if code != 0 {
+            // IPv4, or a kernel that does not know the flag and refuses it before it changes anything.
+            code = self.fix(fix, fix.pseudo, PSEUDO_HDR | mangled);
+        }
+        (code == 0 && self.fix(fix, fix.own, mangled) == 0).then_some(())
+    }
+}

@@ -1,0 +1,130 @@
+//! Translation as edits of a packet, with the checksums kept true.
+
+use bytemuck::{Pod, Zeroable};
+use gateway_common::addr::{Addr, Port, Protocol};
+
+use crate::{
+    checksum::Diff,
+    env::{Env, TransportFix},
+    packet::{
+        Packet, ip,
+        transport::{Ports, TCP_CHECKSUM, UDP_CHECKSUM},
+    },
+    way::Way,
+};
+
+/// The addresses and ports that a packet shall carry.
+#[derive(Clone, Copy, Debug)]
+pub struct Edit {
+    /// Source address.
+    pub source: Addr,
+    /// Destination address, of the same family as the packet.
+    pub destination: Addr,
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub destination_port: Port,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct V4Addrs {
+    source: [u8; 4],
+    destination: [u8; 4],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct V6Addrs {
+    source: [u8; 16],
+    destination: [u8; 16],
+}
+
+/// Translates a packet that this node's stack delivers or sends: the time to live stays.
+#[inline(always)]
+pub fn in_place<E: Env>(env: &mut E, packet: &Packet, edit: &Edit) -> Option<()> {
+    let pseudo = addrs(env, packet, edit, Diff::ZERO)?;
+    transport(env, packet, edit, pseudo)
+}
+
+/// Translates a packet that this node forwards, and addresses its frame to the next hop.
+#[inline(always)]
+pub fn forward<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, way: Way) -> Option<()> {
+    let ttl = packet.ttl.wrapping_sub(1);
+    let hop = if packet.v6 {
+        env.store(ip::V6_HOP_LIMIT, &ttl)?;
+        Diff::ZERO
+    } else {
+        env.store(ip::V4_TTL, &ttl)?;
+        Diff::ZERO.replace(ttl_word(packet.ttl), ttl_word(ttl))
+    };
+    let pseudo = addrs(env, packet, edit, hop)?;
+    transport(env, packet, edit, pseudo)?;
+    env.store(0, &way.frame())
+}
+
+/// The time to live as part of the 16-bit word it shares with the protocol, which stays.
+#[inline(always)]
+const fn ttl_word(ttl: u8) -> u32 {
+    u32::from_ne_bytes([ttl, 0, 0, 0])
+}
+
+/// Writes the addresses; returns what that does to the pseudo-header.
+#[inline(always)]
+fn addrs<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, hop: Diff) -> Option<Diff> {
+    let key = packet.key();
+    if packet.v6 {
+        let diff = all_words(all_words(Diff::ZERO, key.source, edit.source), key.destination, edit.destination);
+        env.store(
+            ip::V6_ADDRS,
+            &V6Addrs { source: edit.source.octets(), destination: edit.destination.octets() },
+        )?;
+        return Some(diff);
+    }
+    let diff = last_word(last_word(Diff::ZERO, key.source, edit.source), key.destination, edit.destination);
+    env.store(
+        ip::V4_ADDRS,
+        &V4Addrs { source: edit.source.v4_octets(), destination: edit.destination.v4_octets() },
+    )?;
+    env.fix_ip_checksum(ip::V4_CHECKSUM, diff.and(hop))?;
+    Some(diff)
+}
+
+#[inline(always)]
+const fn last_word(diff: Diff, old: Addr, new: Addr) -> Diff {
+    diff.replace(u32::from_ne_bytes(old.v4_octets()), u32::from_ne_bytes(new.v4_octets()))
+}
+
+#[inline(always)]
+const fn all_words(diff: Diff, old: Addr, new: Addr) -> Diff {
+    let [a, b, c, d] = old.words();
+    let [e, f, g, h] = new.words();
+    diff.replace(a, e).replace(b, f).replace(c, g).replace(d, h)
+}
+
+#[inline(always)]
+fn transport<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, pseudo: Diff) -> Option<()> {
+    let key = packet.key();
+    let own = Diff::ZERO.replace(
+        ports_word(key.source_port, key.destination_port),
+        ports_word(edit.source_port, edit.destination_port),
+    );
+    let ports =
+        Ports { source: edit.source_port.to_wire(), destination: edit.destination_port.to_wire() };
+    env.store(u32::from(packet.transport), &ports)?;
+    let checksum = if key.protocol == Protocol::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
+    env.fix_transport_checksum(&TransportFix {
+        offset: u32::from(packet.transport) + checksum,
+        protocol: key.protocol,
+        v6: packet.v6,
+        pseudo,
+        own,
+    })
+}
+
+#[inline(always)]
+const fn ports_word(source: Port, destination: Port) -> u32 {
+    let [a, b] = source.to_wire();
+    let [c, d] = destination.to_wire();
+    u32::from_ne_bytes([a, b, c, d])
+}

@@ -1,0 +1,81 @@
+//! Verdicts: what a hook does with a packet, and the table to each hook's codes.
+
+use gateway_common::counter::Reason;
+
+/// What becomes of one packet, and why. Every packet that a hook saw ends in exactly one.
+#[must_use]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Verdict {
+    /// Goes on to the stack as it came.
+    Pass(Reason),
+    /// Goes on through the stack, translated.
+    HandOver(Reason),
+    /// Leaves through the interface with this index, translated.
+    Transmit(Reason, u32),
+    /// Ends here.
+    Drop(Reason),
+}
+
+/// `XDP_DROP` of `linux/bpf.h`.
+pub const XDP_DROP: u32 = 1;
+/// `XDP_PASS` of `linux/bpf.h`.
+pub const XDP_PASS: u32 = 2;
+/// `XDP_TX` of `linux/bpf.h`.
+pub const XDP_TX: u32 = 3;
+/// `XDP_REDIRECT` of `linux/bpf.h`.
+pub const XDP_REDIRECT: u32 = 4;
+
+/// `TCX_NEXT` of `linux/bpf.h`: programs after this one still see the packet. Classic TC reads it as "unspecified",
+/// which has the same effect.
+pub const TC_NEXT: i32 = -1;
+/// `TC_ACT_SHOT` of `linux/pkt_cls.h`.
+pub const TC_SHOT: i32 = 2;
+/// `TC_ACT_REDIRECT` of `linux/pkt_cls.h`.
+pub const TC_REDIRECT: i32 = 7;
+
+/// `SK_DROP` of `linux/bpf.h`.
+pub const SK_DROP: u32 = 0;
+/// `SK_PASS` of `linux/bpf.h`.
+pub const SK_PASS: u32 = 1;
+
+impl Verdict {
+    /// The reason under which the packet is counted.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Pass(reason) | Self::HandOver(reason) | Self::Transmit(reason, _) | Self::Drop(reason) => {
+                reason
+            }
+        }
+    }
+
+    /// The code that an XDP program on interface `ingress` returns.
+    #[inline(always)]
+    pub const fn xdp_code(self, ingress: u32) -> u32 {
+        match self {
+            Self::Pass(_) | Self::HandOver(_) => XDP_PASS,
+            Self::Transmit(_, interface) if interface == ingress => XDP_TX,
+            Self::Transmit(..) => XDP_REDIRECT,
+            Self::Drop(_) => XDP_DROP,
+        }
+    }
+
+    /// The code that a TC program returns.
+    #[inline(always)]
+    pub const fn tc_code(self) -> i32 {
+        match self {
+            Self::Pass(_) | Self::HandOver(_) => TC_NEXT,
+            Self::Transmit(..) => TC_REDIRECT,
+            Self::Drop(_) => TC_SHOT,
+        }
+    }
+
+    /// The code that a socket lookup program returns.
+    #[inline(always)]
+    pub const fn sk_code(self) -> u32 {
+        match self {
+            Self::Pass(_) | Self::HandOver(_) | Self::Transmit(..) => SK_PASS,
+            Self::Drop(_) => SK_DROP,
+        }
+    }
+}
