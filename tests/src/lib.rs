@@ -1,11 +1,6 @@
-//! The harness: packets, namespaces, origins, clients and what the suites compare.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    reason = "a harness fails loudly"
-)]
+//! The harness of all suites: packets, memory and kernel environments, and what they need.
 
-pub mod expect;
+pub mod kernel_run;
+pub mod memory;
+pub mod packet;
+pub mod privilege;
