@@ -21,9 +21,7 @@ pub struct FlowKey {
     pub destination_port: Port,
     /// TCP or UDP.
     pub protocol: Protocol,
-    // Two numbers, not an array: the BPF target fills arrays through a call.
-    pad: u8,
-    pad_end: u16,
+    pad: [u8; 3],
 }
 
 impl FlowKey {
@@ -96,9 +94,7 @@ pub struct Translation {
     pub seen: Tick,
     /// How far the connection has come.
     pub phase: Phase,
-    pad: u8,
-    pad_middle: u16,
-    pad_end: u32,
+    pad: [u8; 7],
 }
 
 impl Translation {
