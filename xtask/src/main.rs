@@ -6,6 +6,7 @@
 
 mod apt;
 mod build_ebpf;
+mod fresh_root;
 mod launch;
 mod process;
 mod setup;
@@ -64,6 +65,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the README's commands in a Debian that has nothing but Rust.
+    FreshRoot(fresh_root::Options),
 }
 
 fn main() -> ExitCode {
@@ -84,5 +87,6 @@ fn run(task: Task) -> Result<()> {
         Task::Test { quick, filters } => test::run(&workspace, quick, &filters),
         Task::Demo { arguments } => launch::demo(&workspace, &arguments),
         Task::Bench { arguments } => launch::bench(&workspace, &arguments),
+        Task::FreshRoot(options) => fresh_root::run(&workspace, &options),
     }
 }
