@@ -1,34 +1,41 @@
-//! Builds the agent for speed and hands over to the demo or the benchmark, which live with the test harness.
-
-use std::{path::PathBuf, process::Command};
+//! `cargo xtask demo` and `cargo xtask bench`: builds the agent for speed and hands over to programs of the test crate,
+//! which have the harness.
 
 use anyhow::Result;
 
-use crate::{ebpf, setup, shell};
+use crate::{
+    build_ebpf, process,
+    setup::{self, Purpose},
+    workspace::Workspace,
+};
 
-/// Runs the demo.
-pub(crate) fn demo(keep: bool) -> Result<()> {
-    setup::ensure(&[setup::Set::Build, setup::Set::Test])?;
-    ebpf::build(false)?;
-    let arguments = if keep { vec!["--keep".to_owned()] } else { Vec::new() };
-    launch("sluice-demo", &arguments)
+/// Shows the main job in network namespaces.
+pub(crate) fn demo(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    setup::install(Purpose::Demo)?;
+    build_ebpf::run(workspace, false)?;
+    launch(workspace, "sluice-demo", arguments)
 }
 
-/// Runs the benchmark.
-pub(crate) fn bench(arguments: &[String]) -> Result<()> {
-    setup::ensure(&[setup::Set::Build, setup::Set::Test, setup::Set::Bench])?;
-    ebpf::build(true)?;
-    launch("sluice-bench", arguments)
+/// Measures, side by side with what we are compared with.
+pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    setup::install(Purpose::Bench)?;
+    build_ebpf::run(workspace, true)?;
+    launch(workspace, "sluice-bench", arguments)
 }
 
-fn launch(binary: &str, arguments: &[String]) -> Result<()> {
-    shell::say("building the agent (release)");
-    shell::run(
-        Command::new("cargo")
-            .current_dir(shell::root())
-            .args(["build", "--quiet", "--release", "--locked"])
-            .args(["--package", "gateway-userspace", "--package", "gateway-tests", "--bins"]),
+fn launch(workspace: &Workspace, program: &str, arguments: &[String]) -> Result<()> {
+    eprintln!("xtask: building the agent (release)");
+    process::run(
+        process::cargo()
+            .current_dir(&workspace.root)
+            .args(["build", "--release", "--locked", "--quiet", "--bins"])
+            .args(["--package", "gateway-userspace", "--package", "gateway-tests"]),
     )?;
-    let folder: PathBuf = shell::target().join("release");
-    shell::run(Command::new(folder.join(binary)).args(arguments).env("SLUICE_BIN", folder.join("sluice")))
+    let binary = |name| workspace.binary("release", name);
+    process::run(
+        std::process::Command::new(binary(program))
+            .args(arguments)
+            .env("SLUICE_BIN", binary("sluice"))
+            .env("SLUICE_BPF_OBJECT", workspace.object(build_ebpf::OBJECT)),
+    )
 }

@@ -1,37 +1,53 @@
-//! The workshop: one door to everything that builds, checks, tests, shows and measures Sluice.
-#![allow(clippy::disallowed_methods, reason = "the workshop reads the environment and starts processes")]
+//! The workshop: everything that is done with this workspace, behind one door. One file for each command.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the bans of clippy.toml are for the product; a workshop reads the environment"
+)]
 
-mod ebpf;
+mod apt;
+mod build_ebpf;
+mod fresh_root;
 mod launch;
+mod process;
 mod setup;
-mod shell;
 mod source_hash;
-mod suites;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// The command line of the workshop.
-#[derive(Parser)]
-#[command(name = "cargo xtask", about = "Build, check, test, show and measure Sluice")]
+use crate::{setup::Purpose, workspace::Workspace};
+
+/// Builds, tests, checks, demonstrates and measures Sluice, and installs what that needs.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", disable_version_flag = true)]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Task,
 }
 
-#[derive(Subcommand)]
-enum Command {
-    /// Find or install what building, testing, the demo and the benchmarks need.
-    Setup,
-    /// Build the kernel object that the agent embeds.
+/// What to do.
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what is missing; the other commands do this by themselves.
+    Setup {
+        /// What the machine is to be able to do.
+        #[arg(long = "for", value_enum, value_delimiter = ',', default_value = "build,test,demo")]
+        purposes: Vec<Purpose>,
+    },
+    /// Compile the kernel programs to the object that the agent embeds.
     BuildEbpf {
-        /// Build the reference programs of the benchmark as well.
+        /// Also build the programs that ours are measured against.
         #[arg(long)]
         reference: bool,
     },
-    /// Run every suite.
+    /// Run every suite; as root with everything privileged.
     Test {
-        /// Leave out what takes minutes: the matrix of kernels.
+        /// Leave out what takes minutes: the other kernels.
         #[arg(long)]
         quick: bool,
         /// Run only tests whose name contains one of these.
@@ -39,24 +55,38 @@ enum Command {
     },
     /// Show the main job in network namespaces.
     Demo {
-        /// Leave everything running and say how to look around.
-        #[arg(long)]
-        keep: bool,
-    },
-    /// Measure, side by side with the baselines.
-    Bench {
-        /// Passed on: `l4` or `l7`, `--json`, `--rounds N`, `--quick`.
+        /// Passed on: `--keep` leaves everything running and says how to look around.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Measure, side by side with what we are compared with.
+    Bench {
+        /// Passed on: `l4` or `l7`, `--json`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run the README's commands in a Debian that has nothing but Rust.
+    FreshRoot(fresh_root::Options),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
-        Command::Setup => setup::ensure(&[setup::Set::Build, setup::Set::Test, setup::Set::Bench]),
-        Command::BuildEbpf { reference } => ebpf::build(reference),
-        Command::Test { quick, filters } => suites::test(quick, &filters),
-        Command::Demo { keep } => launch::demo(keep),
-        Command::Bench { arguments } => launch::bench(&arguments),
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup { purposes } => setup::run(&workspace, &purposes),
+        Task::BuildEbpf { reference } => build_ebpf::run(&workspace, reference),
+        Task::Test { quick, filters } => test::run(&workspace, quick, &filters),
+        Task::Demo { arguments } => launch::demo(&workspace, &arguments),
+        Task::Bench { arguments } => launch::bench(&workspace, &arguments),
+        Task::FreshRoot(options) => fresh_root::run(&workspace, &options),
     }
 }

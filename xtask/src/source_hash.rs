@@ -1,56 +1,61 @@
-//! A hash over the sources of the kernel object. Shared by xtask, which records it beside the object, and by the
-//! agent's build script, which refuses an object that is older than its sources.
+//! A hash of everything the kernel object is made from. `cargo xtask build-ebpf` records it beside the object, and the
+//! agent's build script, which includes this very file, compares it: an object older than its sources is never embedded.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
-/// What the kernel object is made of, relative to the root.
-const SOURCES: [&str; 6] = [
-    "gateway-ebpf/src",
-    "gateway-ebpf/Cargo.toml",
-    "gateway-common/src",
-    "gateway-common/Cargo.toml",
-    "Cargo.toml",
+/// Folders and files whose contents decide what the kernel object is, relative to the workspace.
+pub(crate) const SOURCES: [&str; 6] = [
     "Cargo.lock",
+    "Cargo.toml",
+    "gateway-common/Cargo.toml",
+    "gateway-common/src",
+    "gateway-ebpf/Cargo.toml",
+    "gateway-ebpf/src",
 ];
 
-/// The files that count, in a fixed order.
-///
-/// # Errors
-/// When a source cannot be read.
-pub(crate) fn files(root: &Path) -> io::Result<Vec<PathBuf>> {
+/// The hash of [`SOURCES`] under `root`, as 16 hex digits.
+pub(crate) fn of(root: &Path) -> io::Result<String> {
     let mut files = Vec::new();
-    let mut left: Vec<PathBuf> = SOURCES.iter().map(|source| root.join(source)).collect();
-    while let Some(path) = left.pop() {
-        if path.is_dir() {
-            for entry in fs::read_dir(&path)? {
-                left.push(entry?.path());
-            }
-        } else {
-            files.push(path);
-        }
+    for source in SOURCES {
+        collect(&root.join(source), &mut files)?;
     }
     files.sort();
-    Ok(files)
+    let mut hash = Fnv1a::new();
+    for file in &files {
+        let name = file.strip_prefix(root).unwrap_or(file);
+        hash.field(name.to_string_lossy().as_bytes());
+        hash.field(&fs::read(file)?);
+    }
+    Ok(format!("{:016x}", hash.0))
 }
 
-/// FNV-1a over names and contents, as sixteen hex digits. It guards against forgetting, not against an attacker.
-///
-/// # Errors
-/// When a source cannot be read.
-pub(crate) fn of_sources(root: &Path) -> io::Result<String> {
-    let mut state: u64 = 0xcbf2_9ce4_8422_2325;
-    let mut absorb = |bytes: &[u8]| {
-        for byte in bytes {
-            state = (state ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    for file in files(root)? {
-        let name = file.strip_prefix(root).unwrap_or(&file);
-        absorb(name.to_string_lossy().as_bytes());
-        absorb(&fs::read(&file)?);
+/// Adds `path`, or every file below it, to `files`.
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    if !path.is_dir() {
+        files.push(path.to_path_buf());
+        return Ok(());
     }
-    Ok(format!("{state:016x}"))
+    for entry in fs::read_dir(path)? {
+        collect(&entry?.path(), files)?;
+    }
+    Ok(())
+}
+
+/// FNV-1a with 64 bits: it finds accidental changes, and nobody gains by forging one.
+struct Fnv1a(u64);
+
+impl Fnv1a {
+    fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    /// Adds one field. The length goes first, so that moving a byte from one field to the next changes the hash.
+    fn field(&mut self, bytes: &[u8]) {
+        for byte in bytes.len().to_le_bytes().iter().chain(bytes) {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
 }
