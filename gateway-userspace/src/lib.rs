@@ -26,7 +26,7 @@ pub mod route;
 pub mod secret;
 pub mod snapshot;
 pub mod state;
-pub mod tls;
 pub mod tcp;
+pub mod tls;
 pub mod udp;
 pub mod upstream;

@@ -40,7 +40,14 @@ pub struct Checked<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Checked<S> {
     /// Nothing is checked yet.
     pub const fn new(stream: S) -> Self {
-        Self { stream, ahead: [0; PREFACE.len()], ahead_start: 0, ahead_end: 0, scanner: None, is_poisoned: false }
+        Self {
+            stream,
+            ahead: [0; PREFACE.len()],
+            ahead_start: 0,
+            ahead_end: 0,
+            scanner: None,
+            is_poisoned: false,
+        }
     }
 
     /// Checks every head of HTTP/1 from here on.

@@ -20,7 +20,8 @@ pub type Described = (&'static str, &'static str);
 /// By listener, route, class of status.
 pub const REQUESTS: Described = ("requests", "Responses sent downstream");
 /// By listener, route, kind of fault.
-pub const REQUEST_FAULTS: Described = ("request_faults", "Requests that were answered by the gateway because of a fault");
+pub const REQUEST_FAULTS: Described =
+    ("request_faults", "Requests that were answered by the gateway because of a fault");
 /// By listener and route.
 pub const REQUEST_DURATION: Described =
     ("request_duration", "Time from the head of a request to the head of its response");
@@ -38,7 +39,8 @@ pub const UPSTREAM_CONNECTIONS: Described = ("upstream_connections", "Pooled con
 /// By service.
 pub const POOL_STEALS: Described = ("pool_steals", "Connections taken from the shard of another worker");
 /// By service and endpoint.
-pub const ENDPOINT_UP: Described = ("endpoint_up", "Whether the endpoint may receive traffic: 1 unless it is down");
+pub const ENDPOINT_UP: Described =
+    ("endpoint_up", "Whether the endpoint may receive traffic: 1 unless it is down");
 
 /// Why a request failed; the closed set behind the label `kind`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -220,7 +222,11 @@ impl Families {
             "Generation of the snapshot being served",
             families.config_generation.clone(),
         );
-        registry.register("config_reloads", "Snapshots offered, by what became of them", families.config_reloads.clone());
+        registry.register(
+            "config_reloads",
+            "Snapshots offered, by what became of them",
+            families.config_reloads.clone(),
+        );
         registry.register("kernel_mode", "One for the mode that runs", families.kernel_mode.clone());
         families
     }
@@ -283,7 +289,9 @@ impl Collector for Sampled {
         for pool in &samples.pools {
             let labels = [("service", pool.service.as_str())];
             let mut series = family.encode_family(&labels)?;
-            let none = None::<&prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>>;
+            let none = None::<
+                &prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>,
+            >;
             series.encode_counter(&pool.stolen, none)?;
         }
         let (name, help) = ENDPOINT_UP;

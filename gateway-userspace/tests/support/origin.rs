@@ -38,7 +38,7 @@ impl Origin {
     pub async fn at(addr: SocketAddr, name: &'static str) -> Self {
         Self::serve(addr, move |request| async move {
             let (parts, body) = request.into_parts();
-            let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             let mut response = Response::builder().header("origin", name);
             for (key, value) in &parts.headers {
                 response = response.header(format!("seen-{key}"), value);

@@ -95,7 +95,11 @@ impl Proxy {
         Ok(())
     }
 
-    pub fn endpoint(&self, service: &str, addr: std::net::SocketAddr) -> Arc<gateway_userspace::endpoint::Endpoint> {
+    pub fn endpoint(
+        &self,
+        service: &str,
+        addr: std::net::SocketAddr,
+    ) -> Arc<gateway_userspace::endpoint::Endpoint> {
         self.registry.resolve(&EndpointId { service: ServiceName::new(service), addr })
     }
 
