@@ -701,3 +701,58 @@ mod layer4 {
         eventually("it is gone", Duration::from_secs(5), || endpoint.active() == 0).await;
     }
 }
+
+mod sharing {
+    //! Connections to endpoints that many requests share, and sockets that others steer to.
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_burst_over_http2_opens_one_connection() {
+        let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), |_| async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            http::Response::new(http_body_util::Full::default())
+        })
+        .await;
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[origin.addr]);
+        snapshot.services[0].protocol = UpstreamProtocol::H2c;
+        let proxy = Proxy::with_workers(&snapshot, 1);
+        let burst: Vec<_> = (0..40)
+            .map(|_| tokio::spawn(async move { client::get(addr, "a.test", "/").await.status }))
+            .collect();
+        for task in burst {
+            assert_eq!(task.await.unwrap(), 200);
+        }
+        assert_eq!((origin.requests(), origin.connections()), (40, 1));
+        assert_eq!(proxy.pools.samples()[0].idle, 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removed_service_loses_its_connections() {
+        let (origin, other, addr) = (Origin::named("a").await, Origin::named("b").await, free_addr());
+        let proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        let mut client = Client::http1(addr).await;
+        assert_eq!(client.get("a.test", "/").await.unwrap().header("origin"), "a");
+        assert_eq!(proxy.pools.samples()[0].open, 1);
+        proxy.apply(&simple(addr, &[other.addr])).unwrap();
+        assert_eq!(proxy.pools.samples()[0].open, 0, "although the client is still connected");
+        assert_eq!(client.get("a.test", "/").await.unwrap().header("origin"), "b");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn steered_sockets_listen_on_loopback_and_serve_the_virtual_address() {
+        let origin = Origin::named("a").await;
+        let vip = "198.51.100.1:80".parse().unwrap();
+        let proxy = Proxy::steered(&simple(vip, &[origin.addr]));
+        let sockets = proxy.sockets();
+        assert_eq!(sockets.iter().map(|socket| socket.worker).collect::<Vec<_>>(), [0, 1]);
+        for socket in sockets {
+            assert_eq!(socket.bind.addr, vip);
+            let listener = std::net::TcpListener::from(socket.fd);
+            let addr = listener.local_addr().unwrap();
+            assert!(addr.ip().is_loopback());
+            assert_eq!(client::get(addr, "a.test", "/").await.header("origin"), "a");
+        }
+    }
+}

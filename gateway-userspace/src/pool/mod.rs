@@ -389,3 +389,6 @@ fn classify(error: &hyper::Error) -> SendError {
         SendError::Closed
     }
 }
+
+#[cfg(test)]
+mod tests;
