@@ -119,6 +119,21 @@ impl fmt::Display for Refusal {
 }
 
 impl Scanner {
+    /// Whether a head has begun and is not complete.
+    pub const fn is_in_head(&self) -> bool {
+        match self.place {
+            Place::RequestLine => self.head.line_bytes > 0,
+            Place::FieldStart | Place::Name | Place::Value => true,
+            Place::Body(_)
+            | Place::ChunkSize
+            | Place::ChunkExtension
+            | Place::ChunkData(_)
+            | Place::ChunkEnd
+            | Place::TrailerStart
+            | Place::Trailer => false,
+        }
+    }
+
     /// Takes the next bytes of the connection.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let mut at = 0;

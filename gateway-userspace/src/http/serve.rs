@@ -69,7 +69,7 @@ async fn http1<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    stream.check_heads();
+    stream.check_heads(limits::HEAD_TIMEOUT);
     let service = service_fn(move |request: Request<Incoming>| {
         let (worker, downstream) = (Arc::clone(&worker), Arc::clone(&downstream));
         async move {
@@ -78,7 +78,8 @@ where
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits::HEAD_TIMEOUT)
+        // Covers the wait for a request too; a head that has begun is bounded by the stream.
+        .header_read_timeout(limits::DOWNSTREAM_IDLE)
         .max_headers(limits::HEADERS)
         .max_header_size(limits::HEAD_BYTES)
         .half_close(true)
