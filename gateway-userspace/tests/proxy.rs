@@ -255,6 +255,25 @@ mod loss {
         assert_eq!(client.call("POST", "a.test", "/", "x").await.unwrap().status, 502);
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_endpoint_that_restarts_over_http2_is_reached_again() {
+        let (first, addr) = (Origin::named("first").await, free_addr());
+        let mut snapshot = simple(addr, &[first.addr]);
+        snapshot.services[0].protocol = UpstreamProtocol::H2c;
+        let _proxy = Proxy::with_workers(&snapshot, 1);
+        let mut client = Client::http2(addr).await;
+        let mut at = first;
+        for name in ["second", "third", "fourth"] {
+            for _ in 0..5 {
+                assert_eq!(client.get("a.test", "/").await.unwrap().status, 200);
+            }
+            let again = at.addr;
+            drop(at);
+            at = Origin::at(again, name).await;
+            assert_eq!(client.get("a.test", "/").await.unwrap().header("origin"), name);
+        }
+    }
+
     /// Takes requests and never answers.
     async fn silent(seen: Arc<AtomicUsize>) -> Origin {
         Origin::raw(move |mut stream| {

@@ -145,7 +145,7 @@ async fn forward(
             Retry::IfIdempotent | Retry::Safe => failed.message,
         };
         message = whole.ok_or(last)?;
-        if lease.origin() != Origin::Opened && !is_down {
+        if lease.origin() != Origin::Opened && freshness == Freshness::Any && !is_down {
             again = Some(picked);
         } else {
             tried.push(picked);

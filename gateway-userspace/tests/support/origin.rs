@@ -60,7 +60,7 @@ impl Origin {
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let listener = TcpListener::bind(addr).await.unwrap();
+        let listener = listen(addr).await;
         let requests = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&requests);
         Self::run(listener, requests, move |stream| {
@@ -112,4 +112,15 @@ impl Origin {
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
+}
+
+/// An address that a dropped origin has just left may be taken for a moment more.
+async fn listen(addr: SocketAddr) -> TcpListener {
+    for _retry in 0..200 {
+        if let Ok(listener) = TcpListener::bind(addr).await {
+            return listener;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    TcpListener::bind(addr).await.unwrap()
 }
