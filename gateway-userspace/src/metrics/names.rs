@@ -20,7 +20,8 @@ pub type Described = (&'static str, &'static str);
 /// By listener, route, class of status.
 pub const REQUESTS: Described = ("requests", "Responses sent downstream");
 /// By listener, route, kind of fault.
-pub const REQUEST_FAULTS: Described = ("request_faults", "Requests that were answered by the gateway because of a fault");
+pub const REQUEST_FAULTS: Described =
+    ("request_faults", "Requests that were answered by the gateway because of a fault");
 /// By listener and route.
 pub const REQUEST_DURATION: Described =
     ("request_duration", "Time from the head of a request to the head of its response");
@@ -229,7 +230,11 @@ impl Families {
             "Generation of the snapshot being served",
             families.config_generation.clone(),
         );
-        registry.register("config_reloads", "Snapshots offered, by what became of them", families.config_reloads.clone());
+        registry.register(
+            "config_reloads",
+            "Snapshots offered, by what became of them",
+            families.config_reloads.clone(),
+        );
         registry.register("kernel_mode", "One for the mode that runs", families.kernel_mode.clone());
         registry.register(
             "kernel_in_step",
@@ -325,7 +330,9 @@ impl Collector for Sampled {
         for pool in &samples.pools {
             let labels = [("service", pool.service.as_str())];
             let mut series = family.encode_family(&labels)?;
-            let none = None::<&prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>>;
+            let none = None::<
+                &prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>,
+            >;
             series.encode_counter(&pool.stolen, none)?;
         }
         let (name, help) = ENDPOINT_UP;
