@@ -33,7 +33,7 @@ const OBJECT: &str = "SLUICE_BPF_OBJECT";
 pub const ROWS: u32 = 16;
 
 /// Room in the flow tables and counts of a test: enough, and quick to make and to read.
-const SMALL: u32 = 1_024;
+const SMALL: u32 = 4_096;
 
 /// Path of the kernel object.
 ///
