@@ -14,6 +14,7 @@ mod check;
 mod filter;
 mod flows;
 mod local;
+mod steer;
 
 use check::{case, check};
 use gateway_common::{counter::Reason, flow::Phase};
