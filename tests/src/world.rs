@@ -75,8 +75,8 @@ impl Id {
 impl World {
     /// The world at an instant.
     pub fn new(now: Tick) -> Self {
-        let mut tables = Tables::default();
-        tables.settings = Settings::new(Seed::new([1, 2]), Port::new(FIRST_PORT), N_PORTS, TIMEOUTS);
+        let settings = Settings::new(Seed::new([1, 2]), Port::new(FIRST_PORT), N_PORTS, TIMEOUTS);
+        let tables = Tables { settings, ..Tables::default() };
         let mut world = Self { tables, now };
         world.service(TCP4, "198.51.100.1:443", Protocol::TCP, ["10.0.0.10:8443", "10.0.0.11:8443"]);
         world.service(UDP4, "198.51.100.1:53", Protocol::UDP, ["10.0.0.10:5353", "10.0.0.11:5353"]);

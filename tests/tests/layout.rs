@@ -37,7 +37,11 @@ const RECORDED_FLOWS: (u32, &[(&str, usize)]) = (1, &[("FlowKey", 40), ("Flow", 
 
 #[test]
 fn sizes_stand_behind_their_versions() {
-    assert_eq!((LAYOUT_VERSION, SIZES), RECORDED, "a size changed: raise LAYOUT_VERSION and record the sizes here");
+    assert_eq!(
+        (LAYOUT_VERSION, SIZES),
+        RECORDED,
+        "a size changed: raise LAYOUT_VERSION and record the sizes here"
+    );
     assert_eq!(
         (FLOW_LAYOUT_VERSION, FLOW_SIZES),
         RECORDED_FLOWS,
@@ -66,9 +70,13 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
 fn info(ebpf: &Ebpf, name: &str) -> MapInfo {
     use aya::maps::Map;
     let map = ebpf.map(name).unwrap_or_else(|| panic!("the object has no map {name}"));
-    let data = match map {
-        Map::Array(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::PerCpuArray(data) | Map::SockMap(data) => data,
-        _ => panic!("{name} is a map of an unknown kind"),
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuArray(data)
+    | Map::SockMap(data)) = map
+    else {
+        panic!("{name} is a map of an unknown kind");
     };
     data.info().unwrap()
 }
@@ -82,7 +90,13 @@ fn the_object_holds_the_maps_that_are_defined() {
     let ebpf = EbpfLoader::new().load(&object).unwrap();
     for map in map::ALL {
         let info = info(&ebpf, map.name);
-        let seen = (info.map_type().unwrap(), info.map_flags(), info.key_size(), info.value_size(), info.max_entries());
+        let seen = (
+            info.map_type().unwrap(),
+            info.map_flags(),
+            info.key_size(),
+            info.value_size(),
+            info.max_entries(),
+        );
         assert_eq!(seen, wanted(map), "{}: kind, flags, key size, value size, capacity", map.name);
         assert_eq!(info.name_as_str(), Some(map.name), "the kernel's own name");
     }

@@ -41,7 +41,8 @@ fn run(hook: Hook, frame: &[u8]) -> (Outcome, Tables) {
 fn reason(hook: Hook, tables: &Tables) -> Reason {
     let count = |reason: &&Reason| tables.reasons.get(&hook.index(**reason)).map_or(0, |count| count.packets);
     assert_eq!(count(&&Reason::Received), 1, "counted on arrival");
-    let ended: Vec<_> = Reason::ALL.iter().filter(|reason| **reason != Reason::Received && count(reason) > 0).collect();
+    let ended: Vec<_> =
+        Reason::ALL.iter().filter(|reason| **reason != Reason::Received && count(reason) > 0).collect();
     assert_eq!(ended.len(), 1, "one reason, not {ended:?}");
     assert_eq!(count(&ended[0]), 1, "counted once");
     *ended[0]
@@ -63,19 +64,34 @@ fn holds(hook: Hook, frame: &[u8], intact: bool) -> Result<Reason, TestCaseError
         Class::Forwarded => {}
         Class::Received => prop_assert!(false, "no packet ends so"),
     }
-    prop_assert!(hook != Hook::TcEgress || reason.class() != Class::Dropped, "egress drops nothing: {}", reason.name());
+    prop_assert!(
+        hook != Hook::TcEgress || reason.class() != Class::Dropped,
+        "egress drops nothing: {}",
+        reason.name()
+    );
     Ok(reason)
 }
 
 fn v4_addr() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
-        "192.0.2.9", "198.51.100.1", "198.51.100.2", "10.0.0.1", "10.0.0.10", "10.0.0.11", "203.0.113.7",
+        "192.0.2.9",
+        "198.51.100.1",
+        "198.51.100.2",
+        "10.0.0.1",
+        "10.0.0.10",
+        "10.0.0.11",
+        "203.0.113.7",
     ])
 }
 
 fn v6_addr() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec![
-        "[2001:db8:9::9]", "[2001:db8::1]", "[2001:db8::2]", "[fd00::1]", "[fd00::10]", "[2001:db8:ff::1]",
+        "[2001:db8:9::9]",
+        "[2001:db8::1]",
+        "[2001:db8::2]",
+        "[fd00::1]",
+        "[fd00::10]",
+        "[2001:db8:ff::1]",
     ])
 }
 
@@ -84,15 +100,21 @@ fn port() -> impl Strategy<Value = u16> {
 }
 
 fn packet() -> impl Strategy<Value = Packet> {
-    let ends = prop_oneof![
-        (v4_addr(), port(), v4_addr(), port()),
-        (v6_addr(), port(), v6_addr(), port()),
-    ];
-    (ends, any::<bool>(), any::<u8>(), any::<u8>(), 0..=10_usize, prop::collection::vec(any::<u8>(), 0..64), any::<bool>())
+    let ends = prop_oneof![(v4_addr(), port(), v4_addr(), port()), (v6_addr(), port(), v6_addr(), port()),];
+    (
+        ends,
+        any::<bool>(),
+        any::<u8>(),
+        any::<u8>(),
+        0..=10_usize,
+        prop::collection::vec(any::<u8>(), 0..64),
+        any::<bool>(),
+    )
         .prop_map(|((source, from, destination, to), is_tcp, flags, ttl, options, payload, sum)| {
             let (source, destination) = (format!("{source}:{from}"), format!("{destination}:{to}"));
             let packet = if is_tcp { tcp(&source, &destination) } else { udp(&source, &destination) };
-            let packet = packet.flags(flags).ttl(ttl).payload(&payload).ip_options(options).tcp_options(options);
+            let packet =
+                packet.flags(flags).ttl(ttl).payload(&payload).ip_options(options).tcp_options(options);
             if sum || source.starts_with('[') { packet } else { packet.without_checksum() }
         })
 }

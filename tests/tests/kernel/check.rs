@@ -110,7 +110,8 @@ pub fn check(cases: Vec<Case>) {
 
 /// The instant of the kernel's coarse clock.
 pub fn now() -> Tick {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).expect("Linux has this clock");
+    let time =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).expect("Linux has this clock");
     let ns = u64::try_from(time.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap();
     Tick::from_ns(ns)
 }
@@ -133,11 +134,11 @@ fn on_host(case: &Case, now: Tick) {
     let world = world(case, now);
     let (outcome, tables) = run(case, &world);
     let name = case.name;
-    let count = |reason: Reason| {
-        tables.reasons.get(&case.hook.index(reason)).map_or(0, |count| count.packets)
-    };
+    let count =
+        |reason: Reason| tables.reasons.get(&case.hook.index(reason)).map_or(0, |count| count.packets);
     assert_eq!(count(Reason::Received), 1, "{name}: counted on arrival");
-    let ended: Vec<_> = Reason::ALL.iter().filter(|reason| **reason != Reason::Received && count(**reason) != 0).collect();
+    let ended: Vec<_> =
+        Reason::ALL.iter().filter(|reason| **reason != Reason::Received && count(**reason) != 0).collect();
     assert_eq!(ended, [&case.reason], "{name}: the reason");
     assert_eq!(count(case.reason), 1, "{name}: counted once");
     let bytes = tables.reasons[&case.hook.index(case.reason)].bytes;
@@ -171,7 +172,11 @@ fn address(name: &str, what: &str, wanted: &str, seen: SocketAddr) {
     match wanted.strip_suffix(":?") {
         Some(ip) => {
             assert_eq!(seen.ip().to_string(), ip.trim_matches(['[', ']']), "{name}: {what}");
-            assert!((FIRST_PORT..FIRST_PORT + N_PORTS).contains(&seen.port()), "{name}: {what} port {}", seen.port());
+            assert!(
+                (FIRST_PORT..FIRST_PORT + N_PORTS).contains(&seen.port()),
+                "{name}: {what} port {}",
+                seen.port()
+            );
         }
         None => assert_eq!(seen.to_string(), wanted, "{name}: {what}"),
     }

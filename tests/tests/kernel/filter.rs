@@ -1,6 +1,9 @@
 //! What is not ours passes untouched; what is ours and cannot be read is dropped, or left to the stack by name.
 
-use gateway_common::{counter::{Hook, Reason}, service::Mode};
+use gateway_common::{
+    counter::{Hook, Reason},
+    service::Mode,
+};
 use gateway_tests::{
     packet::{icmp, tcp, udp},
     world::{AGENT4, TCP4, TCP6},
@@ -61,10 +64,22 @@ fn what_is_not_ours_passes() {
         passes("a port without a service", &tcp(CLIENT4, "198.51.100.1:444").bytes(), Reason::NoService),
         passes("a protocol without a service", &udp(CLIENT4, VIP4).bytes(), Reason::NoService),
         passes("a service of the agent", &tcp(CLIENT4, "198.51.100.1:80").syn().bytes(), Reason::Agent),
-        passes("a port that no flow holds", &tcp("10.0.0.10:8443", "10.0.0.1:20005").bytes(), Reason::NoTranslation),
+        passes(
+            "a port that no flow holds",
+            &tcp("10.0.0.10:8443", "10.0.0.1:20005").bytes(),
+            Reason::NoTranslation,
+        ),
         passes("no flow over v6", &udp("[fd00::10]:5353", "[fd00::1]:20005").bytes(), Reason::NoTranslation),
-        passes("the first port below the range", &tcp("10.0.0.10:8443", "10.0.0.1:19999").bytes(), Reason::NoService),
-        passes("the first port above the range", &tcp("10.0.0.10:8443", "10.0.0.1:20100").bytes(), Reason::NoService),
+        passes(
+            "the first port below the range",
+            &tcp("10.0.0.10:8443", "10.0.0.1:19999").bytes(),
+            Reason::NoService,
+        ),
+        passes(
+            "the first port above the range",
+            &tcp("10.0.0.10:8443", "10.0.0.1:20100").bytes(),
+            Reason::NoService,
+        ),
     ];
     check(cases.into_iter().flatten().collect());
 }
@@ -87,10 +102,26 @@ fn what_is_ours_and_unreadable_is_dropped() {
         drops("a version that is not 6", &with_byte(v6.clone(), 14, 0x50), Reason::BadIpHeader),
         drops("a payload length beyond the packet", &with_byte(v6.clone(), 18, 0x7f), Reason::BadIpHeader),
         drops("a payload length inside tcp", &with_byte(v6, 19, 12), Reason::Truncated),
-        drops("a tcp header below the minimum", &with_byte(v4.clone(), 14 + 20 + 12, 0x40), Reason::BadTransportHeader),
-        drops("a tcp header beyond the packet", &with_byte(v4, 14 + 20 + 12, 0xf0), Reason::BadTransportHeader),
-        drops("a udp length below the minimum", &with_byte(dns.clone(), 14 + 20 + 5, 7), Reason::BadTransportHeader),
-        drops("a udp length beyond the packet", &with_byte(dns, 14 + 20 + 5, 200), Reason::BadTransportHeader),
+        drops(
+            "a tcp header below the minimum",
+            &with_byte(v4.clone(), 14 + 20 + 12, 0x40),
+            Reason::BadTransportHeader,
+        ),
+        drops(
+            "a tcp header beyond the packet",
+            &with_byte(v4, 14 + 20 + 12, 0xf0),
+            Reason::BadTransportHeader,
+        ),
+        drops(
+            "a udp length below the minimum",
+            &with_byte(dns.clone(), 14 + 20 + 5, 7),
+            Reason::BadTransportHeader,
+        ),
+        drops(
+            "a udp length beyond the packet",
+            &with_byte(dns, 14 + 20 + 5, 200),
+            Reason::BadTransportHeader,
+        ),
     ];
     check(cases.into_iter().flatten().collect());
 }
@@ -107,8 +138,11 @@ fn options_are_skipped() {
         sent("both", &tcp(CLIENT4, VIP4).ip_options(10).tcp_options(10)).at(Hook::TcIngress),
         sent("an odd payload", &tcp(CLIENT4, VIP4).payload(b"odd")),
         sent("no payload", &tcp(CLIENT4, VIP4).payload(b"")),
-        case("tcp options over v6", &tcp(CLIENT6, VIP6).tcp_options(5), Reason::Forwarded)
-            .sent("[fd00::1]:?", "[fd00::10]:8443", 63),
+        case("tcp options over v6", &tcp(CLIENT6, VIP6).tcp_options(5), Reason::Forwarded).sent(
+            "[fd00::1]:?",
+            "[fd00::10]:8443",
+            63,
+        ),
     ]);
 }
 

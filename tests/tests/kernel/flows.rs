@@ -7,8 +7,10 @@ use gateway_common::{
 };
 use gateway_tests::{
     memory::key_bytes,
-    packet::{ACK, FIN, RST, SYN, Packet, tcp, udp},
-    world::{ELSEWHERE, ENDPOINT_MAC, FIRST_PORT, INNER_MAC, N_PORTS, TCP4, TCP6, UDP4, World, addr_of, reply_key},
+    packet::{ACK, FIN, Packet, RST, SYN, tcp, udp},
+    world::{
+        ELSEWHERE, ENDPOINT_MAC, FIRST_PORT, INNER_MAC, N_PORTS, TCP4, TCP6, UDP4, World, addr_of, reply_key,
+    },
 };
 
 use crate::check::{Case, case, check};
@@ -44,7 +46,8 @@ fn known_and(
     let flow = packet.clone();
     case(name, packet, Reason::Forwarded)
         .with(move |world| {
-            let row = if flow.key().protocol == gateway_common::addr::Protocol::UDP { UDP4 } else { TCP4 }.row();
+            let row =
+                if flow.key().protocol == gateway_common::addr::Protocol::UDP { UDP4 } else { TCP4 }.row();
             world.established(&flow, row, 20_005, phase, world.ago(silent));
             and(world);
         })
@@ -81,7 +84,10 @@ fn a_flow_stays_where_it_is() {
         known_and("a syn that is sent again", &client().syn(), (Phase::OPENING, 3), FIRST, elsewhere),
         known_and("its endpoint drains", &client(), (Phase::OPEN, 3), FIRST, draining).after(port_kept),
         known_and("udp in time", &query(), (Phase::OPEN, 30), FIRST_DNS, elsewhere_udp),
-        known("at tc", &client(), Phase::OPEN, 2, FIRST).at(Hook::TcIngress).code(TC_REDIRECT).after(port_kept),
+        known("at tc", &client(), Phase::OPEN, 2, FIRST)
+            .at(Hook::TcIngress)
+            .code(TC_REDIRECT)
+            .after(port_kept),
     ]);
 }
 
@@ -98,11 +104,20 @@ fn a_flow_selects_again() {
     let is_new = |world: &World| assert_eq!(world.tables.service_counts[&TCP4.0].new_flows, 1);
     check(vec![
         known_and("a syn after a close", &client().syn(), (Phase::CLOSING, 1), SECOND, moved).after(is_new),
-        known_and("a syn after a long silence", &client().syn(), (Phase::OPEN, 301), SECOND, moved).after(is_new),
-        known_and("a syn long after a first syn", &client().syn(), (Phase::OPENING, 6), SECOND, moved).after(is_new),
-        known_and("its endpoint is down", &client(), (Phase::OPEN, 1), SECOND, state(EndpointState::DOWN)).after(is_new),
-        known_and("a syn to a draining endpoint", &client().syn(), (Phase::OPENING, 1), SECOND, state(EndpointState::DRAINING))
+        known_and("a syn after a long silence", &client().syn(), (Phase::OPEN, 301), SECOND, moved)
             .after(is_new),
+        known_and("a syn long after a first syn", &client().syn(), (Phase::OPENING, 6), SECOND, moved)
+            .after(is_new),
+        known_and("its endpoint is down", &client(), (Phase::OPEN, 1), SECOND, state(EndpointState::DOWN))
+            .after(is_new),
+        known_and(
+            "a syn to a draining endpoint",
+            &client().syn(),
+            (Phase::OPENING, 1),
+            SECOND,
+            state(EndpointState::DRAINING),
+        )
+        .after(is_new),
         known_and("the row holds another endpoint", &client(), (Phase::OPEN, 1), SECOND, |world| {
             world.slots(TCP4, 1);
             world.row(TCP4.row()).generation += 1;
@@ -151,7 +166,8 @@ fn another_slot_is_tried() {
 #[test]
 fn phases_follow_the_flags() {
     let phase = |name, packet: Packet, from, to| {
-        known(name, &packet, from, 0, FIRST).after(move |world| assert_eq!(flow_of(world, &client().key()).phase, to))
+        known(name, &packet, from, 0, FIRST)
+            .after(move |world| assert_eq!(flow_of(world, &client().key()).phase, to))
     };
     let reply = |name, flags, from: Phase, to: Phase| {
         case(name, &tcp(FIRST, "10.0.0.1:20005").flags(flags), Reason::Replied)
@@ -180,7 +196,10 @@ fn a_lost_half_is_made_again() {
     let both = |world: &World| {
         let endpoint = world.tables.endpoints[&TCP4.row()];
         let reply = reply_key(&endpoint, &client().key(), 20_005);
-        assert!(world.tables.translations.contains_key(&key_bytes(&reply)), "the translation under the same port");
+        assert!(
+            world.tables.translations.contains_key(&key_bytes(&reply)),
+            "the translation under the same port"
+        );
         assert_eq!(flow_of(world, &client().key()).source_port.number(), 20_005);
     };
     check(vec![
@@ -199,13 +218,17 @@ fn a_lost_half_is_made_again() {
                 assert_ne!(flow_of(world, &client().key()).source_port.number(), 20_005);
                 assert_eq!(world.tables.translations.len(), 2);
             }),
-        case("the way back changed", &client().macs([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8]), Reason::Forwarded)
-            .with(|world| world.established(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(1)))
-            .sent("10.0.0.1:20005", FIRST, 63)
-            .after(|world| {
-                let back = world.tables.translations.values().next().unwrap().next_hop;
-                assert_eq!((back.mac, back.own_mac), ([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8]));
-            }),
+        case(
+            "the way back changed",
+            &client().macs([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8]),
+            Reason::Forwarded,
+        )
+        .with(|world| world.established(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(1)))
+        .sent("10.0.0.1:20005", FIRST, 63)
+        .after(|world| {
+            let back = world.tables.translations.values().next().unwrap().next_hop;
+            assert_eq!((back.mac, back.own_mac), ([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8]));
+        }),
     ]);
 }
 

@@ -33,8 +33,11 @@ fn a_local_endpoint_gets_the_clients_address() {
             .at(Hook::TcIngress)
             .sent(CLIENT4, "10.0.0.1:9000", 64)
             .code(TC_NEXT),
-        case("on the last hop", &tcp(CLIENT4, VIP4).ttl(1), Reason::ForwardedLocal)
-            .sent(CLIENT4, "10.0.0.1:9000", 1),
+        case("on the last hop", &tcp(CLIENT4, VIP4).ttl(1), Reason::ForwardedLocal).sent(
+            CLIENT4,
+            "10.0.0.1:9000",
+            1,
+        ),
         case("of a known flow", &tcp(CLIENT4, VIP4), Reason::ForwardedLocal)
             .with(|world| {
                 let packet = tcp(CLIENT4, VIP4);
@@ -42,8 +45,12 @@ fn a_local_endpoint_gets_the_clients_address() {
             })
             .sent(CLIENT4, "10.0.0.1:9000", 64)
             .after(|world| assert_eq!(world.tables.service_counts[&LOCAL4.0].new_flows, 0)),
-        case("of a client whose port is a translation port", &tcp("192.0.2.9:20005", VIP4).syn(), Reason::ForwardedLocal)
-            .sent("192.0.2.9:20005", "10.0.0.1:9000", 64),
+        case(
+            "of a client whose port is a translation port",
+            &tcp("192.0.2.9:20005", VIP4).syn(),
+            Reason::ForwardedLocal,
+        )
+        .sent("192.0.2.9:20005", "10.0.0.1:9000", 64),
     ]);
 }
 
@@ -89,11 +96,15 @@ fn what_else_leaves_is_left_alone() {
         raw("a packet cut short", cut, Reason::NotTranslated).at(Hook::TcEgress).code(TC_NEXT),
         raw("arp", arp, Reason::NotIp).at(Hook::TcEgress).code(TC_NEXT),
         // A remote endpoint's translation is none of egress, even if a packet with its key should leave.
-        case("under the key of a remote endpoint", &tcp("10.0.0.10:8443", "10.0.0.1:20005"), Reason::NotTranslated)
-            .at(Hook::TcEgress)
-            .with(move |world| {
-                world.established(&remote, TCP4.row(), 20_005, Phase::OPEN, world.now);
-                world.tables.claim(gateway_tests::world::addr_of("10.0.0.10"));
-            }),
+        case(
+            "under the key of a remote endpoint",
+            &tcp("10.0.0.10:8443", "10.0.0.1:20005"),
+            Reason::NotTranslated,
+        )
+        .at(Hook::TcEgress)
+        .with(move |world| {
+            world.established(&remote, TCP4.row(), 20_005, Phase::OPEN, world.now);
+            world.tables.claim(gateway_tests::world::addr_of("10.0.0.10"));
+        }),
     ]);
 }

@@ -47,8 +47,11 @@ fn a_new_flow_is_recorded_and_sent() {
         case("udp over v4", &udp(CLIENT4, DNS4), Reason::Forwarded)
             .sent("10.0.0.1:?", "10.0.0.10:5353", 63)
             .code(XDP_TX),
-        case("udp over v4 without checksum", &udp(CLIENT4, DNS4).without_checksum(), Reason::Forwarded)
-            .sent("10.0.0.1:?", "10.0.0.10:5353", 63),
+        case("udp over v4 without checksum", &udp(CLIENT4, DNS4).without_checksum(), Reason::Forwarded).sent(
+            "10.0.0.1:?",
+            "10.0.0.10:5353",
+            63,
+        ),
         case("tcp over v6", &tcp(CLIENT6, VIP6).syn(), Reason::Forwarded)
             .sent("[fd00::1]:?", "[fd00::10]:8443", 63)
             .code(XDP_TX),

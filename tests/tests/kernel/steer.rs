@@ -50,7 +50,8 @@ fn lookups() -> Vec<Lookup> {
         Lookup {
             prepare: |world| {
                 world.change(gateway_tests::world::TCP6, |service| {
-                    (service.mode, service.first_socket, service.n_sockets) = (gateway_common::service::Mode::AGENT, 4, 2);
+                    (service.mode, service.first_socket, service.n_sockets) =
+                        (gateway_common::service::Mode::AGENT, 4, 2);
                 });
             },
             ..lookup("over v6", "[2001:db8::1]:443", &SOCKETS, SK_PASS, Reason::Steered)
@@ -69,7 +70,8 @@ fn check_host(lookup: &Lookup, world: &World) -> (World, Option<u32>) {
     assert_eq!(chosen.is_some(), lookup.reason == Reason::Steered, "{name}: socket");
     for reason in Reason::ALL {
         let wanted = u64::from(*reason == Reason::Received || *reason == lookup.reason);
-        let counted = after.tables.reasons.get(&Hook::SkLookup.index(*reason)).map_or(0, |count| count.packets);
+        let counted =
+            after.tables.reasons.get(&Hook::SkLookup.index(*reason)).map_or(0, |count| count.packets);
         assert_eq!(counted, wanted, "{name}: {}", reason.name());
     }
     (after, chosen)
@@ -77,9 +79,11 @@ fn check_host(lookup: &Lookup, world: &World) -> (World, Option<u32>) {
 
 #[test]
 fn connections_are_steered() {
-    let mut kernel =
-        privilege::require("looking sockets up in the kernel").then(|| Kernel::load().expect("the programs load"));
-    let listeners = SOCKETS.map(|index| (index, TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("[::1]:0").unwrap()));
+    let mut kernel = privilege::require("looking sockets up in the kernel")
+        .then(|| Kernel::load().expect("the programs load"));
+    let listeners = SOCKETS.map(|index| {
+        (index, TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("[::1]:0").unwrap())
+    });
     for lookup in lookups() {
         let mut world = World::new(now());
         (lookup.prepare)(&mut world);
@@ -90,7 +94,9 @@ fn connections_are_steered() {
         if lookup.sockets.is_empty() {
             *kernel = Kernel::load().expect("the programs load");
         }
-        for (index, v4_listener, v6_listener) in listeners.iter().filter(|(index, ..)| lookup.sockets.contains(index)) {
+        for (index, v4_listener, v6_listener) in
+            listeners.iter().filter(|(index, ..)| lookup.sockets.contains(index))
+        {
             let socket = if v6 { v6_listener.as_raw_fd() } else { v4_listener.as_raw_fd() };
             kernel.set_socket(*index, &socket).unwrap();
         }
