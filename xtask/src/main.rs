@@ -7,6 +7,7 @@
 mod apt;
 mod build_ebpf;
 mod fresh_root;
+mod kernel_matrix;
 mod launch;
 mod process;
 mod setup;
@@ -65,6 +66,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the kernel object on other kernels, under emulation.
+    KernelMatrix,
     /// Run the README's commands in a Debian that has nothing but Rust.
     FreshRoot(fresh_root::Options),
 }
@@ -87,6 +90,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { quick, filters } => test::run(&workspace, quick, &filters),
         Task::Demo { arguments } => launch::demo(&workspace, &arguments),
         Task::Bench { arguments } => launch::bench(&workspace, &arguments),
+        Task::KernelMatrix => kernel_matrix::run(&workspace),
         Task::FreshRoot(options) => fresh_root::run(&workspace, &options),
     }
 }

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     let mut ebpf = match load(&object) {
         Ok(ebpf) => ebpf,
         Err(error) => {
-            println!("FAILED load: {error:#}");
+            println!("FAILED load: {}", ends(&format!("{error:#}")));
             return ExitCode::FAILURE;
         }
     };
@@ -45,12 +45,21 @@ fn main() -> ExitCode {
         match smoke(&mut ebpf, hook, &interface) {
             Ok(how) => println!("ok {}: {how}", hook.name()),
             Err(error) => {
-                println!("FAILED {}: {error:#}", hook.name());
+                println!("FAILED {}: {}", hook.name(), ends(&format!("{error:#}")));
                 failed = true;
             }
         }
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The first line and the last ones: between them the verifier tells its whole way to the fault.
+fn ends(text: &str) -> String {
+    const LAST: usize = 12;
+    let lines: Vec<&str> = text.lines().collect();
+    let skipped = lines.len().saturating_sub(LAST + 1);
+    let kept = lines.iter().take(1).chain(lines.iter().skip(1 + skipped));
+    kept.copied().collect::<Vec<_>>().join("\n    ")
 }
 
 fn load(object: &str) -> Result<Ebpf> {
