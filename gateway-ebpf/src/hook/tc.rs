@@ -4,12 +4,13 @@
 
 use aya_ebpf::{EbpfContext as _, helpers, programs::TcContext};
 use bytemuck::Pod;
-use gateway_common::{addr::Protocol, counter::Hook, endpoint::NextHop};
+use gateway_common::{addr::Protocol, counter::Hook, endpoint::Endpoint};
 use gateway_ebpf::{
     checksum::Diff,
-    env::{Env, Route, TransportFix},
+    env::{Env, TransportFix},
     ingress as pipeline, reply,
     verdict::Verdict,
+    way::Way,
 };
 
 use super::fib;
@@ -128,8 +129,8 @@ impl Env for Tc<'_> {
     }
 
     #[inline(always)]
-    fn next_hop(&mut self, route: &Route) -> Option<NextHop> {
-        fib::next_hop(self.ctx.as_ptr(), self.ingress(), route)
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way> {
+        fib::next_hop(self.ctx.as_ptr(), self.ingress(), endpoint, fib::flow(protocol, ip_bytes))
     }
 
     #[inline(always)]
