@@ -82,7 +82,7 @@ fn programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
         "--test",
         "kernel",
         "--message-format",
-        "json",
+        "json-render-diagnostics",
     ]);
     let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
@@ -138,7 +138,8 @@ fn fetch(workspace: &Workspace, kernel: Kernel) -> Result<PathBuf> {
     let package = names.max_by_key(|name| numbers(name));
     let package = package.with_context(|| format!("Debian {} has no {}", kernel.suite, kernel.package))?;
     process::run(apt("apt-get").args(["download", "-qq", package]))?;
-    let deb = find(&dir, &|name| name.starts_with("linux-image")).context("the package was not downloaded")?;
+    let deb =
+        find(&dir, &|name| name.starts_with("linux-image")).context("the package was not downloaded")?;
     process::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&dir))?;
     for left in [&deb, &sources] {
         fs::remove_file(left).with_context(|| format!("cannot remove {}", left.display()))?;
