@@ -70,7 +70,8 @@ impl Kernel {
         let path = object_path()?;
         let object = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let mut loader = EbpfLoader::new();
-        for table in [map::Flows::NAME, map::Translations::NAME, map::ServiceCounts::NAME, map::EndpointCounts::NAME]
+        for table in
+            [map::Flows::NAME, map::Translations::NAME, map::ServiceCounts::NAME, map::EndpointCounts::NAME]
         {
             loader.map_max_entries(table, SMALL);
         }
@@ -113,8 +114,7 @@ impl Kernel {
             let word = tables.filter.get(&index).copied().unwrap_or_default();
             filter.set(index, raw(&word), 0)?;
         }
-        self.array::<SETTINGS>(map::SettingsMap::NAME)?
-            .set(0, raw(&tables.settings), 0)?;
+        self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
         clear(self.counts::<COUNT>(map::Reasons::NAME)?, Reason::LIMIT * 4)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?, ROWS)
@@ -203,12 +203,10 @@ impl Kernel {
     /// When the kernel cannot run it.
     pub fn run(&mut self, hook: Hook, packet: &[u8]) -> Result<Outcome> {
         let mut out = vec![0; packet.len() + 256];
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ..TestRunOptions::default()
-        };
-        let program = self.ebpf.program_mut(hook.name()).with_context(|| format!("no program {}", hook.name()))?;
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let program =
+            self.ebpf.program_mut(hook.name()).with_context(|| format!("no program {}", hook.name()))?;
         let result = match hook {
             Hook::XdpBalance => <&mut Xdp>::try_from(program)?.test_run(options),
             Hook::TcIngress | Hook::TcEgress => <&mut SchedClassifier>::try_from(program)?.test_run(options),
@@ -250,7 +248,11 @@ fn replace<const K: usize, const V: usize>(
 fn entries<const V: usize, T: Pod>(
     map: HashMap<&mut MapData, [u8; FLOW_KEY], [u8; V]>,
 ) -> Result<BTreeMap<[u8; FLOW_KEY], T>> {
-    map.iter().map(|entry| entry.map(|(key, value)| (key, bytemuck::pod_read_unaligned(&value))).map_err(Into::into)).collect()
+    map.iter()
+        .map(|entry| {
+            entry.map(|(key, value)| (key, bytemuck::pod_read_unaligned(&value))).map_err(Into::into)
+        })
+        .collect()
 }
 
 fn clear<const V: usize>(mut map: PerCpuArray<&mut MapData, [u8; V]>, rows: u32) -> Result<()> {
@@ -341,7 +343,8 @@ fn run_lookup(program: RawFd, key: &FlowKey) -> Result<(u32, u64)> {
     // SAFETY: the attribute block is initialized and as long as said, and its addresses are those of two contexts
     // that live until the call returns.
     #[expect(unsafe_code, reason = "aya has no test run for socket lookups")]
-    let code = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRunAttr>()) };
+    let code =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRunAttr>()) };
     if code != 0 {
         return Err(std::io::Error::last_os_error()).context("running sk_lookup");
     }

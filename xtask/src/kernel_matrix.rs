@@ -173,7 +173,18 @@ fn boot(
     let mut machine = Command::new("timeout");
     machine
         .args([LIMIT_S, "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "2"])
-        .args(["-nographic", "-no-reboot", "-nic", "none", "-kernel"])
+        .args([
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-monitor",
+            "none",
+            "-no-reboot",
+            "-nic",
+            "none",
+            "-kernel",
+        ])
         .arg(vmlinuz)
         .arg("-initrd")
         .arg(&archive)
@@ -228,7 +239,7 @@ fn fill(workspace: &Workspace, root: &Path, image: &Path, programs: &[PathBuf]) 
         process::run(Command::new("strip").arg("-o").arg(root.join("bin").join(name)).arg(program))?;
     }
     for module in MODULES {
-        let Some(file) = find(&image.join("lib"), &|name| name.split(".ko").next() == Some(module)) else {
+        let Some(file) = find(image, &|name| name.split(".ko").next() == Some(module)) else {
             continue;
         };
         let copied = root.join("modules").join(file.file_name().unwrap_or_default());
@@ -255,7 +266,6 @@ for module in /modules/*.ko; do busybox insmod "$module"; done
 busybox ip link set lo up
 busybox ip link add v0 type veth peer name v1
 busybox ip link set v0 up
-busybox ip link set v1 up
 code=0
 /bin/smoke /object v0 || code=1
 SLUICE_TESTS=all SLUICE_BPF_OBJECT=/object /bin/suite || code=1
