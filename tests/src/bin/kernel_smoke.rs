@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions, TestRunResult,
     programs::{
-        ProgramError, SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
+        SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
         links::LinkOrder,
         tc::{self, NlOptions, TcAttachOptions},
     },
@@ -139,7 +139,7 @@ fn lookup(program: &mut SkLookup) -> Result<&'static str> {
     client.write_all(b"x")?;
     let mut byte = [0];
     accepted.read_exact(&mut byte)?;
-    let runs = program.info().map_err(ProgramError::from)?.run_count();
+    let runs = program.info()?.run_count();
     if runs == 0 {
         bail!("the kernel did not run it for a connection");
     }
