@@ -4,7 +4,7 @@ use core::{cell::Cell, ops::Deref};
 
 use bytemuck::Pod;
 use gateway_common::{
-    addr::{Addr, Protocol},
+    addr::Protocol,
     counter::{EndpointCount, Hook, ServiceCount},
     endpoint::Endpoint,
     filter::FilterWord,

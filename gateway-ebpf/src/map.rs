@@ -33,11 +33,13 @@ type Value<M> = <M as MapDef>::Value;
 static SERVICES: HashMap<Key<map::Services>, Value<map::Services>, { capacity::<map::Services>() }> =
     HashMap::new();
 #[btf_map]
-static SLOTS: Array<Value<map::Slots>, { capacity::<map::Slots>() }, { BPF_F_MMAPABLE as usize }> = Array::new();
+static SLOTS: Array<Value<map::Slots>, { capacity::<map::Slots>() }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 #[btf_map]
 static ENDPOINTS: Array<Value<map::Endpoints>, { capacity::<map::Endpoints>() }> = Array::new();
 #[btf_map]
-static FLOWS: LruHashMap<Key<map::Flows>, Value<map::Flows>, { capacity::<map::Flows>() }> = LruHashMap::new();
+static FLOWS: LruHashMap<Key<map::Flows>, Value<map::Flows>, { capacity::<map::Flows>() }> =
+    LruHashMap::new();
 #[btf_map]
 static TRANSLATIONS: LruHashMap<
     Key<map::Translations>,

@@ -160,7 +160,11 @@ fn belongs(held: &Translation, wanted: &Translation) -> bool {
 }
 
 #[inline(always)]
-#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "an offset is a difference of ports")]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "an offset is a difference of ports"
+)]
 const fn nth_port(first: Port, offset: u32) -> Port {
     Port::new(first.number().wrapping_add(offset as u16))
 }

@@ -74,7 +74,8 @@ const fn ttl_word(ttl: u8) -> u32 {
 fn addrs<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, hop: Diff) -> Option<Diff> {
     let key = packet.key();
     if packet.v6 {
-        let diff = all_words(all_words(Diff::ZERO, key.source, edit.source), key.destination, edit.destination);
+        let diff =
+            all_words(all_words(Diff::ZERO, key.source, edit.source), key.destination, edit.destination);
         env.store(
             ip::V6_ADDRS,
             &V6Addrs { source: edit.source.octets(), destination: edit.destination.octets() },
@@ -109,8 +110,7 @@ fn transport<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, pseudo: Diff) ->
         ports_word(key.source_port, key.destination_port),
         ports_word(edit.source_port, edit.destination_port),
     );
-    let ports =
-        Ports { source: edit.source_port.to_wire(), destination: edit.destination_port.to_wire() };
+    let ports = Ports { source: edit.source_port.to_wire(), destination: edit.destination_port.to_wire() };
     env.store(u32::from(packet.transport), &ports)?;
     let checksum = if key.protocol == Protocol::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
     env.fix_transport_checksum(&TransportFix {

@@ -82,8 +82,7 @@ pub fn begins_anew(settings: &Settings, flow: &Flow, packet: &Packet, now: Tick)
         age(now, flow.seen) > settings.udp_ticks
     } else {
         packet.flags.opens()
-            && (flow.phase == Phase::CLOSING
-                || expired(settings, Protocol::TCP, flow.phase, flow.seen, now))
+            && (flow.phase == Phase::CLOSING || expired(settings, Protocol::TCP, flow.phase, flow.seen, now))
     }
 }
 

@@ -33,7 +33,7 @@ const OBJECT: &str = "SLUICE_BPF_OBJECT";
 pub const ROWS: u32 = 16;
 
 /// Room in the flow tables and counts of a test: enough, and quick to make and to read.
-const SMALL: u32 = 1_024;
+const SMALL: u32 = 4_096;
 
 /// Path of the kernel object.
 ///
@@ -76,6 +76,10 @@ impl Kernel {
             loader.map_max_entries(table, SMALL);
         }
         let mut ebpf = loader.load(&object).context("reading the object")?;
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "aya knows more kinds of programs than the object may hold"
+        )]
         for (name, program) in ebpf.programs_mut() {
             match program {
                 Program::Xdp(program) => program.load(),
@@ -245,6 +249,7 @@ fn replace<const K: usize, const V: usize>(
     Ok(())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the handle ends with the read")]
 fn entries<const V: usize, T: Pod>(
     map: HashMap<&mut MapData, [u8; FLOW_KEY], [u8; V]>,
 ) -> Result<BTreeMap<[u8; FLOW_KEY], T>> {

@@ -19,3 +19,4 @@ pub mod node;
 pub mod origin;
 pub mod packet;
 pub mod privilege;
+pub mod world;

@@ -129,9 +129,13 @@ fn requests(stream: &TcpStream, name: &str) -> std::io::Result<()> {
                 break;
             }
         }
+        let closes = head.to_lowercase().contains("\nconnection: close");
         let body = if head.starts_with("GET /headers ") { head } else { name.to_owned() };
         let response =
             format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-endpoint: {name}\r\n\r\n{body}", body.len());
         writer.write_all(response.as_bytes())?;
+        if closes {
+            return Ok(());
+        }
     }
 }

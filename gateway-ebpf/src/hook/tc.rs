@@ -1,6 +1,9 @@
 //! The environment at TC: packets that the stack owns, with checksums that may be the hardware's and segments that
 //! may be still together.
-#![expect(unsafe_code, reason = "packet access through raw pointers, each behind its bounds check, and helpers")]
+#![expect(
+    unsafe_code,
+    reason = "packet access through raw pointers, each behind its bounds check, and helpers"
+)]
 
 use aya_ebpf::{EbpfContext as _, helpers, programs::TcContext};
 use bytemuck::Pod;
@@ -136,9 +139,8 @@ impl Env for Tc<'_> {
     #[inline(always)]
     fn fix_ip_checksum(&mut self, offset: u32, diff: Diff) -> Option<()> {
         // SAFETY: the context is the program's own; no pointer into the packet is held.
-        let code = unsafe {
-            helpers::bpf_l3_csum_replace(self.ctx.skb.skb, offset, 0, u64::from(diff.fold32()), 0)
-        };
+        let code =
+            unsafe { helpers::bpf_l3_csum_replace(self.ctx.skb.skb, offset, 0, u64::from(diff.fold32()), 0) };
         (code == 0).then_some(())
     }
 

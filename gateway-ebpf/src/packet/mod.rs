@@ -44,7 +44,7 @@ impl Packet {
 
     /// Bytes from the IP header on, as far as they fit the IP header's own field.
     #[inline(always)]
-    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "at most 0xffff")]
+    #[expect(clippy::as_conversions, reason = "at most 0xffff")]
     pub fn ip_bytes<E: Env>(&self, env: &E) -> u16 {
         env.len_bytes().saturating_sub(ip::OFFSET).min(0xffff) as u16
     }

@@ -22,7 +22,7 @@ use crate::{
     config::Interfaces,
     control::Refusal,
     endpoint::{Endpoint, EndpointId, Registry},
-    image::{Image, Range},
+    image::{Image, Range, Way},
     kernel::Kernel,
     listener::Workers,
     net::listen::Place,
@@ -32,6 +32,10 @@ use crate::{
 
 /// How long an endpoint that is no longer wanted keeps its row for the flows it still has.
 const RETIRED: Duration = Duration::from_hours(1);
+
+/// A neighbour on a link answers within a millisecond; one that is down never does, and then the change goes on.
+const NEIGHBOR_TRIES: u32 = 10;
+const NEIGHBOR_PAUSE: Duration = Duration::from_millis(10);
 
 /// The kernel and what the loop knows about it.
 pub struct KernelSide {
@@ -50,6 +54,10 @@ pub struct KernelSide {
     /// Interfaces that could not be attached to, and why; said once.
     refused: BTreeMap<String, String>,
     is_steering: bool,
+    /// Addresses of endpoints, as of the last look.
+    seen: BTreeSet<IpAddr>,
+    /// Those of them that have a route but no neighbour yet.
+    unresolved: BTreeSet<IpAddr>,
     /// What is wrong, until a later try succeeds.
     gap: Option<String>,
 }
@@ -85,6 +93,8 @@ impl KernelSide {
             image: Arc::default(),
             refused: BTreeMap::new(),
             is_steering: false,
+            seen: BTreeSet::new(),
+            unresolved: BTreeSet::new(),
             gap: None,
         }
     }
@@ -172,7 +182,7 @@ impl KernelSide {
         self.gap = None;
         let addrs: BTreeSet<IpAddr> =
             self.image.services.iter().map(|service| IpAddr::from(service.key.addr)).collect();
-        self.learn_ways().await;
+        self.learn_new_ways().await;
         let applied = self.kernel.lock().apply(Arc::clone(&self.image));
         self.note(applied.map(drop).map_err(|error| error_chain(&error)));
         let local = self.netlink.set_local(&addrs).await;
@@ -185,6 +195,19 @@ impl KernelSide {
         self.attach().await;
     }
 
+    /// Waits a little for neighbours of endpoints that are new: a flow that is sent there before is lost.
+    async fn learn_new_ways(&mut self) {
+        let seen = std::mem::take(&mut self.seen);
+        for _ in 0..NEIGHBOR_TRIES {
+            self.learn_ways().await;
+            let waits = |addr: &IpAddr| !seen.contains(addr) && self.unresolved.contains(addr);
+            if !self.seen.iter().any(waits) {
+                return;
+            }
+            tokio::time::sleep(NEIGHBOR_PAUSE).await;
+        }
+    }
+
     async fn learn_ways(&mut self) {
         let addrs: BTreeSet<IpAddr> = self
             .image
@@ -194,6 +217,9 @@ impl KernelSide {
             .collect();
         match self.netlink.ways(&addrs).await {
             Ok(ways) => {
+                let is_open = |way: &Way| !way.is_local && way.source.is_some() && !way.next_hop.is_known();
+                self.unresolved = ways.iter().filter(|(_, way)| is_open(way)).map(|(addr, _)| *addr).collect();
+                self.seen = addrs;
                 let written = self.kernel.lock().set_ways(ways);
                 self.note(written.map(drop).map_err(|error| error_chain(&error)));
             }
