@@ -4,9 +4,9 @@ use super::{Fault, source::Source};
 
 /// Modules of `gateway-userspace/src`, lowest layer first. A module imports only from strictly lower layers.
 const LAYERS: [&[&str]; 9] = [
-    &["name", "limits", "clock", "drain", "secret", "metrics"],
+    &["name", "limits", "clock", "drain", "secret", "metrics", "place", "duration"],
     &["config", "snapshot", "endpoint", "maglev", "image"],
-    &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "filter", "client"],
+    &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route"],
     &["upstream", "prober"],
     &["state"],
     &["compile", "http", "tcp", "udp"],
@@ -14,6 +14,13 @@ const LAYERS: [&[&str]; 9] = [
     &["control"],
     &["app"],
 ];
+
+/// Imports within a layer, each with its reason. They must not form a circle.
+const SIDEWAYS: [(&str, &str, &str); 1] = [(
+    "image",
+    "endpoint",
+    "the image holds live endpoints, whose health reaches the kernel without a new image",
+)];
 
 /// Something that only some modules may name.
 struct Fence {
@@ -37,7 +44,7 @@ const FENCES: [Fence; 10] = [
     Fence {
         thing: "image",
         is_ours: true,
-        only_in: &["image", "compile/", "kernel/", "control", "admin/", "app"],
+        only_in: &["image", "address", "compile/", "kernel/", "control", "admin/", "app"],
         why: "only what compiles or writes the kernel's maps knows their contents",
     },
     Fence {
@@ -93,6 +100,27 @@ pub(crate) fn check(source: &Source, faults: &mut Vec<Fault>) {
     }
 }
 
+/// Compares the table of the architecture, which people read, with the one that is checked.
+pub(crate) fn check_document(path: &str, text: &str, faults: &mut Vec<Fault>) {
+    if path != "ARCHITECTURE.md" {
+        return;
+    }
+    for (layer, modules) in LAYERS.iter().enumerate() {
+        let row = format!(
+            "| {layer} | {} |",
+            modules.iter().map(|m| format!("`{m}`")).collect::<Vec<_>>().join(" ")
+        );
+        if !text.lines().any(|line| line == row) {
+            let line = text
+                .lines()
+                .position(|line| line.starts_with(&format!("| {layer} | `")))
+                .map_or(1, |at| at + 1);
+            let what = format!("layer {layer} is not as LAYERS has it");
+            faults.push(Fault::new(path, line, what, &format!("write: {row}")));
+        }
+    }
+}
+
 fn layer_of(module: &str) -> Option<usize> {
     LAYERS.iter().position(|modules| modules.contains(&module))
 }
@@ -109,6 +137,7 @@ fn layers(source: &Source, path: &str, module: &str, faults: &mut Vec<Fault>) {
         }
         match layer_of(&other) {
             Some(layer) if layer < own => {}
+            Some(_) if SIDEWAYS.iter().any(|(from, to, _)| *from == module && *to == other) => {}
             Some(layer) => {
                 let what = format!("`{module}` (layer {own}) imports `{other}` (layer {layer})");
                 let remedy =
@@ -301,6 +330,16 @@ mod tests {
             "// crate::app\nconst A: &str = \"crate::app\";\n#[cfg(test)]\nmod tests {\n    use crate::app;\n}\n",
             &[],
         );
+    }
+
+    #[test]
+    fn the_document_shows_the_same_table() {
+        let mut faults = Vec::new();
+        check_document("ARCHITECTURE.md", "| 0 | `name` |\n| 4 | `state` |\n", &mut faults);
+        let lines: Vec<usize> = faults.iter().map(|fault| fault.line).collect();
+        assert_eq!(lines.len(), LAYERS.len() - 1, "layer 4 is right");
+        check_document("README.md", "", &mut faults);
+        assert_eq!(lines.len(), faults.len());
     }
 
     #[test]

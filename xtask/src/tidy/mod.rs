@@ -17,7 +17,7 @@ use self::source::Source;
 use crate::workspace::Workspace;
 
 /// Folders that hold nothing of ours.
-const SKIPPED: [&str; 4] = [".git", "target", "corpus", "artifacts"];
+const SKIPPED: [&str; 5] = [".git", "target", "corpus", "artifacts", "testdata"];
 
 /// Endings of files that are read.
 const TEXTS: [&str; 7] = ["rs", "toml", "md", "yaml", "yml", "json", "service"];
@@ -47,6 +47,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         let path = file.strip_prefix(&workspace.root).unwrap_or(file).to_string_lossy().into_owned();
         words::check_text(&path, &text, &mut faults);
+        layers::check_document(&path, &text, &mut faults);
         if file.extension().is_some_and(|extension| extension == "rs") {
             let source = Source::new(&path, &text);
             layers::check(&source, &mut faults);
