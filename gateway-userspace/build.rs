@@ -1,5 +1,6 @@
 //! Puts the kernel object where the agent embeds it. It only copies: building it is `cargo xtask build-ebpf`, because a
 //! second cargo inside this one would need another compiler and would wait for the lock that this one holds.
+#![allow(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
 use std::{
     env, fs,

@@ -7,11 +7,13 @@
 mod apt;
 mod build_ebpf;
 mod fresh_root;
+mod kernel_matrix;
 mod launch;
 mod process;
 mod setup;
 mod source_hash;
 mod test;
+mod tidy;
 mod toolchain;
 mod workspace;
 
@@ -65,6 +67,10 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Check layers, budgets, names and words.
+    Tidy,
+    /// Run the kernel object on other kernels, under emulation.
+    KernelMatrix,
     /// Run the README's commands in a Debian that has nothing but Rust.
     FreshRoot(fresh_root::Options),
 }
@@ -87,6 +93,8 @@ fn run(task: Task) -> Result<()> {
         Task::Test { quick, filters } => test::run(&workspace, quick, &filters),
         Task::Demo { arguments } => launch::demo(&workspace, &arguments),
         Task::Bench { arguments } => launch::bench(&workspace, &arguments),
+        Task::Tidy => tidy::run(&workspace),
+        Task::KernelMatrix => kernel_matrix::run(&workspace),
         Task::FreshRoot(options) => fresh_root::run(&workspace, &options),
     }
 }
