@@ -1,7 +1,6 @@
 //! The Sluice agent, as a library: one module per word of the design, in layers.
 //!
 //! A module imports only from strictly lower layers; `cargo xtask tidy` holds the table:
-//!
 //! 0. [`name`], [`limits`], [`clock`], [`drain`], [`duration`], [`secret`], [`place`], [`metrics`]: words, bounds, time, shutdown, numbers.
 //! 1. [`config`], [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables; reading the file.
 //! 2. [`source`], [`kernel`], [`address`], [`net`], [`tls`], [`health`], [`balance`], [`pool`], [`route`]: one
@@ -12,6 +11,7 @@
 //! 6. [`listener`]: the accept loops.
 
 pub mod address;
+pub mod admin;
 pub mod balance;
 pub mod clock;
 pub mod compile;
@@ -31,6 +31,7 @@ pub mod name;
 pub mod net;
 pub mod place;
 pub mod pool;
+pub mod prober;
 pub mod route;
 pub mod secret;
 pub mod snapshot;

@@ -5,6 +5,8 @@
 //! its weight by largest remainders, and never none; turns then come in proportion to those numbers. Turns go in the order of the identities, so neither the order of a file nor the index of
 //! an endpoint changes the table.
 
+use std::collections::BTreeMap;
+
 use gateway_common::{
     addr::{Addr, Port},
     hash::{self, Seed},
@@ -21,6 +23,40 @@ pub struct Member {
     pub index: u16,
     /// Its weight; a member of weight zero gets no slot.
     pub weight: u32,
+}
+
+/// What decides the weight of an endpoint among those of several backends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Share<'a> {
+    /// The service of the endpoint: one backend.
+    pub service: &'a str,
+    /// Weight of the backend.
+    pub backend: u32,
+    /// Weight of the endpoint within its service; zero takes no part.
+    pub own: u32,
+}
+
+/// Weights of endpoints: a backend's weight is shared by its endpoints in proportion to their own. The kernel's tables
+/// and those of userspace are both filled by this.
+pub fn weights(shares: &[Share<'_>]) -> Vec<u32> {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for share in shares.iter().filter(|share| share.backend > 0 && share.own > 0) {
+        *sums.entry(share.service).or_default() += u64::from(share.own);
+    }
+    let is_alone = sums.len() == 1;
+    let weight = |share: &Share<'_>| {
+        if share.backend == 0 || share.own == 0 {
+            return 0;
+        }
+        if is_alone {
+            return share.own;
+        }
+        let sum = sums.get(share.service).copied().unwrap_or(1).max(1);
+        // A thousandth of a backend's weight is finer than a slot of the largest table.
+        let exact = u64::from(share.backend).saturating_mul(1_000).saturating_mul(u64::from(share.own));
+        u32::try_from(exact.div_ceil(sum)).unwrap_or(u32::MAX)
+    };
+    shares.iter().map(weight).collect()
 }
 
 struct Walk {
@@ -148,6 +184,14 @@ mod tests {
                 prop_assert!((share - wanted).abs() <= 0.01, "{} wants {} and has {}", member.index, wanted, share);
             }
         }
+    }
+
+    #[test]
+    fn a_backend_shares_its_weight_among_its_endpoints() {
+        let share = |service, backend, own| Share { service, backend, own };
+        assert_eq!(weights(&[share("a", 5, 3), share("a", 5, 1)]), [3, 1]);
+        let mixed = weights(&[share("a", 1, 1), share("a", 1, 1), share("b", 3, 7), share("c", 0, 7)]);
+        assert_eq!(mixed, [500, 500, 3_000, 0]);
     }
 
     #[test]

@@ -6,10 +6,9 @@ use arc_swap::ArcSwap;
 
 use crate::{
     balance::Balancer,
-    endpoint::Endpoint,
-    health::Check,
     metrics::shard::RouteStats,
     name::{ListenerName, RouteName, ServiceName},
+    prober::Probe,
     route::{Table, host::Hosts},
     tls::accept::Acceptor,
     upstream::Upstream,
@@ -60,15 +59,6 @@ pub struct State {
     pub services: HashMap<ServiceName, Arc<Upstream>>,
     /// Endpoints to check, one entry each.
     pub probes: Vec<Probe>,
-}
-
-/// One endpoint to check.
-#[derive(Clone, Debug)]
-pub struct Probe {
-    /// Who.
-    pub endpoint: Arc<Endpoint>,
-    /// How.
-    pub check: Arc<Check>,
 }
 
 /// What is served at one address.

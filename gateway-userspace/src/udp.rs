@@ -112,7 +112,8 @@ impl Forwarder {
         }
         if let Some(flow) = flows.by_client.get(&client) {
             *flow.seen.lock() = self.clock.now();
-            match flow.socket.try_send(bytes) {
+            // Straight to the kernel: the runtime does not know yet that a new socket can be written to.
+            match socket2::SockRef::from(&*flow.socket).send(bytes) {
                 // A full buffer drops a datagram, as any router would.
                 Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => return Err(cause),
                 Ok(_) | Err(_) => {}

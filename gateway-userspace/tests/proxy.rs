@@ -146,3 +146,508 @@ async fn nobody_there_is_said() {
     assert_eq!(proxy.metric(&format!("{faults}\"no_endpoint\"}}")), 1.0);
     assert_eq!(proxy.drain(Duration::from_secs(5)).await, 0);
 }
+
+mod head {
+    //! Requests that two servers could understand differently.
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn bad_heads_get_400_and_no_endpoint_sees_them() {
+        let origin = Origin::named("a").await;
+        let addr = free_addr();
+        let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        for bad in [
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+            "GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\n",
+        ] {
+            let answer = client::raw(addr, bad.as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 400"), "{bad:?} got {answer:?}");
+        }
+        assert_eq!(origin.requests(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn requests_in_front_of_a_bad_one_are_answered() {
+        let origin = Origin::named("a").await;
+        let addr = free_addr();
+        let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        let good = "GET /1 HTTP/1.1\r\nHost: a\r\n\r\nPOST /2 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n";
+        let answer = client::raw(addr, format!("{good}GET /3 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").as_bytes()).await;
+        assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 400").count(), 1, "{answer}");
+        assert_eq!(origin.requests(), 2);
+    }
+}
+
+mod loss {
+    //! Endpoints that go away in the middle.
+
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use support::eventually;
+
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+    /// Answers one request per connection and then closes it when the next one has arrived.
+    async fn forgetful() -> Origin {
+        Origin::raw(|mut stream| async move {
+            let mut bytes = [0; 4096];
+            if stream.read(&mut bytes).await.is_ok_and(|n| n > 0) {
+                stream.write_all(ANSWER).await.unwrap();
+                drop(stream.read(&mut bytes).await);
+            }
+        })
+        .await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_kept_connection_that_is_dead_is_replaced() {
+        let origin = forgetful().await;
+        let addr = free_addr();
+        let _proxy = Proxy::with_workers(&simple(addr, &[origin.addr]), 1);
+        let mut client = Client::http1(addr).await;
+        for n in 0..20 {
+            let answer = client.get("a.test", "/").await.unwrap();
+            assert_eq!((n, answer.status.as_u16(), answer.body.as_ref()), (n, 200, &b"ok"[..]));
+        }
+        assert!(origin.connections() >= 20);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_that_may_have_had_an_effect_is_not_repeated() {
+        let (origin, addr) = (forgetful().await, free_addr());
+        let _proxy = Proxy::with_workers(&simple(addr, &[origin.addr]), 1);
+        let mut client = Client::http1(addr).await;
+        assert_eq!(client.call("POST", "a.test", "/", "x").await.unwrap().status, 200);
+        assert_eq!(client.call("POST", "a.test", "/", "x").await.unwrap().status, 502);
+    }
+
+    /// Takes requests and never answers.
+    async fn silent(seen: Arc<AtomicUsize>) -> Origin {
+        Origin::raw(move |mut stream| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let mut bytes = [0; 4096];
+                while stream.read(&mut bytes).await.is_ok_and(|n| n > 0) {
+                    seen.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        })
+        .await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_at_an_endpoint_that_goes_down_is_answered_by_another() {
+        let seen = Arc::default();
+        let (stuck, good, addr) = (silent(Arc::clone(&seen)).await, Origin::named("good").await, free_addr());
+        let proxy = Proxy::start(&simple(addr, &[stuck.addr, good.addr]));
+        for protocol in ["http1", "http2"] {
+            for (method, status) in [("GET", 200), ("POST", 503)] {
+                let already = seen.load(Ordering::SeqCst);
+                let stuck_endpoint = proxy.endpoint("api", stuck.addr);
+                stuck_endpoint.set_health(Health::Unknown);
+                let good_endpoint = proxy.endpoint("api", good.addr);
+                good_endpoint.set_health(Health::Down);
+                let waiting = tokio::spawn(async move {
+                    let mut client =
+                        if protocol == "http1" { Client::http1(addr).await } else { Client::http2(addr).await };
+                    client.call(method, "a.test", "/", "").await.unwrap()
+                });
+                eventually("the request is there", Duration::from_secs(5), || {
+                    seen.load(Ordering::SeqCst) > already
+                })
+                .await;
+                good_endpoint.set_health(Health::Up);
+                stuck_endpoint.set_health(Health::Down);
+                let answer = tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap();
+                assert_eq!(answer.status, status, "{protocol} {method}");
+                assert_eq!(stuck_endpoint.active(), 0, "nothing is left at the endpoint");
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_body_that_was_not_read_yet_goes_to_another() {
+        // Closes every connection without reading from it.
+        let closing = Origin::raw(|stream| async move {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            drop(stream);
+        })
+        .await;
+        let (good, addr) = (Origin::named("good").await, free_addr());
+        let _proxy = Proxy::start(&simple(addr, &[closing.addr, good.addr]));
+        let mut client = Client::http1(addr).await;
+        for _ in 0..20 {
+            let answer = client.get("a.test", "/").await.unwrap();
+            assert_eq!((answer.status.as_u16(), answer.header("origin")), (200, "good"));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn time_is_bounded_for_a_try_and_for_a_request() {
+        let seen = Arc::default();
+        let (stuck, addr) = (silent(Arc::clone(&seen)).await, free_addr());
+        let mut snapshot = simple(addr, &[stuck.addr]);
+        let rules = &mut snapshot.routes[0].rules;
+        rules[0].backend_timeout = Some(Duration::from_millis(100));
+        rules.push(rule(prefix("/whole"), &[("api", 1)]));
+        rules[1].request_timeout = Some(Duration::from_millis(150));
+        let _proxy = Proxy::start(&snapshot);
+        for (path, text) in [("/", "the endpoint took too long\n"), ("/whole", "the request took too long\n")] {
+            let started = std::time::Instant::now();
+            let answer = client::get(addr, "a.test", path).await;
+            assert_eq!((answer.status.as_u16(), answer.body.as_ref()), (504, text.as_bytes()));
+            assert!(started.elapsed() < Duration::from_secs(2));
+        }
+    }
+}
+
+mod change {
+    //! Configuration that changes while it is used.
+
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_reload_under_load_fails_no_request() {
+        let (a, b, addr, secure) = (Origin::named("a").await, Origin::named("b").await, free_addr(), free_addr());
+        let snapshot = |n: u32| {
+            let endpoints = [[a.addr, b.addr], [b.addr, a.addr]];
+            let mut snapshot = simple(addr, &endpoints[n as usize % 2][..1 + n as usize / 2 % 2]);
+            let mut https = listener("secure", secure, Protocol::Https);
+            https.certificates = vec![wanted::certificate(&format!("n{n}.test"))];
+            snapshot.listeners.push(https);
+            snapshot.routes.push(route("s", "secure", vec![rule(prefix("/"), &[("api", 1)])]));
+            snapshot.routes[0].rules.push(rule(prefix(&format!("/{n}")), &[("api", 1)]));
+            if n % 3 == 0 {
+                snapshot.listeners.push(listener("sometimes", free_addr(), Protocol::Http));
+            }
+            snapshot.generation = u64::from(n);
+            snapshot
+        };
+        let proxy = Proxy::start(&snapshot(0));
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let load: Vec<_> = (0..6)
+            .map(|n| {
+                let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
+                tokio::spawn(async move {
+                    let mut kept = match n {
+                        0 | 1 => Client::http1(addr).await,
+                        2 => Client::http2(addr).await,
+                        _ => Client::over_http2(client::tls(secure, "x.test", &["h2"]).await.unwrap()).await,
+                    };
+                    while !stop.load(Ordering::SeqCst) {
+                        assert_eq!(kept.get("a.test", "/x").await.unwrap().status, 200);
+                        if n == 5 {
+                            let stream = client::tls(secure, "x.test", &["http/1.1"]).await.unwrap();
+                            assert_eq!(Client::over_http1(stream).await.get("a.test", "/").await.unwrap().status, 200);
+                        }
+                        done.fetch_add(1, Ordering::SeqCst);
+                    }
+                })
+            })
+            .collect();
+        for n in 1..=60 {
+            proxy.apply(&snapshot(n)).unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        stop.store(true, Ordering::SeqCst);
+        for task in load {
+            task.await.unwrap();
+        }
+        assert!(done.load(Ordering::SeqCst) > 200, "{done:?} requests only");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn certificates_go_by_name_and_a_bad_one_changes_nothing() {
+        let (origin, addr) = (Origin::named("a").await, free_addr());
+        let mut snapshot = simple(addr, &[origin.addr]);
+        snapshot.listeners = ["a.test", "*.b.test"]
+            .into_iter()
+            .enumerate()
+            .map(|(n, name)| {
+                let mut https = listener(&format!("web{n}"), addr, Protocol::Https);
+                https.hostname = Some(hostname(name));
+                https.certificates = vec![wanted::certificate(name)];
+                https
+            })
+            .collect();
+        snapshot.routes = vec![route("r", "web0", vec![rule(prefix("/"), &[("api", 1)])])];
+        let proxy = Proxy::start(&snapshot);
+        let first = client::served_certificate(&client::tls(addr, "a.test", &[]).await.unwrap());
+        let other = client::served_certificate(&client::tls(addr, "x.b.test", &[]).await.unwrap());
+        assert_ne!(first, other);
+        assert!(client::tls(addr, "nobody.test", &[]).await.is_err());
+
+        let good = snapshot.clone();
+        snapshot.listeners[0].certificates[0].key_pem = wanted::certificate("a.test").key_pem;
+        snapshot.listeners[1].certificates[0].chain_pem = b"nonsense".to_vec();
+        let faults = proxy.apply(&snapshot).unwrap_err().to_string();
+        assert!(faults.contains("listener `web0`, certificate a.test.pem: the private key does not belong"), "{faults}");
+        assert!(faults.contains("listener `web1`, certificate *.b.test.pem: there is no certificate"), "{faults}");
+        assert_eq!(first, client::served_certificate(&client::tls(addr, "a.test", &[]).await.unwrap()));
+
+        let mut renewed = good;
+        renewed.listeners[0].certificates = vec![wanted::certificate("a.test")];
+        proxy.apply(&renewed).unwrap();
+        assert_ne!(first, client::served_certificate(&client::tls(addr, "a.test", &[]).await.unwrap()));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn draining_finishes_what_has_begun() {
+        let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), |_| async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            http::Response::new(http_body_util::Full::new(bytes::Bytes::from_static(b"late")))
+        })
+        .await;
+        let addr = free_addr();
+        let proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        let mut clients = vec![Client::http1(addr).await, Client::http2(addr).await];
+        let waiting: Vec<_> = clients
+            .drain(..)
+            .map(|mut client| {
+                tokio::spawn(async move {
+                    let answer = client.get("a.test", "/").await.unwrap();
+                    (answer.status.as_u16(), client.get("a.test", "/").await.is_err())
+                })
+            })
+            .collect();
+        support::eventually("both requests are there", Duration::from_secs(5), || origin.requests() == 2).await;
+        let left = proxy.drain(Duration::from_secs(5)).await;
+        assert_eq!(left, 0);
+        for task in waiting {
+            assert_eq!(task.await.unwrap(), (200, true), "answered, and then closed");
+        }
+        assert!(tokio::net::TcpStream::connect(addr).await.is_err(), "nobody listens any more");
+    }
+}
+
+mod health {
+    //! What the prober notices, and when.
+
+    use std::{sync::Arc, time::Instant};
+
+    use gateway_userspace::{
+        drain::Tasks,
+        net::connect,
+        prober::{Prober, time_to_notice},
+        snapshot::service::CheckKind,
+    };
+
+    use super::*;
+    use support::eventually;
+
+    fn prober(proxy: &Proxy) -> Prober {
+        let prober = Prober::new(Tasks::default(), Arc::clone(&proxy.metrics), connect::Options::default());
+        prober.apply(&proxy.published.load().probes, |_| true);
+        prober
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_refused_endpoint_is_noticed_within_an_interval_and_comes_back() {
+        let (origin, addr) = (Origin::named("a").await, free_addr());
+        let mut snapshot = simple(addr, &[origin.addr]);
+        snapshot.services[0].health = Some(wanted::check(CheckKind::Tcp));
+        let proxy = Proxy::start(&snapshot);
+        let _prober = prober(&proxy);
+        let endpoint = proxy.endpoint("api", origin.addr);
+        eventually("it is up", Duration::from_secs(2), || endpoint.health() == Health::Up).await;
+        let (at, check) = (origin.addr, Arc::clone(&proxy.published.load().probes[0].check));
+        drop(origin);
+        let limit = time_to_notice(&check, false) + Duration::from_millis(100);
+        eventually("it is down", limit, || endpoint.health() == Health::Down).await;
+        assert_eq!(client::get(addr, "a.test", "/").await.status, 503);
+        let _again = Origin::at(at, "again").await;
+        eventually("it is up again", Duration::from_secs(2), || endpoint.health() == Health::Up).await;
+        assert_eq!(client::get(addr, "a.test", "/").await.status, 200);
+        assert!(proxy.metric("sluice_probes_total{service=\"api\",outcome=\"refused\"}") >= 1.0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_silent_endpoint_is_noticed_after_the_threshold() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = silent.local_addr().unwrap();
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[at]);
+        let http = CheckKind::Http { path: "/healthz".to_owned(), host: None, statuses: 200..=299 };
+        snapshot.services[0].health = Some(wanted::check(http));
+        let proxy = Proxy::start(&snapshot);
+        let started = Instant::now();
+        let _prober = prober(&proxy);
+        let check = Arc::clone(&proxy.published.load().probes[0].check);
+        let limit = time_to_notice(&check, true) + Duration::from_millis(100);
+        let endpoint = proxy.endpoint("api", at);
+        let took = eventually("it is down", limit, || endpoint.health() == Health::Down).await;
+        assert!(took >= check.interval + check.timeout - Duration::from_millis(50), "{took:?}, {:?}", started.elapsed());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_wrong_status_takes_it_down_and_an_endpoint_without_check_is_trusted_again() {
+        let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), |request| async move {
+            let status = if request.uri().path() == "/good" { 204 } else { 500 };
+            http::Response::builder().status(status).body(http_body_util::Full::default()).unwrap()
+        })
+        .await;
+        let addr = free_addr();
+        let check = |path: &str| {
+            let kind = CheckKind::Http { path: path.to_owned(), host: Some("x".to_owned()), statuses: 200..=299 };
+            let mut snapshot = simple(addr, &[origin.addr]);
+            snapshot.services[0].health = Some(wanted::check(kind));
+            snapshot
+        };
+        let proxy = Proxy::start(&check("/bad"));
+        let prober = prober(&proxy);
+        let endpoint = proxy.endpoint("api", origin.addr);
+        eventually("it is down", Duration::from_secs(2), || endpoint.health() == Health::Down).await;
+        proxy.apply(&check("/good")).unwrap();
+        prober.apply(&proxy.published.load().probes, |_| true);
+        eventually("it is up", Duration::from_secs(2), || endpoint.health() == Health::Up).await;
+        proxy.apply(&check("/bad")).unwrap();
+        prober.apply(&proxy.published.load().probes, |_| true);
+        eventually("it is down", Duration::from_secs(2), || endpoint.health() == Health::Down).await;
+        prober.apply(&[], |_| true);
+        assert_eq!(endpoint.health(), Health::Unknown);
+    }
+}
+
+mod layer4 {
+    //! Balanced connections and datagrams without the kernel's help.
+
+    use gateway_common::{
+        addr::{Addr, Port, Protocol as Ip},
+        flow::FlowKey,
+        hash, slot,
+    };
+    use gateway_userspace::{
+        maglev::{self, Member},
+        snapshot::Snapshot,
+    };
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpStream, UdpSocket},
+    };
+
+    use super::*;
+    use std::net::SocketAddr;
+    use support::{eventually, proxy::SEED};
+
+    fn balanced(addr: SocketAddr, protocol: Protocol, endpoints: &[SocketAddr]) -> Snapshot {
+        let mut snapshot = simple(addr, endpoints);
+        snapshot.listeners[0].protocol = protocol;
+        snapshot
+    }
+
+    /// What the kernel would do, from its own parts.
+    fn predicted(client: SocketAddr, addr: SocketAddr, protocol: Ip, endpoints: &[SocketAddr]) -> SocketAddr {
+        let of = |addr: SocketAddr| (Addr::from(addr.ip()), Port::new(addr.port()));
+        let members: Vec<_> = (0u16..)
+            .zip(endpoints)
+            .map(|(index, endpoint)| Member { addr: of(*endpoint).0, port: of(*endpoint).1, index, weight: 1 })
+            .collect();
+        let n_slots = slot::size_class(u32::try_from(endpoints.len()).unwrap());
+        let table = maglev::table(&SEED, &members, n_slots);
+        let key = FlowKey::new(of(client).0, of(client).1, of(addr).0, of(addr).1, protocol);
+        endpoints[usize::from(table[hash::slot(hash::flow(&SEED, &key), n_slots) as usize])]
+    }
+
+    /// Says its own address, then echoes.
+    async fn echo() -> Origin {
+        Origin::raw(|mut stream| async move {
+            let name = stream.local_addr().unwrap().to_string();
+            stream.write_all(format!("{name}\n").as_bytes()).await.unwrap();
+            let (mut from, mut to) = stream.split();
+            drop(tokio::io::copy(&mut from, &mut to).await);
+        })
+        .await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_connection_goes_where_the_kernel_would_send_it() {
+        let origins = [echo().await, echo().await, echo().await];
+        let endpoints: Vec<_> = origins.iter().map(|origin| origin.addr).collect();
+        let addr = free_addr();
+        let proxy = Proxy::start(&balanced(addr, Protocol::Tcp, &endpoints));
+        for _ in 0..40 {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            let client = stream.local_addr().unwrap();
+            stream.write_all(b"ping").await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert_eq!(answer, format!("{}\nping", predicted(client, addr, Ip::TCP, &endpoints)));
+        }
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let mut name = vec![0; 64];
+        let n = stream.read(&mut name).await.unwrap();
+        let endpoint: SocketAddr = String::from_utf8_lossy(&name[..n]).trim().parse().unwrap();
+        proxy.endpoint("api", endpoint).set_health(Health::Down);
+        let ended = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut name)).await.unwrap();
+        assert!(ended.is_err() || ended.is_ok_and(|n| n == 0), "a connection ends with its endpoint");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_datagram_goes_where_the_kernel_would_send_it_and_its_answer_comes_back() {
+        let mut endpoints = Vec::new();
+        for _ in 0..3 {
+            let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            endpoints.push(socket.local_addr().unwrap());
+            tokio::spawn(async move {
+                let mut bytes = [0; 1500];
+                while let Ok((n, peer)) = socket.recv_from(&mut bytes).await {
+                    let answer = format!("{} {}", socket.local_addr().unwrap(), String::from_utf8_lossy(&bytes[..n]));
+                    socket.send_to(answer.as_bytes(), peer).await.unwrap();
+                }
+            });
+        }
+        let addr = free_addr();
+        let proxy = Proxy::start(&balanced(addr, Protocol::Udp, &endpoints));
+        let ask = |socket: std::sync::Arc<UdpSocket>| async move {
+            socket.send(b"ping").await.unwrap();
+            let mut bytes = [0; 1500];
+            let n = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut bytes)).await.unwrap().unwrap();
+            String::from_utf8_lossy(&bytes[..n]).into_owned()
+        };
+        let mut last = None;
+        for _ in 0..30 {
+            let socket = std::sync::Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+            socket.connect(addr).await.unwrap();
+            let endpoint = predicted(socket.local_addr().unwrap(), addr, Ip::UDP, &endpoints);
+            for _ in 0..2 {
+                assert_eq!(ask(std::sync::Arc::clone(&socket)).await, format!("{endpoint} ping"));
+            }
+            last = Some((socket, endpoint));
+        }
+        let (socket, endpoint) = last.unwrap();
+        proxy.endpoint("api", endpoint).set_health(Health::Down);
+        let answer = ask(socket).await;
+        assert!(!answer.starts_with(&endpoint.to_string()), "a flow leaves an endpoint that is down: {answer}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn flows_are_counted_while_they_last() {
+        let (origin, addr) = (echo().await, free_addr());
+        let proxy = Proxy::start(&balanced(addr, Protocol::Tcp, &[origin.addr]));
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let endpoint = proxy.endpoint("api", origin.addr);
+        eventually("it is counted", Duration::from_secs(5), || endpoint.active() == 1).await;
+        drop(stream);
+        eventually("it is gone", Duration::from_secs(5), || endpoint.active() == 0).await;
+    }
+}

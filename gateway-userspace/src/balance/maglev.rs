@@ -87,14 +87,20 @@ fn epoch(members: &[Member]) -> u64 {
 /// Weights of the active members; of the draining ones when none is active, as in the kernel.
 fn weights(members: &[Member]) -> Vec<u32> {
     let of = |wanted: Availability| -> Vec<u32> {
-        let weight = |member: &Member| match wanted {
-            Availability::Draining => member.backend_weight.max(1),
-            Availability::Active | Availability::Down => member.backend_weight.saturating_mul(member.weight),
-        };
-        members
+        let is_draining = wanted == Availability::Draining;
+        let shares: Vec<maglev::Share<'_>> = members
             .iter()
-            .map(|member| if member.endpoint.availability() == wanted { weight(member) } else { 0 })
-            .collect()
+            .map(|member| maglev::Share {
+                service: member.endpoint.id().service.as_str(),
+                backend: if is_draining { member.backend_weight.max(1) } else { member.backend_weight },
+                own: match (member.endpoint.availability() == wanted, is_draining) {
+                    (false, _) => 0,
+                    (true, true) => 1,
+                    (true, false) => member.weight,
+                },
+            })
+            .collect();
+        maglev::weights(&shares)
     };
     let active = of(Availability::Active);
     if active.iter().any(|weight| *weight > 0) { active } else { of(Availability::Draining) }

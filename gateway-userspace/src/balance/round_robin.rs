@@ -62,12 +62,14 @@ const fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Every turn of a member with quota `q` is due at `(k + 1/2) / q`; turns go in the order of those deadlines.
+/// Turn k of a member with quota `q` is due at `(k + phase) / q`; turns go in the order of those deadlines. Phases are
+/// spread by the golden ratio, so that members of little weight do not take their turns one after the other.
 fn schedule(quotas: &[u64]) -> Box<[u32]> {
     let mut turns: Vec<(u64, u32)> = Vec::new();
     for (idx, quota) in (0u32..).zip(quotas) {
+        let phase = u64::from(idx.wrapping_mul(0x9e37_79b9).wrapping_add(1 << 31));
         // In units of 2^-32 of a period; quotas are far below that.
-        turns.extend((0..*quota).map(|k| (((2 * k + 1) << 31) / quota, idx)));
+        turns.extend((0..*quota).map(|k| (((k << 32) + phase) / quota, idx)));
     }
     turns.sort_unstable();
     turns.into_iter().map(|(_, idx)| idx).collect()

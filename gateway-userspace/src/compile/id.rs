@@ -44,7 +44,7 @@ pub struct Numbers {
     pub id: u32,
     /// Its rows; empty for a service of the agent.
     pub rows: Range,
-    /// Slots of one half.
+    /// Slots that there is room for in one half.
     pub n_slots: u32,
     /// First chunk of each half.
     pub chunks: [u32; 2],

@@ -8,6 +8,7 @@ use std::{
 use gateway_common::{
     addr::{Addr, Port, Protocol as Transport},
     service::{Mode, ServiceKey, Track},
+    slot::size_class,
 };
 
 use crate::{
@@ -130,7 +131,8 @@ fn balanced(
         mode,
         track,
         rows: numbers.rows,
-        n_slots: numbers.n_slots,
+        // The same as userspace takes for as many endpoints, even when there is room for more.
+        n_slots: size_class(u32::try_from(wanted.len()).unwrap_or(u32::MAX)),
         chunks: numbers.chunks,
         sockets: Range::default(),
         endpoints,

@@ -8,8 +8,8 @@ use crate::{
     endpoint::{EndpointId, Registry},
     health::{Check, Kind, Thresholds},
     pool::Protocol,
+    prober::Probe,
     snapshot::service::{self, CheckKind, Service, UpstreamProtocol},
-    state::Probe,
     upstream::{Definition, Upstream},
 };
 

@@ -26,9 +26,25 @@ impl fmt::Display for Fault {
             write!(f, ":{}:{}", self.line, self.column)?;
         }
         if !self.path.is_empty() {
-            write!(f, ": {}", self.path)?;
+            write!(f, ": {}", OneLine(&self.path))?;
         }
-        write!(f, ": {}; {}", self.message, self.remedy)
+        write!(f, ": {}; {}", OneLine(&self.message), OneLine(&self.remedy))
+    }
+}
+
+/// Text that may repeat what stands in the file: shown on one line, without control characters, and bounded.
+struct OneLine<'t>(&'t str);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for letter in self.0.chars().take(MAX_LETTERS) {
+            if letter.is_control() {
+                write!(f, "{}", letter.escape_default())?;
+            } else {
+                write!(f, "{letter}")?;
+            }
+        }
+        if self.0.chars().nth(MAX_LETTERS).is_some() { f.write_str("...") } else { Ok(()) }
     }
 }
 
@@ -120,6 +136,9 @@ impl Collector {
 /// wrong in every one of them.
 pub const MAX_FAULTS: usize = 1_000;
 
+/// Letters of a path, a message or a remedy that are shown. The longest of ours has some 200.
+const MAX_LETTERS: usize = 500;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +173,15 @@ mod tests {
         assert_eq!(faults.count(), MAX_FAULTS + 5);
         assert_eq!(faults.iter().count(), MAX_FAULTS);
         assert!(faults.to_string().ends_with("and 5 more; correct these first"));
+    }
+
+    #[test]
+    fn a_fault_stays_on_one_line() {
+        let faulty = Fault { path: "a\nb\u{1b}".to_owned(), message: "x".repeat(9_999), ..fault(1, "") };
+        let printed = faulty.to_string();
+        assert!(printed.starts_with("f.yaml:1:2: a\\nb\\u{1b}: xxx"), "{printed}");
+        assert!(printed.ends_with("xxx...; write 1"), "{printed}");
+        assert!(printed.len() < 600, "{printed}");
     }
 
     #[test]

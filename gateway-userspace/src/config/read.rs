@@ -82,7 +82,7 @@ impl<'d> Reader<'d> {
                 }
                 None => format!("remove it; {} has {}", table.name, keys(table)),
             };
-            let message = format!("unknown key \"{}\"", entry.key);
+            let message = format!("unknown key {}", quote(&entry.key));
             self.collector.push(self.document.fault_at(entry.mark, path(&entry.key), message, remedy));
         }
         for field in table.fields {
@@ -384,7 +384,7 @@ fn describe(value: &Value) -> String {
 }
 
 /// Quotes text from outside so that it stays on one line and short.
-fn quote(written: &str) -> String {
+pub(super) fn quote(written: &str) -> String {
     const LONGEST: usize = 60;
     let mut quoted: String = written.chars().take(LONGEST).flat_map(char::escape_debug).collect();
     if written.chars().nth(LONGEST).is_some() {

@@ -11,7 +11,10 @@ use serde_saphyr::granit_parser::{
 };
 
 use crate::{
-    config::fault::{Collector, Fault},
+    config::{
+        fault::{Collector, Fault},
+        read::quote,
+    },
     place::Place,
 };
 
@@ -294,7 +297,7 @@ impl<'t> Builder<'t, '_> {
                 entry.value = value;
             }
             if let Some(first) = keys.get(&key) {
-                let message = format!("key \"{key}\" is written twice, first in line {}", first.line);
+                let message = format!("key {} is written twice, first in line {}", quote(&key), first.line);
                 let path = join(&self.document.path(place), &key);
                 let fault = self.document.fault_at(key_mark, path, message, "keep one of them".to_owned());
                 self.collector.push(fault);

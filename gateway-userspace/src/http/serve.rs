@@ -80,7 +80,6 @@ where
         .max_headers(limits::HEADERS)
         .max_header_size(limits::HEAD_BYTES)
         .half_close(true)
-        .pipeline_flush(true)
         .serve_connection(TokioIo::new(stream), service);
     until_drained(pin!(connection), drain, |connection| connection.graceful_shutdown()).await
 }

@@ -29,14 +29,14 @@ const MAPPED: u32 = 1 << 10;
 
 /// Where things are pinned.
 #[derive(Clone, Debug)]
-pub struct Pins {
+pub(super) struct Pins {
     tables: PathBuf,
     flows: PathBuf,
 }
 
 impl Pins {
     /// Under a BPF file system.
-    pub fn under(bpffs: &Path) -> Self {
+    pub(super) fn under(bpffs: &Path) -> Self {
         let root = bpffs.join(PIN_ROOT);
         Self {
             tables: root.join(format!("v{LAYOUT_VERSION}")),
@@ -45,20 +45,15 @@ impl Pins {
     }
 
     /// The pin of a map.
-    pub fn map(&self, name: &str) -> PathBuf {
+    pub(super) fn map(&self, name: &str) -> PathBuf {
         let is_flow = name == map::Flows::NAME || name == map::Translations::NAME;
         let folder = if is_flow { &self.flows } else { &self.tables };
         folder.join(name.to_lowercase())
     }
 
     /// The pin of a link.
-    pub fn link(&self, name: &str) -> PathBuf {
+    pub(super) fn link(&self, name: &str) -> PathBuf {
         self.tables.join(format!("link-{name}"))
-    }
-
-    /// The folder of tables and links.
-    pub fn tables(&self) -> &Path {
-        &self.tables
     }
 
     fn make(&self) -> Result<(), Error> {

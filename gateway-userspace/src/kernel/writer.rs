@@ -41,7 +41,6 @@ pub struct Written {
 }
 
 /// Writes maps.
-#[derive(Debug)]
 pub struct Writer<M> {
     maps: M,
     seed: Seed,
@@ -152,17 +151,15 @@ impl<M: Maps> Writer<M> {
 
     fn write(&mut self, service: &image::Service, written: &mut Written) -> Result<(), Error> {
         self.write_rows(service, written)?;
-        let mut value = Service {
-            id: service.id,
-            first_endpoint: service.rows.first,
-            n_endpoints: service.rows.count,
-            first_chunk: service.chunks,
-            first_socket: service.sockets.first,
-            n_sockets: service.sockets.count,
-            mode: service.mode,
-            track: service.track,
-            ..Service::default()
-        };
+        let mut value = Service::default();
+        value.id = service.id;
+        value.first_endpoint = service.rows.first;
+        value.n_endpoints = service.rows.count;
+        value.first_chunk = service.chunks;
+        value.first_socket = service.sockets.first;
+        value.n_sockets = service.sockets.count;
+        value.mode = service.mode;
+        value.track = service.track;
         let present = self.written.services.get(&service.key).copied();
         if service.mode == Mode::NAT {
             let table = self.table(service);
@@ -283,32 +280,31 @@ fn with_former(table: &[u16], former: &[Slot]) -> Vec<Slot> {
         .collect()
 }
 
-/// The endpoints of a service that are in a state. A backend's weight is shared by its endpoints in proportion to
-/// their own weights.
+/// The endpoints of a service that are in a state. Weight zero drains: when only draining ones are left, they share
+/// alike.
 fn members(service: &image::Service, wanted: Availability) -> Vec<maglev::Member> {
-    let rows = || service.endpoints.iter().filter(|row| row.local.is_some() && row.endpoint.availability() == wanted);
-    // Weight zero drains: when only draining ones are left, they share alike.
-    let own = |row: &image::Row| if wanted == Availability::Draining { 1 } else { u64::from(row.endpoint.weight()) };
-    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    for row in rows() {
-        *sums.entry(row.endpoint.id().service.as_str()).or_default() += own(row);
-    }
-    let one_backend = sums.len() == 1;
-    rows()
-        .filter_map(|row| {
+    let in_state = |row: &&image::Row| row.local.is_some() && row.endpoint.availability() == wanted;
+    let rows: Vec<&image::Row> = service.endpoints.iter().filter(in_state).collect();
+    let shares: Vec<maglev::Share<'_>> = rows
+        .iter()
+        .map(|row| {
+            let is_draining = wanted == Availability::Draining;
+            maglev::Share {
+                service: row.endpoint.id().service.as_str(),
+                backend: if is_draining { row.backend_weight.max(1) } else { row.backend_weight },
+                own: if is_draining { 1 } else { row.endpoint.weight() },
+            }
+        })
+        .collect();
+    rows.iter()
+        .zip(maglev::weights(&shares))
+        .filter_map(|(row, weight)| {
             let addr = row.endpoint.addr();
-            let sum = sums.get(row.endpoint.id().service.as_str()).copied().unwrap_or(1).max(1);
-            let weight = if one_backend {
-                if row.backend_weight == 0 { 0 } else { own(row) }
-            } else {
-                // A thousandth of a backend's smallest share is finer than a slot of the largest table.
-                u64::from(row.backend_weight).saturating_mul(1_000).saturating_mul(own(row)).div_ceil(sum)
-            };
             Some(maglev::Member {
                 addr: Addr::from(addr.ip()),
                 port: Port::new(addr.port()),
                 index: row.local?,
-                weight: u32::try_from(weight).unwrap_or(u32::MAX),
+                weight,
             })
         })
         .collect()

@@ -73,6 +73,22 @@ impl RequestBody {
     }
 }
 
+/// The client's body broke off.
+#[derive(Debug)]
+pub struct Broken(hyper::Error);
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the body of a request broke off")
+    }
+}
+
+impl std::error::Error for Broken {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
 /// The body was taken back while it was being sent, which ends the connection that was sending it.
 #[derive(Debug)]
 pub struct TakenBack;
@@ -101,7 +117,7 @@ impl Body for RequestBody {
             Source::Empty => Poll::Ready(None),
             Source::Direct(incoming) => {
                 let frame = ready!(Pin::new(incoming).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+                Poll::Ready(frame.map(|frame| frame.map_err(|cause| BoxError::from(Broken(cause)))))
             }
             Source::Lent(_) | Source::Gone => Poll::Ready(Some(Err(Box::new(TakenBack)))),
         }

@@ -36,7 +36,7 @@ use crate::{
     limits,
     metrics::names::Limit,
     pool::{
-        body::RequestBody,
+        body::{Broken, RequestBody},
         registry::{Key, Shared},
     },
 };
@@ -380,7 +380,8 @@ impl Drop for Lease {
 }
 
 fn classify(error: &hyper::Error) -> SendError {
-    if error.is_user() {
+    // A cut connection looks like a mistake of the caller too, so only our own error counts as the client's.
+    if std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<Broken>) {
         SendError::Body
     } else if error.is_parse() || error.is_parse_too_large() {
         SendError::Protocol

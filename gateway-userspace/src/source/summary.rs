@@ -1,7 +1,7 @@
 //! One paragraph about a snapshot: what would be served.
 
 use crate::{
-    config::{Config, Interfaces, KernelMode},
+    config::{Config, InterfacePattern, Interfaces, KernelMode},
     snapshot::{Snapshot, listener::Protocol},
 };
 
@@ -42,7 +42,7 @@ fn names(interfaces: &Interfaces) -> String {
     match interfaces {
         Interfaces::DefaultRoute => "the interfaces with a default route".to_owned(),
         Interfaces::Matching(patterns) => {
-            patterns.iter().map(super::super::config::InterfacePattern::as_str).collect::<Vec<_>>().join(", ")
+            patterns.iter().map(InterfacePattern::as_str).collect::<Vec<_>>().join(", ")
         }
     }
 }

@@ -345,6 +345,13 @@ fn a_large_file_is_read_and_bounded() {
     assert!(faults(&file(4_097))[0].contains("4097 items, more than the bound of 4096"));
 }
 
+#[test]
+fn keys_from_outside_stay_short_and_on_one_line() {
+    let found = faults(&format!("listeners: []\n\"a\\nb\": 1\n{}: 1\n\"a\\nb\": 2\n", "k".repeat(900)));
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert!(found.iter().all(|fault| fault.len() < 900 && !fault.contains('\n')), "{found:?}");
+}
+
 /// Reads anything; whatever comes of it, a refusal says why.
 fn survives(text: &str) {
     match parse(&good("any.yaml"), text) {

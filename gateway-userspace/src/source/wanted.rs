@@ -6,7 +6,11 @@ use std::{
 };
 
 use crate::{
-    config::{files::Files, read::View, text::unicast},
+    config::{
+        files::Files,
+        read::{View, Wrong},
+        text::unicast,
+    },
     name::{ListenerName, RouteName, ServiceName},
     place::Located,
     secret::Secret,
@@ -129,8 +133,8 @@ fn path_match(view: &View<'_>) -> Option<PathMatch> {
 fn pairs<N>(
     view: &View<'_>,
     key: &str,
-    parse_name: impl Fn(&str) -> Result<N, crate::config::read::Wrong>,
-    parse_value: impl Fn(&str) -> Result<String, crate::config::read::Wrong>,
+    parse_name: impl Fn(&str) -> Result<N, Wrong>,
+    parse_value: impl Fn(&str) -> Result<String, Wrong>,
 ) -> Vec<(N, String)>
 where
     N: Clone + Eq + std::hash::Hash + std::fmt::Display,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::FILE;
+use super::SEED_FILE;
 use crate::config::shape::{
     Field, List,
     Presence::{Absent, Default},
@@ -124,7 +124,7 @@ static KERNEL: Table = Table {
         },
         Field {
             key: "seedFile",
-            shape: Shape::Text(&FILE),
+            shape: Shape::Text(&SEED_FILE),
             presence: Absent("the node makes a seed once and keeps it in its pinned `settings` map"),
             doc: "File with the cluster's seed, 16 bytes as 32 hexadecimal digits, the same on every node that shares \
                   virtual addresses. Keep it secret: whoever knows it can aim at an endpoint.",

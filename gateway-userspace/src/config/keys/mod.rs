@@ -33,6 +33,8 @@ const fn weight_bound() -> u64 {
 text!(NAME, "a name", "web", "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$");
 text!(ADDRESS, "the IP address of a machine", "10.0.0.10", "^[0-9a-fA-F.:]+$");
 text!(FILE, "a usable file", "web.pem", "^.+$");
+text!(KEY_FILE, "a usable file", "web.key", "^.+$");
+text!(SEED_FILE, "a usable file", "/etc/sluice/seed", "^.+$");
 text!(PATH, "a path", "/api", "^/[^?#]*$");
 
 /// The whole file.

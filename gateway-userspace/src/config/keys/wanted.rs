@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ADDRESS, FILE, NAME, PATH, PORT, WEIGHT};
+use super::{ADDRESS, FILE, KEY_FILE, NAME, PATH, PORT, WEIGHT};
 use crate::config::shape::{
     Field, List,
     Presence::{Absent, Default, Required},
@@ -89,7 +89,7 @@ static CERTIFICATE: Table = Table {
         },
         Field {
             key: "keyFile",
-            shape: Shape::Text(&FILE),
+            shape: Shape::Text(&KEY_FILE),
             presence: Required("web.key"),
             doc: "PEM file with the key, unencrypted: PKCS#8, PKCS#1 or SEC1.",
         },

@@ -37,6 +37,12 @@ impl Followed {
         self.dir.path().join(name)
     }
 
+    /// Replaces a file at once, so that no half of it can be read.
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.path("put"), text).unwrap();
+        fs::rename(self.path("put"), self.path(name)).unwrap();
+    }
+
     async fn update(&mut self) -> Update {
         tokio::time::timeout(SOON, self.updates.recv()).await.expect("an update in time").unwrap()
     }
@@ -85,7 +91,7 @@ async fn a_file_that_vanishes_is_a_fault_and_comes_back() {
     fs::remove_file(followed.path("sluice.yaml")).unwrap();
     let faults = followed.update().await.snapshot.unwrap_err();
     assert!(faults.to_string().contains("cannot be read"), "{faults}");
-    fs::write(followed.path("sluice.yaml"), TWO).unwrap();
+    followed.put("sluice.yaml", TWO);
     assert_eq!(followed.name().await, "b");
     followed.end().await;
 }
@@ -93,14 +99,12 @@ async fn a_file_that_vanishes_is_a_fault_and_comes_back() {
 #[tokio::test]
 async fn the_same_content_is_no_update() {
     let mut followed = Followed::new(|dir| fs::write(dir.join("sluice.yaml"), ONE).unwrap());
-    fs::write(followed.path("new"), ONE).unwrap();
-    fs::rename(followed.path("new"), followed.path("sluice.yaml")).unwrap();
+    followed.put("sluice.yaml", ONE);
     followed.reload.reload();
     followed.nothing_more().await;
-    fs::write(followed.path("new"), BAD).unwrap();
-    fs::rename(followed.path("new"), followed.path("sluice.yaml")).unwrap();
+    followed.put("sluice.yaml", BAD);
     assert_eq!(followed.update().await.snapshot.unwrap_err().count(), 1);
-    fs::write(followed.path("sluice.yaml"), ONE).unwrap();
+    followed.put("sluice.yaml", ONE);
     assert_eq!(followed.name().await, "a", "the way back from a fault is an update, too");
     followed.end().await;
 }
@@ -108,9 +112,9 @@ async fn the_same_content_is_no_update() {
 #[tokio::test]
 async fn a_change_of_the_agent_part_is_told() {
     let mut followed = Followed::new(|dir| fs::write(dir.join("sluice.yaml"), ONE).unwrap());
-    fs::write(followed.path("sluice.yaml"), format!("agent: {{drainDeadline: 1s}}\n{ONE}")).unwrap();
+    followed.put("sluice.yaml", &format!("agent: {{drainDeadline: 1s}}\n{ONE}"));
     assert!(followed.update().await.agent_changed);
-    fs::write(followed.path("sluice.yaml"), format!("agent: {{drainDeadline: 30s}}\n{ONE}")).unwrap();
+    followed.put("sluice.yaml", &format!("agent: {{drainDeadline: 30s}}\n{ONE}"));
     let update = followed.update().await;
     assert!(!update.agent_changed, "a default that is written out is no change");
     assert_eq!(update.snapshot.unwrap().generation, FIRST_GENERATION + 2);
@@ -128,11 +132,11 @@ async fn a_new_certificate_in_another_folder_is_an_update() {
         let text = format!("listeners: [{{name: a, address: 127.0.0.1, port: 1, protocol: HTTPS, {tls}}}]");
         fs::write(dir.join("sluice.yaml"), text).unwrap();
     });
-    fs::write(followed.path("tls/web.pem"), pem("BBBB", "CERTIFICATE")).unwrap();
+    followed.put("tls/web.pem", &pem("BBBB", "CERTIFICATE"));
     let snapshot = followed.update().await.snapshot.unwrap();
     let chain = &snapshot.listeners[0].certificates[0].chain_pem;
     assert!(String::from_utf8_lossy(chain).contains("BBBB"));
-    fs::write(followed.path("tls/web.key"), "").unwrap();
+    followed.put("tls/web.key", "");
     let faults = followed.update().await.snapshot.unwrap_err().to_string();
     assert!(faults.contains("listeners[0].tls.certificates[0].keyFile"), "{faults}");
     followed.end().await;
@@ -141,7 +145,7 @@ async fn a_new_certificate_in_another_folder_is_an_update() {
 #[tokio::test]
 async fn a_reload_that_is_asked_for_looks_at_once() {
     let mut followed = Followed::new(|dir| fs::write(dir.join("sluice.yaml"), ONE).unwrap());
-    fs::write(followed.path("sluice.yaml"), TWO).unwrap();
+    followed.put("sluice.yaml", TWO);
     followed.reload.reload();
     followed.reload.reload();
     assert_eq!(followed.name().await, "b");

@@ -1,0 +1,101 @@
+//! The HTTP server of the operator's window: `/metrics`, `/ready`, `/live`, `/dump`.
+
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use crate::{
+    admin::{View, ready::Readiness},
+    drain::{Drain, Tasks},
+    limits,
+};
+
+/// Connections at the same time: a scraper, a probe of the orchestrator, and people.
+const CONNECTIONS: usize = 64;
+
+/// Pause after accept(2) fails, which is for lack of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves the window until the drain begins.
+pub async fn serve(listener: TcpListener, view: Arc<dyn View>, tasks: Tasks, mut drain: Drain) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = drain.begun() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (view, drain) = (Arc::clone(&view), drain.clone());
+                drop(tasks.spawn("admin connection", async move {
+                    connection(stream, view, drain).await;
+                    drop(permit);
+                }));
+            }
+            Err(cause) => {
+                tracing::warn!(%cause, "cannot accept admin connections");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, view: Arc<dyn View>, mut drain: Drain) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = answer(&*view, request.method(), request.uri().path());
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD_TIMEOUT)
+        .max_headers(limits::HEADERS)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.begun() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(cause) = ended {
+        tracing::debug!(%cause, "an admin connection broke off");
+    }
+}
+
+fn answer(view: &dyn View, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    const TEXT: &str = "text/plain; charset=utf-8";
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n".to_owned());
+    }
+    match path {
+        "/metrics" => {
+            response(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", view.metrics())
+        }
+        "/live" => response(StatusCode::OK, TEXT, "live\n".to_owned()),
+        "/ready" => match view.readiness() {
+            Readiness::Ready => response(StatusCode::OK, TEXT, "ready\n".to_owned()),
+            Readiness::NotReady(reasons) => {
+                response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", reasons.join("\n")))
+            }
+        },
+        "/dump" => response(StatusCode::OK, "application/json", format!("{:#}\n", view.dump())),
+        _ => response(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /ready, /live and /dump\n".to_owned()),
+    }
+}
+
+fn response(status: StatusCode, content_type: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
