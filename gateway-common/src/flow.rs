@@ -21,9 +21,7 @@ pub struct FlowKey {
     pub destination_port: Port,
     /// TCP or UDP.
     pub protocol: Protocol,
-    // Two numbers, not an array: the BPF target fills arrays through a call.
-    pad: u8,
-    pad_end: u16,
+    pad: [u8; 3],
 }
 
 impl FlowKey {
@@ -36,7 +34,13 @@ impl FlowKey {
         destination_port: Port,
         protocol: Protocol,
     ) -> Self {
-        Self { source, destination, source_port, destination_port, protocol, pad: 0, pad_end: 0 }
+        let [sp0, sp1] = source_port.number().to_ne_bytes();
+        let [dp0, dp1] = destination_port.number().to_ne_bytes();
+        let rest = u64::from_ne_bytes([sp0, sp1, dp0, dp1, protocol.number(), 0, 0, 0]);
+        let [s0, s1]: [u64; 2] = bytemuck::must_cast(source);
+        let [d0, d1]: [u64; 2] = bytemuck::must_cast(destination);
+        // Five whole words: written field by field, the compiler splits the key and pads it with calls.
+        bytemuck::must_cast([s0, s1, d0, d1, rest])
     }
 }
 
@@ -61,7 +65,9 @@ impl Flow {
     /// A flow just seen for the first time.
     #[inline(always)]
     pub const fn new(endpoint: u32, generation: u32, seen: Tick, source_port: Port, phase: Phase) -> Self {
-        Self { endpoint, generation, seen, source_port, phase, pad: 0 }
+        let [low, high] = source_port.number().to_ne_bytes();
+        let rest = u32::from_ne_bytes([low, high, phase.number, 0]);
+        bytemuck::must_cast([endpoint, generation, seen.count, rest])
     }
 }
 
@@ -88,9 +94,7 @@ pub struct Translation {
     pub seen: Tick,
     /// How far the connection has come.
     pub phase: Phase,
-    pad: u8,
-    pad_middle: u16,
-    pad_end: u32,
+    pad: [u8; 7],
 }
 
 impl Translation {
@@ -104,21 +108,43 @@ impl Translation {
         seen: Tick,
         phase: Phase,
     ) -> Self {
-        Self {
-            client: key.source,
-            addr: key.destination,
-            next_hop,
-            client_port: key.source_port,
-            port: key.destination_port,
-            service,
-            endpoint,
-            seen,
-            phase,
-            pad: 0,
-            pad_middle: 0,
-            pad_end: 0,
-        }
+        let [c0, c1]: [u64; 2] = bytemuck::must_cast(key.source);
+        let [a0, a1]: [u64; 2] = bytemuck::must_cast(key.destination);
+        let [h0, h1, h2, h3]: [u32; 4] = bytemuck::must_cast(next_hop);
+        let [cp0, cp1] = key.source_port.number().to_ne_bytes();
+        let [p0, p1] = key.destination_port.number().to_ne_bytes();
+        let ports = u32::from_ne_bytes([cp0, cp1, p0, p1]);
+        let phase = u32::from_ne_bytes([phase.number, 0, 0, 0]);
+        bytemuck::must_cast([
+            c0,
+            c1,
+            a0,
+            a1,
+            words(h0, h1),
+            words(h2, h3),
+            words(ports, service),
+            words(endpoint, seen.count),
+            words(phase, 0),
+        ])
     }
+}
+
+/// Value of [`ScratchMap`](crate::map::ScratchMap): the entries of one flow while a program puts them together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+pub struct Scratch {
+    /// The 5-tuple of the endpoint's packets.
+    pub reply_key: FlowKey,
+    /// What will stand under it.
+    pub translation: Translation,
+    /// What will stand under the client's 5-tuple.
+    pub flow: Flow,
+}
+
+/// Two words as they lie in memory.
+#[inline(always)]
+const fn words(first: u32, second: u32) -> u64 {
+    bytemuck::must_cast([first, second])
 }
 
 /// A coarse instant: nanoseconds since boot divided by 2^30, so one tick is 1.07 s. Wraps after 146 years.
@@ -159,9 +185,9 @@ impl Tick {
     }
 }
 
-/// How far a connection has come: a closed set, as one byte.
+/// How far a connection has come: a closed set, as one byte, in the order of progress.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd, Pod, Zeroable)]
 pub struct Phase {
     number: u8,
 }
@@ -178,3 +204,4 @@ impl Phase {
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Flow>() == 16);
 const _: () = assert!(size_of::<Translation>() == 72);
+const _: () = assert!(size_of::<Scratch>() == 128);

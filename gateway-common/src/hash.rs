@@ -15,10 +15,16 @@ pub struct Seed {
 }
 
 impl Seed {
-    /// From sixteen bytes.
+    /// From two words.
     #[inline(always)]
     pub const fn new(words: [u64; 2]) -> Self {
         Self { words }
+    }
+
+    /// From sixteen bytes, as a seed file has them.
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self { words: [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p])] }
     }
 }
 

@@ -22,6 +22,7 @@ pub const SIZES: &[(&str, usize)] = &[
     ("SlotChunk", size_of::<slot::SlotChunk>()),
     ("FilterWord", size_of::<filter::FilterWord>()),
     ("Settings", size_of::<settings::Settings>()),
+    ("Scratch", size_of::<flow::Scratch>()),
     ("Count", size_of::<counter::Count>()),
     ("ServiceCount", size_of::<counter::ServiceCount>()),
     ("EndpointCount", size_of::<counter::EndpointCount>()),

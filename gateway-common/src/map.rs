@@ -6,7 +6,7 @@ use crate::{
     counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
     endpoint::Endpoint,
     filter::{self, FilterWord},
-    flow::{Flow, FlowKey, Translation},
+    flow::{Flow, FlowKey, Scratch, Translation},
     service::{Service, ServiceKey},
     settings::Settings,
     slot::SlotChunk,
@@ -107,6 +107,8 @@ maps! {
     SettingsMap "SETTINGS" Array [1] u32 => Settings;
     /// Listening sockets of the agent.
     Sockets "SOCKETS" SockMap [4_096] u32 => u64;
+    /// Room where a program puts a new flow's entries together: its stack is too small for them. Holds nothing between packets.
+    ScratchMap "SCRATCH" PerCpuArray [1] u32 => Scratch;
     /// Packets by hook and reason; the index is `hook * 64 + reason`.
     Reasons "REASONS" PerCpuArray [Reason::LIMIT * 4] u32 => Count;
     /// Packets and flows by service.

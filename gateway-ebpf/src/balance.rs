@@ -1,11 +1,9 @@
 //! A client's packet to a service: its flow, else a new endpoint; then translated and on its way.
 
-use core::cell::Cell;
-
 use gateway_common::{
     addr::Port,
     counter::Reason,
-    endpoint::{Endpoint, NextHop},
+    endpoint::Endpoint,
     flow::{Flow, Tick},
     hash,
     service::Service,
@@ -13,14 +11,14 @@ use gateway_common::{
 };
 
 use crate::{
-    Aligned,
-    env::{Env, Maps, Record, Route},
+    env::{Env, Maps},
     packet::{self, Packet},
     port::Claim,
     rewrite::{self, Edit},
     select::{Chosen, select},
     track,
     verdict::Verdict,
+    way::Way,
 };
 
 /// One packet to one service, and the instant it came.
@@ -35,8 +33,8 @@ struct Arrival<'a> {
 struct Target<'a> {
     row: u32,
     endpoint: &'a Endpoint,
-    /// Means nothing for an endpoint on this node.
-    next_hop: NextHop,
+    /// Unknown for an endpoint on this node.
+    way: Way,
 }
 
 impl Arrival<'_> {
@@ -60,22 +58,18 @@ pub fn forward<E: Env>(env: &mut E, packet: &Packet, service: &Service, settings
 #[inline(always)]
 fn run<E: Env>(env: &mut E, arrival: &Arrival<'_>) -> Result<Verdict, Reason> {
     let packet = arrival.packet;
-    let known = env.maps().flow(packet.key());
-    let lasting = known.as_ref().filter(|row| {
-        !track::begins_anew(arrival.settings, &row.get(), packet, arrival.now)
-    });
-    let staying = lasting.and_then(|row| present(env.maps(), arrival, &row.get()));
+    let row = env.maps().flow(packet.key());
+    let flow = row.as_ref().map_or(Flow::default(), |row| row.get());
+    let lasts = row.is_some() && !track::begins_anew(arrival.settings, &flow, packet, arrival.now);
+    let staying = if lasts { present(env.maps(), arrival, &flow) } else { None };
     let chosen = match staying {
         Some(chosen) => chosen,
         None => select(env.maps(), arrival.service, packet.v6, arrival.hash())?,
     };
     // When nothing better was found than what the flow has, the flow is not new either.
-    let flow = lasting.filter(|row| {
-        let flow = row.get();
-        flow.endpoint == chosen.row && flow.generation == chosen.endpoint.generation
-    });
+    let is_new = !lasts || flow.endpoint != chosen.row || flow.generation != chosen.endpoint.generation;
     let target = aim(env, packet, chosen.row, &chosen.endpoint)?;
-    let (port, is_new) = settle(env, arrival, &target, flow.map(|row| &**row))?;
+    let port = settle(env, arrival, &target, &flow, is_new)?;
     send(env, arrival, &target, port, is_new)
 }
 
@@ -95,24 +89,22 @@ fn aim<'a, E: Env>(
     row: u32,
     endpoint: &'a Endpoint,
 ) -> Result<Target<'a>, Reason> {
-    let local = endpoint.is_local();
-    if packet.ttl <= 1 && !local {
+    if endpoint.is_local() {
+        return Ok(Target { row, endpoint, way: Way::UNKNOWN });
+    }
+    if packet.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
-    if local || endpoint.next_hop.is_known() {
-        return Ok(Target { row, endpoint, next_hop: endpoint.next_hop });
+    let way = Way::from(&endpoint.next_hop);
+    if way.is_known() {
+        return Ok(Target { row, endpoint, way });
     }
-    let route = Route {
-        source: endpoint.source,
-        destination: endpoint.addr,
-        protocol: packet.key().protocol,
-        len_bytes: packet.ip_bytes(env),
-    };
-    let next_hop = env.next_hop(&route).ok_or(Reason::NoNextHop)?;
-    Ok(Target { row, endpoint, next_hop })
+    let bytes = packet.ip_bytes(env);
+    let way = env.next_hop(endpoint, packet.key().protocol, bytes).ok_or(Reason::NoNextHop)?;
+    Ok(Target { row, endpoint, way })
 }
 
-/// Sees to it that both directions are recorded; returns the source port, and whether the flow is new.
+/// Sees to it that both directions are recorded; returns the source port.
 ///
 /// The directions are separate entries that the kernel may evict one by one, so once per tick, and when the phase
 /// changes, both are made whole again.
@@ -121,21 +113,20 @@ fn settle<E: Env>(
     env: &E,
     arrival: &Arrival<'_>,
     target: &Target<'_>,
-    row: Option<&Cell<Flow>>,
-) -> Result<(Port, bool), Reason> {
+    flow: &Flow,
+    is_new: bool,
+) -> Result<Port, Reason> {
     let key = arrival.packet.key();
     let flags = arrival.packet.flags;
-    let (phase, port) = match row.map(Cell::get) {
-        None => (track::first_phase(key.protocol, flags), None),
-        Some(flow) => {
-            let phase = track::forward_phase(flow.phase, key.protocol, flags);
-            if flow.seen == arrival.now && flow.phase == phase {
-                return Ok((flow.source_port, false));
-            }
-            (phase, Some(flow.source_port))
-        }
+    let phase = if is_new {
+        track::first_phase(key.protocol, flags)
+    } else {
+        track::forward_phase(flow.phase, key.protocol, flags)
     };
-    let claim = Claim {
+    if !is_new && flow.seen == arrival.now && flow.phase == phase {
+        return Ok(flow.source_port);
+    }
+    let mut claim = Claim {
         key,
         service: arrival.service.id,
         row: target.row,
@@ -143,18 +134,10 @@ fn settle<E: Env>(
         way_back: packet::way_back(env),
         now: arrival.now,
         phase,
-        port,
+        port: if is_new { Port::NONE } else { flow.source_port },
     };
-    let (port, phase) = claim.take(env.maps(), arrival.settings, arrival.hash())?;
-    let flow = Aligned(Flow::new(target.row, target.endpoint.generation, arrival.now, port, phase));
-    if let Some(row) = row {
-        row.set(flow.0);
-        return Ok((port, false));
-    }
-    match env.maps().record_flow(key, &flow.0) {
-        Record::Written => Ok((port, true)),
-        Record::Exists | Record::Refused => Err(Reason::FlowNotRecorded),
-    }
+    claim.take(env.maps(), arrival.settings, arrival.hash())?;
+    Ok(claim.port)
 }
 
 /// Translates the packet and counts it.
@@ -166,7 +149,7 @@ fn send<E: Env>(
     port: Port,
     is_new: bool,
 ) -> Result<Verdict, Reason> {
-    let Target { row, endpoint, next_hop } = target;
+    let Target { row, endpoint, way } = target;
     let key = arrival.packet.key();
     let local = endpoint.is_local();
     let edit = Edit {
@@ -178,7 +161,7 @@ fn send<E: Env>(
     let done = if local {
         rewrite::in_place(env, arrival.packet, &edit)
     } else {
-        rewrite::forward(env, arrival.packet, &edit, next_hop)
+        rewrite::forward(env, arrival.packet, &edit, *way)
     };
     done.ok_or(Reason::RewriteFailed)?;
     let bytes = u64::from(env.len_bytes());
@@ -195,6 +178,6 @@ fn send<E: Env>(
     if local {
         Ok(Verdict::HandOver(Reason::ForwardedLocal))
     } else {
-        Ok(Verdict::Transmit(Reason::Forwarded, next_hop.interface))
+        Ok(Verdict::Transmit(Reason::Forwarded, way.interface()))
     }
 }

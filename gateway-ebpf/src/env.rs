@@ -4,17 +4,20 @@ use core::{cell::Cell, ops::Deref};
 
 use bytemuck::Pod;
 use gateway_common::{
-    addr::{Addr, Protocol},
+    addr::Protocol,
     counter::{EndpointCount, Hook, ServiceCount},
-    endpoint::{Endpoint, NextHop},
+    endpoint::Endpoint,
     filter::FilterWord,
-    flow::{Flow, FlowKey, Tick, Translation},
+    flow::{Flow, FlowKey, Scratch, Tick, Translation},
     service::{Service, ServiceKey},
     settings::Settings,
     slot::Slot,
 };
 
-use crate::checksum::{self, Diff};
+use crate::{
+    checksum::{self, Diff},
+    way::Way,
+};
 
 /// The maps and the clock.
 ///
@@ -44,6 +47,10 @@ pub trait Maps {
     fn record_flow(&self, key: &FlowKey, flow: &Flow) -> Record;
     /// Records a translation unless there is one under this key.
     fn record_translation(&self, key: &FlowKey, translation: &Translation) -> Record;
+    /// Records a translation, or replaces what was recorded.
+    fn replace_translation(&self, key: &FlowKey, translation: &Translation) -> Record;
+    /// Lends this processor's room for the entries of a flow. What it held before means nothing.
+    fn scratch<R>(&self, use_it: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
     /// Adds one packet to a row of the reasons.
     fn count_reason(&self, index: u32, bytes: u64);
     /// Changes the counts of a service; nothing happens when the number is out of range.
@@ -80,8 +87,9 @@ pub trait Env {
     fn load<T: Pod>(&self, offset: u32) -> Option<T>;
     /// Writes a header; `None` when it runs past the end or the packet cannot be written.
     fn store<T: Pod>(&mut self, offset: u32, header: &T) -> Option<()>;
-    /// Asks the kernel's routing and neighbor tables for the way to an endpoint.
-    fn next_hop(&mut self, route: &Route) -> Option<NextHop>;
+    /// Asks the kernel's routing and neighbor tables for the way of a packet to an endpoint. `ip_bytes` counts from the
+    /// IP header on.
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way>;
 
     /// Applies a difference to the header checksum of IPv4 at `offset`.
     #[inline(always)]
@@ -120,17 +128,4 @@ pub struct TransportFix {
     pub pseudo: Diff,
     /// Change of the transport header: the ports.
     pub own: Diff,
-}
-
-/// A question to the kernel's routing table.
-#[derive(Clone, Copy, Debug)]
-pub struct Route {
-    /// Source of the packet after translation.
-    pub source: Addr,
-    /// Destination of the packet after translation.
-    pub destination: Addr,
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// Bytes of the packet from its IP header on.
-    pub len_bytes: u16,
 }

@@ -20,6 +20,7 @@ pub mod select;
 pub mod steer;
 pub mod track;
 pub mod verdict;
+pub mod way;
 
 /// A value on the stack whose alignment suits eight-byte accesses: the verifier refuses unaligned ones there.
 #[repr(align(8))]

@@ -14,7 +14,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, ServiceCount},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{Flow, FlowKey, Tick, Translation},
+    flow::{Flow, FlowKey, Scratch, Tick, Translation},
     map::{self, MapDef},
     service::{Service, ServiceKey},
     settings::Settings,
@@ -33,11 +33,13 @@ type Value<M> = <M as MapDef>::Value;
 static SERVICES: HashMap<Key<map::Services>, Value<map::Services>, { capacity::<map::Services>() }> =
     HashMap::new();
 #[btf_map]
-static SLOTS: Array<Value<map::Slots>, { capacity::<map::Slots>() }, { BPF_F_MMAPABLE as usize }> = Array::new();
+static SLOTS: Array<Value<map::Slots>, { capacity::<map::Slots>() }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 #[btf_map]
 static ENDPOINTS: Array<Value<map::Endpoints>, { capacity::<map::Endpoints>() }> = Array::new();
 #[btf_map]
-static FLOWS: LruHashMap<Key<map::Flows>, Value<map::Flows>, { capacity::<map::Flows>() }> = LruHashMap::new();
+static FLOWS: LruHashMap<Key<map::Flows>, Value<map::Flows>, { capacity::<map::Flows>() }> =
+    LruHashMap::new();
 #[btf_map]
 static TRANSLATIONS: LruHashMap<
     Key<map::Translations>,
@@ -50,6 +52,8 @@ static FILTER: Array<Value<map::Filter>, { capacity::<map::Filter>() }> = Array:
 static SETTINGS: Array<Value<map::SettingsMap>, { capacity::<map::SettingsMap>() }> = Array::new();
 #[btf_map]
 pub(crate) static SOCKETS: SockMap<{ capacity::<map::Sockets>() }> = SockMap::new();
+#[btf_map]
+static SCRATCH: PerCpuArray<Value<map::ScratchMap>, { capacity::<map::ScratchMap>() }> = PerCpuArray::new();
 #[btf_map]
 static REASONS: PerCpuArray<Value<map::Reasons>, { capacity::<map::Reasons>() }> = PerCpuArray::new();
 #[btf_map]
@@ -143,6 +147,19 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn record_translation(&self, key: &FlowKey, translation: &Translation) -> Record {
         written(TRANSLATIONS.insert(key, translation, NOEXIST))
+    }
+
+    #[inline(always)]
+    fn replace_translation(&self, key: &FlowKey, translation: &Translation) -> Record {
+        written(TRANSLATIONS.insert(key, translation, ANY))
+    }
+
+    #[inline(always)]
+    fn scratch<R>(&self, use_it: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
+        let row: *mut Scratch = SCRATCH.get_ptr_mut(0)?;
+        // SAFETY: the row belongs to this processor, nothing else runs there in between, and the pipeline borrows it
+        // once at a time.
+        Some(use_it(unsafe { &mut *row }))
     }
 
     #[inline(always)]

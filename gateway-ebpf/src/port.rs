@@ -3,53 +3,45 @@
 use gateway_common::{
     addr::Port,
     counter::Reason,
-    endpoint::{Endpoint, NextHop},
-    flow::{FlowKey, Phase, Tick, Translation},
+    endpoint::Endpoint,
+    flow::{Flow, FlowKey, Phase, Scratch, Tick, Translation},
     hash,
     settings::Settings,
 };
 
 use crate::{
-    Aligned,
     env::{Maps, Record},
     track,
+    way::Way,
 };
 
 /// Ports that are tried before a packet is dropped.
-const TRIES: u32 = 16;
+const TRIES: u32 = 8;
 
 /// Step between two tries: an odd number far from any power of two, so that neighbors do not try the same ports.
 const STEP: u32 = 40_503;
 
 /// A flow that wants a translation.
+// In this order, because the compiler reads neighbors as one word, and the verifier wants such words aligned.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Claim<'a> {
     /// The 5-tuple of the client's packet.
     pub key: &'a FlowKey,
-    /// Number of the service.
-    pub service: u32,
-    /// Row of the endpoint.
-    pub row: u32,
     /// The endpoint.
     pub endpoint: &'a Endpoint,
     /// The way back to the client.
-    pub way_back: NextHop,
+    pub way_back: Way,
+    /// Row of the endpoint.
+    pub row: u32,
     /// The present.
     pub now: Tick,
+    /// Number of the service.
+    pub service: u32,
+    /// The port that the flow has, or [`Port::NONE`] when it begins now.
+    pub port: Port,
     /// How far the flow has come.
     pub phase: Phase,
-    /// The port that the flow has, unless it begins now.
-    pub port: Option<Port>,
-}
-
-/// What came of holding a port.
-enum Held {
-    /// The flow holds it; its phase, to which the other direction may have added.
-    Ours(Phase),
-    /// Another flow holds it.
-    Taken,
-    /// The kernel refused to record it.
-    Refused,
 }
 
 impl Claim<'_> {
@@ -60,44 +52,28 @@ impl Claim<'_> {
         FlowKey::new(self.endpoint.addr, self.endpoint.port, source, port, self.key.protocol)
     }
 
-    /// Takes `port`, or keeps it.
-    #[inline(always)]
-    fn hold<M: Maps>(&self, maps: &M, settings: &Settings, port: Port) -> Held {
-        let reply_key = Aligned(self.reply_key(port));
-        let present = maps.translation(&reply_key.0);
-        let mut translation = Aligned(self.translation());
-        if let Some(row) = &present {
-            let held = row.get();
-            if !belongs(&held, self.key) {
-                if !track::expired(settings, self.key.protocol, held.phase, held.seen, self.now) {
-                    return Held::Taken;
-                }
-            } else if self.port.is_some() {
-                // The other direction may have seen more. What an entry of its own says is history, though, when
-                // the flow begins anew.
-                translation.0.phase = track::later(self.phase, held.phase);
-            }
-            row.set(translation.0);
-            return Held::Ours(translation.0.phase);
-        }
-        match maps.record_translation(&reply_key.0, &translation.0) {
-            Record::Written => Held::Ours(self.phase),
-            // Another processor was faster.
-            Record::Exists => Held::Taken,
-            Record::Refused => Held::Refused,
-        }
-    }
-
     /// Keeps the port that the flow has, or takes the first free one of a sequence that depends on the flow alone, so
-    /// that a flow whose entries were evicted usually gets its port back. Returns the phase too, to which the other
-    /// direction may have added.
+    /// that a flow whose entries were evicted usually gets its port back. Records both
+    /// directions under it and sets it.
     ///
     /// # Errors
     ///
     /// [`Reason::PortsExhausted`] or [`Reason::FlowNotRecorded`].
-    // Not inlined: it runs once per tick and flow, and the kernel's stack has 512 bytes for everything.
+    // A frame of its own, and the entries outside it: they do not fit the program's stack beside the rest.
     #[inline(never)]
-    pub fn take<M: Maps>(&self, maps: &M, settings: &Settings, hash: u64) -> Result<(Port, Phase), Reason> {
+    pub fn take<M: Maps>(&mut self, maps: &M, settings: &Settings, hash: u64) -> Result<(), Reason> {
+        maps.scratch(|scratch| self.take_in(maps, settings, hash, scratch))
+            .unwrap_or(Err(Reason::FlowNotRecorded))
+    }
+
+    #[inline(always)]
+    fn take_in<M: Maps>(
+        &mut self,
+        maps: &M,
+        settings: &Settings,
+        hash: u64,
+        scratch: &mut Scratch,
+    ) -> Result<(), Reason> {
         let (first, n_ports) = if self.endpoint.is_local() {
             // Replies carry the client's own port, so it is the only one there is.
             (self.key.source_port, 1)
@@ -105,38 +81,90 @@ impl Claim<'_> {
             (settings.first_port, settings.n_ports)
         };
         let n_ports = u32::from(n_ports);
-        let mut offset = match self.port {
-            Some(port) => u32::from(port.number().wrapping_sub(first.number())),
-            None => hash::slot(hash.rotate_left(32), n_ports),
+        let mut offset = if self.port == Port::NONE {
+            hash::slot(hash.rotate_left(32), n_ports)
+        } else {
+            u32::from(self.port.number().wrapping_sub(first.number()))
         };
+        scratch.reply_key = self.reply_key(Port::NONE);
+        scratch.translation = self.translation();
         for _ in 0..TRIES.min(n_ports) {
             let port = nth_port(first, offset);
-            match self.hold(maps, settings, port) {
-                Held::Ours(phase) => return Ok((port, phase)),
-                Held::Refused => return Err(Reason::FlowNotRecorded),
-                Held::Taken => offset = (offset + STEP) % n_ports,
+            scratch.reply_key.destination_port = port;
+            if self.hold(maps, settings, &scratch.reply_key, &mut scratch.translation)? {
+                self.port = port;
+                return self.record(maps, scratch);
             }
+            offset = (offset + STEP) % n_ports;
         }
         Err(Reason::PortsExhausted)
     }
 
+    /// Writes the other direction.
+    #[inline(always)]
+    fn record<M: Maps>(&self, maps: &M, scratch: &mut Scratch) -> Result<(), Reason> {
+        let phase = scratch.translation.phase;
+        scratch.flow = Flow::new(self.row, self.endpoint.generation, self.now, self.port, phase);
+        match maps.record_flow(self.key, &scratch.flow) {
+            Record::Written => Ok(()),
+            Record::Exists | Record::Refused => Err(Reason::FlowNotRecorded),
+        }
+    }
+
+    /// Writes the translation under its key, unless another flow holds that; says whether it did.
+    #[inline(always)]
+    fn hold<M: Maps>(
+        &self,
+        maps: &M,
+        settings: &Settings,
+        reply_key: &FlowKey,
+        translation: &mut Translation,
+    ) -> Result<bool, Reason> {
+        let Some(present) = maps.translation(reply_key) else {
+            return match maps.record_translation(reply_key, translation) {
+                Record::Written => Ok(true),
+                // Another processor was faster.
+                Record::Exists => Ok(false),
+                Record::Refused => Err(Reason::FlowNotRecorded),
+            };
+        };
+        let held = present.get();
+        if belongs(&held, translation) {
+            // What an entry of its own says is history when the flow begins anew.
+            if self.port != Port::NONE {
+                translation.phase = track::later(translation.phase, held.phase);
+            }
+        } else if !track::expired(settings, reply_key.protocol, held.phase, held.seen, translation.seen) {
+            return Ok(false);
+        }
+        match maps.replace_translation(reply_key, translation) {
+            Record::Written => Ok(true),
+            Record::Exists | Record::Refused => Err(Reason::FlowNotRecorded),
+        }
+    }
+
     #[inline(always)]
     fn translation(&self) -> Translation {
-        Translation::new(self.key, self.service, self.row, self.way_back, self.now, self.phase)
+        Translation::new(self.key, self.service, self.row, self.way_back.next_hop(), self.now, self.phase)
     }
 }
 
-/// Whether a translation is that of the client's 5-tuple.
+/// Whether a translation that stands under a key is one of the same flow. Compared with the new one in memory, not
+/// with the packet's key: that keeps the key out of the loop's registers.
 #[inline(always)]
-fn belongs(translation: &Translation, key: &FlowKey) -> bool {
-    translation.client_port == key.source_port
-        && translation.port == key.destination_port
-        && translation.client == key.source
-        && translation.addr == key.destination
+fn belongs(held: &Translation, wanted: &Translation) -> bool {
+    held.client_port == wanted.client_port
+        && held.port == wanted.port
+        && held.client == wanted.client
+        && held.addr == wanted.addr
 }
 
 #[inline(always)]
-#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "an offset is a difference of ports")]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "an offset is a difference of ports"
+)]
 const fn nth_port(first: Port, offset: u32) -> Port {
     Port::new(first.number().wrapping_add(offset as u16))
 }

@@ -16,6 +16,7 @@ use crate::{
     rewrite::{self, Edit},
     track,
     verdict::Verdict,
+    way::Way,
 };
 
 /// Whether a translation is that of an endpoint on this node: only its destination was translated, so replies carry
@@ -33,17 +34,17 @@ pub fn to_client<E: Env>(env: &mut E, packet: &Packet, row: &Cell<Translation>) 
     }
     let held = row.get();
     // Learned from the client's own packet, so it is known unless something else wrote the entry.
-    let next_hop = held.next_hop;
-    if !next_hop.is_known() {
+    let way = Way::from(&held.next_hop);
+    if !way.is_known() {
         return Verdict::Drop(Reason::NoNextHop);
     }
     refresh(env.maps(), packet, row, &held);
     let edit = edit(&held, held.client, held.client_port);
-    if rewrite::forward(env, packet, &edit, &next_hop).is_none() {
+    if rewrite::forward(env, packet, &edit, way).is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
     }
     count(env, &held);
-    Verdict::Transmit(Reason::Replied, next_hop.interface)
+    Verdict::Transmit(Reason::Replied, way.interface())
 }
 
 /// The whole egress pipeline for one packet, counted: replies of endpoints on this node get the virtual address as

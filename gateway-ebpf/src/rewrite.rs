@@ -1,18 +1,16 @@
 //! Translation as edits of a packet, with the checksums kept true.
 
 use bytemuck::{Pod, Zeroable};
-use gateway_common::{
-    addr::{Addr, Port, Protocol},
-    endpoint::NextHop,
-};
+use gateway_common::addr::{Addr, Port, Protocol};
 
 use crate::{
     checksum::Diff,
     env::{Env, TransportFix},
     packet::{
-        Packet, eth, ip,
+        Packet, ip,
         transport::{Ports, TCP_CHECKSUM, UDP_CHECKSUM},
     },
+    way::Way,
 };
 
 /// The addresses and ports that a packet shall carry.
@@ -51,7 +49,7 @@ pub fn in_place<E: Env>(env: &mut E, packet: &Packet, edit: &Edit) -> Option<()>
 
 /// Translates a packet that this node forwards, and addresses its frame to the next hop.
 #[inline(always)]
-pub fn forward<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, next_hop: &NextHop) -> Option<()> {
+pub fn forward<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, way: Way) -> Option<()> {
     let ttl = packet.ttl.wrapping_sub(1);
     let hop = if packet.v6 {
         env.store(ip::V6_HOP_LIMIT, &ttl)?;
@@ -62,7 +60,7 @@ pub fn forward<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, next_hop: &Nex
     };
     let pseudo = addrs(env, packet, edit, hop)?;
     transport(env, packet, edit, pseudo)?;
-    env.store(0, &eth::Addresses { destination: next_hop.mac, source: next_hop.own_mac })
+    env.store(0, &way.frame())
 }
 
 /// The time to live as part of the 16-bit word it shares with the protocol, which stays.
@@ -76,7 +74,8 @@ const fn ttl_word(ttl: u8) -> u32 {
 fn addrs<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, hop: Diff) -> Option<Diff> {
     let key = packet.key();
     if packet.v6 {
-        let diff = all_words(all_words(Diff::ZERO, key.source, edit.source), key.destination, edit.destination);
+        let diff =
+            all_words(all_words(Diff::ZERO, key.source, edit.source), key.destination, edit.destination);
         env.store(
             ip::V6_ADDRS,
             &V6Addrs { source: edit.source.octets(), destination: edit.destination.octets() },
@@ -111,15 +110,11 @@ fn transport<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, pseudo: Diff) ->
         ports_word(key.source_port, key.destination_port),
         ports_word(edit.source_port, edit.destination_port),
     );
-    let ports =
-        Ports {
-            source: edit.source_port.number().to_be(),
-            destination: edit.destination_port.number().to_be(),
-        };
-    env.store(packet.transport, &ports)?;
+    let ports = Ports { source: edit.source_port.to_wire(), destination: edit.destination_port.to_wire() };
+    env.store(u32::from(packet.transport), &ports)?;
     let checksum = if key.protocol == Protocol::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
     env.fix_transport_checksum(&TransportFix {
-        offset: packet.transport + checksum,
+        offset: u32::from(packet.transport) + checksum,
         protocol: key.protocol,
         v6: packet.v6,
         pseudo,

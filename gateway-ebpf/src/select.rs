@@ -34,7 +34,8 @@ enum Probe<R> {
 /// # Errors
 ///
 /// [`Reason::NoEndpoint`] or [`Reason::BadSlot`] when no slot that was tried leads to an endpoint.
-#[inline(always)]
+// A frame of its own: the kernel gives a program 512 bytes of stack, and only new flows come here.
+#[inline(never)]
 pub fn select<M: Maps>(
     maps: &M,
     service: &Service,

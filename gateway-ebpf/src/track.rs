@@ -71,13 +71,7 @@ pub fn reply_phase(phase: Phase, flags: Flags) -> Phase {
 /// The further of two phases of one flow: each direction may have seen what the other did not.
 #[inline(always)]
 pub fn later(a: Phase, b: Phase) -> Phase {
-    if a == Phase::CLOSING || b == Phase::CLOSING {
-        Phase::CLOSING
-    } else if a == Phase::OPEN || b == Phase::OPEN {
-        Phase::OPEN
-    } else {
-        Phase::OPENING
-    }
+    a.max(b)
 }
 
 /// Whether this packet begins a new flow under the 5-tuple of an old one: a SYN after a close or a long silence, or
@@ -88,8 +82,7 @@ pub fn begins_anew(settings: &Settings, flow: &Flow, packet: &Packet, now: Tick)
         age(now, flow.seen) > settings.udp_ticks
     } else {
         packet.flags.opens()
-            && (flow.phase == Phase::CLOSING
-                || expired(settings, Protocol::TCP, flow.phase, flow.seen, now))
+            && (flow.phase == Phase::CLOSING || expired(settings, Protocol::TCP, flow.phase, flow.seen, now))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
 use gateway_common::endpoint::NextHop;
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder,
@@ -98,6 +98,11 @@ impl Changes {
     /// Waits for the next change. False when the socket is gone.
     pub async fn next(&mut self) -> bool {
         self.0.next().await.is_some()
+    }
+
+    /// Forgets changes that have been heard of.
+    pub fn forget(&mut self) {
+        while let Some(Some(_)) = self.0.next().now_or_never() {}
     }
 }
 
@@ -265,6 +270,14 @@ impl Netlink {
             }
         }
         Ok(())
+    }
+
+    /// Addresses that this agent, or one before it, made local.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn local_addrs(&self) -> Result<Vec<IpAddr>, Error> {
+        Ok(self.own_routes().await?.into_keys().collect())
     }
 
     async fn local_route(&self, addr: IpAddr) -> Result<RouteMessage, Error> {

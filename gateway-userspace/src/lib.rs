@@ -5,17 +5,21 @@
 //! 1. [`config`], [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables; reading the file.
 //! 2. [`source`], [`kernel`], [`address`], [`net`], [`tls`], [`health`], [`balance`], [`pool`], [`route`]: one
 //!    capability each, unknown to each other.
-//! 3. [`upstream`]: send this to that service.
+//! 3. [`upstream`], [`prober`]: send this to that service; is this endpoint alive.
 //! 4. [`state`]: the compiled whole, and its publication.
 //! 5. [`compile`], [`http`], [`tcp`], [`udp`]: build the state; serve from it.
-//! 6. [`listener`]: the accept loops.
+//! 6. [`listener`], [`admin`]: the accept loops; the operator's window.
+//! 7. [`control`]: the control loop.
+//! 8. [`app`]: the only place that knows all.
 
 pub mod address;
 pub mod admin;
+pub mod app;
 pub mod balance;
 pub mod clock;
 pub mod compile;
 pub mod config;
+pub mod control;
 pub mod drain;
 pub mod duration;
 pub mod endpoint;

@@ -8,8 +8,13 @@ pub const HEAD_BYTES: usize = 32 * 1024;
 /// Header fields of one request; beyond it the request is refused with 431. As in Envoy's edge profile.
 pub const HEADERS: usize = 100;
 
-/// Time for a client to send a request head; then its connection is closed. Defends against slow headers.
+/// Time for a client to send a request head, from its first byte; then its connection is closed. Defends against slow
+/// headers.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that a client's HTTP/1 connection may wait for its next request; then it is closed. As long as nginx: clients that
+/// keep connections expect about a minute.
+pub const DOWNSTREAM_IDLE: Duration = Duration::from_secs(75);
 
 /// Time for a client's TLS handshake; then its connection is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

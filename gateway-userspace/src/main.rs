@@ -3,16 +3,31 @@
 use std::{io::Write, path::Path, process::ExitCode};
 
 use gateway_userspace::{
+    app::{self, Ended},
     config::{
         args::{self, Command},
+        fault::Faults,
         reference::markdown,
         schema::json_schema,
     },
     source::file::{self, Loaded},
 };
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            // The chain of causes on one line; a backtrace helps nobody who runs this.
+            eprintln!("sluice: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
     match args::parse().command {
+        Command::Agent { config } => agent(&config),
+        Command::Cleanup { bpffs } => cleanup(&bpffs),
         Command::Check { file } => check(&file),
         Command::ConfigSchema => print(&format!("{:#}\n", json_schema())),
         Command::ConfigReference => print(&markdown()),
@@ -21,6 +36,26 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// Exit code of a refused configuration, like that of a refused command line.
 const REFUSED: u8 = 2;
+
+fn agent(path: &Path) -> anyhow::Result<ExitCode> {
+    match app::run(path)? {
+        Ended::Drained => Ok(ExitCode::SUCCESS),
+        Ended::Refused(faults) => refuse(&faults, path),
+    }
+}
+
+fn cleanup(bpffs: &Path) -> anyhow::Result<ExitCode> {
+    let removed = app::cleanup(bpffs)?;
+    let lines: String = removed.iter().map(|line| format!("removed {line}\n")).collect();
+    print(&if lines.is_empty() { "nothing to remove\n".to_owned() } else { lines })
+}
+
+fn refuse(faults: &Faults, path: &Path) -> anyhow::Result<ExitCode> {
+    let n = faults.count();
+    let plural = if n == 1 { "" } else { "s" };
+    writeln!(std::io::stderr().lock(), "{faults}\n{n} fault{plural} in {}", path.display())?;
+    Ok(ExitCode::from(REFUSED))
+}
 
 fn check(path: &Path) -> anyhow::Result<ExitCode> {
     match file::load(path) {
@@ -31,12 +66,7 @@ fn check(path: &Path) -> anyhow::Result<ExitCode> {
             }
             print(&format!("{}\n", gateway_userspace::source::summary::of(&config, &snapshot)))
         }
-        Err(faults) => {
-            let mut stderr = std::io::stderr().lock();
-            let n = faults.count();
-            writeln!(stderr, "{faults}\n{n} fault{} in {}", if n == 1 { "" } else { "s" }, path.display())?;
-            Ok(ExitCode::from(REFUSED))
-        }
+        Err(faults) => refuse(&faults, path),
     }
 }
 

@@ -4,7 +4,7 @@
 //! to notice a loss does not depend on how long checks take. The prober is the only writer of an endpoint's health.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
     sync::Arc,
@@ -25,6 +25,7 @@ use crate::{
     health::{Check, Kind, Outcome, Tracker},
     limits,
     metrics::{Metrics, names::ProbeLabels},
+    name::ServiceName,
     net::connect,
 };
 
@@ -69,7 +70,9 @@ impl Prober {
     /// Starts, keeps and ends checks, so that those of `wanted` run. An endpoint that loses its check while it
     /// `is_served` is trusted again.
     pub fn apply(&self, wanted: &[Probe], is_served: impl Fn(&EndpointId) -> bool) {
-        let by_id: HashMap<&EndpointId, &Probe> = wanted.iter().map(|probe| (probe.endpoint.id(), probe)).collect();
+        let by_id: HashMap<&EndpointId, &Probe> =
+            wanted.iter().map(|probe| (probe.endpoint.id(), probe)).collect();
+        let services: HashSet<&ServiceName> = by_id.keys().map(|id| &id.service).collect();
         let mut running = self.running.lock();
         running.retain(|id, running| {
             let next = by_id.get(id);
@@ -78,6 +81,9 @@ impl Prober {
             });
             if next.is_none() && is_served(id) {
                 running.probe.endpoint.set_health(Health::Unknown);
+            }
+            if !services.contains(&id.service) {
+                self.forget(&id.service);
             }
             stays
         });
@@ -91,6 +97,14 @@ impl Prober {
     /// Ends all checks.
     pub fn stop(&self) {
         self.running.lock().clear();
+    }
+
+    /// Labels never outnumber what is configured.
+    fn forget(&self, service: &ServiceName) {
+        for outcome in Outcome::ALL {
+            let labels = ProbeLabels { service: service.as_str().to_owned(), outcome: outcome.as_str() };
+            self.metrics.families.probes.remove(&labels);
+        }
     }
 
     fn start(&self, probe: Probe) -> Running {
@@ -108,7 +122,11 @@ impl Prober {
                 let outcome = run(probe.endpoint.addr(), &probe.check, options).await;
                 drop(permit);
                 let service = probe.endpoint.id().service.as_str().to_owned();
-                metrics.families.probes.get_or_create(&ProbeLabels { service, outcome: outcome.as_str() }).inc();
+                metrics
+                    .families
+                    .probes
+                    .get_or_create(&ProbeLabels { service, outcome: outcome.as_str() })
+                    .inc();
                 if let Some(health) = tracker.observe(outcome, probe.check.thresholds) {
                     report(&probe.endpoint, health, outcome);
                     probe.endpoint.set_health(health);
@@ -134,10 +152,16 @@ pub async fn run(addr: SocketAddr, check: &Check, options: connect::Options) -> 
         match &check.kind {
             Kind::Tcp => Ok(Outcome::Passed),
             Kind::Http { path, host, statuses } => {
-                let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sluice\r\nConnection: close\r\n\r\n");
+                let request = format!(
+                    "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sluice\r\nConnection: close\r\n\r\n"
+                );
                 stream.write_all(request.as_bytes()).await?;
                 let status = read_status(&mut stream).await?;
-                Ok(if status.is_some_and(|status| statuses.contains(&status)) { Outcome::Passed } else { Outcome::Wrong })
+                Ok(if status.is_some_and(|status| statuses.contains(&status)) {
+                    Outcome::Passed
+                } else {
+                    Outcome::Wrong
+                })
             }
         }
     };
@@ -150,13 +174,12 @@ pub async fn run(addr: SocketAddr, check: &Check, options: connect::Options) -> 
 
 /// What an error of the network says about the endpoint.
 fn outcome_of(cause: &io::Error) -> Outcome {
-    match cause.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-            Outcome::Refused
-        }
-        // No route, no neighbor, no time: nobody said no.
-        _ => Outcome::Silent,
-    }
+    let said_no = matches!(
+        cause.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    );
+    // No route, no neighbor, no time: nobody said no.
+    if said_no { Outcome::Refused } else { Outcome::Silent }
 }
 
 /// The status of a response; none when it is not HTTP, too long, or breaks off.

@@ -8,6 +8,7 @@ use crate::{
     balance::Balancer,
     metrics::shard::RouteStats,
     name::{ListenerName, RouteName, ServiceName},
+    net::connect,
     prober::Probe,
     route::{Table, host::Hosts},
     tls::accept::Acceptor,
@@ -157,6 +158,8 @@ pub struct Balanced {
     pub balancer: Balancer,
     /// Bound on opening a connection.
     pub connect_timeout: Duration,
+    /// How sockets towards endpoints are made.
+    pub options: connect::Options,
 }
 
 /// The one state that is served now.

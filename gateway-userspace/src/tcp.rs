@@ -2,14 +2,11 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use gateway_common::{
-    addr::{Addr, Port, Protocol},
-    flow::FlowKey,
-};
+use gateway_common::{addr::Protocol, flow::FlowKey};
 use tokio::net::TcpStream;
 
 use crate::{
-    balance::Tried,
+    balance::{self, Tried},
     endpoint::Active,
     limits,
     net::connect,
@@ -19,18 +16,12 @@ use crate::{
 /// Bytes that wait in each direction of one connection.
 const COPY_BYTES: usize = 16 * 1024;
 
-/// The flow of a client as the kernel sees it.
-pub fn flow(peer: SocketAddr, local: SocketAddr, protocol: Protocol) -> FlowKey {
-    let (source, destination) = (Addr::from(peer.ip()), Addr::from(local.ip()));
-    FlowKey::new(source, Port::new(peer.port()), destination, Port::new(local.port()), protocol)
-}
-
 /// Forwards one connection until both sides have ended it, or its endpoint goes down.
 pub async fn forward(published: &Published, bind: BindKey, mut client: TcpStream, peer: SocketAddr) {
     let state = published.load();
     let Some(Bind::Balanced(balanced)) = state.binds.get(&bind) else { return };
-    let flow = flow(peer, bind.addr, Protocol::TCP);
-    let Some((mut stream, active)) = open(balanced, &flow, balanced.connect_timeout).await else {
+    let flow = balance::flow(peer, bind.addr, Protocol::TCP);
+    let Some((mut stream, active)) = open(balanced, &flow).await else {
         refuse(&client);
         return;
     };
@@ -50,12 +41,12 @@ pub async fn forward(published: &Published, bind: BindKey, mut client: TcpStream
 }
 
 /// A connection to the endpoint of the flow; to the next one when it cannot be opened.
-async fn open(balanced: &Balanced, flow: &FlowKey, timeout: Duration) -> Option<(TcpStream, Active)> {
+async fn open(balanced: &Balanced, flow: &FlowKey) -> Option<(TcpStream, Active)> {
     let mut tried = Tried::default();
     for _ in 0..limits::TRIES {
         let picked = balanced.balancer.pick(flow, &tried)?;
         let endpoint = &balanced.balancer.members().get(picked)?.endpoint;
-        match connect::tcp(endpoint.addr(), timeout, connect::Options::default()).await {
+        match connect::tcp(endpoint.addr(), balanced.connect_timeout, balanced.options).await {
             Ok(stream) => return Some((stream, endpoint.begin())),
             Err(cause) => {
                 tracing::debug!(%cause, endpoint = %endpoint.addr(), "no connection to an endpoint");

@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -15,14 +15,14 @@ use parking_lot::Mutex;
 use tokio::{net::UdpSocket, task::AbortHandle};
 
 use crate::{
-    balance::Tried,
+    balance::{self, Tried},
     clock::Clock,
     drain::{Drain, Tasks},
     endpoint::{Active, Health},
     limits,
     metrics::{Metrics, names::Limit},
+    net::connect,
     state::{Bind, BindKey, Published},
-    tcp,
 };
 
 /// The largest datagram there is.
@@ -90,7 +90,13 @@ impl Forwarder {
         }
     }
 
-    fn forward(&self, table: &Table, socket: &Arc<UdpSocket>, client: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    fn forward(
+        &self,
+        table: &Table,
+        socket: &Arc<UdpSocket>,
+        client: SocketAddr,
+        bytes: &[u8],
+    ) -> io::Result<()> {
         let mut flows = table.lock();
         if flows.by_client.get(&client).is_some_and(|flow| flow.active.endpoint().health() == Health::Down) {
             flows.by_client.remove(&client);
@@ -126,10 +132,12 @@ impl Forwarder {
     fn begin(&self, table: &Table, socket: &Arc<UdpSocket>, client: SocketAddr) -> io::Result<Option<Flow>> {
         let state = self.published.load();
         let Some(Bind::Balanced(balanced)) = state.binds.get(&self.bind) else { return Ok(None) };
-        let key = tcp::flow(client, self.bind.addr, Protocol::UDP);
+        let key = balance::flow(client, self.bind.addr, Protocol::UDP);
         let member = balanced.balancer.pick(&key, &Tried::default());
-        let Some(member) = member.and_then(|idx| balanced.balancer.members().get(idx)) else { return Ok(None) };
-        let upstream = Arc::new(connected(member.endpoint.addr())?);
+        let Some(member) = member.and_then(|idx| balanced.balancer.members().get(idx)) else {
+            return Ok(None);
+        };
+        let upstream = Arc::new(connect::udp(member.endpoint.addr(), balanced.options)?);
         let seen = Arc::new(Mutex::new(self.clock.now()));
         let replies = Replies {
             client,
@@ -187,16 +195,4 @@ impl Replies {
             }
         }
     }
-}
-
-fn connected(endpoint: SocketAddr) -> io::Result<UdpSocket> {
-    let any = if endpoint.is_ipv4() {
-        SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
-    } else {
-        SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
-    };
-    let socket = std::net::UdpSocket::bind(any)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(endpoint)?;
-    UdpSocket::from_std(socket)
 }

@@ -1,15 +1,20 @@
 //! The data path over loopback, without privilege: routing, protocols, retries, reload, drain.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::float_cmp,
+    clippy::as_conversions,
+    reason = "a test says what went wrong by failing; its numbers are small and exact"
+)]
+
 mod support;
 
 use std::{collections::HashMap, time::Duration};
 
 use gateway_userspace::{
     endpoint::Health,
-    snapshot::{
-        listener::Protocol,
-        service::UpstreamProtocol,
-    },
+    snapshot::{listener::Protocol, service::UpstreamProtocol},
 };
 use support::{
     client::{self, Client},
@@ -45,7 +50,8 @@ async fn routes_go_by_precedence_and_by_weight() {
     let (a, b, c) = (Origin::named("a").await, Origin::named("b").await, Origin::named("c").await);
     let addr = free_addr();
     let mut snapshot = simple(addr, &[a.addr]);
-    let mut narrow = route("narrow", "web", vec![rule(exact("/x/y"), &[("b", 1)]), rule(prefix("/x"), &[("c", 1)])]);
+    let mut narrow =
+        route("narrow", "web", vec![rule(exact("/x/y"), &[("b", 1)]), rule(prefix("/x"), &[("c", 1)])]);
     narrow.hostnames = vec![hostname("*.example.org")];
     let mut shares = route("shares", "web", vec![rule(prefix("/"), &[("api", 3), ("b", 1)])]);
     shares.hostnames = vec![hostname("shares.test")];
@@ -93,7 +99,11 @@ async fn every_protocol_towards_clients_meets_every_protocol_towards_endpoints()
     let mut https = listener("secure", secure, Protocol::Https);
     https.certificates = vec![wanted::certificate("a.test")];
     snapshot.listeners.push(https);
-    snapshot.routes.push(route("h1", "secure", vec![rule(prefix("/"), &[("api", 1)]), rule(prefix("/h2"), &[("h2", 1)])]));
+    snapshot.routes.push(route(
+        "h1",
+        "secure",
+        vec![rule(prefix("/"), &[("api", 1)]), rule(prefix("/h2"), &[("h2", 1)])],
+    ));
     snapshot.routes[0].rules.push(rule(prefix("/h2"), &[("h2", 1)]));
     let mut h2 = service("h2", &[origin.addr]);
     h2.protocol = UpstreamProtocol::H2c;
@@ -103,14 +113,21 @@ async fn every_protocol_towards_clients_meets_every_protocol_towards_endpoints()
         ("http", Client::http1(plain).await),
         ("http", Client::http2(plain).await),
         ("https", Client::over_http1(client::tls(secure, "a.test", &["http/1.1"]).await.unwrap()).await),
-        ("https", Client::over_http2(client::tls(secure, "a.test", &["h2", "http/1.1"]).await.unwrap()).await),
+        (
+            "https",
+            Client::over_http2(client::tls(secure, "a.test", &["h2", "http/1.1"]).await.unwrap()).await,
+        ),
     ];
     for (scheme, client) in &mut clients {
         for (path, version) in [("/x", "HTTP/1.1"), ("/h2/x", "HTTP/2.0")] {
             for method in ["GET", "POST", "PUT"] {
                 let body = if method == "GET" { "" } else { "some text" };
                 let answer = client.call(method, "a.test", path, body).await.unwrap();
-                assert_eq!((answer.status.as_u16(), answer.body.as_ref()), (200, body.as_bytes()), "{scheme} {path}");
+                assert_eq!(
+                    (answer.status.as_u16(), answer.body.as_ref()),
+                    (200, body.as_bytes()),
+                    "{scheme} {path}"
+                );
                 assert_eq!(answer.header("seen-method"), method);
                 assert_eq!(answer.header("seen-version"), version);
                 assert_eq!(answer.header("seen-x-forwarded-proto"), *scheme);
@@ -137,7 +154,8 @@ async fn nobody_there_is_said() {
     let addr = free_addr();
     let proxy = Proxy::start(&simple(addr, &[free_addr()]));
     assert_eq!(client::get(addr, "a.test", "/").await.status, 503);
-    proxy.endpoint("api", proxy.published.load().services.values().next().unwrap().definition().endpoints[0].0)
+    proxy
+        .endpoint("api", proxy.published.load().services.values().next().unwrap().definition().endpoints[0].0)
         .set_health(Health::Down);
     let answer = client::get(addr, "a.test", "/").await;
     assert_eq!((answer.status.as_u16(), answer.body.as_ref()), (503, &b"no endpoint is available\n"[..]));
@@ -179,7 +197,9 @@ mod head {
         let addr = free_addr();
         let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
         let good = "GET /1 HTTP/1.1\r\nHost: a\r\n\r\nPOST /2 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n";
-        let answer = client::raw(addr, format!("{good}GET /3 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").as_bytes()).await;
+        let answer =
+            client::raw(addr, format!("{good}GET /3 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").as_bytes())
+                .await;
         assert_eq!(answer.matches("HTTP/1.1 200").count(), 2, "{answer}");
         assert_eq!(answer.matches("HTTP/1.1 400").count(), 1, "{answer}");
         assert_eq!(origin.requests(), 2);
@@ -235,6 +255,25 @@ mod loss {
         assert_eq!(client.call("POST", "a.test", "/", "x").await.unwrap().status, 502);
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_endpoint_that_restarts_over_http2_is_reached_again() {
+        let (first, addr) = (Origin::named("first").await, free_addr());
+        let mut snapshot = simple(addr, &[first.addr]);
+        snapshot.services[0].protocol = UpstreamProtocol::H2c;
+        let _proxy = Proxy::with_workers(&snapshot, 1);
+        let mut client = Client::http2(addr).await;
+        let mut at = first;
+        for name in ["second", "third", "fourth"] {
+            for _ in 0..5 {
+                assert_eq!(client.get("a.test", "/").await.unwrap().status, 200);
+            }
+            let again = at.addr;
+            drop(at);
+            at = Origin::at(again, name).await;
+            assert_eq!(client.get("a.test", "/").await.unwrap().header("origin"), name);
+        }
+    }
+
     /// Takes requests and never answers.
     async fn silent(seen: Arc<AtomicUsize>) -> Origin {
         Origin::raw(move |mut stream| {
@@ -262,8 +301,11 @@ mod loss {
                 let good_endpoint = proxy.endpoint("api", good.addr);
                 good_endpoint.set_health(Health::Down);
                 let waiting = tokio::spawn(async move {
-                    let mut client =
-                        if protocol == "http1" { Client::http1(addr).await } else { Client::http2(addr).await };
+                    let mut client = if protocol == "http1" {
+                        Client::http1(addr).await
+                    } else {
+                        Client::http2(addr).await
+                    };
                     client.call(method, "a.test", "/", "").await.unwrap()
                 });
                 eventually("the request is there", Duration::from_secs(5), || {
@@ -306,7 +348,8 @@ mod loss {
         rules.push(rule(prefix("/whole"), &[("api", 1)]));
         rules[1].request_timeout = Some(Duration::from_millis(150));
         let _proxy = Proxy::start(&snapshot);
-        for (path, text) in [("/", "the endpoint took too long\n"), ("/whole", "the request took too long\n")] {
+        for (path, text) in [("/", "the endpoint took too long\n"), ("/whole", "the request took too long\n")]
+        {
             let started = std::time::Instant::now();
             let answer = client::get(addr, "a.test", path).await;
             assert_eq!((answer.status.as_u16(), answer.body.as_ref()), (504, text.as_bytes()));
@@ -327,16 +370,17 @@ mod change {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_reload_under_load_fails_no_request() {
-        let (a, b, addr, secure) = (Origin::named("a").await, Origin::named("b").await, free_addr(), free_addr());
+        let (a, b, addr, secure) =
+            (Origin::named("a").await, Origin::named("b").await, free_addr(), free_addr());
         let snapshot = |n: u32| {
             let endpoints = [[a.addr, b.addr], [b.addr, a.addr]];
-            let mut snapshot = simple(addr, &endpoints[n as usize % 2][..1 + n as usize / 2 % 2]);
+            let mut snapshot = simple(addr, &endpoints[n as usize % 2][..=(n as usize / 2 % 2)]);
             let mut https = listener("secure", secure, Protocol::Https);
             https.certificates = vec![wanted::certificate(&format!("n{n}.test"))];
             snapshot.listeners.push(https);
             snapshot.routes.push(route("s", "secure", vec![rule(prefix("/"), &[("api", 1)])]));
             snapshot.routes[0].rules.push(rule(prefix(&format!("/{n}")), &[("api", 1)]));
-            if n % 3 == 0 {
+            if n.is_multiple_of(3) {
                 snapshot.listeners.push(listener("sometimes", free_addr(), Protocol::Http));
             }
             snapshot.generation = u64::from(n);
@@ -357,7 +401,10 @@ mod change {
                         assert_eq!(kept.get("a.test", "/x").await.unwrap().status, 200);
                         if n == 5 {
                             let stream = client::tls(secure, "x.test", &["http/1.1"]).await.unwrap();
-                            assert_eq!(Client::over_http1(stream).await.get("a.test", "/").await.unwrap().status, 200);
+                            assert_eq!(
+                                Client::over_http1(stream).await.get("a.test", "/").await.unwrap().status,
+                                200
+                            );
                         }
                         done.fetch_add(1, Ordering::SeqCst);
                     }
@@ -400,8 +447,14 @@ mod change {
         snapshot.listeners[0].certificates[0].key_pem = wanted::certificate("a.test").key_pem;
         snapshot.listeners[1].certificates[0].chain_pem = b"nonsense".to_vec();
         let faults = proxy.apply(&snapshot).unwrap_err().to_string();
-        assert!(faults.contains("listener `web0`, certificate a.test.pem: the private key does not belong"), "{faults}");
-        assert!(faults.contains("listener `web1`, certificate *.b.test.pem: there is no certificate"), "{faults}");
+        assert!(
+            faults.contains("listener `web0`, certificate a.test.pem: the private key does not belong"),
+            "{faults}"
+        );
+        assert!(
+            faults.contains("listener `web1`, certificate *.b.test.pem: there is no certificate"),
+            "{faults}"
+        );
         assert_eq!(first, client::served_certificate(&client::tls(addr, "a.test", &[]).await.unwrap()));
 
         let mut renewed = good;
@@ -429,7 +482,8 @@ mod change {
                 })
             })
             .collect();
-        support::eventually("both requests are there", Duration::from_secs(5), || origin.requests() == 2).await;
+        support::eventually("both requests are there", Duration::from_secs(5), || origin.requests() == 2)
+            .await;
         let left = proxy.drain(Duration::from_secs(5)).await;
         assert_eq!(left, 0);
         for task in waiting {
@@ -495,7 +549,11 @@ mod health {
         let limit = time_to_notice(&check, true) + Duration::from_millis(100);
         let endpoint = proxy.endpoint("api", at);
         let took = eventually("it is down", limit, || endpoint.health() == Health::Down).await;
-        assert!(took >= check.interval + check.timeout - Duration::from_millis(50), "{took:?}, {:?}", started.elapsed());
+        assert!(
+            took + Duration::from_millis(50) >= check.interval + check.timeout,
+            "{took:?}, {:?}",
+            started.elapsed()
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -507,7 +565,8 @@ mod health {
         .await;
         let addr = free_addr();
         let check = |path: &str| {
-            let kind = CheckKind::Http { path: path.to_owned(), host: Some("x".to_owned()), statuses: 200..=299 };
+            let kind =
+                CheckKind::Http { path: path.to_owned(), host: Some("x".to_owned()), statuses: 200..=299 };
             let mut snapshot = simple(addr, &[origin.addr]);
             snapshot.services[0].health = Some(wanted::check(kind));
             snapshot
@@ -559,7 +618,12 @@ mod layer4 {
         let of = |addr: SocketAddr| (Addr::from(addr.ip()), Port::new(addr.port()));
         let members: Vec<_> = (0u16..)
             .zip(endpoints)
-            .map(|(index, endpoint)| Member { addr: of(*endpoint).0, port: of(*endpoint).1, index, weight: 1 })
+            .map(|(index, endpoint)| Member {
+                addr: of(*endpoint).0,
+                port: of(*endpoint).1,
+                index,
+                weight: 1,
+            })
             .collect();
         let n_slots = slot::size_class(u32::try_from(endpoints.len()).unwrap());
         let table = maglev::table(&SEED, &members, n_slots);
@@ -611,7 +675,8 @@ mod layer4 {
             tokio::spawn(async move {
                 let mut bytes = [0; 1500];
                 while let Ok((n, peer)) = socket.recv_from(&mut bytes).await {
-                    let answer = format!("{} {}", socket.local_addr().unwrap(), String::from_utf8_lossy(&bytes[..n]));
+                    let answer =
+                        format!("{} {}", socket.local_addr().unwrap(), String::from_utf8_lossy(&bytes[..n]));
                     socket.send_to(answer.as_bytes(), peer).await.unwrap();
                 }
             });
@@ -621,7 +686,8 @@ mod layer4 {
         let ask = |socket: std::sync::Arc<UdpSocket>| async move {
             socket.send(b"ping").await.unwrap();
             let mut bytes = [0; 1500];
-            let n = tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut bytes)).await.unwrap().unwrap();
+            let n =
+                tokio::time::timeout(Duration::from_secs(5), socket.recv(&mut bytes)).await.unwrap().unwrap();
             String::from_utf8_lossy(&bytes[..n]).into_owned()
         };
         let mut last = None;
@@ -637,7 +703,10 @@ mod layer4 {
         let (socket, endpoint) = last.unwrap();
         proxy.endpoint("api", endpoint).set_health(Health::Down);
         let answer = ask(socket).await;
-        assert!(!answer.starts_with(&endpoint.to_string()), "a flow leaves an endpoint that is down: {answer}");
+        assert!(
+            !answer.starts_with(&endpoint.to_string()),
+            "a flow leaves an endpoint that is down: {answer}"
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -649,5 +718,60 @@ mod layer4 {
         eventually("it is counted", Duration::from_secs(5), || endpoint.active() == 1).await;
         drop(stream);
         eventually("it is gone", Duration::from_secs(5), || endpoint.active() == 0).await;
+    }
+}
+
+mod sharing {
+    //! Connections to endpoints that many requests share, and sockets that others steer to.
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_burst_over_http2_opens_one_connection() {
+        let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), |_| async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            http::Response::new(http_body_util::Full::default())
+        })
+        .await;
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[origin.addr]);
+        snapshot.services[0].protocol = UpstreamProtocol::H2c;
+        let proxy = Proxy::with_workers(&snapshot, 1);
+        let burst: Vec<_> = (0..40)
+            .map(|_| tokio::spawn(async move { client::get(addr, "a.test", "/").await.status }))
+            .collect();
+        for task in burst {
+            assert_eq!(task.await.unwrap(), 200);
+        }
+        assert_eq!((origin.requests(), origin.connections()), (40, 1));
+        assert_eq!(proxy.pools.samples()[0].idle, 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_removed_service_loses_its_connections() {
+        let (origin, other, addr) = (Origin::named("a").await, Origin::named("b").await, free_addr());
+        let proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        let mut client = Client::http1(addr).await;
+        assert_eq!(client.get("a.test", "/").await.unwrap().header("origin"), "a");
+        assert_eq!(proxy.pools.samples()[0].open, 1);
+        proxy.apply(&simple(addr, &[other.addr])).unwrap();
+        assert_eq!(proxy.pools.samples()[0].open, 0, "although the client is still connected");
+        assert_eq!(client.get("a.test", "/").await.unwrap().header("origin"), "b");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn steered_sockets_listen_on_loopback_and_serve_the_virtual_address() {
+        let origin = Origin::named("a").await;
+        let vip = "198.51.100.1:80".parse().unwrap();
+        let proxy = Proxy::steered(&simple(vip, &[origin.addr]));
+        let sockets = proxy.sockets();
+        assert_eq!(sockets.iter().map(|socket| socket.worker).collect::<Vec<_>>(), [0, 1]);
+        for socket in sockets {
+            assert_eq!(socket.bind.addr, vip);
+            let listener = std::net::TcpListener::from(socket.fd);
+            let addr = listener.local_addr().unwrap();
+            assert!(addr.ip().is_loopback());
+            assert_eq!(client::get(addr, "a.test", "/").await.header("origin"), "a");
+        }
     }
 }

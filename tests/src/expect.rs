@@ -22,7 +22,8 @@ pub fn file(path: &Path, expected: &str) {
     }
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).unwrap_or_else(|error| panic!("cannot make {}: {error}", folder.display()));
+            fs::create_dir_all(folder)
+                .unwrap_or_else(|error| panic!("cannot make {}: {error}", folder.display()));
         }
         fs::write(path, expected).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
         return;

@@ -1,4 +1,4 @@
-//! The harness: packets, namespaces, origins, clients and what the suites compare.
+//! The harness of all suites: packets, memory and kernel environments, namespaces, origins and clients.
 #![allow(
     clippy::disallowed_methods,
     clippy::expect_used,
@@ -8,4 +8,15 @@
     reason = "a harness fails loudly"
 )]
 
+pub mod agent;
+pub mod client;
+pub mod demo;
 pub mod expect;
+pub mod kernel_run;
+pub mod memory;
+pub mod netns;
+pub mod node;
+pub mod origin;
+pub mod packet;
+pub mod privilege;
+pub mod world;

@@ -11,7 +11,8 @@ use gateway_tests::expect;
 
 #[test]
 fn maps() {
-    let mut text = String::from("# Maps and reasons\n\nGenerated from `gateway-common`; a test compares.\n\n");
+    let mut text =
+        String::from("# Maps and reasons\n\nGenerated from `gateway-common`; a test compares.\n\n");
     let version = layout::LAYOUT_VERSION;
     let flow_version = layout::FLOW_LAYOUT_VERSION;
     writeln!(
@@ -36,8 +37,15 @@ fn maps() {
     }
     text.push_str("\n`bpftool map dump pinned PATH` prints field names for all but the sockmap, which cannot carry them.\n");
     text.push_str("\n## Reasons\n\nEach packet is counted as received and under one other reason, at the hook that saw it.\n");
-    let hooks: Vec<String> = Hook::ALL.iter().map(|hook| format!("`{}` {}", hook.name(), hook.number())).collect();
-    writeln!(text, "The index in `REASONS` is `hook * {} + number`; hooks: {}.\n", Reason::LIMIT, hooks.join(", ")).unwrap();
+    let hooks: Vec<String> =
+        Hook::ALL.iter().map(|hook| format!("`{}` {}", hook.name(), hook.number())).collect();
+    writeln!(
+        text,
+        "The index in `REASONS` is `hook * {} + number`; hooks: {}.\n",
+        Reason::LIMIT,
+        hooks.join(", ")
+    )
+    .unwrap();
     text.push_str("| number | reason | packet | meaning |\n|---|---|---|---|\n");
     for reason in Reason::ALL {
         let class = match reason.class() {

@@ -1,38 +1,86 @@
 //! The kernel's routing and neighbor tables, asked only for endpoints whose next hop the agent does not know yet.
-#![expect(unsafe_code, reason = "the helper takes pointers, and its parameter block has unions")]
+#![expect(unsafe_code, reason = "the helper takes pointers")]
 
-use core::{ffi::c_void, mem};
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{bindings::bpf_fib_lookup, helpers};
-use gateway_common::endpoint::NextHop;
-use gateway_ebpf::env::Route;
+use gateway_common::{
+    addr::{Addr, Protocol},
+    endpoint::Endpoint,
+};
+use gateway_ebpf::way::Way;
 
 /// `AF_INET` of Linux.
 const AF_INET: u8 = 2;
 /// `AF_INET6` of Linux.
 const AF_INET6: u8 = 10;
 
+/// `struct bpf_fib_lookup` of `linux/bpf.h` without its unions, so that every byte is written. Fields that share a word are one
+/// word here: the compiler joins neighboring writes, and the verifier refuses the unaligned ones on the stack.
+#[repr(C)]
+struct Block {
+    /// Family and protocol, a byte each; both ports; bytes of the packet on the way in, the path's MTU on the way out.
+    head: u64,
+    interface: u32,
+    flow_info: u32,
+    source: [u32; 4],
+    destination: [u32; 4],
+    /// Two words of VLAN, then the link-layer source and destination, six bytes each. Hidden from the
+    /// compiler when written: runs of zeros become calls.
+    links: (u64, u64),
+}
+
+const _: () = assert!(size_of::<Block>() == size_of::<bpf_fib_lookup>());
+const _: () = assert!(size_of::<Block>() == 64);
+
+/// Protocol and length of a packet in one word: a function of the kernel takes five arguments.
+#[inline(always)]
+pub(super) fn flow(protocol: Protocol, ip_bytes: u16) -> u32 {
+    u32::from(protocol.number()) << 16 | u32::from(ip_bytes)
+}
+
 /// Looks up the way of a packet that came in at `ingress`. `ctx` must be the context of the running program.
-// Not inlined: it is the exception, and its parameter block takes an eighth of the kernel's stack.
+#[inline(always)]
+pub(super) fn next_hop(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Option<Way> {
+    look_up(ctx, ingress, endpoint, flow).map(Way::from_words)
+}
+
+/// The next hop as whole words.
+// A frame of its own: the block would not fit the program's 512 bytes of stack beside the rest.
 #[inline(never)]
-pub(super) fn next_hop(ctx: *mut c_void, ingress: u32, route: &Route) -> Option<NextHop> {
-    // SAFETY: the block is integers, arrays of integers and unions of both, for which zero is a value.
-    let mut block: bpf_fib_lookup = unsafe { mem::zeroed() };
-    block.l4_protocol = route.protocol.number();
-    block.ifindex = ingress;
-    block.__bindgen_anon_1.tot_len = route.len_bytes;
-    if route.destination.is_v4() {
-        block.family = AF_INET;
-        block.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(route.source.v4_octets());
-        block.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(route.destination.v4_octets());
-    } else {
-        block.family = AF_INET6;
-        block.__bindgen_anon_3.ipv6_src = route.source.words();
-        block.__bindgen_anon_4.ipv6_dst = route.destination.words();
-    }
-    let size = i32::try_from(size_of::<bpf_fib_lookup>()).ok()?;
-    // SAFETY: the context is the program's own, and the block is initialized and as long as `size` says.
-    let code = unsafe { helpers::bpf_fib_lookup(ctx, &raw mut block, size, 0) };
+fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Option<[u32; 4]> {
+    let family = if endpoint.addr.is_v4() { AF_INET } else { AF_INET6 };
+    let [low, high, protocol, _] = flow.to_le_bytes();
+    let ip_bytes = u16::from_le_bytes([low, high]);
+    let [first, second] = ip_bytes.to_ne_bytes();
+    let mut block = Block {
+        head: u64::from_ne_bytes([family, protocol, 0, 0, 0, 0, first, second]),
+        interface: ingress,
+        flow_info: 0,
+        source: words(endpoint.source),
+        destination: words(endpoint.addr),
+        links: (black_box(0), black_box(0)),
+    };
+    let at = (&raw mut block).cast::<bpf_fib_lookup>();
+    // SAFETY: the context is the program's own, and the block has the size and the fields of the kernel's.
+    let code = unsafe { helpers::bpf_fib_lookup(ctx, at, 64, 0) };
     // Zero is `BPF_FIB_LKUP_RET_SUCCESS`; everything else means that the stack would not forward it either.
-    (code == 0).then_some(NextHop { interface: block.ifindex, mac: block.dmac, own_mac: block.smac })
+    if code != 0 {
+        return None;
+    }
+    let (first, second) = block.links;
+    let [_, _, _, _, a, b, c, d] = first.to_ne_bytes();
+    let [e, f, m, n, o, p, q, r] = second.to_ne_bytes();
+    Some([
+        block.interface,
+        u32::from_ne_bytes([m, n, o, p]),
+        u32::from_ne_bytes([q, r, a, b]),
+        u32::from_ne_bytes([c, d, e, f]),
+    ])
+}
+
+/// An address as the helper takes it: IPv4 in the first word alone.
+#[inline(always)]
+fn words(addr: Addr) -> [u32; 4] {
+    if addr.is_v4() { [u32::from_ne_bytes(addr.v4_octets()), 0, 0, 0] } else { addr.words() }
 }

@@ -34,25 +34,26 @@ macro_rules! field {
 #[inline(always)]
 #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the kernel widened them")]
 fn key(ctx: &SkLookupContext) -> FlowKey {
-    let (remote, local) = if field!(ctx, family) == AF_INET {
-        (
-            Addr::v4(field!(ctx, remote_ip4).to_ne_bytes()),
-            Addr::v4(field!(ctx, local_ip4).to_ne_bytes()),
-        )
+    // All fields before the choice: reads in two branches are joined to one read through a computed pointer, which the
+    // verifier refuses. The fields of the other family read as zero.
+    let family = field!(ctx, family);
+    let (remote_v4, local_v4) = (field!(ctx, remote_ip4), field!(ctx, local_ip4));
+    let remote_v6 = [
+        field!(ctx, remote_ip6[0]),
+        field!(ctx, remote_ip6[1]),
+        field!(ctx, remote_ip6[2]),
+        field!(ctx, remote_ip6[3]),
+    ];
+    let local_v6 = [
+        field!(ctx, local_ip6[0]),
+        field!(ctx, local_ip6[1]),
+        field!(ctx, local_ip6[2]),
+        field!(ctx, local_ip6[3]),
+    ];
+    let (remote, local) = if family == AF_INET {
+        (Addr::v4(remote_v4.to_ne_bytes()), Addr::v4(local_v4.to_ne_bytes()))
     } else {
-        let remote = [
-            field!(ctx, remote_ip6[0]),
-            field!(ctx, remote_ip6[1]),
-            field!(ctx, remote_ip6[2]),
-            field!(ctx, remote_ip6[3]),
-        ];
-        let local = [
-            field!(ctx, local_ip6[0]),
-            field!(ctx, local_ip6[1]),
-            field!(ctx, local_ip6[2]),
-            field!(ctx, local_ip6[3]),
-        ];
-        (Addr::v6(bytemuck::cast(remote)), Addr::v6(bytemuck::cast(local)))
+        (Addr::v6(bytemuck::must_cast(remote_v6)), Addr::v6(bytemuck::must_cast(local_v6)))
     };
     let remote_port = Port::from_wire(field!(ctx, remote_port).to_ne_bytes());
     let local_port = Port::new(field!(ctx, local_port) as u16);

@@ -1,15 +1,19 @@
 //! The environment at TC: packets that the stack owns, with checksums that may be the hardware's and segments that
 //! may be still together.
-#![expect(unsafe_code, reason = "packet access through raw pointers, each behind its bounds check, and helpers")]
+#![expect(
+    unsafe_code,
+    reason = "packet access through raw pointers, each behind its bounds check, and helpers"
+)]
 
 use aya_ebpf::{EbpfContext as _, helpers, programs::TcContext};
 use bytemuck::Pod;
-use gateway_common::{addr::Protocol, counter::Hook, endpoint::NextHop};
+use gateway_common::{addr::Protocol, counter::Hook, endpoint::Endpoint};
 use gateway_ebpf::{
     checksum::Diff,
-    env::{Env, Route, TransportFix},
+    env::{Env, TransportFix},
     ingress as pipeline, reply,
     verdict::Verdict,
+    way::Way,
 };
 
 use super::fib;
@@ -128,16 +132,15 @@ impl Env for Tc<'_> {
     }
 
     #[inline(always)]
-    fn next_hop(&mut self, route: &Route) -> Option<NextHop> {
-        fib::next_hop(self.ctx.as_ptr(), self.ingress(), route)
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way> {
+        fib::next_hop(self.ctx.as_ptr(), self.ingress(), endpoint, fib::flow(protocol, ip_bytes))
     }
 
     #[inline(always)]
     fn fix_ip_checksum(&mut self, offset: u32, diff: Diff) -> Option<()> {
         // SAFETY: the context is the program's own; no pointer into the packet is held.
-        let code = unsafe {
-            helpers::bpf_l3_csum_replace(self.ctx.skb.skb, offset, 0, u64::from(diff.fold32()), 0)
-        };
+        let code =
+            unsafe { helpers::bpf_l3_csum_replace(self.ctx.skb.skb, offset, 0, u64::from(diff.fold32()), 0) };
         (code == 0).then_some(())
     }
 

@@ -3,11 +3,12 @@
 
 use aya_ebpf::{EbpfContext as _, helpers, programs::XdpContext};
 use bytemuck::Pod;
-use gateway_common::{counter::Hook, endpoint::NextHop};
+use gateway_common::{addr::Protocol, counter::Hook, endpoint::Endpoint};
 use gateway_ebpf::{
-    env::{Env, Route},
+    env::Env,
     ingress,
     verdict::{Verdict, XDP_REDIRECT},
+    way::Way,
 };
 
 use super::fib;
@@ -100,7 +101,7 @@ impl Env for Xdp<'_> {
     }
 
     #[inline(always)]
-    fn next_hop(&mut self, route: &Route) -> Option<NextHop> {
-        fib::next_hop(self.ctx.as_ptr(), self.ingress, route)
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way> {
+        fib::next_hop(self.ctx.as_ptr(), self.ingress, endpoint, fib::flow(protocol, ip_bytes))
     }
 }

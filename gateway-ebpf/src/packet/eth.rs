@@ -26,15 +26,5 @@ pub struct Header {
     pub ethertype: [u8; 2],
 }
 
-/// The two addresses of the header.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct Addresses {
-    /// Link-layer destination.
-    pub destination: [u8; 6],
-    /// Link-layer source.
-    pub source: [u8; 6],
-}
-
 #[expect(clippy::as_conversions, reason = "both are 14")]
 const _: () = assert!(size_of::<Header>() == LEN as usize);

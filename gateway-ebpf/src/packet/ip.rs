@@ -12,35 +12,43 @@ use crate::{env::Env, verdict::Verdict};
 /// Offset of the header in bytes from the link-layer header.
 pub const OFFSET: u32 = eth::LEN;
 
-/// The fixed part of the IPv4 header before the addresses (RFC 791, section 3.1). Numbers are in wire order.
+/// The fixed part of the IPv4 header (RFC 791, section 3.1).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct V4 {
+pub struct V4 {
     version_and_words: u8,
     service: u8,
-    total_bytes: u16,
-    id: u16,
-    fragment: u16,
-    ttl: u8,
+    total_bytes: [u8; 2],
+    id: [u8; 2],
+    fragment: [u8; 2],
+    /// Time to live.
+    pub ttl: u8,
     protocol: u8,
-    checksum: u16,
+    /// Header checksum.
+    pub checksum: [u8; 2],
+    source: [u8; 4],
+    destination: [u8; 4],
 }
 
-/// The IPv6 header before the addresses (RFC 8200, section 3). Numbers are in wire order.
+/// The IPv6 header (RFC 8200, section 3).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct V6 {
+pub struct V6 {
     version: u8,
     flow: [u8; 3],
-    payload_bytes: u16,
+    payload_bytes: [u8; 2],
     next_header: u8,
     hop_limit: u8,
+    source: [u8; 16],
+    destination: [u8; 16],
 }
 
 /// Bytes of the fixed part of the IPv4 header.
 pub const V4_LEN: u32 = 20;
 /// Bytes of the IPv6 header.
 pub const V6_LEN: u32 = 40;
+/// Offset of what follows the IPv6 header.
+const V6_END: u8 = 54;
 /// Offset of the time to live, from the link-layer header.
 pub const V4_TTL: u32 = OFFSET + 8;
 /// Offset of the header checksum.
@@ -51,6 +59,9 @@ pub const V4_ADDRS: u32 = OFFSET + 12;
 pub const V6_HOP_LIMIT: u32 = OFFSET + 7;
 /// Offset of both addresses of IPv6.
 pub const V6_ADDRS: u32 = OFFSET + 8;
+
+#[expect(clippy::as_conversions, reason = "widening in a constant")]
+const _: () = assert!(V6_END as u32 == OFFSET + V6_LEN && header_end(0x45) as u32 == OFFSET + V4_LEN);
 
 /// Extension headers of IPv6 (IANA "IPv6 Extension Header Types"), without the fragment header.
 const HOP_BY_HOP: u8 = 0;
@@ -72,13 +83,11 @@ const LARGEST_DECLARED: u32 = 0xffff;
 /// Parses from the IPv4 header on.
 #[inline(always)]
 pub(super) fn v4<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
-    let not_ours = Verdict::Pass(Reason::NotOurs);
-    let [source, destination]: [[u8; 4]; 2] = env.load(V4_ADDRS).ok_or(not_ours)?;
-    let (source, destination) = (Addr::v4(source), Addr::v4(destination));
+    let header: V4 = env.load(OFFSET).ok_or(Verdict::Pass(Reason::NotOurs))?;
+    let (source, destination) = (Addr::v4(header.source), Addr::v4(header.destination));
     if !filtered(env.maps(), of(side, source, destination)) {
-        return Err(not_ours);
+        return Err(Verdict::Pass(Reason::NotOurs));
     }
-    let header: V4 = env.load(OFFSET).ok_or(not_ours)?;
     let header_bytes = u32::from(header.version_and_words & 0x0f) * 4;
     if header.version_and_words >> 4 != 4 || header_bytes < V4_LEN {
         return Err(Verdict::Drop(Reason::BadIpHeader));
@@ -87,11 +96,11 @@ pub(super) fn v4<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
     if header_bytes > available {
         return Err(Verdict::Drop(Reason::Truncated));
     }
-    let declared = declared(u32::from(u16::from_be(header.total_bytes)), available);
+    let declared = declared(u32::from(u16::from_be_bytes(header.total_bytes)), available);
     if declared < header_bytes || declared > available {
         return Err(Verdict::Drop(Reason::BadIpHeader));
     }
-    if u16::from_be(header.fragment) & FRAGMENTED != 0 {
+    if u16::from_be_bytes(header.fragment) & FRAGMENTED != 0 {
         return Err(Verdict::Pass(Reason::Fragment));
     }
     Ok(Ip {
@@ -100,7 +109,7 @@ pub(super) fn v4<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
         v6: false,
         ttl: header.ttl,
         protocol: Protocol::new(header.protocol),
-        transport: OFFSET + header_bytes,
+        transport: header_end(header.version_and_words),
         payload: declared - header_bytes,
     })
 }
@@ -108,20 +117,18 @@ pub(super) fn v4<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
 /// Parses from the IPv6 header on.
 #[inline(always)]
 pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
-    let not_ours = Verdict::Pass(Reason::NotOurs);
-    let [source, destination]: [[u8; 16]; 2] = env.load(V6_ADDRS).ok_or(not_ours)?;
-    let (source, destination) = (Addr::v6(source), Addr::v6(destination));
+    let header: V6 = env.load(OFFSET).ok_or(Verdict::Pass(Reason::NotOurs))?;
+    let (source, destination) = (Addr::v6(header.source), Addr::v6(header.destination));
     let ours = of(side, source, destination);
     // An IPv4-mapped address may not appear in a packet (RFC 5156), and in our keys it means IPv4.
     if ours.is_v4() || !filtered(env.maps(), ours) {
-        return Err(not_ours);
+        return Err(Verdict::Pass(Reason::NotOurs));
     }
-    let header: V6 = env.load(OFFSET).ok_or(not_ours)?;
     if header.version >> 4 != 6 {
         return Err(Verdict::Drop(Reason::BadIpHeader));
     }
     let available = env.len_bytes().wrapping_sub(OFFSET + V6_LEN);
-    let payload = declared(u32::from(u16::from_be(header.payload_bytes)), available);
+    let payload = declared(u32::from(u16::from_be_bytes(header.payload_bytes)), available);
     if payload > available {
         return Err(Verdict::Drop(Reason::BadIpHeader));
     }
@@ -138,7 +145,7 @@ pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
         v6: true,
         ttl: header.hop_limit,
         protocol: Protocol::new(header.next_header),
-        transport: OFFSET + V6_LEN,
+        transport: V6_END,
         payload,
     })
 }
@@ -152,7 +159,7 @@ pub(super) struct Ip {
     pub(super) ttl: u8,
     pub(super) protocol: Protocol,
     /// Offset of the transport header from the link-layer header.
-    pub(super) transport: u32,
+    pub(super) transport: u8,
     /// Bytes from the transport header to the end of the packet.
     pub(super) payload: u32,
 }
@@ -163,6 +170,12 @@ fn of(side: Side, source: Addr, destination: Addr) -> Addr {
         Side::Destination => destination,
         Side::Source => source,
     }
+}
+
+/// Where a header of IPv4 ends, from its first byte: at most 14 + 60.
+#[inline(always)]
+const fn header_end(version_and_words: u8) -> u8 {
+    14 + (version_and_words & 0x0f) * 4
 }
 
 /// The length that a header declares; one that does not fit its field is written as zero.

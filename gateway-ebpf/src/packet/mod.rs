@@ -7,27 +7,28 @@ pub mod transport;
 use gateway_common::{
     addr::{Addr, Port},
     counter::Reason,
-    endpoint::NextHop,
     filter,
     flow::FlowKey,
 };
 
 use crate::{
-    Aligned,
     env::{Env, Maps},
     verdict::Verdict,
+    way::Way,
 };
 use transport::Flags;
 
 /// A TCP or UDP packet that concerns us, parsed.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet {
-    /// The 5-tuple as the packet carries it.
-    pub key: Aligned<FlowKey>,
+    /// The 5-tuple as the packet carries it, in whole words: the compiler copies a [`FlowKey`] field by field, and its
+    /// padding then lands on stack addresses that the verifier refuses.
+    key: [u64; 5],
     /// Whether it is IPv6.
     pub v6: bool,
     /// Offset of the transport header in bytes from the link-layer header.
-    pub transport: u32,
+    /// A byte, because the verifier only follows offsets whose bound it sees; 74 is the largest.
+    pub transport: u8,
     /// Time to live, or hop limit.
     pub ttl: u8,
     /// Flags of TCP; none for UDP.
@@ -37,13 +38,13 @@ pub struct Packet {
 impl Packet {
     /// The 5-tuple as the packet carries it.
     #[inline(always)]
-    pub const fn key(&self) -> &FlowKey {
-        &self.key.0
+    pub fn key(&self) -> &FlowKey {
+        bytemuck::must_cast_ref(&self.key)
     }
 
     /// Bytes from the IP header on, as far as they fit the IP header's own field.
     #[inline(always)]
-    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "at most 0xffff")]
+    #[expect(clippy::as_conversions, reason = "at most 0xffff")]
     pub fn ip_bytes<E: Env>(&self, env: &E) -> u16 {
         env.len_bytes().saturating_sub(ip::OFFSET).min(0xffff) as u16
     }
@@ -76,12 +77,12 @@ pub fn parse<E: Env>(env: &E, side: Side) -> Result<Packet, Verdict> {
     let (ports, flags) = transport::parse(env, &ip)?;
     let key = FlowKey::new(
         ip.source,
-        Port::new(u16::from_be(ports.source)),
+        Port::from_wire(ports.source),
         ip.destination,
-        Port::new(u16::from_be(ports.destination)),
+        Port::from_wire(ports.destination),
         ip.protocol,
     );
-    Ok(Packet { key: Aligned(key), v6: ip.v6, transport: ip.transport, ttl: ip.ttl, flags })
+    Ok(Packet { key: bytemuck::must_cast(key), v6: ip.v6, transport: ip.transport, ttl: ip.ttl, flags })
 }
 
 /// Whether an address may be one of ours.
@@ -93,11 +94,6 @@ pub fn filtered<M: Maps>(maps: &M, addr: Addr) -> bool {
 
 /// The way back to the sender of this packet, as its own frame shows it.
 #[inline(always)]
-pub fn way_back<E: Env>(env: &E) -> NextHop {
-    match env.load::<eth::Header>(0) {
-        Some(header) => {
-            NextHop { interface: env.ingress(), mac: header.source, own_mac: header.destination }
-        }
-        None => NextHop::UNKNOWN,
-    }
+pub fn way_back<E: Env>(env: &E) -> Way {
+    env.load(0).map_or(Way::UNKNOWN, |frame| Way::back(env.ingress(), frame))
 }

@@ -15,9 +15,9 @@ pub struct Tcp {
     acknowledgment: [u8; 4],
     words: u8,
     flags: u8,
-    window: u16,
-    checksum: u16,
-    urgent: u16,
+    window: [u8; 2],
+    checksum: [u8; 2],
+    urgent: [u8; 2],
 }
 
 /// The UDP header (RFC 768).
@@ -25,8 +25,8 @@ pub struct Tcp {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Udp {
     ports: Ports,
-    bytes: u16,
-    checksum: u16,
+    bytes: [u8; 2],
+    checksum: [u8; 2],
 }
 
 /// Both ports, at the same place in either header.
@@ -34,9 +34,9 @@ pub struct Udp {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Ports {
     /// Source port in wire order.
-    pub source: u16,
+    pub source: [u8; 2],
     /// Destination port in wire order.
-    pub destination: u16,
+    pub destination: [u8; 2],
 }
 
 /// Bytes of the fixed part of the TCP header.
@@ -83,9 +83,9 @@ impl Flags {
 #[inline(always)]
 pub(super) fn parse<E: Env>(env: &E, ip: &Ip) -> Result<(Ports, Flags), Verdict> {
     if ip.protocol == Protocol::TCP {
-        tcp(env, ip.transport, ip.payload)
+        tcp(env, u32::from(ip.transport), ip.payload)
     } else if ip.protocol == Protocol::UDP {
-        Ok((udp(env, ip.transport, ip.payload)?, Flags::default()))
+        Ok((udp(env, u32::from(ip.transport), ip.payload)?, Flags::default()))
     } else {
         Err(Verdict::Pass(Reason::OtherProtocol))
     }
@@ -110,7 +110,7 @@ fn udp<E: Env>(env: &E, offset: u32, payload: u32) -> Result<Ports, Verdict> {
         return Err(Verdict::Drop(Reason::Truncated));
     }
     let header: Udp = env.load(offset).ok_or(Verdict::Drop(Reason::Truncated))?;
-    let bytes = u32::from(u16::from_be(header.bytes));
+    let bytes = u32::from(u16::from_be_bytes(header.bytes));
     // More than 64 KiB at once, as the stack's own segmentation hands them over, do not fit the field.
     let fits = payload > 0xffff || bytes <= payload;
     if bytes < UDP_LEN || !fits {

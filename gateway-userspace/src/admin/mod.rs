@@ -1,5 +1,6 @@
 //! The operator's window: numbers, readiness, and what is wanted, served and in the kernel.
 
+pub mod dump;
 pub mod ready;
 pub mod serve;
 

@@ -78,9 +78,11 @@ fn answer(view: &dyn View, method: &Method, path: &str) -> Response<Full<Bytes>>
         return response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n".to_owned());
     }
     match path {
-        "/metrics" => {
-            response(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", view.metrics())
-        }
+        "/metrics" => response(
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            view.metrics(),
+        ),
         "/live" => response(StatusCode::OK, TEXT, "live\n".to_owned()),
         "/ready" => match view.readiness() {
             Readiness::Ready => response(StatusCode::OK, TEXT, "ready\n".to_owned()),
@@ -89,7 +91,9 @@ fn answer(view: &dyn View, method: &Method, path: &str) -> Response<Full<Bytes>>
             }
         },
         "/dump" => response(StatusCode::OK, "application/json", format!("{:#}\n", view.dump())),
-        _ => response(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /ready, /live and /dump\n".to_owned()),
+        _ => {
+            response(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /ready, /live and /dump\n".to_owned())
+        }
     }
 }
 
@@ -98,4 +102,46 @@ fn response(status: StatusCode, content_type: &'static str, text: String) -> Res
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    struct Told(Readiness);
+
+    impl View for Told {
+        fn metrics(&self) -> String {
+            "sluice_x 1\n# EOF\n".to_owned()
+        }
+
+        fn readiness(&self) -> Readiness {
+            self.0.clone()
+        }
+
+        fn dump(&self) -> serde_json::Value {
+            serde_json::json!({ "listeners": [] })
+        }
+    }
+
+    async fn check(view: &Told, method: Method, path: &str, status: u16, text: &str) {
+        let response = answer(view, &method, path);
+        assert_eq!(response.status(), status, "{path}");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(String::from_utf8_lossy(&body).contains(text), "{path}: {body:?}");
+    }
+
+    #[tokio::test]
+    async fn every_window_opens() {
+        let view = Told(Readiness::NotReady(vec!["configuration: not read yet".to_owned()]));
+        check(&view, Method::GET, "/live", 200, "live").await;
+        check(&view, Method::GET, "/ready", 503, "configuration: not read yet").await;
+        check(&Told(Readiness::Ready), Method::GET, "/ready", 200, "ready").await;
+        check(&view, Method::GET, "/metrics", 200, "sluice_x 1").await;
+        check(&view, Method::GET, "/dump", 200, "listeners").await;
+        check(&view, Method::GET, "/else", 404, "/metrics").await;
+        check(&view, Method::POST, "/metrics", 405, "GET").await;
+    }
 }

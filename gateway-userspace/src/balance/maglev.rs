@@ -111,7 +111,12 @@ fn fill(seed: &Seed, members: &[Member], weights: &[u32], n_slots: u32) -> Vec<u
         .zip(members.iter().zip(weights))
         .map(|(index, (member, weight))| {
             let addr = member.endpoint.addr();
-            maglev::Member { addr: Addr::from(addr.ip()), port: Port::new(addr.port()), index, weight: *weight }
+            maglev::Member {
+                addr: Addr::from(addr.ip()),
+                port: Port::new(addr.port()),
+                index,
+                weight: *weight,
+            }
         })
         .collect();
     maglev::table(seed, &members, n_slots)

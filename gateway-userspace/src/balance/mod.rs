@@ -4,15 +4,25 @@ pub mod least_request;
 pub mod maglev;
 pub mod round_robin;
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
-use gateway_common::{flow::FlowKey, hash::Seed};
+use gateway_common::{
+    addr::{Addr, Port, Protocol},
+    flow::FlowKey,
+    hash::Seed,
+};
 
 use crate::{
     balance::{least_request::LeastRequest, maglev::Maglev, round_robin::RoundRobin},
     endpoint::{Availability, Endpoint},
     limits,
 };
+
+/// The 5-tuple of a client's packets, as the kernel sees it.
+pub fn flow(peer: SocketAddr, local: SocketAddr, protocol: Protocol) -> FlowKey {
+    let (source, destination) = (Addr::from(peer.ip()), Addr::from(local.ip()));
+    FlowKey::new(source, Port::new(peer.port()), destination, Port::new(local.port()), protocol)
+}
 
 /// One endpoint that takes part.
 #[derive(Clone, Debug)]
@@ -95,7 +105,9 @@ impl Balancer {
     pub fn pick(&self, flow: &FlowKey, tried: &Tried) -> Option<usize> {
         let chosen = match &self.algorithm {
             Algorithm::RoundRobin(algorithm) => algorithm.pick(|idx| self.is_active(idx, tried)),
-            Algorithm::LeastRequest(algorithm) => algorithm.pick(&self.members, |idx| self.is_active(idx, tried)),
+            Algorithm::LeastRequest(algorithm) => {
+                algorithm.pick(&self.members, |idx| self.is_active(idx, tried))
+            }
             Algorithm::Maglev(algorithm) => return algorithm.pick(&self.members, flow, tried),
         };
         chosen.or_else(|| self.any(tried, Availability::Active)).or_else(|| {
@@ -106,7 +118,10 @@ impl Balancer {
 
     fn is_active(&self, idx: usize, tried: &Tried) -> bool {
         !tried.contains(idx)
-            && self.members.get(idx).is_some_and(|member| member.endpoint.availability() == Availability::Active)
+            && self
+                .members
+                .get(idx)
+                .is_some_and(|member| member.endpoint.availability() == Availability::Active)
     }
 
     /// Any member of this availability, from a random start.
@@ -114,7 +129,8 @@ impl Balancer {
         let n = self.members.len();
         let start = if n == 0 { return None } else { fastrand::usize(..n) };
         (start..n).chain(0..start).find(|idx| {
-            !tried.contains(*idx) && self.members.get(*idx).is_some_and(|m| m.endpoint.availability() == wanted)
+            !tried.contains(*idx)
+                && self.members.get(*idx).is_some_and(|m| m.endpoint.availability() == wanted)
         })
     }
 }

@@ -2,8 +2,6 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use gateway_common::addr::{Addr, Port, Protocol};
-
 use super::*;
 use crate::{
     endpoint::{EndpointId, Health, Registry},
@@ -14,7 +12,8 @@ fn members(registry: &Registry, weights: &[u32]) -> Vec<Member> {
     (1u8..)
         .zip(weights)
         .map(|(n, weight)| {
-            let id = EndpointId { service: ServiceName::new("s"), addr: SocketAddr::from(([192, 0, 2, n], 80)) };
+            let id =
+                EndpointId { service: ServiceName::new("s"), addr: SocketAddr::from(([192, 0, 2, n], 80)) };
             let endpoint = registry.resolve(&id);
             endpoint.set_weight(*weight);
             Member { endpoint, backend_weight: 1, weight: *weight }
@@ -22,7 +21,7 @@ fn members(registry: &Registry, weights: &[u32]) -> Vec<Member> {
         .collect()
 }
 
-fn flow(port: u16) -> FlowKey {
+fn of_port(port: u16) -> FlowKey {
     let (client, here) = (Addr::v4([198, 51, 100, 7]), Addr::v4([203, 0, 113, 1]));
     FlowKey::new(client, Port::new(port), here, Port::new(80), Protocol::TCP)
 }
@@ -32,7 +31,7 @@ fn shares(policy: Policy, weights: &[u32], n: u16, tolerance: f64) {
     let balancer = Balancer::new(policy, members(&Registry::default(), weights), &Seed::new([1, 2]));
     let mut counts = vec![0u32; weights.len()];
     for port in 0..n {
-        counts[balancer.pick(&flow(port), &Tried::default()).unwrap()] += 1;
+        counts[balancer.pick(&of_port(port), &Tried::default()).unwrap()] += 1;
     }
     let total: f64 = weights.iter().copied().map(f64::from).sum();
     for (count, weight) in counts.iter().zip(weights) {
@@ -52,8 +51,9 @@ fn shares_follow_weights() {
 
 #[test]
 fn a_weighted_turn_is_spread_and_not_bunched() {
-    let balancer = Balancer::new(Policy::RoundRobin, members(&Registry::default(), &[5, 1, 1]), &Seed::new([1, 2]));
-    let picks: Vec<_> = (0..14).map(|_| balancer.pick(&flow(1), &Tried::default()).unwrap()).collect();
+    let balancer =
+        Balancer::new(Policy::RoundRobin, members(&Registry::default(), &[5, 1, 1]), &Seed::new([1, 2]));
+    let picks: Vec<_> = (0..14).map(|_| balancer.pick(&of_port(1), &Tried::default()).unwrap()).collect();
     let longest = picks.split(|idx| *idx != 0).map(<[usize]>::len).max().unwrap();
     assert!(longest <= 4, "{picks:?}");
 }
@@ -64,10 +64,10 @@ fn the_less_loaded_is_preferred() {
     let members = members(&registry, &[1, 1, 1, 1, 1]);
     let busy: Vec<_> = (0..50).map(|_| members[0].endpoint.begin()).collect();
     let balancer = Balancer::new(Policy::LeastRequest, members, &Seed::new([1, 2]));
-    let hits = (0..1_000).filter(|_| balancer.pick(&flow(1), &Tried::default()) == Some(0)).count();
+    let hits = (0..1_000).filter(|_| balancer.pick(&of_port(1), &Tried::default()) == Some(0)).count();
     assert_eq!(hits, 0);
     drop(busy);
-    let hits = (0..1_000).filter(|_| balancer.pick(&flow(1), &Tried::default()) == Some(0)).count();
+    let hits = (0..1_000).filter(|_| balancer.pick(&of_port(1), &Tried::default()) == Some(0)).count();
     assert!(hits > 50, "{hits}");
 }
 
@@ -82,17 +82,21 @@ fn what_is_down_or_was_tried_is_left_out() {
         let mut tried = Tried::default();
         tried.push(2);
         for port in 0..200 {
-            let idx = balancer.pick(&flow(port), &tried).unwrap();
+            let idx = balancer.pick(&of_port(port), &tried).unwrap();
             assert!(idx == 0 || idx == 3, "{policy:?} picked {idx}");
         }
         endpoints[0].set_health(Health::Down);
         endpoints[3].set_health(Health::Down);
-        assert_eq!(balancer.pick(&flow(1), &tried), None, "{policy:?}");
+        assert_eq!(balancer.pick(&of_port(1), &tried), None, "{policy:?}");
         endpoints[1].set_health(Health::Up);
-        assert_eq!(balancer.pick(&flow(1), &tried), Some(1), "{policy:?}");
+        assert_eq!(balancer.pick(&of_port(1), &tried), Some(1), "{policy:?}");
         endpoints[1].set_draining(true);
         endpoints[2].set_health(Health::Down);
-        assert_eq!(balancer.pick(&flow(1), &tried), Some(1), "{policy:?}: the last one drains and still serves");
+        assert_eq!(
+            balancer.pick(&of_port(1), &tried),
+            Some(1),
+            "{policy:?}: the last one drains and still serves"
+        );
     }
 }
 
@@ -102,7 +106,7 @@ fn only_flows_of_the_lost_member_move() {
     let members = members(&registry, &[1; 5]);
     let lost = Arc::clone(&members[2].endpoint);
     let balancer = Balancer::new(Policy::Maglev, members, &Seed::new([1, 2]));
-    let pick = |port| balancer.pick(&flow(port), &Tried::default()).unwrap();
+    let pick = |port| balancer.pick(&of_port(port), &Tried::default()).unwrap();
     let before: Vec<_> = (0..5_000).map(pick).collect();
     lost.set_health(Health::Down);
     let after: Vec<_> = (0..5_000).map(pick).collect();

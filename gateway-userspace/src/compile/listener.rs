@@ -103,7 +103,9 @@ fn balanced(snapshot: &Snapshot, shared: &Shared, listener: &Listener) -> Balanc
     let mut connect_timeout = None;
     let mut members = Vec::new();
     for backend in rule.map_or(&[][..], |rule| &rule.backends) {
-        let Some(service) = snapshot.services.iter().find(|service| service.name == backend.service) else { continue };
+        let Some(service) = snapshot.services.iter().find(|service| service.name == backend.service) else {
+            continue;
+        };
         connect_timeout = connect_timeout.max(Some(service.connect_timeout));
         for endpoint in &service.endpoints {
             let id = crate::endpoint::EndpointId { service: service.name.clone(), addr: endpoint.addr };
@@ -116,5 +118,6 @@ fn balanced(snapshot: &Snapshot, shared: &Shared, listener: &Listener) -> Balanc
         listener: listener.name.clone(),
         balancer: Balancer::new(Policy::Maglev, members, &shared.seed),
         connect_timeout: connect_timeout.unwrap_or(limits::CONNECT_TIMEOUT),
+        options: shared.parts.options,
     }
 }

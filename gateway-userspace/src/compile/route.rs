@@ -25,10 +25,14 @@ pub(super) fn table(
     listener: &Listener,
 ) -> Table<Arc<state::Rule>> {
     let mut table = Table::default();
-    let mut routes: Vec<_> = snapshot.routes.iter().filter(|route| route.listeners.contains(&listener.name)).collect();
+    let mut routes: Vec<_> =
+        snapshot.routes.iter().filter(|route| route.listeners.contains(&listener.name)).collect();
     routes.sort_by(|a, b| a.name.cmp(&b.name));
     for route in routes {
-        let labels = RouteLabels { listener: listener.name.as_str().to_owned(), route: route.name.as_str().to_owned() };
+        let labels = RouteLabels {
+            listener: listener.name.as_str().to_owned(),
+            route: route.name.as_str().to_owned(),
+        };
         let hostnames = hostnames(route, listener);
         for rule in &route.rules {
             let compiled = Arc::new(state::Rule {
@@ -40,7 +44,12 @@ pub(super) fn table(
             });
             for hostname in &hostnames {
                 for wanted in &rule.matches {
-                    table.add(host(hostname.as_ref()), path(wanted), conditions(wanted), Arc::clone(&compiled));
+                    table.add(
+                        host(hostname.as_ref()),
+                        path(wanted),
+                        conditions(wanted),
+                        Arc::clone(&compiled),
+                    );
                 }
             }
         }
@@ -62,7 +71,9 @@ fn hostnames(route: &Route, listener: &Listener) -> Vec<Option<Hostname>> {
 
 fn intersection(a: &Hostname, b: &Hostname) -> Option<Hostname> {
     use Hostname::{Exact, Wildcard};
-    let below = |name: &str, suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'));
+    let below = |name: &str, suffix: &str| {
+        name.strip_suffix(suffix).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+    };
     match (a, b) {
         (Exact(one), Exact(other)) => (one == other).then(|| a.clone()),
         (Exact(name), Wildcard(suffix)) | (Wildcard(suffix), Exact(name)) => {
@@ -79,7 +90,9 @@ fn intersection(a: &Hostname, b: &Hostname) -> Option<Hostname> {
 }
 
 fn backends(rule: &Rule, services: &Services) -> Backends {
-    Backends::new(rule.backends.iter().map(|backend| (backend.weight, services.get(&backend.service).map(Arc::clone))))
+    Backends::new(
+        rule.backends.iter().map(|backend| (backend.weight, services.get(&backend.service).map(Arc::clone))),
+    )
 }
 
 fn path(wanted: &Match) -> Path<'_> {

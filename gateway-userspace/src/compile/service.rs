@@ -44,7 +44,8 @@ pub(super) fn upstream(definition: Definition, shared: &Shared) -> Upstream {
 pub(super) fn probes(wanted: &Service, registry: &Registry) -> Vec<Probe> {
     let Some(health) = &wanted.health else { return Vec::new() };
     let thresholds = Thresholds { unhealthy: health.unhealthy_threshold, healthy: health.healthy_threshold };
-    let check = |kind| Arc::new(Check { kind, interval: health.interval, timeout: health.timeout, thresholds });
+    let check =
+        |kind| Arc::new(Check { kind, interval: health.interval, timeout: health.timeout, thresholds });
     wanted
         .endpoints
         .iter()

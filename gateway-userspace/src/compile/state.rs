@@ -42,7 +42,8 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
             (wanted.name.clone(), made)
         })
         .collect();
-    let probes = snapshot.services.iter().flat_map(|wanted| service::probes(wanted, &shared.parts.registry)).collect();
+    let probes =
+        snapshot.services.iter().flat_map(|wanted| service::probes(wanted, &shared.parts.registry)).collect();
     let mut faults = Faults::default();
     let binds = listener::binds(snapshot, shared, &services, &mut faults);
     if faults.0.is_empty() {

@@ -3,7 +3,11 @@
 use crate::{
     compile::{Fault, Faults, state::Shared},
     snapshot::listener::{Hostname, Listener},
-    tls::{accept::Acceptor, certificate::Certificate, resolver::{Names, Resolver}},
+    tls::{
+        accept::Acceptor,
+        certificate::Certificate,
+        resolver::{Names, Resolver},
+    },
 };
 
 /// What accepts TLS for these listeners; faults name every certificate that cannot be served.

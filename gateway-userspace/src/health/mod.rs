@@ -56,6 +56,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Passed, Self::Refused, Self::Silent, Self::Wrong];
+
     /// The value of the metric's label.
     pub const fn as_str(self) -> &'static str {
         match self {

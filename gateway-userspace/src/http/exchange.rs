@@ -25,11 +25,15 @@ use crate::{
 };
 
 /// Serves one request with the state of this moment.
-pub async fn run(worker: &Worker, downstream: &Downstream, request: Request<RequestBody>) -> Response<ResponseBody> {
+pub async fn run(
+    worker: &Worker,
+    downstream: &Downstream,
+    request: Request<RequestBody>,
+) -> Response<ResponseBody> {
     let started = worker.clock.now();
     let state = worker.published.load();
     let (parts, body) = request.into_parts();
-    let (routed, stats) = match state.binds.get(&downstream.bind) {
+    let (routed, counted) = match state.binds.get(&downstream.bind) {
         Some(Bind::Http(bind)) => find(bind, &parts),
         Some(Bind::Balanced(_)) | None => return Fault::new(Kind::NoRoute).response(),
     };
@@ -39,10 +43,10 @@ pub async fn run(worker: &Worker, downstream: &Downstream, request: Request<Requ
         Err(fault) => Err(fault),
     };
     let response = done.unwrap_or_else(|fault| {
-        stats.fault(worker.idx, fault.kind);
+        counted.fault(worker.idx, fault.kind);
         fault.response()
     });
-    log(worker, downstream, &method, response.status(), stats, worker.clock.now().duration_since(started));
+    log(worker, downstream, &method, response.status(), counted, worker.clock.now().duration_since(started));
     drop(state);
     response
 }
@@ -111,13 +115,11 @@ async fn forward(
     let mut again = None;
     let mut n_endpoints = 0;
     while again.is_some() || n_endpoints < limits::TRIES {
-        let (picked, freshness) = match again.take() {
-            Some(picked) => (picked, Freshness::New),
-            None => {
-                n_endpoints += 1;
-                let Some(picked) = service.pick(&downstream.flow, &tried) else { return Err(last) };
-                (picked, Freshness::Any)
-            }
+        let (picked, freshness) = if let Some(picked) = again.take() {
+            (picked, Freshness::New)
+        } else {
+            n_endpoints += 1;
+            (service.pick(&downstream.flow, &tried).ok_or(last)?, Freshness::Any)
         };
         let mut lease = match service.connect_or_reuse(picked, worker.idx, freshness).await {
             Ok(lease) => lease,
@@ -138,8 +140,12 @@ async fn forward(
         };
         let is_down = lease.endpoint().health() == crate::endpoint::Health::Down;
         last = failed.fault(is_down);
-        message = failed.message.ok_or(last)?;
-        if lease.origin() != Origin::Opened && !is_down {
+        let whole = match last.retry {
+            Retry::Never => None,
+            Retry::IfIdempotent | Retry::Safe => failed.message,
+        };
+        message = whole.ok_or(last)?;
+        if lease.origin() != Origin::Opened && freshness == Freshness::Any && !is_down {
             again = Some(picked);
         } else {
             tried.push(picked);
@@ -232,11 +238,8 @@ async fn send(
             Failed { cause: Cause::Send(SendError::Closed), message }
         }
         SendError::Closed => {
-            let message = match Fault::new(Kind::Reset).retry {
-                Retry::Never => None,
-                Retry::IfIdempotent | Retry::Safe => kept.and_then(Kept::message),
-            };
-            Failed { cause: Cause::Send(cause), message }
+            // Only of an idempotent request something is kept.
+            Failed { cause: Cause::Send(cause), message: kept.and_then(Kept::message) }
         }
         SendError::Body | SendError::Protocol => Failed { cause: Cause::Send(cause), message: None },
     })
@@ -263,10 +266,9 @@ fn log(
     downstream: &Downstream,
     method: &Method,
     status: StatusCode,
-    stats: &RouteStats,
+    counted: &RouteStats,
     elapsed: Duration,
 ) {
-    stats.record(worker.idx, status.as_u16(), elapsed);
+    counted.record(worker.idx, status.as_u16(), elapsed);
     tracing::trace!(%method, status = status.as_u16(), bind = %downstream.bind, ?elapsed, "request");
 }
-

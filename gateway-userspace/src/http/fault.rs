@@ -61,7 +61,9 @@ impl Fault {
             Kind::NoRoute => StatusCode::NOT_FOUND,
             Kind::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Kind::Protocol | Kind::Reset => StatusCode::BAD_GATEWAY,
-            Kind::Connect | Kind::EndpointDown | Kind::NoEndpoint | Kind::Overload => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Connect | Kind::EndpointDown | Kind::NoEndpoint | Kind::Overload => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Kind::RequestTimeout | Kind::TryTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }

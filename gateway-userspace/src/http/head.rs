@@ -119,6 +119,21 @@ impl fmt::Display for Refusal {
 }
 
 impl Scanner {
+    /// Whether a head has begun and is not complete.
+    pub const fn is_in_head(&self) -> bool {
+        match self.place {
+            Place::RequestLine => self.head.line_bytes > 0,
+            Place::FieldStart | Place::Name | Place::Value => true,
+            Place::Body(_)
+            | Place::ChunkSize
+            | Place::ChunkExtension
+            | Place::ChunkData(_)
+            | Place::ChunkEnd
+            | Place::TrailerStart
+            | Place::Trailer => false,
+        }
+    }
+
     /// Takes the next bytes of the connection.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let mut at = 0;
@@ -128,7 +143,15 @@ impl Scanner {
                 // Bodies are skipped, not looked at.
                 Place::Body(n) => at += self.skip(n, left, Place::Body, Place::RequestLine),
                 Place::ChunkData(n) => at += self.skip(n, left, Place::ChunkData, Place::ChunkEnd),
-                _ => {
+                Place::RequestLine
+                | Place::FieldStart
+                | Place::Name
+                | Place::Value
+                | Place::ChunkSize
+                | Place::ChunkExtension
+                | Place::ChunkEnd
+                | Place::TrailerStart
+                | Place::Trailer => {
                     self.step(*byte).map_err(|reason| Refusal { at, reason })?;
                     at += 1;
                 }
@@ -148,8 +171,7 @@ impl Scanner {
         let after_cr = std::mem::replace(&mut self.after_cr, byte == b'\r');
         match (byte, after_cr) {
             (b'\n', true) => self.line_end(),
-            (b'\n', false) => Err(Reason::BareLineEnd),
-            (_, true) => Err(Reason::BareLineEnd),
+            (b'\n', false) | (_, true) => Err(Reason::BareLineEnd),
             (b'\r', false) => Ok(()),
             (_, false) => self.byte(byte),
         }
@@ -307,8 +329,14 @@ mod tests {
 
     #[test]
     fn good_requests_pass_one_after_the_other() {
-        check("GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nhost:a\r\nX-Long-Name-Of-A-Field: v\r\n\r\n", Ok(()));
-        check("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n\n\n\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Ok(()));
+        check(
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTTP/1.1\r\nhost:a\r\nX-Long-Name-Of-A-Field: v\r\n\r\n",
+            Ok(()),
+        );
+        check(
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n\n\n\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            Ok(()),
+        );
         check(
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=y\r\na\nb\r\n0\r\nT: x\r\n\r\n\r\n\
              GET / HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -331,7 +359,10 @@ mod tests {
         check(&head("Host: a\r\nContent-Length: +1\r\n"), Err(Reason::Length));
         check(&head("Host: a\r\nContent-Length: 1, 1\r\n"), Err(Reason::Length));
         check(&head("Host: a\r\nTransfer-Encoding: gzip, chunked\r\n"), Err(Reason::Coding));
-        check(&head("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), Err(Reason::Coding));
+        check(
+            &head("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
+            Err(Reason::Coding),
+        );
         check(&head("Host: a\r\nX : 1\r\n"), Err(Reason::Field));
         check(&head("Host: a\r\nX: 1\r\n folded\r\n"), Err(Reason::Field));
         check(&head("Host: a\r\n: 1\r\n"), Err(Reason::Field));
@@ -341,7 +372,8 @@ mod tests {
     #[test]
     fn bad_chunks_are_refused() {
         let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
-        for chunks in ["x\r\n", "\r\n", "2\r\nabc\r\n", "0x2\r\nab\r\n", "2\nab\r\n", "fffffffffffffffff\r\n"] {
+        for chunks in ["x\r\n", "\r\n", "2\r\nabc\r\n", "0x2\r\nab\r\n", "2\nab\r\n", "fffffffffffffffff\r\n"]
+        {
             let refused = Scanner::default().scan(format!("{head}{chunks}").as_bytes());
             assert!(refused.is_err(), "{chunks:?}");
         }

@@ -10,7 +10,10 @@ use http::{
 };
 
 use crate::{
-    http::{Downstream, Scheme, fault::{Fault, Kind}},
+    http::{
+        Downstream, Scheme,
+        fault::{Fault, Kind},
+    },
     pool::Protocol,
 };
 
@@ -45,7 +48,10 @@ pub fn host_name(authority: &str) -> Cow<'_, str> {
 
 /// Whether sending a request twice has the effect of sending it once (RFC 9110, section 9.2.2).
 pub fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
+    )
 }
 
 /// Makes the head of the request as the endpoint gets it.
@@ -55,7 +61,8 @@ pub fn to_upstream(mut parts: Parts, downstream: &Downstream, protocol: Protocol
         Some(authority) => Some(HeaderValue::try_from(authority.as_str()).map_err(bad)?),
         None => parts.headers.get(header::HOST).cloned(),
     };
-    let trailers = parts.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    let trailers =
+        parts.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip_hop_by_hop(&mut parts.headers);
     forward(&mut parts.headers, downstream, host.as_ref());
     join_cookies(&mut parts.headers);
@@ -84,7 +91,6 @@ pub fn to_upstream(mut parts: Parts, downstream: &Downstream, protocol: Protocol
     parts.extensions = http::Extensions::new();
     Ok(parts)
 }
-
 
 /// Makes the head of the response as the client gets it.
 pub fn to_downstream(parts: &mut response::Parts) {

@@ -3,20 +3,23 @@
 pub mod body;
 pub mod exchange;
 pub mod fault;
-pub mod header;
 pub mod head;
+pub mod header;
 pub mod serve;
 pub mod stream;
 
 use std::{net::SocketAddr, sync::Arc};
 
-use gateway_common::{
-    addr::{Addr, Port, Protocol},
-    flow::FlowKey,
-};
+use gateway_common::{addr::Protocol, flow::FlowKey};
 use http::HeaderValue;
 
-use crate::{clock::Clock, drain::Tasks, metrics::Metrics, state::{BindKey, Published}};
+use crate::{
+    balance,
+    clock::Clock,
+    drain::Tasks,
+    metrics::Metrics,
+    state::{BindKey, Published},
+};
 
 /// What a worker serves with.
 #[derive(Clone, Debug)]
@@ -58,11 +61,10 @@ pub struct Downstream {
 impl Downstream {
     /// From the addresses of an accepted socket.
     pub fn new(bind: BindKey, scheme: Scheme, peer: SocketAddr, local: SocketAddr) -> Self {
-        let (source, destination) = (Addr::from(peer.ip()), Addr::from(local.ip()));
-        let (source_port, destination_port) = (Port::new(peer.port()), Port::new(local.port()));
-        let flow = FlowKey::new(source, source_port, destination, destination_port, Protocol::TCP);
+        let flow = balance::flow(peer, local, Protocol::TCP);
+        // An IP address is made of digits, letters, dots and colons, so the other value is never used.
         let client = HeaderValue::try_from(peer.ip().to_string())
-            .expect("an IP address is made of digits, letters, dots and colons");
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         Self { bind, scheme, flow, client }
     }
 }

@@ -69,19 +69,22 @@ async fn http1<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    stream.check_heads();
+    stream.check_heads(limits::HEAD_TIMEOUT);
     let service = service_fn(move |request: Request<Incoming>| {
         let (worker, downstream) = (Arc::clone(&worker), Arc::clone(&downstream));
-        async move { Ok::<_, Infallible>(exchange::run(&worker, &downstream, request.map(RequestBody::from)).await) }
+        async move {
+            Ok::<_, Infallible>(exchange::run(&worker, &downstream, request.map(RequestBody::from)).await)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits::HEAD_TIMEOUT)
+        // Covers the wait for a request too; a head that has begun is bounded by the stream.
+        .header_read_timeout(limits::DOWNSTREAM_IDLE)
         .max_headers(limits::HEADERS)
         .max_header_size(limits::HEAD_BYTES)
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
-    until_drained(pin!(connection), drain, |connection| connection.graceful_shutdown()).await
+    until_drained(pin!(connection), drain, http1::Connection::graceful_shutdown).await
 }
 
 async fn http2<S>(
@@ -96,7 +99,9 @@ where
     let tasks = worker.tasks.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let (worker, downstream) = (Arc::clone(&worker), Arc::clone(&downstream));
-        async move { Ok::<_, Infallible>(exchange::run(&worker, &downstream, request.map(RequestBody::from)).await) }
+        async move {
+            Ok::<_, Infallible>(exchange::run(&worker, &downstream, request.map(RequestBody::from)).await)
+        }
     });
     let connection = http2::Builder::new(Executor(tasks))
         .timer(TokioTimer::new())
@@ -105,7 +110,7 @@ where
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .keep_alive_interval(PING_INTERVAL)
         .serve_connection(TokioIo::new(stream), service);
-    until_drained(pin!(connection), drain, |connection| connection.graceful_shutdown()).await
+    until_drained(pin!(connection), drain, http2::Connection::graceful_shutdown).await
 }
 
 /// Drives a connection; when the drain begins, tells it once to finish what it has and take no more.

@@ -4,9 +4,13 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
 
 use crate::http::head::Scanner;
 
@@ -35,17 +39,31 @@ pub struct Checked<S> {
     ahead_end: usize,
     scanner: Option<Scanner>,
     is_poisoned: bool,
+    /// Bound on one head, from its first byte to its last.
+    head_timeout: Duration,
+    /// Runs while a head has begun and more of it is awaited.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Checked<S> {
     /// Nothing is checked yet.
     pub const fn new(stream: S) -> Self {
-        Self { stream, ahead: [0; PREFACE.len()], ahead_start: 0, ahead_end: 0, scanner: None, is_poisoned: false }
+        Self {
+            stream,
+            ahead: [0; PREFACE.len()],
+            ahead_start: 0,
+            ahead_end: 0,
+            scanner: None,
+            is_poisoned: false,
+            head_timeout: Duration::MAX,
+            deadline: None,
+        }
     }
 
-    /// Checks every head of HTTP/1 from here on.
-    pub fn check_heads(&mut self) {
+    /// Checks every head of HTTP/1 from here on; each must be complete within `timeout`.
+    pub fn check_heads(&mut self, timeout: Duration) {
         self.scanner = Some(Scanner::default());
+        self.head_timeout = timeout;
     }
 
     /// Reads until it is clear what is spoken. What was read is read again later.
@@ -67,6 +85,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Checked<S> {
     }
 }
 
+impl<S> Checked<S> {
+    /// Nothing to read now: fine between requests, bounded within a head.
+    fn wait_for_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.scanner.as_ref().is_some_and(Scanner::is_in_head) {
+            let timeout = self.head_timeout;
+            let deadline = self.deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+            ready!(deadline.as_mut().poll(cx));
+            return Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)));
+        }
+        Poll::Pending
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -80,7 +111,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
             buf.put_slice(ahead.get(..n).unwrap_or_default());
             this.ahead_start += n;
         } else {
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            match Pin::new(&mut this.stream).poll_read(cx, buf) {
+                Poll::Ready(read) => read?,
+                Poll::Pending => return this.wait_for_head(cx),
+            }
         }
         if let Some(scanner) = &mut this.scanner {
             let new = buf.filled().get(before..).unwrap_or_default();
@@ -92,6 +126,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
                 let room = POISON.len().min(buf.remaining());
                 buf.put_slice(POISON.get(..room).unwrap_or_default());
                 this.is_poisoned = true;
+            } else if !scanner.is_in_head() {
+                this.deadline = None;
             }
         }
         Poll::Ready(Ok(()))
@@ -121,5 +157,48 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Checked<S> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn a_head_that_does_not_end_times_out_and_silence_between_requests_does_not() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let mut stream = Checked::new(server);
+        stream.check_heads(TIMEOUT);
+        let mut bytes = [0; 256];
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert_eq!(stream.read(&mut bytes).await.unwrap(), 27);
+        let silence = tokio::time::timeout(TIMEOUT * 3, stream.read(&mut bytes)).await;
+        assert!(silence.is_err(), "still waiting: {silence:?}");
+        client.write_all(b"GET / HT").await.unwrap();
+        assert_eq!(stream.read(&mut bytes).await.unwrap(), 8);
+        let slow = tokio::time::timeout(TIMEOUT * 20, stream.read(&mut bytes)).await.unwrap();
+        assert_eq!(slow.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn what_was_looked_at_is_read_again() {
+        for (text, spoken) in [
+            (&b"PUT /a HTTP/1.1\r\nHost: a\r\n\r\n"[..], Spoken::Http1),
+            (b"PRI * HTTP/1.1\r\n\r\n........", Spoken::Http1),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nmore", Spoken::Http2),
+        ] {
+            let (mut client, server) = tokio::io::duplex(1024);
+            client.write_all(text).await.unwrap();
+            drop(client);
+            let mut stream = Checked::new(server);
+            assert_eq!(stream.detect().await.unwrap(), spoken);
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).await.unwrap();
+            assert_eq!(all, text);
+        }
     }
 }

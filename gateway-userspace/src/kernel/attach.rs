@@ -57,14 +57,9 @@ const TC_EGRESS: &str = "tc_egress";
 const SK_LOOKUP: &str = "sk_lookup";
 
 impl Attacher {
-    /// Loads every program into the kernel.
-    pub(super) fn new(mut object: Ebpf, pins: Pins) -> Result<Self, Error> {
-        program::<Xdp>(&mut object, XDP)?.load().map_err(|source| verifier(XDP, source))?;
-        for name in [TC_INGRESS, TC_EGRESS] {
-            program::<SchedClassifier>(&mut object, name)?.load().map_err(|source| verifier(name, source))?;
-        }
-        program::<SkLookup>(&mut object, SK_LOOKUP)?.load().map_err(|source| verifier(SK_LOOKUP, source))?;
-        Ok(Self { object, pins, attached: BTreeMap::new() })
+    /// For an object whose programs are loaded.
+    pub(super) const fn new(object: Ebpf, pins: Pins) -> Self {
+        Self { object, pins, attached: BTreeMap::new() }
     }
 
     /// What sits where.
@@ -190,6 +185,15 @@ impl Attacher {
         std::mem::forget(link);
         Ok(())
     }
+}
+
+/// Loads every program into the kernel. The maps must still be open: afterwards the programs hold them.
+pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), Error> {
+    program::<Xdp>(object, XDP)?.load().map_err(|source| verifier(XDP, source))?;
+    for name in [TC_INGRESS, TC_EGRESS] {
+        program::<SchedClassifier>(object, name)?.load().map_err(|source| verifier(name, source))?;
+    }
+    program::<SkLookup>(object, SK_LOOKUP)?.load().map_err(|source| verifier(SK_LOOKUP, source))
 }
 
 fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>

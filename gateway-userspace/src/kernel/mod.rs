@@ -189,12 +189,13 @@ impl Kernel {
         let pins = Pins::under(&settings.bpffs);
         let lock = lock(&settings.bpffs)?;
         let mut object = object::load(settings, &pins)?;
+        attach::load_programs(&mut object)?;
         let mut maps = KernelMaps::take(&mut object)?;
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         maps.put_settings(&Row::new(seed, Port::new(*settings.ports.start()), n_ports, TIMEOUTS))?;
         let writer = Writer::new(maps, seed)?;
-        let attacher = Attacher::new(object, pins)?;
+        let attacher = Attacher::new(object, pins);
         Ok(Self { attacher, writer, mode: settings.attach, seed, _lock: lock })
     }
 
@@ -338,14 +339,8 @@ fn lock(bpffs: &Path) -> Result<nix::fcntl::Flock<fs::File>, Error> {
 }
 
 fn seed(settings: &Settings, maps: &KernelMaps) -> Result<Seed, Error> {
-    let words = |bytes: [u8; 16]| {
-        let number = u128::from_le_bytes(bytes);
-        let low = u64::try_from(number & u128::from(u64::MAX)).unwrap_or(0);
-        let high = u64::try_from(number >> 64).unwrap_or(0);
-        Seed::new([low, high])
-    };
     if let Some(bytes) = settings.seed {
-        return Ok(words(bytes));
+        return Ok(Seed::from_bytes(bytes));
     }
     let pinned = maps.settings()?.seed;
     if pinned != Seed::default() {
@@ -354,7 +349,7 @@ fn seed(settings: &Settings, maps: &KernelMaps) -> Result<Seed, Error> {
     let mut bytes = [0; 16];
     let mut source = fs::File::open("/dev/urandom").map_err(|source| Error::Namespace { source })?;
     io::Read::read_exact(&mut source, &mut bytes).map_err(|source| Error::Namespace { source })?;
-    Ok(words(bytes))
+    Ok(Seed::from_bytes(bytes))
 }
 
 /// Translation and the node's own sockets must not use the same ports.

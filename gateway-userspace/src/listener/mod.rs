@@ -21,8 +21,7 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use crate::{
     clock::Clock,
     drain::{self, Tasks, Trigger},
-    http,
-    limits,
+    http, limits,
     metrics::{Metrics, names::BindLabels},
     net::listen::{self, Place},
     pool::registry::Pools,
@@ -117,7 +116,10 @@ impl fmt::Display for Error {
                 write!(f, "cannot listen on {bind}: another process does; stop it or choose another port")
             }
             Self::Bind { bind, cause } if cause.kind() == io::ErrorKind::PermissionDenied => {
-                write!(f, "cannot listen on {bind}: ports below 1024 need the capability CAP_NET_BIND_SERVICE")
+                write!(
+                    f,
+                    "cannot listen on {bind}: ports below 1024 need the capability CAP_NET_BIND_SERVICE"
+                )
             }
             Self::Bind { bind, cause } => write!(f, "cannot listen on {bind}: {cause}"),
             Self::Handle(cause) => write!(f, "cannot duplicate a listening socket: {cause}"),
@@ -137,7 +139,9 @@ impl std::error::Error for Error {
 impl Workers {
     /// Starts the threads; they serve nothing yet.
     pub fn start(settings: &Settings) -> Result<Self, Error> {
-        let threads = (0..settings.n_workers.max(1)).map(|idx| Thread::start(idx, settings)).collect::<Result<_, _>>()?;
+        let threads = (0..settings.n_workers.max(1))
+            .map(|idx| Thread::start(idx, settings))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             threads,
             binds: Mutex::default(),
@@ -195,6 +199,11 @@ impl Workers {
             let stays = keep(bind);
             if !stays {
                 sockets.iter().for_each(Socket::close);
+                // Labels never outnumber what is configured.
+                let (families, labels) = (&self.metrics.families, Self::labels(*bind));
+                families.accepted.remove(&labels);
+                families.open.remove(&labels);
+                families.handshake_failures.remove(&labels);
             }
             stays
         });
@@ -225,7 +234,8 @@ impl Workers {
 
 impl Thread {
     fn start(idx: usize, settings: &Settings) -> Result<Self, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
         let handle = runtime.handle().clone();
         let (stop, mut stopped) = drain::channel();
         let worker = Arc::new(http::Worker {
@@ -307,7 +317,9 @@ impl Socket {
                     tasks: thread.worker.tasks.clone(),
                 };
                 let socket = tokio::net::UdpSocket::from_std(socket)?;
-                drop(thread.worker.tasks.spawn("datagram loop", forwarder.serve(socket, self.closing.drain())));
+                drop(
+                    thread.worker.tasks.spawn("datagram loop", forwarder.serve(socket, self.closing.drain())),
+                );
             }
         }
         Ok(())

@@ -63,7 +63,14 @@ impl Metrics {
         registry.register_collector(Box::new(Arc::clone(&requests)));
         registry.register_collector(Box::new(Arc::clone(&services)));
         registry.register_collector(Box::new(names::Sampled(Arc::clone(&sampler))));
-        Self { registry: Mutex::new(registry), families, requests, services, sampler, n_shards: n_workers.max(1) }
+        Self {
+            registry: Mutex::new(registry),
+            families,
+            requests,
+            services,
+            sampler,
+            n_shards: n_workers.max(1),
+        }
     }
 
     /// Where requests of one route on one listener are counted: the same place as long as anyone holds it.
@@ -86,7 +93,7 @@ impl Metrics {
         register(&mut self.registry.lock());
     }
 
-    /// The text that Prometheus reads (OpenMetrics 1.0).
+    /// The text that Prometheus reads (`OpenMetrics` 1.0).
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.registry.lock())?;
@@ -114,7 +121,11 @@ mod tests {
         service.retried(1);
         metrics.sample_with(|| Samples {
             pools: vec![PoolSample { service: "api".to_owned(), open: 3, idle: 2, stolen: 1 }],
-            endpoints: vec![EndpointSample { service: "api".to_owned(), endpoint: "192.0.2.1:80".to_owned(), up: true }],
+            endpoints: vec![EndpointSample {
+                service: "api".to_owned(),
+                endpoint: "192.0.2.1:80".to_owned(),
+                up: true,
+            }],
         });
         let text = metrics.encode().unwrap();
         for line in [

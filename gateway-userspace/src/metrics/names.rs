@@ -20,7 +20,8 @@ pub type Described = (&'static str, &'static str);
 /// By listener, route, class of status.
 pub const REQUESTS: Described = ("requests", "Responses sent downstream");
 /// By listener, route, kind of fault.
-pub const REQUEST_FAULTS: Described = ("request_faults", "Requests that were answered by the gateway because of a fault");
+pub const REQUEST_FAULTS: Described =
+    ("request_faults", "Requests that were answered by the gateway because of a fault");
 /// By listener and route.
 pub const REQUEST_DURATION: Described =
     ("request_duration", "Time from the head of a request to the head of its response");
@@ -39,6 +40,13 @@ pub const UPSTREAM_CONNECTIONS: Described = ("upstream_connections", "Pooled con
 pub const POOL_STEALS: Described = ("pool_steals", "Connections taken from the shard of another worker");
 /// By service and endpoint.
 pub const ENDPOINT_UP: Described = ("endpoint_up", "Whether the endpoint may receive traffic: 1 unless it is down");
+/// By hook and reason.
+pub const PACKETS: [Described; 2] = [
+    ("packets", "Packets that a kernel program saw, by what became of them; connections at sk_lookup"),
+    ("packet_bytes", "Bytes of packets that a kernel program saw, by what became of them"),
+];
+/// By listener and what is counted.
+pub const KERNEL_SERVICES: Described = ("kernel_service", "Counters of a listener's service in the kernel");
 
 /// Why a request failed; the closed set behind the label `kind`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -201,6 +209,8 @@ pub struct Families {
     pub config_reloads: Family<OutcomeLabels, Counter>,
     /// One for the mode that runs, zero for the other.
     pub kernel_mode: Family<ModeLabels, Gauge>,
+    /// Whether the kernel's maps are what they should be: zero while a failed write waits for another try.
+    pub kernel_in_step: Gauge,
 }
 
 impl Families {
@@ -220,8 +230,17 @@ impl Families {
             "Generation of the snapshot being served",
             families.config_generation.clone(),
         );
-        registry.register("config_reloads", "Snapshots offered, by what became of them", families.config_reloads.clone());
+        registry.register(
+            "config_reloads",
+            "Snapshots offered, by what became of them",
+            families.config_reloads.clone(),
+        );
         registry.register("kernel_mode", "One for the mode that runs", families.kernel_mode.clone());
+        registry.register(
+            "kernel_in_step",
+            "One while the kernel's maps are what they should be",
+            families.kernel_in_step.clone(),
+        );
         families
     }
 
@@ -238,6 +257,34 @@ pub struct Samples {
     pub pools: Vec<PoolSample>,
     /// Endpoints.
     pub endpoints: Vec<EndpointSample>,
+    /// Counters of the kernel programs; empty in userspace.
+    pub packets: Vec<PacketSample>,
+    /// Counters of balanced and steered services in the kernel.
+    pub services: Vec<ServiceSample>,
+}
+
+/// One outcome at one hook.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketSample {
+    /// Where.
+    pub hook: &'static str,
+    /// What became of the packets.
+    pub reason: &'static str,
+    /// How many packets, or connections at socket lookup.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// One value of one service in the kernel.
+#[derive(Clone, Debug)]
+pub struct ServiceSample {
+    /// Name of the listener.
+    pub listener: String,
+    /// What is counted.
+    pub what: &'static str,
+    /// How many.
+    pub count: u64,
 }
 
 /// Connections towards one service.
@@ -283,7 +330,9 @@ impl Collector for Sampled {
         for pool in &samples.pools {
             let labels = [("service", pool.service.as_str())];
             let mut series = family.encode_family(&labels)?;
-            let none = None::<&prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>>;
+            let none = None::<
+                &prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>,
+            >;
             series.encode_counter(&pool.stolen, none)?;
         }
         let (name, help) = ENDPOINT_UP;
@@ -291,6 +340,17 @@ impl Collector for Sampled {
         for endpoint in &samples.endpoints {
             let labels = [("service", endpoint.service.as_str()), ("endpoint", endpoint.endpoint.as_str())];
             gauge(&mut family, &labels, u64::from(endpoint.up))?;
+        }
+        for ((name, help), value) in PACKETS.into_iter().zip([packets_of as fn(&PacketSample) -> u64, bytes_of]) {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for sample in &samples.packets {
+                counter(&mut family, &[("hook", sample.hook), ("reason", sample.reason)], value(sample))?;
+            }
+        }
+        let (name, help) = KERNEL_SERVICES;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for sample in &samples.services {
+            counter(&mut family, &[("listener", sample.listener.as_str()), ("what", sample.what)], sample.count)?;
         }
         Ok(())
     }
@@ -302,4 +362,21 @@ fn gauge<const N: usize>(
     value: u64,
 ) -> Result<(), fmt::Error> {
     family.encode_family(labels)?.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn counter<const N: usize>(
+    family: &mut MetricEncoder<'_>,
+    labels: &[(&str, &str); N],
+    value: u64,
+) -> Result<(), fmt::Error> {
+    let none = None::<&prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>>;
+    family.encode_family(labels)?.encode_counter(&value, none)
+}
+
+const fn packets_of(sample: &PacketSample) -> u64 {
+    sample.packets
+}
+
+const fn bytes_of(sample: &PacketSample) -> u64 {
+    sample.bytes
 }

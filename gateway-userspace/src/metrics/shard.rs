@@ -23,8 +23,8 @@ use crate::metrics::names::{self, FaultKind};
 /// Upper bounds of the latency buckets, in microseconds. Chosen: a factor of two to two and a half apart, from a fast
 /// endpoint on the same node to the longest timeout that people set.
 const BUCKETS_US: [u64; 14] = [
-    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 10_000_000,
-    60_000_000,
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    10_000_000, 60_000_000,
 ];
 
 const N_BUCKETS: usize = BUCKETS_US.len() + 1;
@@ -175,7 +175,8 @@ impl Collector for Requests {
             }
         }
         let (name, help) = names::REQUEST_DURATION;
-        let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        let mut family =
+            encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
         for (labels, stats) in &live {
             let bounds = BUCKETS_US.iter().map(|bound| seconds(*bound)).chain([f64::MAX]);
             let counts = (0..N_BUCKETS).map(|idx| stats.sum(|shard| shard.buckets.get(idx)));
@@ -189,10 +190,17 @@ impl Collector for Requests {
     }
 }
 
-#[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a sum for people to read; exact to 285 years")]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_precision_loss,
+    reason = "a sum for people to read; exact to 285 years"
+)]
 fn seconds(us: u64) -> f64 {
     us as f64 / 1_000_000.0
 }
+
+/// A metric and where it is counted.
+type Row = (names::Described, fn(&ServiceShard) -> &AtomicU64);
 
 /// Every live [`ServiceStats`].
 #[derive(Debug, Default)]
@@ -207,7 +215,7 @@ impl Services {
 impl Collector for Services {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let live = live(&self.0);
-        let rows: [(names::Described, fn(&ServiceShard) -> &AtomicU64); 4] = [
+        let rows: [Row; 4] = [
             (names::UPSTREAM_TRIES, |shard| &shard.tries),
             (names::UPSTREAM_RETRIES, |shard| &shard.retries),
             (names::UPSTREAM_CONNECTS, |shard| &shard.connects),
@@ -240,7 +248,10 @@ impl EncodeLabelSet for With<'_> {
     }
 }
 
-fn counter(encoder: &mut prometheus_client::encoding::MetricEncoder<'_>, count: u64) -> Result<(), fmt::Error> {
+fn counter(
+    encoder: &mut prometheus_client::encoding::MetricEncoder<'_>,
+    count: u64,
+) -> Result<(), fmt::Error> {
     encoder.encode_counter(&count, None::<&Exemplar<NoLabelSet, u64>>)
 }
 

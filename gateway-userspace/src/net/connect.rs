@@ -1,8 +1,12 @@
 //! Connections to endpoints, with a deadline.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 /// How connections of the agent to endpoints are made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,4 +26,20 @@ pub async fn tcp(addr: SocketAddr, timeout: Duration, options: Options) -> io::R
         Ok(connected) => connected,
         Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut)),
     }
+}
+
+/// A socket that exchanges datagrams with one endpoint.
+pub fn udp(addr: SocketAddr, options: Options) -> io::Result<UdpSocket> {
+    let any = if addr.is_ipv4() {
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
+    } else {
+        SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
+    };
+    let socket = std::net::UdpSocket::bind(any)?;
+    if let Some(mark) = options.mark {
+        socket2::SockRef::from(&socket).set_mark(mark)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.connect(addr)?;
+    UdpSocket::from_std(socket)
 }

@@ -68,7 +68,9 @@ impl RequestBody {
                 let slot = Arc::new(Mutex::new(Some(incoming)));
                 (Self { source: Source::Lent(Arc::clone(&slot)), hint: self.hint }, Some(Keeper(slot)))
             }
-            source @ (Source::Empty | Source::Lent(_) | Source::Gone) => (Self { source, hint: self.hint }, None),
+            source @ (Source::Empty | Source::Lent(_) | Source::Gone) => {
+                (Self { source, hint: self.hint }, None)
+            }
         }
     }
 }
@@ -107,7 +109,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         if let Source::Lent(slot) = &this.source {
             let taken = slot.lock().take();
@@ -135,7 +140,7 @@ impl Body for RequestBody {
         match &self.source {
             Source::Direct(incoming) => incoming.size_hint(),
             Source::Empty => SizeHint::with_exact(0),
-            Source::Lent(_) | Source::Gone => self.hint.clone(),
+            Source::Lent(_) | Source::Gone => self.hint,
         }
     }
 }

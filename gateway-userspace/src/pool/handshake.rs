@@ -82,7 +82,12 @@ impl Pool {
         if let Some(shard) = self.shards.get(home) {
             shard.connections.lock().shared.push(Arc::clone(&multiplexed));
         }
-        Ok(Lease { pool: Arc::clone(self), home, wire: Wire::H2c(sender, multiplexed), origin: Origin::Opened })
+        Ok(Lease {
+            pool: Arc::clone(self),
+            home,
+            wire: Wire::H2c(sender, multiplexed),
+            origin: Origin::Opened,
+        })
     }
 
     /// Takes a place for one more connection.
@@ -145,7 +150,9 @@ impl Pool {
             connections.idle.clear();
             connections.shared.clear();
         }
-        for driver in self.drivers.lock().values() {
+        // Whoever ends takes itself off the list, so the list is not held meanwhile.
+        let drivers: Vec<_> = self.drivers.lock().values().cloned().collect();
+        for driver in drivers {
             driver.abort();
         }
     }

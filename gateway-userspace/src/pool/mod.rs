@@ -346,10 +346,22 @@ impl Lease {
             Wire::H2c(sender, _) => sender.try_send_request(request).await,
             Wire::None => return Err(SendError::Unsent(Box::new(request))),
         };
-        sent.map_err(|mut failed| match failed.take_message() {
-            Some(request) => SendError::Unsent(Box::new(request)),
-            None => classify(failed.error()),
+        sent.map_err(|mut failed| {
+            self.withdraw();
+            match failed.take_message() {
+                Some(request) => SendError::Unsent(Box::new(request)),
+                None => classify(failed.error()),
+            }
         })
+    }
+
+    /// Nobody else shall begin with a connection that failed; what is under way on it may go on.
+    fn withdraw(&self) {
+        if let Wire::H2c(_, connection) = &self.wire
+            && let Some(shard) = self.pool.shards.get(self.home)
+        {
+            shard.connections.lock().shared.retain(|shared| !Arc::ptr_eq(shared, connection));
+        }
     }
 
     /// The response has been read to its end: the connection can serve the next request.
@@ -389,3 +401,6 @@ fn classify(error: &hyper::Error) -> SendError {
         SendError::Closed
     }
 }
+
+#[cfg(test)]
+mod tests;

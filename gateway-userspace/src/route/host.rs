@@ -57,8 +57,10 @@ impl<T> Hosts<T> {
         const LONGEST: usize = 253;
         let walk = if self.suffix.is_empty() || name.len() > LONGEST { "" } else { name };
         let exact = if self.exact.is_empty() { None } else { self.exact.get(name) };
-        let suffixes =
-            walk.match_indices('.').filter_map(|(at, _)| name.get(at + 1..)).filter_map(|rest| self.suffix.get(rest));
+        let suffixes = walk
+            .match_indices('.')
+            .filter_map(|(at, _)| name.get(at + 1..))
+            .filter_map(|rest| self.suffix.get(rest));
         exact.into_iter().chain(suffixes).chain(&self.any)
     }
 

@@ -44,7 +44,8 @@ fn header_is(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
 
 /// Compares the first parameter of a name, as the Gateway API asks for.
 fn parameter_is(query: Option<&str>, name: &str, wanted: &str) -> bool {
-    let mut pairs = query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut pairs =
+        query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.find(|(key, _)| decodes_to(key, name)).is_some_and(|(_, value)| decodes_to(value, wanted))
 }
 

@@ -19,7 +19,8 @@ fn check(table: &Table<&'static str>, request: &str, expected: Option<&str>) {
         let (name, value) = word.split_once('=').unwrap();
         headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::try_from(value).unwrap());
     }
-    let request_parts = Request { host, path: &path, query: query.as_deref(), method: &method, headers: &headers };
+    let request_parts =
+        Request { host, path: &path, query: query.as_deref(), method: &method, headers: &headers };
     assert_eq!(table.find(&request_parts).copied(), expected, "{request}");
 }
 

@@ -42,7 +42,11 @@ impl Acceptor {
     }
 
     /// Shakes hands; `TimedOut` when it takes longer than `timeout`.
-    pub async fn accept(&self, stream: TcpStream, timeout: Duration) -> io::Result<(TlsStream<TcpStream>, Spoken)> {
+    pub async fn accept(
+        &self,
+        stream: TcpStream,
+        timeout: Duration,
+    ) -> io::Result<(TlsStream<TcpStream>, Spoken)> {
         let stream = match tokio::time::timeout(timeout, self.0.accept(stream)).await {
             Ok(accepted) => accepted?,
             Err(_) => return Err(io::Error::from(io::ErrorKind::TimedOut)),

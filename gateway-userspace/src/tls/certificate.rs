@@ -42,12 +42,16 @@ impl fmt::Display for Error {
                 f,
                 "the certificate chain cannot be read: {cause}; give PEM blocks `CERTIFICATE`, the leaf first"
             ),
-            Self::Empty => f.write_str("there is no certificate in the chain; give PEM blocks `CERTIFICATE`, the leaf first"),
+            Self::Empty => f.write_str(
+                "there is no certificate in the chain; give PEM blocks `CERTIFICATE`, the leaf first",
+            ),
             Self::Key(cause) => write!(
                 f,
                 "the private key cannot be used: {cause}; give one PEM block with an RSA, ECDSA or Ed25519 key"
             ),
-            Self::Mismatch => f.write_str("the private key does not belong to the certificate; give the key it was issued for"),
+            Self::Mismatch => f.write_str(
+                "the private key does not belong to the certificate; give the key it was issued for",
+            ),
         }
     }
 }
@@ -67,8 +71,13 @@ impl Certificate {
             .map(str::to_ascii_lowercase)
             .collect();
         // What the parser says about a key is not shown: it could quote it.
-        let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| Error::Key("it is not PEM".to_owned()))?;
-        let key = context.provider.key_provider.load_private_key(key).map_err(|cause| Error::Key(cause.to_string()))?;
+        let key =
+            PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| Error::Key("it is not PEM".to_owned()))?;
+        let key = context
+            .provider
+            .key_provider
+            .load_private_key(key)
+            .map_err(|cause| Error::Key(cause.to_string()))?;
         let key = CertifiedKey::new(chain, key);
         match key.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}

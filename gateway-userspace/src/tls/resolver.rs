@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn the_most_specific_certificate_is_served() {
         let context = Context::new().unwrap();
-        let [exact, wildcard, fallback, deep] =
-            ["a.example.org", "*.example.org", "other.test", "x.test"].map(|name| certificate(&context, name));
+        let [exact, wildcard, fallback, deep] = ["a.example.org", "*.example.org", "other.test", "x.test"]
+            .map(|name| certificate(&context, name));
         let mut resolver = Resolver::default();
         resolver.add(Names::Any, &fallback);
         resolver.add(Names::Suffix("example.org"), &wildcard);

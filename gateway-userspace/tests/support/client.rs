@@ -55,7 +55,8 @@ impl Client {
     }
 
     pub async fn over_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        let (sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         tokio::spawn(async move { drop(connection.await) });
         Self::Http2(sender)
     }
@@ -80,7 +81,13 @@ impl Client {
         self.call("GET", host, path, "").await
     }
 
-    pub async fn call(&mut self, method: &str, host: &str, path: &str, body: &'static str) -> hyper::Result<Answer> {
+    pub async fn call(
+        &mut self,
+        method: &str,
+        host: &str,
+        path: &str,
+        body: &'static str,
+    ) -> hyper::Result<Answer> {
         let builder = Request::builder().method(method);
         let builder = match self {
             Self::Http1(_) => builder.uri(path).header("host", host),

@@ -7,7 +7,10 @@ pub mod origin;
 pub mod proxy;
 pub mod wanted;
 
-use std::{net::SocketAddr, time::{Duration, Instant}};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 /// An address on loopback that nobody uses.
 pub fn free_addr() -> SocketAddr {
@@ -16,7 +19,11 @@ pub fn free_addr() -> SocketAddr {
 
 /// Waits until something holds; fails with `what` when it does not in time.
 #[track_caller]
-pub fn eventually(what: &str, deadline: Duration, mut holds: impl FnMut() -> bool) -> impl Future<Output = Duration> {
+pub fn eventually(
+    what: &str,
+    deadline: Duration,
+    mut holds: impl FnMut() -> bool,
+) -> impl Future<Output = Duration> {
     let place = std::panic::Location::caller();
     let what = what.to_owned();
     async move {

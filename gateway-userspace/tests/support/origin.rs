@@ -38,7 +38,7 @@ impl Origin {
     pub async fn at(addr: SocketAddr, name: &'static str) -> Self {
         Self::serve(addr, move |request| async move {
             let (parts, body) = request.into_parts();
-            let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+            let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             let mut response = Response::builder().header("origin", name);
             for (key, value) in &parts.headers {
                 response = response.header(format!("seen-{key}"), value);
@@ -60,7 +60,7 @@ impl Origin {
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let listener = TcpListener::bind(addr).await.unwrap();
+        let listener = listen(addr).await;
         let requests = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&requests);
         Self::run(listener, requests, move |stream| {
@@ -112,4 +112,15 @@ impl Origin {
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
+}
+
+/// An address that a dropped origin has just left may be taken for a moment more.
+async fn listen(addr: SocketAddr) -> TcpListener {
+    for _retry in 0..200 {
+        if let Ok(listener) = TcpListener::bind(addr).await {
+            return listener;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    TcpListener::bind(addr).await.unwrap()
 }

@@ -34,6 +34,7 @@ pub struct Proxy {
     pub pools: Arc<Pools>,
     pub shared: Shared,
     workers: Mutex<Option<Workers>>,
+    place: Place,
 }
 
 impl Proxy {
@@ -42,6 +43,15 @@ impl Proxy {
     }
 
     pub fn with_workers(snapshot: &Snapshot, n_workers: usize) -> Self {
+        Self::at(Place::Virtual, snapshot, n_workers)
+    }
+
+    /// With sockets that the kernel would steer to.
+    pub fn steered(snapshot: &Snapshot) -> Self {
+        Self::at(Place::Steered, snapshot, 2)
+    }
+
+    fn at(place: Place, snapshot: &Snapshot, n_workers: usize) -> Self {
         let metrics = Arc::new(Metrics::new(n_workers));
         let registry = Arc::new(Registry::default());
         let tasks = Tasks::default();
@@ -69,7 +79,7 @@ impl Proxy {
             clock,
         };
         let workers = Mutex::new(Some(Workers::start(&settings).unwrap()));
-        let proxy = Self { published, registry, metrics, pools, shared, workers };
+        let proxy = Self { published, registry, metrics, pools, shared, workers, place };
         proxy.apply(snapshot).unwrap();
         proxy
     }
@@ -84,7 +94,7 @@ impl Proxy {
                 self.registry.resolve(&id).set_weight(endpoint.weight);
             }
         }
-        let binds: Vec<_> = compiled.binds.keys().map(|key| (*key, Place::Virtual)).collect();
+        let binds: Vec<_> = compiled.binds.keys().map(|key| (*key, self.place)).collect();
         let workers = self.workers.lock().unwrap();
         let workers = workers.as_ref().unwrap();
         workers.bind(&binds).unwrap();
@@ -95,8 +105,16 @@ impl Proxy {
         Ok(())
     }
 
-    pub fn endpoint(&self, service: &str, addr: std::net::SocketAddr) -> Arc<gateway_userspace::endpoint::Endpoint> {
+    pub fn endpoint(
+        &self,
+        service: &str,
+        addr: std::net::SocketAddr,
+    ) -> Arc<gateway_userspace::endpoint::Endpoint> {
         self.registry.resolve(&EndpointId { service: ServiceName::new(service), addr })
+    }
+
+    pub fn sockets(&self) -> Vec<gateway_userspace::listener::Listening> {
+        self.workers.lock().unwrap().as_ref().unwrap().sockets().unwrap()
     }
 
     pub async fn drain(&self, deadline: Duration) -> usize {

@@ -49,7 +49,8 @@ pub fn exact(path: &str) -> Match {
 }
 
 pub fn rule(matched: Match, backends: &[(&str, u32)]) -> Rule {
-    let backend = |(service, weight): &(&str, u32)| Backend { service: ServiceName::new(service), weight: *weight };
+    let backend =
+        |(service, weight): &(&str, u32)| Backend { service: ServiceName::new(service), weight: *weight };
     Rule {
         matches: vec![matched],
         backends: backends.iter().map(backend).collect(),
@@ -59,7 +60,12 @@ pub fn rule(matched: Match, backends: &[(&str, u32)]) -> Rule {
 }
 
 pub fn route(name: &str, listener: &str, rules: Vec<Rule>) -> Route {
-    Route { name: RouteName::new(name), listeners: vec![ListenerName::new(listener)], hostnames: Vec::new(), rules }
+    Route {
+        name: RouteName::new(name),
+        listeners: vec![ListenerName::new(listener)],
+        hostnames: Vec::new(),
+        rules,
+    }
 }
 
 pub fn service(name: &str, endpoints: &[SocketAddr]) -> Service {

@@ -1,0 +1,364 @@
+//! The agent as a whole: wires everything, starts it in order, stops it in reverse.
+
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use gateway_common::hash::Seed;
+use parking_lot::Mutex;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{
+    address::Netlink,
+    admin::{
+        self, View,
+        ready::{Board, Readiness},
+    },
+    clock::Clock,
+    compile::state::Shared,
+    config::{AgentSettings, AttachMode, KernelMode, LogFormat, LogSettings, SeedSource, fault::Faults},
+    control::{Control, KernelSide, interfaces_of},
+    drain::{self, Tasks},
+    endpoint::Registry,
+    kernel::{self, Kernel},
+    listener::{Settings, Workers},
+    metrics::{
+        Metrics,
+        names::{EndpointSample, ModeLabels, PacketSample, Samples, ServiceSample},
+    },
+    net::connect,
+    pool::registry::{self, Pools},
+    prober::Prober,
+    snapshot::Snapshot,
+    source::{file::Loaded, watch::FileSource},
+    state::Published,
+    tls,
+    upstream::Parts,
+};
+
+/// How the agent ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was told to, and drained.
+    Drained,
+    /// The configuration was refused.
+    Refused(Faults),
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When something it needs cannot be had.
+pub fn run(file: &Path) -> anyhow::Result<Ended> {
+    let (loaded, source) = match FileSource::open(file) {
+        Ok(opened) => opened,
+        Err(faults) => return Ok(Ended::Refused(faults)),
+    };
+    start_log(loaded.config.agent.log);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("control")
+        .build()
+        .context("cannot start the control runtime")?;
+    runtime.block_on(agent(loaded, source))?;
+    Ok(Ended::Drained)
+}
+
+/// Puts the host back: links, pins, and local routes. What was removed, a line each.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn cleanup(bpffs: &Path) -> anyhow::Result<Vec<String>> {
+    let removed = kernel::cleanup(bpffs).context("cannot remove what is pinned")?;
+    let mut lines: Vec<String> = removed.iter().map(|path| format!("pin {}", path.display())).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let tasks = Tasks::default();
+        let (netlink, _changes) = Netlink::open(&tasks)?;
+        for addr in netlink.local_addrs().await? {
+            lines.push(format!("local route of {addr}"));
+        }
+        netlink.set_local(&std::collections::BTreeSet::new()).await
+    })?;
+    Ok(lines)
+}
+
+async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
+    let Loaded { config, snapshot, warnings } = loaded;
+    for warning in &warnings {
+        tracing::warn!("{warning}");
+    }
+    let agent = config.agent;
+    let (trigger, drain) = drain::channel();
+    let tasks = Tasks::default();
+    let board = Arc::new(Board::default());
+    board.missing("configuration", "not taken yet");
+    let admin = tokio::net::TcpListener::bind(agent.admin)
+        .await
+        .with_context(|| format!("agent.admin.address: cannot listen on {}", agent.admin))?;
+    let metrics = Arc::new(Metrics::new(agent.workers.get()));
+    let kernel = start_kernel(&agent, &metrics)?;
+    let mut control = assemble(&agent, kernel.clone(), &metrics, &board, &tasks)?;
+    let view = Arc::new(Window {
+        metrics: Arc::clone(&metrics),
+        board: Arc::clone(&board),
+        wanted: Arc::clone(&control.wanted),
+        published: Arc::clone(&control.published),
+        registry: Arc::clone(&control.registry),
+        kernel,
+    });
+    let (stop_admin, admin_drain) = drain::channel();
+    drop(tasks.spawn("admin", admin::serve::serve(admin, view, tasks.clone(), admin_drain)));
+    control.apply(snapshot).await.map_err(|refusal| anyhow::anyhow!("cannot serve the configuration: {refusal}"))?;
+    board.met("configuration");
+    tracing::info!(admin = %agent.admin, workers = agent.workers, "serving");
+
+    let reload = source.handle();
+    let (updates, wanted) = mpsc::channel(1);
+    drop(tasks.spawn("file source", source.run(updates, drain.clone())));
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        () = control.run(wanted, drain) => {}
+        () = async { while hangup.recv().await.is_some() { reload.reload(); } } => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!(deadline = ?agent.drain_deadline, "draining");
+    board.missing("drain", "the agent is stopping");
+    trigger.start();
+    let Control { workers, prober, .. } = control;
+    let cut = workers.drain(agent.drain_deadline).await;
+    prober.stop();
+    stop_admin.start();
+    if cut > 0 {
+        tracing::warn!(cut, "connections were cut at the deadline");
+    }
+    tracing::info!("stopped; what is pinned stays until the next agent or `sluice cleanup`");
+    Ok(())
+}
+
+/// The control loop with everything it works with.
+fn assemble(
+    agent: &AgentSettings,
+    kernel: Option<Arc<Mutex<Kernel>>>,
+    metrics: &Arc<Metrics>,
+    board: &Arc<Board>,
+    tasks: &Tasks,
+) -> anyhow::Result<Control> {
+    let n_workers = agent.workers.get();
+    let clock = Clock::real();
+    let registry = Arc::new(Registry::default());
+    let pools = Arc::new(Pools::new(registry::Shared {
+        n_shards: n_workers,
+        tasks: tasks.clone(),
+        clock: clock.clone(),
+        families: metrics.families.clone(),
+    }));
+    let options = connect::Options::default();
+    let parts = Parts {
+        registry: Arc::clone(&registry),
+        pools: Arc::clone(&pools),
+        metrics: Arc::clone(metrics),
+        tasks: tasks.clone(),
+        options,
+    };
+    let seed = match (&kernel, &agent.kernel.seed) {
+        (Some(kernel), _) => kernel.lock().seed(),
+        (None, SeedSource::Given(secret)) => Seed::from_bytes(secret_bytes(secret.expose())),
+        (None, SeedSource::Node) => Seed::from_bytes(fastrand::u128(..).to_le_bytes()),
+    };
+    sample(metrics, &registry, &pools, kernel.clone());
+    let published = Arc::new(Published::default());
+    let workers = Workers::start(&Settings {
+        n_workers,
+        published: Arc::clone(&published),
+        metrics: Arc::clone(metrics),
+        pools,
+        clock: clock.clone(),
+    })?;
+    let kernel = match kernel {
+        Some(kernel) => {
+            let netlink = Netlink::open(tasks)?;
+            tracing::info!(interfaces = interfaces_of(&agent.kernel.interfaces), "following interfaces");
+            Some(KernelSide::new(kernel, netlink, agent.kernel.interfaces.clone(), n_workers))
+        }
+        None => None,
+    };
+    Ok(Control {
+        shared: Shared { parts, tls: tls::Context::new()?, seed },
+        published,
+        wanted: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
+        workers,
+        prober: Prober::new(tasks.clone(), Arc::clone(metrics), options),
+        registry,
+        metrics: Arc::clone(metrics),
+        board: Arc::clone(board),
+        kernel,
+        clock,
+    })
+}
+
+/// The kernel side, or none where userspace does everything; says once what is lost.
+fn start_kernel(agent: &AgentSettings, metrics: &Metrics) -> anyhow::Result<Option<Arc<Mutex<Kernel>>>> {
+    let settings = kernel_settings(agent);
+    let started = match agent.kernel.mode {
+        KernelMode::Off => None,
+        KernelMode::Required => Some(Kernel::start(&settings).context("agent.kernel.mode is `required`")?),
+        KernelMode::Auto => match Kernel::start(&settings) {
+            Ok(kernel) => Some(kernel),
+            // Another agent is not a missing feature: two on one node would disagree.
+            Err(error @ kernel::Error::Locked { .. }) => return Err(error.into()),
+            Err(error) => {
+                let why = anyhow::Error::from(error);
+                tracing::warn!("running without eBPF: layer 4 takes two sockets for each connection and ends with the agent; {why:#}");
+                None
+            }
+        },
+    };
+    let mode = if started.is_some() { "ebpf" } else { "userspace" };
+    for name in ["ebpf", "userspace"] {
+        metrics.families.kernel_mode.get_or_create(&ModeLabels { mode: name }).set(i64::from(name == mode));
+    }
+    Ok(started.map(|kernel| Arc::new(Mutex::new(kernel))))
+}
+
+fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
+    let kernel = &agent.kernel;
+    kernel::Settings {
+        bpffs: kernel.bpffs.clone(),
+        attach: match kernel.attach {
+            AttachMode::Auto => kernel::AttachMode::Auto,
+            AttachMode::Native => kernel::AttachMode::Native,
+            AttachMode::Generic => kernel::AttachMode::Generic,
+            AttachMode::Tc => kernel::AttachMode::Tc,
+        },
+        ports: kernel.translation_ports.clone(),
+        seed: match &kernel.seed {
+            SeedSource::Given(secret) => Some(secret_bytes(secret.expose())),
+            SeedSource::Node => None,
+        },
+        flows: kernel.flows,
+    }
+}
+
+fn secret_bytes(bytes: &[u8]) -> [u8; 16] {
+    let mut seed = [0; 16];
+    for (to, from) in seed.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    seed
+}
+
+/// What is asked at every scrape.
+fn sample(metrics: &Metrics, registry: &Arc<Registry>, pools: &Arc<Pools>, kernel: Option<Arc<Mutex<Kernel>>>) {
+    let (registry, pools) = (Arc::clone(registry), Arc::clone(pools));
+    metrics.sample_with(move || {
+        let endpoints = registry.all();
+        let mut samples = Samples {
+            pools: pools.samples(),
+            endpoints: endpoints
+                .iter()
+                .map(|endpoint| EndpointSample {
+                    service: endpoint.id().service.to_string(),
+                    endpoint: endpoint.addr().to_string(),
+                    up: endpoint.availability() != crate::endpoint::Availability::Down,
+                })
+                .collect(),
+            ..Samples::default()
+        };
+        let counters = kernel.as_ref().map(|kernel| kernel.lock().counters());
+        match counters {
+            Some(Ok(counters)) => add_counters(&mut samples, &counters),
+            Some(Err(error)) => tracing::warn!(%error, "cannot read the kernel's counters"),
+            None => {}
+        }
+        samples
+    });
+}
+
+fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
+    samples.packets = counters
+        .reasons
+        .iter()
+        .map(|(hook, reason, count)| PacketSample {
+            hook: hook.name(),
+            reason: reason.name(),
+            packets: count.packets,
+            bytes: count.bytes,
+        })
+        .collect();
+    for (listener, count) in &counters.services {
+        let values = [
+            ("packets", count.packets),
+            ("bytes", count.bytes),
+            ("reply_packets", count.reply_packets),
+            ("reply_bytes", count.reply_bytes),
+            ("new_flows", count.new_flows),
+            ("steered", count.steered),
+            ("dropped", count.dropped),
+        ];
+        samples
+            .services
+            .extend(values.map(|(what, count)| ServiceSample { listener: listener.clone(), what, count }));
+    }
+}
+
+/// The operator's window onto all of it.
+struct Window {
+    metrics: Arc<Metrics>,
+    board: Arc<Board>,
+    wanted: Arc<ArcSwap<Snapshot>>,
+    published: Arc<Published>,
+    registry: Arc<Registry>,
+    kernel: Option<Arc<Mutex<Kernel>>>,
+}
+
+impl View for Window {
+    fn metrics(&self) -> String {
+        self.metrics.encode().unwrap_or_else(|error| format!("# cannot encode: {error}\n"))
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.board.readiness()
+    }
+
+    fn dump(&self) -> serde_json::Value {
+        let kernel = self.kernel.as_ref().map(|kernel| admin::dump::kernel(&kernel.lock()));
+        serde_json::json!({
+            "wanted": admin::dump::wanted(&self.wanted.load()),
+            "served": admin::dump::served(&self.published.load(), &self.registry),
+            "kernel": kernel,
+        })
+    }
+}
+
+fn start_log(settings: LogSettings) {
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::new(settings.level.as_str());
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let started = match settings.format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    if let Err(error) = started {
+        // A second logger in one process: the first goes on.
+        eprintln!("sluice: {error}");
+    }
+}
+
+/// The BPF file system that a configuration names, for a cleanup.
+///
+/// # Errors
+/// When the configuration is refused.
+pub fn bpffs_of(file: &Path) -> Result<PathBuf, Faults> {
+    crate::source::file::load(file).map(|loaded| loaded.config.agent.kernel.bpffs)
+}

@@ -1,0 +1,244 @@
+//! The control loop: one task that takes what is wanted, compiles it, and brings workers, probes and the kernel to it.
+//!
+//! A change goes in this order, and only if all of it compiles: bind new sockets, publish the state, serve, write the
+//! image, check the new endpoints, give up what nothing refers to. A kernel write that fails is tried again; the state
+//! serves on meanwhile, and `kernel_in_step` shows the gap.
+
+mod kernel_side;
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+pub use crate::control::kernel_side::{KernelSide, interfaces_of};
+use crate::{
+    admin::ready::Board,
+    clock::Clock,
+    compile::{Faults, state::Shared, state::state},
+    drain::Drain,
+    endpoint::{EndpointId, Registry},
+    listener::{self, Workers},
+    metrics::{Metrics, names::OutcomeLabels},
+    net::listen::Place,
+    prober::Prober,
+    snapshot::Snapshot,
+    source::watch::Update,
+    state::{BindKey, Published, State},
+};
+
+/// Pause between two publications of the same table, and to gather what changes together.
+const SETTLE: Duration = Duration::from_millis(1);
+
+/// How long neighbours, routes and links may go on changing before they are looked at.
+const NETLINK_SETTLE: Duration = Duration::from_millis(20);
+
+/// How often failed writes are tried again and leftovers are looked at.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// What the loop works with.
+pub struct Control {
+    /// For compiling.
+    pub shared: Shared,
+    /// The state that is served.
+    pub published: Arc<Published>,
+    /// The snapshot that is served, for the operator.
+    pub wanted: Arc<ArcSwap<Snapshot>>,
+    /// Accept loops.
+    pub workers: Workers,
+    /// Health checks.
+    pub prober: Prober,
+    /// Live endpoints.
+    pub registry: Arc<Registry>,
+    /// Numbers.
+    pub metrics: Arc<Metrics>,
+    /// Readiness.
+    pub board: Arc<Board>,
+    /// The kernel, unless everything is served in userspace.
+    pub kernel: Option<KernelSide>,
+    /// Time.
+    pub clock: Clock,
+}
+
+/// Why a snapshot was not taken.
+#[derive(Debug)]
+pub enum Refusal {
+    /// It does not compile.
+    Faults(Faults),
+    /// An address cannot be listened on.
+    Listen(listener::Error),
+    /// The kernel's maps have no room for it.
+    Full(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Faults(faults) => faults.fmt(f),
+            Self::Listen(error) => error.fmt(f),
+            Self::Full(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Control {
+    /// Takes a snapshot, or leaves everything as it is and says why.
+    ///
+    /// # Errors
+    /// When it cannot be served.
+    pub async fn apply(&mut self, snapshot: Snapshot) -> Result<(), Refusal> {
+        let before = self.published.load();
+        let compiled = state(&snapshot, &self.shared, Some(&before)).map_err(Refusal::Faults)?;
+        let binds = self.binds(&compiled);
+        self.workers.bind(&binds).map_err(Refusal::Listen)?;
+        let image = match &mut self.kernel {
+            Some(kernel) => match kernel.compile(&snapshot, &self.registry, &self.workers, &binds, self.clock.now()) {
+                Ok(image) => Some(image),
+                Err(refusal) => {
+                    self.workers.retire(|bind| before.binds.contains_key(bind));
+                    return Err(refusal);
+                }
+            },
+            None => None,
+        };
+        self.set_weights(&snapshot);
+        let compiled = Arc::new(compiled);
+        self.published.publish(Arc::clone(&compiled));
+        self.workers.serve().map_err(Refusal::Listen)?;
+        if let (Some(kernel), Some(image)) = (&mut self.kernel, image) {
+            kernel.take(image).await;
+        }
+        let served = served(&snapshot);
+        let probes: Vec<_> = compiled.probes.clone();
+        self.prober.apply(&probes, |id| served.contains(id));
+        let kept: BTreeSet<BindKey> = binds.iter().map(|(bind, _)| *bind).collect();
+        self.workers.retire(|bind| kept.contains(bind));
+        let retired = self.kernel.as_mut().map_or_else(BTreeSet::new, |kernel| kernel.settle(&kept));
+        self.registry.retain(|id| served.contains(id) || retired.contains(id));
+        self.metrics.families.config_generation.set(i64::try_from(snapshot.generation).unwrap_or(i64::MAX));
+        self.wanted.store(Arc::new(snapshot));
+        self.report_kernel();
+        Ok(())
+    }
+
+    /// Goes on until the drain begins.
+    pub async fn run(&mut self, mut updates: mpsc::Receiver<Update>, mut drain: Drain) {
+        let changes = self.registry.changes();
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = drain.begun() => return,
+                Some(update) = updates.recv() => self.update(update).await,
+                () = changes.wait() => {
+                    let changed = changes.take();
+                    if let Some(kernel) = &mut self.kernel {
+                        kernel.publish(&changed);
+                        tokio::time::sleep(SETTLE).await;
+                    }
+                    self.report_kernel();
+                }
+                () = netlink_changed(&mut self.kernel) => {
+                    tokio::time::sleep(NETLINK_SETTLE).await;
+                    if let Some(kernel) = &mut self.kernel {
+                        kernel.forget_changes();
+                        kernel.follow().await;
+                    }
+                }
+                _ = housekeeping.tick() => self.keep_house().await,
+            }
+        }
+    }
+
+    async fn update(&mut self, update: Update) {
+        for warning in &update.warnings {
+            tracing::warn!("{warning}");
+        }
+        if update.agent_changed {
+            tracing::warn!("the `agent` part of the configuration changed: restart the agent to take it");
+        }
+        let outcome = match update.snapshot {
+            Ok(snapshot) => {
+                let generation = snapshot.generation;
+                match self.apply(snapshot).await {
+                    Ok(()) => {
+                        tracing::info!(generation, "took the new configuration");
+                        "applied"
+                    }
+                    Err(refusal) => {
+                        tracing::error!("refused the new configuration, nothing changed: {refusal}");
+                        "refused"
+                    }
+                }
+            }
+            Err(faults) => {
+                tracing::error!("refused the new configuration, nothing changed:\n{faults}");
+                "refused"
+            }
+        };
+        self.metrics.families.config_reloads.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    async fn keep_house(&mut self) {
+        let now = self.clock.now();
+        if let Some(kernel) = &mut self.kernel {
+            kernel.keep_house(now).await;
+        }
+        self.report_kernel();
+    }
+
+    fn report_kernel(&self) {
+        let Some(kernel) = &self.kernel else { return };
+        self.metrics.families.kernel_in_step.set(i64::from(kernel.is_in_step()));
+        match kernel.gap() {
+            Some(why) => self.board.missing("kernel", why),
+            None => self.board.met("kernel"),
+        }
+    }
+
+    /// Where each address is listened on. What the kernel balances needs no socket.
+    fn binds(&self, state: &State) -> Vec<(BindKey, Place)> {
+        let place = if self.kernel.is_some() { Place::Steered } else { Place::Virtual };
+        let mine = |(key, bind): (&BindKey, &crate::state::Bind)| {
+            (self.kernel.is_none() || bind.is_layer7()).then_some((*key, place))
+        };
+        state.binds.iter().filter_map(mine).collect()
+    }
+
+    fn set_weights(&self, snapshot: &Snapshot) {
+        let wanted = served(snapshot);
+        for endpoint in self.registry.all() {
+            endpoint.set_draining(!wanted.contains(endpoint.id()));
+        }
+        for service in &snapshot.services {
+            for endpoint in &service.endpoints {
+                let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
+                self.registry.resolve(&id).set_weight(endpoint.weight);
+            }
+        }
+    }
+}
+
+fn served(snapshot: &Snapshot) -> BTreeSet<EndpointId> {
+    let ids = |service: &crate::snapshot::service::Service| {
+        let name = service.name.clone();
+        let addrs: Vec<_> = service.endpoints.iter().map(|endpoint| endpoint.addr).collect();
+        addrs.into_iter().map(move |addr| EndpointId { service: name.clone(), addr })
+    };
+    snapshot.services.iter().flat_map(ids).collect()
+}
+
+/// Never resolves without a kernel.
+async fn netlink_changed(kernel: &mut Option<KernelSide>) {
+    match kernel {
+        Some(kernel) => kernel.changed().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,141 @@
+//! Shards, stealing, growth, sharing, and the end of an endpoint.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use super::*;
+use crate::{
+    clock::Clock,
+    drain::Tasks,
+    endpoint::{EndpointId, Health, Registry},
+    metrics::names::Families,
+    name::ServiceName,
+    pool::registry::Pools,
+};
+
+struct Bench {
+    pool: Arc<Pool>,
+    pools: Pools,
+    clock: Clock,
+    addr: SocketAddr,
+}
+
+/// A pool of two shards before an endpoint that answers `ok` to whatever it reads.
+async fn bench() -> Bench {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut bytes = [0; 4096];
+                while stream.read(&mut bytes).await.is_ok_and(|n| n > 0) {
+                    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                }
+            });
+        }
+    });
+    let clock = Clock::driven();
+    let (tasks, families) = (Tasks::default(), Families::default());
+    let pools = Pools::new(Shared { n_shards: 2, tasks, clock: clock.clone(), families });
+    let endpoint = Registry::default().resolve(&EndpointId { service: ServiceName::new("s"), addr });
+    Bench { pool: pools.resolve(&endpoint, Protocol::Http1), pools, clock, addr }
+}
+
+impl Bench {
+    async fn open(&self, worker: usize) -> Lease {
+        self.pool.open(worker, TcpStream::connect(self.addr)).await.unwrap()
+    }
+
+    /// One whole exchange.
+    async fn exchange(&self, mut lease: Lease) {
+        let request = Request::get("/").header("host", "a").body(RequestBody::empty()).unwrap();
+        let response = lease.send(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+        lease.finish();
+    }
+}
+
+#[tokio::test]
+async fn a_worker_takes_its_own_then_steals_and_then_grows() {
+    let bench = bench().await;
+    assert!(bench.pool.reuse(0).is_none());
+    let first = bench.open(0).await;
+    assert_eq!(first.origin(), Origin::Opened);
+    assert!(bench.pool.reuse(0).is_none(), "it is in use");
+    bench.exchange(first).await;
+    assert_eq!((bench.pool.open_count(), bench.pool.idle_count()), (1, 1));
+
+    let own = bench.pool.reuse(0).unwrap();
+    assert_eq!(own.origin(), Origin::Reused);
+    assert!(!bench.pool.should_grow(0), "it has its share");
+    bench.exchange(own).await;
+
+    let stolen = bench.pool.reuse(1).unwrap();
+    assert_eq!((stolen.origin(), bench.pool.stolen_count()), (Origin::Stolen, 1));
+    assert!(bench.pool.should_grow(1));
+    assert!(!bench.pool.should_grow(1), "one at a time");
+    let grown = bench.open(1).await;
+    bench.pool.grown(1);
+    bench.exchange(grown).await;
+    bench.exchange(stolen).await;
+    assert!(!bench.pool.should_grow(1), "it has its share now");
+    assert_eq!(bench.pool.reuse(1).unwrap().origin(), Origin::Reused);
+}
+
+#[tokio::test]
+async fn idle_connections_end_after_a_while() {
+    let bench = bench().await;
+    let (a, b) = (bench.open(0).await, bench.open(0).await);
+    bench.exchange(a).await;
+    bench.clock.advance(limits::POOL_IDLE);
+    bench.exchange(b).await;
+    bench.pools.sweep(0, limits::POOL_IDLE);
+    assert_eq!(bench.pool.idle_count(), 1);
+    bench.clock.advance(limits::POOL_IDLE);
+    bench.pools.sweep(0, limits::POOL_IDLE);
+    assert_eq!(bench.pool.idle_count(), 0);
+}
+
+#[tokio::test]
+async fn no_more_idle_connections_are_kept_than_the_bound() {
+    let bench = bench().await;
+    let mut leases = Vec::new();
+    for _ in 0..=limits::POOL_IDLE_CONNECTIONS {
+        leases.push(bench.open(0).await);
+    }
+    for lease in leases {
+        bench.exchange(lease).await;
+    }
+    assert_eq!(bench.pool.idle_count(), limits::POOL_IDLE_CONNECTIONS);
+}
+
+#[tokio::test]
+async fn all_connections_end_with_the_endpoint_and_new_ones_are_possible_when_it_is_back() {
+    let bench = bench().await;
+    for _ in 0..3 {
+        let (idle, busy) = (bench.open(0).await, bench.open(1).await);
+        bench.exchange(idle).await;
+        bench.pool.endpoint().set_health(Health::Down);
+        while bench.pool.open_count() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(bench.pool.idle_count(), 0);
+        let mut busy = busy;
+        let request = Request::get("/").header("host", "a").body(RequestBody::empty()).unwrap();
+        assert!(matches!(busy.send(request).await, Err(SendError::Unsent(_))));
+        bench.pool.endpoint().set_health(Health::Up);
+    }
+}
+
+#[tokio::test]
+async fn a_pool_outlives_whoever_asks_for_it_again() {
+    let bench = bench().await;
+    let again = bench.pools.resolve(bench.pool.endpoint(), Protocol::Http1);
+    assert!(Arc::ptr_eq(&again, &bench.pool));
+    let other = bench.pools.resolve(bench.pool.endpoint(), Protocol::H2c);
+    assert!(!Arc::ptr_eq(&other, &bench.pool));
+}

@@ -1,0 +1,357 @@
+//! The kernel's side of the packet tests: loads the object, fills its maps, runs single packets through it.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd as _, AsRawFd, RawFd},
+    path::PathBuf,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, SockMap},
+    programs::{Program, SchedClassifier, SkLookup, Xdp},
+};
+use bytemuck::Pod;
+use gateway_common::{
+    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
+    endpoint::Endpoint,
+    filter::FilterWord,
+    flow::{Flow, FlowKey, Translation},
+    map::{self, MapDef},
+    service::{Service, ServiceKey},
+    settings::Settings,
+    slot::SlotChunk,
+};
+
+use crate::memory::{Outcome, Tables, raw};
+
+/// Path of the object to load instead of the one that was built last.
+const OBJECT: &str = "SLUICE_BPF_OBJECT";
+
+/// Rows of services and endpoints that a test may use: these are cleared and compared.
+pub const ROWS: u32 = 16;
+
+/// Room in the flow tables and counts of a test: enough, and quick to make and to read.
+const SMALL: u32 = 4_096;
+
+/// Path of the kernel object.
+///
+/// # Errors
+///
+/// When it was not built.
+pub fn object_path() -> Result<PathBuf> {
+    let path = match std::env::var_os(OBJECT) {
+        Some(path) => PathBuf::from(path),
+        None => target_dir().join("bpf/sluice-kernel"),
+    };
+    ensure!(path.is_file(), "{} is missing: run cargo xtask build-ebpf", path.display());
+    Ok(path)
+}
+
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from)
+}
+
+/// The programs, loaded with maps of their own, which end with this value.
+#[derive(Debug)]
+pub struct Kernel {
+    ebpf: Ebpf,
+}
+
+impl Kernel {
+    /// Loads the object and all its programs.
+    ///
+    /// # Errors
+    ///
+    /// When the object is missing, or the kernel refuses it: the verifier's log is part of the error.
+    pub fn load() -> Result<Self> {
+        let path = object_path()?;
+        let object = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let mut loader = EbpfLoader::new();
+        for table in
+            [map::Flows::NAME, map::Translations::NAME, map::ServiceCounts::NAME, map::EndpointCounts::NAME]
+        {
+            loader.map_max_entries(table, SMALL);
+        }
+        let mut ebpf = loader.load(&object).context("reading the object")?;
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "aya knows more kinds of programs than the object may hold"
+        )]
+        for (name, program) in ebpf.programs_mut() {
+            match program {
+                Program::Xdp(program) => program.load(),
+                Program::SchedClassifier(program) => program.load(),
+                Program::SkLookup(program) => program.load(),
+                _ => bail!("the object holds an unknown kind of program: {name}"),
+            }
+            .with_context(|| format!("loading {name}"))?;
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Makes the maps hold what the tables say, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a write.
+    pub fn fill(&mut self, tables: &Tables) -> Result<()> {
+        let services = tables.services.iter().map(|(key, value)| (raw(key), raw(value)));
+        replace(self.hash::<SERVICE_KEY, SERVICE>(map::Services::NAME)?, services)?;
+        let flows = tables.flows.iter().map(|(key, value)| (*key, raw(value)));
+        replace(self.hash::<FLOW_KEY, FLOW>(map::Flows::NAME)?, flows)?;
+        let translations = tables.translations.iter().map(|(key, value)| (*key, raw(value)));
+        replace(self.hash::<FLOW_KEY, TRANSLATION>(map::Translations::NAME)?, translations)?;
+        let mut slots = self.array::<CHUNK>(map::Slots::NAME)?;
+        for (index, chunk) in &tables.chunks {
+            slots.set(*index, raw(chunk), 0)?;
+        }
+        let mut endpoints = self.array::<ENDPOINT>(map::Endpoints::NAME)?;
+        for row in 0..ROWS {
+            let endpoint = tables.endpoints.get(&row).copied().unwrap_or_default();
+            endpoints.set(row, raw(&endpoint), 0)?;
+        }
+        let mut filter = self.array::<WORD>(map::Filter::NAME)?;
+        for index in 0..gateway_common::filter::WORDS {
+            let word = tables.filter.get(&index).copied().unwrap_or_default();
+            filter.set(index, raw(&word), 0)?;
+        }
+        self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
+        clear(self.counts::<COUNT>(map::Reasons::NAME)?, Reason::LIMIT * 4)?;
+        clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
+        clear(self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?, ROWS)
+    }
+
+    /// Reads back what programs change: flows, translations and counts. The rest of the tables is taken from `before`.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses a read.
+    pub fn read(&mut self, before: &Tables) -> Result<Tables> {
+        let mut tables = before.clone();
+        tables.flows = entries(self.hash::<FLOW_KEY, FLOW>(map::Flows::NAME)?)?;
+        tables.translations = entries(self.hash::<FLOW_KEY, TRANSLATION>(map::Translations::NAME)?)?;
+        let reasons = self.counts::<COUNT>(map::Reasons::NAME)?;
+        tables.reasons = sums(&reasons, Reason::LIMIT * 4, |sum: &mut Count, one: Count| {
+            sum.packets += one.packets;
+            sum.bytes += one.bytes;
+        })?;
+        let services = self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?;
+        tables.service_counts = sums(&services, ROWS, |sum: &mut ServiceCount, one: ServiceCount| {
+            sum.packets += one.packets;
+            sum.bytes += one.bytes;
+            sum.reply_packets += one.reply_packets;
+            sum.reply_bytes += one.reply_bytes;
+            sum.new_flows += one.new_flows;
+            sum.steered += one.steered;
+            sum.dropped += one.dropped;
+        })?;
+        let endpoints = self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?;
+        tables.endpoint_counts = sums(&endpoints, ROWS, |sum: &mut EndpointCount, one: EndpointCount| {
+            sum.packets += one.packets;
+            sum.bytes += one.bytes;
+            sum.reply_packets += one.reply_packets;
+            sum.reply_bytes += one.reply_bytes;
+            sum.new_flows += one.new_flows;
+        })?;
+        Ok(tables)
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))
+    }
+
+    fn hash<const K: usize, const V: usize>(
+        &mut self,
+        name: &str,
+    ) -> Result<HashMap<&mut MapData, [u8; K], [u8; V]>> {
+        Ok(HashMap::try_from(self.map(name)?)?)
+    }
+
+    fn array<const V: usize>(&mut self, name: &str) -> Result<Array<&mut MapData, [u8; V]>> {
+        Ok(Array::try_from(self.map(name)?)?)
+    }
+
+    fn counts<const V: usize>(&mut self, name: &str) -> Result<PerCpuArray<&mut MapData, [u8; V]>> {
+        Ok(PerCpuArray::try_from(self.map(name)?)?)
+    }
+
+    /// Puts a listening socket at an index of the sockets.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub fn set_socket(&mut self, index: u32, socket: &impl AsRawFd) -> Result<()> {
+        let mut sockets = SockMap::try_from(self.map(map::Sockets::NAME)?)?;
+        Ok(sockets.set(index, socket, 0)?)
+    }
+
+    /// Asks the socket lookup program about a connection. Returns its code, and the cookie of the chosen socket or
+    /// zero.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot run it.
+    pub fn lookup(&mut self, key: &FlowKey) -> Result<(u32, u64)> {
+        let program = self.ebpf.program_mut(Hook::SkLookup.name()).context("no program sk_lookup")?;
+        let program: &mut SkLookup = program.try_into()?;
+        run_lookup(program.fd()?.as_fd().as_raw_fd(), key)
+    }
+
+    /// Runs one packet through the program of a hook.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot run it.
+    pub fn run(&mut self, hook: Hook, packet: &[u8]) -> Result<Outcome> {
+        let mut out = vec![0; packet.len() + 256];
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let program =
+            self.ebpf.program_mut(hook.name()).with_context(|| format!("no program {}", hook.name()))?;
+        let result = match hook {
+            Hook::XdpBalance => <&mut Xdp>::try_from(program)?.test_run(options),
+            Hook::TcIngress | Hook::TcEgress => <&mut SchedClassifier>::try_from(program)?.test_run(options),
+            Hook::SkLookup => bail!("a socket lookup has no packet: use lookup()"),
+        }
+        .with_context(|| format!("running {}", hook.name()))?;
+        out.truncate(usize::try_from(result.data_size_out)?);
+        Ok(Outcome { code: i32::from_ne_bytes(result.return_value.to_ne_bytes()), bytes: out })
+    }
+}
+
+const SERVICE_KEY: usize = size_of::<ServiceKey>();
+const SERVICE: usize = size_of::<Service>();
+const FLOW_KEY: usize = size_of::<FlowKey>();
+const FLOW: usize = size_of::<Flow>();
+const TRANSLATION: usize = size_of::<Translation>();
+const CHUNK: usize = size_of::<SlotChunk>();
+const ENDPOINT: usize = size_of::<Endpoint>();
+const WORD: usize = size_of::<FilterWord>();
+const SETTINGS: usize = size_of::<Settings>();
+const COUNT: usize = size_of::<Count>();
+const SERVICE_COUNT: usize = size_of::<ServiceCount>();
+const ENDPOINT_COUNT: usize = size_of::<EndpointCount>();
+
+fn replace<const K: usize, const V: usize>(
+    mut map: HashMap<&mut MapData, [u8; K], [u8; V]>,
+    wanted: impl Iterator<Item = ([u8; K], [u8; V])>,
+) -> Result<()> {
+    let present = map.keys().collect::<Result<Vec<_>, _>>()?;
+    for key in present {
+        map.remove(&key)?;
+    }
+    for (key, value) in wanted {
+        map.insert(key, value, 0)?;
+    }
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the handle ends with the read")]
+fn entries<const V: usize, T: Pod>(
+    map: HashMap<&mut MapData, [u8; FLOW_KEY], [u8; V]>,
+) -> Result<BTreeMap<[u8; FLOW_KEY], T>> {
+    map.iter()
+        .map(|entry| {
+            entry.map(|(key, value)| (key, bytemuck::pod_read_unaligned(&value))).map_err(Into::into)
+        })
+        .collect()
+}
+
+fn clear<const V: usize>(mut map: PerCpuArray<&mut MapData, [u8; V]>, rows: u32) -> Result<()> {
+    let zero = vec![[0; V]; aya::util::nr_cpus().map_err(|(_, error)| error)?];
+    for row in 0..rows {
+        map.set(row, PerCpuValues::try_from(zero.clone())?, 0)?;
+    }
+    Ok(())
+}
+
+fn sums<const V: usize, T: Pod + Default + PartialEq>(
+    map: &PerCpuArray<&mut MapData, [u8; V]>,
+    rows: u32,
+    add: impl Fn(&mut T, T),
+) -> Result<BTreeMap<u32, T>> {
+    let mut rows_seen = BTreeMap::new();
+    for row in 0..rows {
+        let mut sum = T::default();
+        for one in map.get(&row, 0)?.iter() {
+            add(&mut sum, bytemuck::pod_read_unaligned(one));
+        }
+        if sum != T::default() {
+            rows_seen.insert(row, sum);
+        }
+    }
+    Ok(rows_seen)
+}
+
+/// `struct bpf_sk_lookup` of `linux/bpf.h`, as `BPF_PROG_TEST_RUN` takes it.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct LookupContext {
+    cookie: u64,
+    family: u32,
+    protocol: u32,
+    remote_ip4: u32,
+    remote_ip6: [u32; 4],
+    remote_port: [u8; 2],
+    zero: u16,
+    local_ip4: u32,
+    local_ip6: [u32; 4],
+    local_port: u32,
+    ingress: u32,
+    tail: u32,
+}
+
+/// The part of `union bpf_attr` that `BPF_PROG_TEST_RUN` reads.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct TestRunAttr {
+    program: u32,
+    code: u32,
+    data_sizes: [u32; 2],
+    data: [u64; 2],
+    repeat: u32,
+    duration: u32,
+    context_in_bytes: u32,
+    context_out_bytes: u32,
+    context_in: u64,
+    context_out: u64,
+    flags_cpu_batch: [u32; 4],
+}
+
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+
+fn run_lookup(program: RawFd, key: &FlowKey) -> Result<(u32, u64)> {
+    let v4 = key.destination.is_v4();
+    let mut context: LookupContext = bytemuck::Zeroable::zeroed();
+    context.family = u32::try_from(if v4 { libc::AF_INET } else { libc::AF_INET6 })?;
+    context.protocol = u32::from(key.protocol.number());
+    context.remote_port = key.source_port.to_wire();
+    context.local_port = u32::from(key.destination_port.number());
+    if v4 {
+        context.remote_ip4 = u32::from_ne_bytes(key.source.v4_octets());
+        context.local_ip4 = u32::from_ne_bytes(key.destination.v4_octets());
+    } else {
+        context.remote_ip6 = key.source.words();
+        context.local_ip6 = key.destination.words();
+    }
+    let size = u32::try_from(size_of::<LookupContext>())?;
+    let mut out: LookupContext = bytemuck::Zeroable::zeroed();
+    let mut attr: TestRunAttr = bytemuck::Zeroable::zeroed();
+    attr.program = u32::try_from(program)?;
+    attr.context_in_bytes = size;
+    attr.context_out_bytes = size;
+    attr.context_in = u64::try_from((&raw const context).addr())?;
+    attr.context_out = u64::try_from((&raw mut out).addr())?;
+    // SAFETY: the attribute block is initialized and as long as said, and its addresses are those of two contexts
+    // that live until the call returns.
+    #[expect(unsafe_code, reason = "aya has no test run for socket lookups")]
+    let code =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRunAttr>()) };
+    if code != 0 {
+        return Err(std::io::Error::last_os_error()).context("running sk_lookup");
+    }
+    Ok((attr.code, out.cookie))
+}

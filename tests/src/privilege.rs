@@ -1,0 +1,21 @@
+//! What a test does when it lacks the privilege it needs: it fails where everything is expected to run, else it says
+//! that it was skipped.
+
+/// Set to `all` where every test must run.
+pub const TESTS: &str = "SLUICE_TESTS";
+
+/// Whether this process may load kernel programs. Prints that the test is skipped when it may not.
+///
+/// # Panics
+///
+/// When it may not, and `SLUICE_TESTS` is `all`.
+#[must_use]
+pub fn require(what: &str) -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    let all = std::env::var(TESTS).is_ok_and(|value| value == "all");
+    assert!(!all, "{what} needs root: run the tests as root, or unset {TESTS}");
+    eprintln!("skipped: needs root: {what}");
+    false
+}

@@ -1,0 +1,208 @@
+//! One case: a packet, the maps around it, and what must become of it; in the kernel and on the host alike.
+
+use std::{net::SocketAddr, sync::Mutex};
+
+use gateway_common::{
+    counter::{Class, Hook, Reason},
+    endpoint::NextHop,
+    flow::Tick,
+};
+use gateway_tests::{
+    kernel_run::Kernel,
+    memory::{Outcome, Run, Tables},
+    packet::{self, Packet},
+    privilege,
+    world::{INGRESS, World},
+};
+
+/// What a packet that was translated must say.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    pub source: String,
+    pub destination: String,
+    pub ttl: u8,
+    pub macs: Option<([u8; 6], [u8; 6])>,
+}
+
+/// One case.
+pub struct Case {
+    pub name: &'static str,
+    pub hook: Hook,
+    pub frame: Vec<u8>,
+    pub prepare: Box<dyn Fn(&mut World)>,
+    pub reason: Reason,
+    pub sent: Option<Sent>,
+    pub code: Option<i32>,
+    pub next_hop: Option<NextHop>,
+    pub after: Box<dyn Fn(&World)>,
+}
+
+/// A case at XDP that ends with `reason`.
+pub fn case(name: &'static str, packet: &Packet, reason: Reason) -> Case {
+    raw(name, packet.bytes(), reason)
+}
+
+/// The same for a frame that is no proper packet.
+pub fn raw(name: &'static str, frame: Vec<u8>, reason: Reason) -> Case {
+    Case {
+        name,
+        hook: Hook::XdpBalance,
+        frame,
+        prepare: Box::new(|_| {}),
+        reason,
+        sent: None,
+        code: None,
+        next_hop: None,
+        after: Box::new(|_| {}),
+    }
+}
+
+impl Case {
+    /// At another hook.
+    pub fn at(mut self, hook: Hook) -> Self {
+        self.hook = hook;
+        self
+    }
+
+    /// In a world changed by this.
+    pub fn with(mut self, prepare: impl Fn(&mut World) + 'static) -> Self {
+        self.prepare = Box::new(prepare);
+        self
+    }
+
+    /// The packet leaves with these addresses; `:?` stands for any translation port.
+    pub fn sent(mut self, source: &str, destination: &str, ttl: u8) -> Self {
+        self.sent = Some(Sent { source: source.into(), destination: destination.into(), ttl, macs: None });
+        self
+    }
+
+    /// In a frame from and to these link-layer addresses.
+    pub fn macs(mut self, source: [u8; 6], destination: [u8; 6]) -> Self {
+        self.sent.as_mut().expect("sent() first").macs = Some((source, destination));
+        self
+    }
+
+    /// The program returns this code.
+    pub fn code(mut self, code: i32) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// The maps afterwards satisfy this.
+    pub fn after(mut self, after: impl Fn(&World) + 'static) -> Self {
+        self.after = Box::new(after);
+        self
+    }
+}
+
+static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
+
+/// Runs cases on the host and, where this process may, in the kernel.
+pub fn check(cases: Vec<Case>) {
+    let kernel = privilege::require("running packets through the kernel programs");
+    for case in cases {
+        on_host(&case, now());
+        if kernel {
+            in_kernel(&case);
+        }
+    }
+}
+
+/// The instant of the kernel's coarse clock.
+pub fn now() -> Tick {
+    let time =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE).expect("Linux has this clock");
+    let ns = u64::try_from(time.tv_sec()).unwrap() * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap();
+    Tick::from_ns(ns)
+}
+
+fn world(case: &Case, now: Tick) -> World {
+    let mut world = World::new(now);
+    (case.prepare)(&mut world);
+    world
+}
+
+fn run(case: &Case, world: &World) -> (Outcome, Tables) {
+    let mut tables = world.tables.clone();
+    let run = Run { hook: case.hook, ingress: INGRESS, now: world.now, next_hop: case.next_hop };
+    let outcome = run.packet(&mut tables, &case.frame);
+    (outcome, tables)
+}
+
+/// Runs a case on the host and holds it against what it promises.
+fn on_host(case: &Case, now: Tick) {
+    let world = world(case, now);
+    let (outcome, tables) = run(case, &world);
+    let name = case.name;
+    let count =
+        |reason: Reason| tables.reasons.get(&case.hook.index(reason)).map_or(0, |count| count.packets);
+    assert_eq!(count(Reason::Received), 1, "{name}: counted on arrival");
+    let ended: Vec<_> =
+        Reason::ALL.iter().filter(|reason| **reason != Reason::Received && count(**reason) != 0).collect();
+    assert_eq!(ended, [&case.reason], "{name}: the reason");
+    assert_eq!(count(case.reason), 1, "{name}: counted once");
+    let bytes = tables.reasons[&case.hook.index(case.reason)].bytes;
+    assert_eq!(bytes, u64::try_from(case.frame.len()).unwrap(), "{name}: bytes");
+    if let Some(code) = case.code {
+        assert_eq!(outcome.code, code, "{name}: code");
+    }
+    match case.reason.class() {
+        Class::Forwarded => {
+            let sent = case.sent.as_ref().unwrap_or_else(|| panic!("{name}: say what is sent"));
+            compare(name, sent, &outcome.bytes);
+        }
+        Class::Passed | Class::Dropped => assert_eq!(outcome.bytes, case.frame, "{name}: changed"),
+        Class::Received => panic!("{name}: no packet ends so"),
+    }
+    (case.after)(&World { tables, now });
+}
+
+fn compare(name: &str, sent: &Sent, frame: &[u8]) {
+    let seen = packet::inspect(frame).unwrap_or_else(|error| panic!("{name}: {error}"));
+    address(name, "source", &sent.source, seen.source);
+    address(name, "destination", &sent.destination, seen.destination);
+    assert_eq!(seen.ttl, sent.ttl, "{name}: time to live");
+    if let Some(macs) = sent.macs {
+        assert_eq!(seen.macs, macs, "{name}: link-layer addresses");
+    }
+}
+
+fn address(name: &str, what: &str, wanted: &str, seen: SocketAddr) {
+    use gateway_tests::world::{FIRST_PORT, N_PORTS};
+    match wanted.strip_suffix(":?") {
+        Some(ip) => {
+            assert_eq!(seen.ip().to_string(), ip.trim_matches(['[', ']']), "{name}: {what}");
+            assert!(
+                (FIRST_PORT..FIRST_PORT + N_PORTS).contains(&seen.port()),
+                "{name}: {what} port {}",
+                seen.port()
+            );
+        }
+        None => assert_eq!(seen.to_string(), wanted, "{name}: {what}"),
+    }
+}
+
+/// Runs a case in the kernel and compares everything with the host: code, packet, flows, translations and counts.
+fn in_kernel(case: &Case) {
+    if case.next_hop.is_some() {
+        return;
+    }
+    let mut guard = KERNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let kernel = guard.get_or_insert_with(|| Kernel::load().expect("the kernel loads the programs"));
+    // A run that a tick of the clock falls into is run again.
+    for _ in 0..5 {
+        let before = now();
+        let world = world(case, before);
+        kernel.fill(&world.tables).unwrap();
+        let outcome = kernel.run(case.hook, &case.frame).unwrap();
+        let tables = kernel.read(&world.tables).unwrap();
+        if now() != before {
+            continue;
+        }
+        let (expected, expected_tables) = run(case, &world);
+        assert_eq!(outcome, expected, "{}: kernel (left) and host differ", case.name);
+        assert_eq!(tables, expected_tables, "{}: maps of kernel (left) and host differ", case.name);
+        return;
+    }
+    panic!("{}: the clock ticks faster than the kernel runs", case.name);
+}

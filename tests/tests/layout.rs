@@ -1,0 +1,116 @@
+//! The object file against the definitions: every map's name, kind, sizes and flags, and the sizes behind the versions.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a suite fails loudly"
+)]
+
+use aya::{Ebpf, EbpfLoader, maps::MapInfo};
+use gateway_common::{
+    counter::Hook,
+    layout::{FLOW_LAYOUT_VERSION, FLOW_SIZES, LAYOUT_VERSION, SIZES},
+    map::{self, Description, Kind},
+};
+use gateway_tests::{kernel_run::object_path, privilege};
+
+/// Sizes at layout version 1. A change here without a new version opens old maps with new types.
+const RECORDED: (u32, &[(&str, usize)]) = (
+    1,
+    &[
+        ("ServiceKey", 20),
+        ("Service", 40),
+        ("Endpoint", 64),
+        ("SlotChunk", 64),
+        ("FilterWord", 8),
+        ("Settings", 40),
+        ("Scratch", 128),
+        ("Count", 16),
+        ("ServiceCount", 56),
+        ("EndpointCount", 40),
+    ],
+);
+
+/// Sizes at flow layout version 1.
+const RECORDED_FLOWS: (u32, &[(&str, usize)]) = (1, &[("FlowKey", 40), ("Flow", 16), ("Translation", 72)]);
+
+#[test]
+fn sizes_stand_behind_their_versions() {
+    assert_eq!(
+        (LAYOUT_VERSION, SIZES),
+        RECORDED,
+        "a size changed: raise LAYOUT_VERSION and record the sizes here"
+    );
+    assert_eq!(
+        (FLOW_LAYOUT_VERSION, FLOW_SIZES),
+        RECORDED_FLOWS,
+        "a size changed: raise FLOW_LAYOUT_VERSION and record the sizes here"
+    );
+}
+
+/// `BPF_F_MMAPABLE` of `linux/bpf.h`.
+const MMAPABLE: u32 = 1 << 10;
+
+fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
+    use aya::maps::MapType;
+    let (kind, flags) = match map.kind {
+        Kind::Array => (MapType::Array, 0),
+        Kind::MappedArray => (MapType::Array, MMAPABLE),
+        Kind::Hash => (MapType::Hash, 0),
+        Kind::LruHash => (MapType::LruHash, 0),
+        Kind::PerCpuArray => (MapType::PerCpuArray, 0),
+        Kind::SockMap => (MapType::SockMap, 0),
+    };
+    // The kernel looks sockets up by a number of 4 or 8 bytes; the object says 4.
+    let value_size = if map.kind == Kind::SockMap { 4 } else { map.value_size };
+    (kind, flags, u32::try_from(map.key_size).unwrap(), u32::try_from(value_size).unwrap(), map.capacity)
+}
+
+fn info(ebpf: &Ebpf, name: &str) -> MapInfo {
+    use aya::maps::Map;
+    let map = ebpf.map(name).unwrap_or_else(|| panic!("the object has no map {name}"));
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::LruHashMap(data)
+    | Map::PerCpuArray(data)
+    | Map::SockMap(data)) = map
+    else {
+        panic!("{name} is a map of an unknown kind");
+    };
+    data.info().unwrap()
+}
+
+#[test]
+fn the_object_holds_the_maps_that_are_defined() {
+    if !privilege::require("making the maps of the object") {
+        return;
+    }
+    let object = std::fs::read(object_path().unwrap()).unwrap();
+    let ebpf = EbpfLoader::new().load(&object).unwrap();
+    for map in map::ALL {
+        let info = info(&ebpf, map.name);
+        let seen = (
+            info.map_type().unwrap(),
+            info.map_flags(),
+            info.key_size(),
+            info.value_size(),
+            info.max_entries(),
+        );
+        assert_eq!(seen, wanted(map), "{}: kind, flags, key size, value size, capacity", map.name);
+        assert_eq!(info.name_as_str(), Some(map.name), "the kernel's own name");
+    }
+    let mut others: Vec<_> = ebpf
+        .maps()
+        .map(|(name, _)| name)
+        .filter(|name| map::ALL.iter().all(|map| map.name != *name))
+        .filter(|name| !name.starts_with(".rodata"))
+        .collect();
+    others.sort_unstable();
+    assert_eq!(others, [""; 0], "maps without a definition");
+    let mut programs: Vec<_> = ebpf.programs().map(|(name, _)| name).collect();
+    programs.sort_unstable();
+    let mut hooks = Hook::ALL.map(Hook::name);
+    hooks.sort_unstable();
+    assert_eq!(programs, hooks, "one program for each hook, under its name");
+}
