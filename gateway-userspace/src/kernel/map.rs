@@ -137,8 +137,8 @@ impl Maps for KernelMaps {
         self.filter.set(word, Shared(FilterWord { bits }), 0).map_err(failed::<map::Filter>)
     }
 
-    fn put_slots(&mut self, first_chunk: u32, slots: &[Slot]) {
-        self.slots.write(first_chunk, slots);
+    fn put_slots(&mut self, _: &ServiceKey, first_chunk: u32, slots: &[Slot]) -> Result<(), Error> {
+        self.slots.write(first_chunk, slots).map_err(|source| Error::SlotMemory { source })
     }
 }
 

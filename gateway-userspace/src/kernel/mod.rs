@@ -6,7 +6,9 @@
 mod attach;
 mod map;
 pub mod maps;
+pub mod memory;
 mod object;
+pub mod plan;
 pub mod probe;
 mod sys;
 pub mod writer;
@@ -31,6 +33,7 @@ use gateway_common::{
 
 pub use crate::kernel::attach::{AttachMode, Attachment};
 use crate::{
+    clock::Clock,
     endpoint::Endpoint,
     image::{Image, Way},
     kernel::{
@@ -194,7 +197,7 @@ impl Kernel {
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         maps.put_settings(&Row::new(seed, Port::new(*settings.ports.start()), n_ports, TIMEOUTS))?;
-        let writer = Writer::new(maps, seed)?;
+        let writer = Writer::new(maps, seed, Clock::real())?;
         let attacher = Attacher::new(object, pins);
         Ok(Self { attacher, writer, mode: settings.attach, seed, _lock: lock })
     }

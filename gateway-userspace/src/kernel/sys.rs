@@ -97,15 +97,19 @@ impl SlotMemory {
         Some(unsafe { at.as_ref() })
     }
 
-    /// Writes slots from the start of a chunk on; those beyond the mapping are left out.
-    pub(super) fn write(&self, first_chunk: u32, slots: &[Slot]) {
+    /// Writes slots from the start of a chunk on. The service value that makes them current is written by a system
+    /// call, which orders them.
+    pub(super) fn write(&self, first_chunk: u32, slots: &[Slot]) -> io::Result<()> {
         let first = usize::try_from(first_chunk).unwrap_or(usize::MAX).saturating_mul(SlotChunk::LEN);
+        if first.saturating_add(slots.len()) > self.n_slots {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the half lies beyond the map"));
+        }
         for (idx, slot) in slots.iter().enumerate() {
-            if let Some(at) = self.at(first.saturating_add(idx)) {
+            if let Some(at) = self.at(first + idx) {
                 at.store(bytemuck::cast(*slot), Ordering::Relaxed);
             }
         }
-        // The service value that makes them current is written by a system call, which orders them.
+        Ok(())
     }
 
     /// Reads slots from the start of a chunk on.
