@@ -17,7 +17,7 @@ use crate::{
 /// Runs the suites whose tests match one of `filters`, or all; as root with everything privileged.
 pub(crate) fn run(workspace: &Workspace, quick: bool, filters: &[String]) -> Result<()> {
     setup::install(Purpose::Test)?;
-    build_ebpf::run(workspace, true)?;
+    build_ebpf::run(workspace, false)?;
     eprintln!("xtask: building the agent and the suites");
     build_programs(workspace)?;
     let mut tally = Tally::default();
