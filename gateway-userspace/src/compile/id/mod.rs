@@ -218,7 +218,9 @@ impl Ids {
         if n_slots > numbers.n_slots {
             let count = SlotChunk::chunks_for(n_slots);
             let first = self.free.chunks.take(count * 2).ok_or(Full::Chunks)?;
-            self.resting.push(Given::Chunks(numbers.chunk_range()));
+            if numbers.n_slots > 0 {
+                self.resting.push(Given::Chunks(numbers.chunk_range()));
+            }
             numbers.n_slots = n_slots;
             numbers.chunks = [first, first + count];
         }

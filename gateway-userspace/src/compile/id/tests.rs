@@ -69,10 +69,12 @@ fn an_endpoint_keeps_its_row_when_others_come_and_go() {
 #[test]
 fn a_row_has_another_generation_for_another_owner() {
     let mut ids = Ids::new(CAPACITY);
-    let full = ids.balanced_service(key(1), &endpoints(0..8), |_| false).unwrap().clone();
+    ids.balanced_service(key(1), &endpoints(0..8), |_| false).unwrap();
+    let full = ids.balanced_service(key(1), &endpoints(0..16), |_| false).unwrap().clone();
+    assert_eq!(full.rows.count, 16);
     let before: BTreeMap<u32, u32> = full.members.values().map(|row| (*row, ids.generation(*row))).collect();
-    let after = ids.balanced_service(key(1), &endpoints(1..9), |_| false).unwrap().clone();
-    let row = after.members[&endpoint(8)];
+    let after = ids.balanced_service(key(1), &endpoints(1..17), |_| false).unwrap().clone();
+    let row = after.members[&endpoint(16)];
     assert_eq!(row, full.members[&endpoint(0)], "the range is full, so the freed row is the only one");
     assert_eq!(ids.generation(row), before[&row] + 1);
     assert_eq!(ids.generation(after.members[&endpoint(1)]), before[&after.members[&endpoint(1)]]);

@@ -30,10 +30,10 @@ fn endpoint(registry: &Registry, n: u8) -> Arc<Endpoint> {
     registry.resolve(&EndpointId { service: ServiceName::new("web"), addr })
 }
 
-/// Service `n`, with rows from `first_row` on, and slots in a place of its own.
+/// Service `n`, with rows from `first_row` on, and slots in a place that goes with the rows.
 fn service(registry: &Registry, n: u8, first_row: u32, hosts: &[u8]) -> Service {
     let n_slots = size_class(u32::try_from(hosts.len()).unwrap());
-    let first = u32::from(n) * 512;
+    let first = first_row * 16;
     let row = |(local, host): (u16, &u8)| Row {
         row: first_row + u32::from(local),
         local: Some(local),
