@@ -120,12 +120,15 @@ mod tests {
         service.tried(0);
         service.retried(1);
         metrics.sample_with(|| Samples {
+            packets: Vec::new(),
+            services: Vec::new(),
             pools: vec![PoolSample { service: "api".to_owned(), open: 3, idle: 2, stolen: 1 }],
             endpoints: vec![EndpointSample {
                 service: "api".to_owned(),
                 endpoint: "192.0.2.1:80".to_owned(),
                 up: true,
-            }], ..Samples::default() });
+            }],
+        });
         let text = metrics.encode().unwrap();
         for line in [
             "sluice_requests_total{listener=\"web\",route=\"main\",status=\"2xx\"} 1",
