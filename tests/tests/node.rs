@@ -54,7 +54,7 @@ fn config(node: &Node, mode: &str, endpoints: &[u8], more: &str) -> String {
   - {{ name: l4, address: {L4}, port: {HTTP}, protocol: TCP }}
 {more}services:
   - {{ name: web, endpoints: [ {ends} ], health: {{ http: {{ path: /healthz }} }} }}
-  - {{ name: l4, endpoints: [ {ends} ], health: {{ tcp: {{}} }} }}
+  - {{ name: l4, endpoints: [ {ends} ], health: {{ http: {{ path: /healthz }} }} }}
 "
         )
 }

@@ -269,15 +269,13 @@ mod tests {
     fn what_the_maps_say_is_what_was_given_out() {
         let mut ids = Ids::new(CAPACITY);
         let numbers = ids.balanced_service(key(3), &endpoints(3), |_| false).unwrap().clone();
-        let service = Service {
-            id: numbers.id,
-            first_endpoint: numbers.rows.first,
-            n_endpoints: numbers.rows.count,
-            first_chunk: numbers.chunks,
-            n_slots: numbers.n_slots,
-            mode: Mode::NAT,
-            ..Service::default()
-        };
+        let mut service = Service::default();
+        service.id = numbers.id;
+        service.first_endpoint = numbers.rows.first;
+        service.n_endpoints = numbers.rows.count;
+        service.first_chunk = numbers.chunks;
+        service.n_slots = numbers.n_slots;
+        service.mode = Mode::NAT;
         let rows = numbers.members.iter().map(|(addr, row)| {
             let endpoint = Endpoint {
                 addr: addr.ip().into(),

@@ -125,8 +125,7 @@ mod tests {
                 service: "api".to_owned(),
                 endpoint: "192.0.2.1:80".to_owned(),
                 up: true,
-            }],
-        });
+            }], ..Samples::default() });
         let text = metrics.encode().unwrap();
         for line in [
             "sluice_requests_total{listener=\"web\",route=\"main\",status=\"2xx\"} 1",
