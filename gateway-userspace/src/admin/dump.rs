@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     endpoint::{Availability, Health, Registry},
     kernel::Kernel,
+    name::ListenerName,
     snapshot::{Snapshot, listener::Hostname},
     state::State,
 };
@@ -36,7 +37,7 @@ pub fn wanted(snapshot: &Snapshot) -> Value {
             let backends = route.rules.iter().flat_map(|rule| &rule.backends);
             json!({
                 "name": route.name.as_str(),
-                "listeners": route.listeners.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+                "listeners": route.listeners.iter().map(ListenerName::as_str).collect::<Vec<_>>(),
                 "hostnames": route.hostnames.iter().map(Hostname::to_string).collect::<Vec<_>>(),
                 "rules": route.rules.len(),
                 "backends": backends

@@ -135,9 +135,9 @@ impl Control {
                 () = drain.begun() => return,
                 Some(update) = updates.recv() => self.update(update).await,
                 () = changes.wait() => {
-                    let changed = changes.take();
+                    let touched = changes.take();
                     if let Some(kernel) = &mut self.kernel {
-                        kernel.publish(&changed);
+                        kernel.publish(&touched);
                         tokio::time::sleep(SETTLE).await;
                     }
                     self.report_kernel();

@@ -342,9 +342,8 @@ impl Collector for Sampled {
             let labels = [("service", endpoint.service.as_str()), ("endpoint", endpoint.endpoint.as_str())];
             gauge(&mut family, &labels, u64::from(endpoint.up))?;
         }
-        for ((name, help), value) in
-            PACKETS.into_iter().zip([packets_of as fn(&PacketSample) -> u64, bytes_of])
-        {
+        let values: [fn(&PacketSample) -> u64; 2] = [packets_of, bytes_of];
+        for ((name, help), value) in PACKETS.into_iter().zip(values) {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for sample in &samples.packets {
                 counter(&mut family, &[("hook", sample.hook), ("reason", sample.reason)], value(sample))?;

@@ -231,6 +231,7 @@ impl<M: Maps> Writer<M> {
     }
 
     /// Waits until packets that were told to read the idle half have done so; a millisecond at most.
+    #[expect(clippy::disallowed_methods, reason = "the control thread waits a millisecond; no worker does")]
     fn wait_for_turn(&self, key: &ServiceKey) {
         let Some(published) = self.published.get(key) else { return };
         let left = SPACING.saturating_sub(self.clock.now().saturating_duration_since(*published));
