@@ -15,9 +15,13 @@ pub use crate::control::kernel_side::{KernelSide, interfaces_of};
 use crate::{
     admin::ready::Board,
     clock::Clock,
-    compile::{Faults, state::Shared, state::state},
+    compile::{
+        Faults,
+        service::{self, served},
+        state::{Shared, state},
+    },
     drain::Drain,
-    endpoint::{EndpointId, Registry},
+    endpoint::Registry,
     listener::{self, Workers},
     metrics::{Metrics, names::OutcomeLabels},
     net::listen::Place,
@@ -105,7 +109,7 @@ impl Control {
             }
             None => None,
         };
-        self.set_weights(&snapshot);
+        service::settle(&snapshot, &self.registry);
         let compiled = Arc::new(compiled);
         self.published.publish(Arc::clone(&compiled));
         self.workers.serve().map_err(Refusal::Listen)?;
@@ -208,28 +212,6 @@ impl Control {
         };
         state.binds.iter().filter_map(mine).collect()
     }
-
-    fn set_weights(&self, snapshot: &Snapshot) {
-        let wanted = served(snapshot);
-        for endpoint in self.registry.all() {
-            endpoint.set_draining(!wanted.contains(endpoint.id()));
-        }
-        for service in &snapshot.services {
-            for endpoint in &service.endpoints {
-                let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
-                self.registry.resolve(&id).set_weight(endpoint.weight);
-            }
-        }
-    }
-}
-
-fn served(snapshot: &Snapshot) -> BTreeSet<EndpointId> {
-    let ids = |service: &crate::snapshot::service::Service| {
-        let name = service.name.clone();
-        let addrs: Vec<_> = service.endpoints.iter().map(|endpoint| endpoint.addr).collect();
-        addrs.into_iter().map(move |addr| EndpointId { service: name.clone(), addr })
-    };
-    snapshot.services.iter().flat_map(ids).collect()
 }
 
 /// Never resolves without a kernel.
