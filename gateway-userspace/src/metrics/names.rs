@@ -140,15 +140,24 @@ pub enum Limit {
     UdpFlows,
 }
 
-impl EncodeLabelValue for Limit {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        let text = match self {
+impl Limit {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Connections, Self::PoolIdle, Self::UpstreamConnections, Self::UdpFlows];
+
+    /// The value of the label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Connections => "connections",
             Self::PoolIdle => "pool_idle",
             Self::UpstreamConnections => "upstream_connections",
             Self::UdpFlows => "udp_flows",
-        };
-        EncodeLabelValue::encode(&text, encoder)
+        }
+    }
+}
+
+impl EncodeLabelValue for Limit {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        EncodeLabelValue::encode(&self.as_str(), encoder)
     }
 }
 
