@@ -226,8 +226,16 @@ pub struct Families {
 impl Families {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let families = Self::default();
-        registry.register("accepted", "Connections and UDP flows accepted", families.accepted.clone());
-        registry.register("open", "Connections and UDP flows being served", families.open.clone());
+        registry.register(
+            "connections_accepted",
+            "Connections and UDP flows accepted",
+            families.accepted.clone(),
+        );
+        registry.register(
+            "connections_open",
+            "Connections and UDP flows being served",
+            families.open.clone(),
+        );
         registry.register(
             "tls_handshake_failures",
             "TLS handshakes that failed or took too long",
