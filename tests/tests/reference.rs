@@ -154,3 +154,20 @@ fn families(text: &str) -> BTreeMap<String, Family> {
     }
     families
 }
+
+#[test]
+fn documents_name_metrics_that_exist() {
+    let known = families(&everything().encode().unwrap());
+    let root = expect::root();
+    let mut n_names = 0;
+    for document in ["README.md", "ARCHITECTURE.md", "docs/operations.md", "deploy/sluice.yaml"] {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for word in words.filter(|word| word.starts_with("sluice_")) {
+            n_names += 1;
+            let name = word.trim_end_matches("_total");
+            assert!(known.contains_key(name), "{document} names {word}, which no agent exports");
+        }
+    }
+    assert!(n_names >= 4, "the documents tell what to look at");
+}
