@@ -166,7 +166,8 @@ fn assemble(
         clock: clock.clone(),
         families: metrics.families.clone(),
     }));
-    let options = connect::Options::default();
+    // The kernel side needs the privilege that a mark needs; without it nothing of ours could touch own traffic.
+    let options = connect::Options { mark: kernel.is_some().then_some(connect::OWN_MARK) };
     let parts = Parts {
         registry: Arc::clone(&registry),
         pools: Arc::clone(&pools),
