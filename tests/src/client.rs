@@ -134,6 +134,11 @@ impl Load {
     }
 }
 
+/// Whether an endpoint answered before `lost`: only then does its absence afterwards say anything.
+pub fn was_used(answers: &[Answer], lost: Instant, name: &str) -> bool {
+    answers.iter().any(|answer| answer.asked < lost && answer.from.as_deref() == Ok(name))
+}
+
 /// How long after `lost` an endpoint was last asked for and should have answered: the last answer from it, or the last
 /// failure, whichever was asked for later.
 pub fn last_use(answers: &[Answer], lost: Instant, name: &str) -> Duration {

@@ -121,6 +121,7 @@ fn lose(kind: Loss, take: impl FnOnce(&mut Node)) {
     );
     assert!(web.len() > 200, "only {} requests were made", web.len());
     for (path, answers) in [("layer 7", &web), ("layer 4", &l4)] {
+        assert!(client::was_used(answers, lost, "e3"), "{path} never used the endpoint");
         let last = client::last_use(answers, lost, "e3");
         println!("{path}: {} answers, last use {} ms after the loss", answers.len(), last.as_millis());
         assert!(

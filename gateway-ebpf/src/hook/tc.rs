@@ -39,6 +39,7 @@ struct Tc<'a> {
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     pull(ctx);
     let verdict = pipeline::ingress(&mut Tc { ctx, hook: Hook::TcIngress });
+    super::log_drop!(ctx, Hook::TcIngress, verdict);
     match verdict {
         Verdict::Transmit(_, interface) => redirect(interface),
         Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Drop(_) => verdict.tc_code(),
@@ -49,7 +50,9 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
     pull(ctx);
-    reply::egress(&mut Tc { ctx, hook: Hook::TcEgress }).tc_code()
+    let verdict = reply::egress(&mut Tc { ctx, hook: Hook::TcEgress });
+    super::log_drop!(ctx, Hook::TcEgress, verdict);
+    verdict.tc_code()
 }
 
 /// Brings the headers into the linear part of the packet. They almost always are there; where it fails, the packet
