@@ -17,6 +17,7 @@ use gateway_common::{
     slot::Slot,
 };
 
+use crate::image::Capacity;
 use crate::kernel::{
     Error,
     maps::{Maps, Observed},
@@ -36,6 +37,7 @@ type PerCpu<V> = PerCpuArray<MapData, Shared<V>>;
 
 /// All maps of the loaded object.
 pub(super) struct KernelMaps {
+    capacity: Capacity,
     services: HashMap<MapData, Shared<ServiceKey>, Shared<Service>>,
     endpoints: Rows<Endpoint>,
     filter: Rows<FilterWord>,
@@ -56,6 +58,15 @@ where
     T::try_from(map).map_err(|source| Error::Map { name: M::NAME, source })
 }
 
+fn size_of_map<M: MapDef>(object: &Ebpf) -> Result<u32, Error> {
+    use aya::maps::Map;
+    let data = match object.map(M::NAME) {
+        Some(Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) => data,
+        _ => return Err(Error::NoMap { name: M::NAME }),
+    };
+    Ok(data.info().map_err(failed::<M>)?.max_entries())
+}
+
 fn failed<M: MapDef>(source: aya::maps::MapError) -> Error {
     Error::Map { name: M::NAME, source }
 }
@@ -70,7 +81,13 @@ impl KernelMaps {
         };
         let n_chunks = slots.info().map_err(failed::<map::Slots>)?.max_entries();
         let memory = SlotMemory::new(slots.fd().as_fd(), n_chunks).map_err(|source| Error::SlotMemory { source })?;
+        let capacity = Capacity {
+            services: size_of_map::<map::Services>(object)?.min(size_of_map::<map::ServiceCounts>(object)?),
+            rows: size_of_map::<map::Endpoints>(object)?.min(size_of_map::<map::EndpointCounts>(object)?),
+            chunks: n_chunks,
+        };
         Ok(Self {
+            capacity,
             services: taken::<map::Services, _>(object)?,
             endpoints: taken::<map::Endpoints, _>(object)?,
             filter: taken::<map::Filter, _>(object)?,
@@ -143,6 +160,11 @@ impl Maps for KernelMaps {
 }
 
 impl KernelMaps {
+    /// Room in the maps as they are.
+    pub(super) const fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
     /// Gives a listening socket its place.
     pub(super) fn put_socket(&mut self, idx: u32, socket: &impl std::os::fd::AsRawFd) -> Result<(), Error> {
         self.sockets.set(idx, socket, 0).map_err(failed::<map::Sockets>)

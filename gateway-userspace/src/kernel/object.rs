@@ -16,7 +16,7 @@ use nix::{
     sys::statfs::statfs,
 };
 
-use crate::kernel::{Error, Settings};
+use crate::kernel::{Error, Settings, pin::PREFIX};
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-kernel"));
@@ -53,7 +53,12 @@ impl Pins {
 
     /// The pin of a link.
     pub(super) fn link(&self, name: &str) -> PathBuf {
-        self.tables.join(format!("link-{name}"))
+        self.tables.join(format!("{PREFIX}{name}"))
+    }
+
+    /// The folder of tables and links.
+    pub fn tables(&self) -> &Path {
+        &self.tables
     }
 
     fn make(&self) -> Result<(), Error> {
