@@ -17,11 +17,13 @@ use gateway_common::{
     slot::Slot,
 };
 
-use crate::image::Capacity;
-use crate::kernel::{
-    Error,
-    maps::{Maps, Observed},
-    sys::SlotMemory,
+use crate::{
+    image::Capacity,
+    kernel::{
+        Error,
+        maps::{Maps, Observed},
+        sys::SlotMemory,
+    },
 };
 
 #[repr(transparent)]
@@ -60,9 +62,8 @@ where
 
 fn size_of_map<M: MapDef>(object: &Ebpf) -> Result<u32, Error> {
     use aya::maps::Map;
-    let data = match object.map(M::NAME) {
-        Some(Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) => data,
-        _ => return Err(Error::NoMap { name: M::NAME }),
+    let Some(Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) = object.map(M::NAME) else {
+        return Err(Error::NoMap { name: M::NAME });
     };
     Ok(data.info().map_err(failed::<M>)?.max_entries())
 }
@@ -75,10 +76,7 @@ impl KernelMaps {
     /// Takes the maps out of a loaded object.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
         let name = map::Slots::NAME;
-        let slots = match object.take_map(name) {
-            Some(aya::maps::Map::Array(data)) => data,
-            _ => return Err(Error::NoMap { name }),
-        };
+        let Some(aya::maps::Map::Array(slots)) = object.take_map(name) else { return Err(Error::NoMap { name }) };
         let n_chunks = slots.info().map_err(failed::<map::Slots>)?.max_entries();
         let memory = SlotMemory::new(slots.fd().as_fd(), n_chunks).map_err(|source| Error::SlotMemory { source })?;
         let capacity = Capacity {
@@ -104,7 +102,7 @@ impl KernelMaps {
 impl Maps for KernelMaps {
     fn observe(&self) -> Result<Observed, Error> {
         let mut observed = Observed::default();
-        for entry in self.services.iter() {
+        for entry in &self.services {
             let (Shared(key), Shared(value)) = entry.map_err(failed::<map::Services>)?;
             observed.services.insert(key, value);
         }

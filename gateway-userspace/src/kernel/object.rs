@@ -57,7 +57,7 @@ impl Pins {
     }
 
     /// The folder of tables and links.
-    pub fn tables(&self) -> &Path {
+    pub(super) fn tables(&self) -> &Path {
         &self.tables
     }
 
@@ -75,7 +75,7 @@ impl Pins {
 
 /// Makes sure that a BPF file system is mounted.
 pub(super) fn ensure_bpffs(path: &Path) -> Result<(), Error> {
-    let is_mounted = || statfs(path).is_ok_and(|stat| i64::from(stat.filesystem_type().0) == BPF_FS_MAGIC);
+    let is_mounted = || statfs(path).is_ok_and(|stat| stat.filesystem_type().0 == BPF_FS_MAGIC);
     if is_mounted() {
         return Ok(());
     }
