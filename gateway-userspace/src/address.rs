@@ -17,7 +17,7 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{LinkAttribute, LinkFlags, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
@@ -77,6 +77,14 @@ pub struct Link {
     pub is_loopback: bool,
     /// Packets leave it as they are: it is no VLAN, bond, bridge or tunnel over another one.
     pub is_plain: bool,
+}
+
+/// A neighbour on a link.
+#[derive(Clone, Copy, Debug)]
+struct Neighbour {
+    mac: [u8; 6],
+    /// Nobody has confirmed the address for a while.
+    is_stale: bool,
 }
 
 /// A netlink socket for questions and changes.
@@ -179,30 +187,30 @@ impl Netlink {
         &self,
         addr: IpAddr,
         links: &BTreeMap<u32, Link>,
-        neighbours: &HashMap<(u32, IpAddr), [u8; 6]>,
+        neighbours: &HashMap<(u32, IpAddr), Neighbour>,
     ) -> Way {
         let Some(route) = self.route(addr).await else { return Way::default() };
         if route.header.kind == RouteType::Local {
             return Way { is_local: true, ..Way::default() };
         }
-        let source = attribute(&route, |attribute| match attribute {
-            RouteAttribute::PrefSource(source) => ip(source),
-            _ => None,
+        let source = attribute(&route, |attribute| {
+            if let RouteAttribute::PrefSource(source) = attribute { ip(source) } else { None }
         });
-        let gateway = attribute(&route, |attribute| match attribute {
-            RouteAttribute::Gateway(gateway) => ip(gateway),
-            _ => None,
+        let gateway = attribute(&route, |attribute| {
+            if let RouteAttribute::Gateway(gateway) = attribute { ip(gateway) } else { None }
         });
         let mut way = Way { is_local: false, source, next_hop: NextHop::UNKNOWN };
         let Some(link) = oif(&route).and_then(|index| links.get(&index)) else { return way };
         let hop = gateway.unwrap_or(addr);
-        match (neighbours.get(&(link.index, hop)), link.mac) {
-            // Over a VLAN, a bond or a bridge the kernel's routing table decides for each packet.
-            (Some(mac), Some(own_mac)) if link.is_plain => {
-                way.next_hop = NextHop { interface: link.index, mac: *mac, own_mac };
-            }
-            (None, _) => self.resolve(link.index, hop).await,
-            _ => {}
+        let known = neighbours.get(&(link.index, hop));
+        // Over a VLAN, a bond or a bridge the kernel's routing table decides for each packet.
+        if let (Some(known), Some(own_mac), true) = (known, link.mac, link.is_plain) {
+            way.next_hop = NextHop { interface: link.index, mac: known.mac, own_mac };
+        }
+        // Balanced packets do not pass the stack, so it never doubts an address by itself: an endpoint that came back
+        // with another one would stay lost. Whoever is stale is asked again; the answer comes as a change.
+        if known.is_none_or(|known| known.is_stale) {
+            self.resolve(link.index, hop).await;
         }
         way
     }
@@ -238,32 +246,12 @@ impl Netlink {
         }
     }
 
-    async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), [u8; 6]>, Error> {
+    async fn neighbours(&self) -> Result<HashMap<(u32, IpAddr), Neighbour>, Error> {
         let mut found = HashMap::new();
         let mut neighbours = Box::pin(self.handle.neighbours().get().execute());
-        while let Some(neighbour) = neighbours.try_next().await.map_err(refused("list neighbours"))? {
-            let state = neighbour.header.state;
-            if matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None) {
-                continue;
-            }
-            let mut addr = None;
-            let mut mac = None;
-            for attribute in &neighbour.attributes {
-                match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
-                        addr = Some(IpAddr::V4(*v4))
-                    }
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => {
-                        addr = Some(IpAddr::V6(*v6))
-                    }
-                    NeighbourAttribute::LinkLayerAddress(bytes) => {
-                        mac = <[u8; 6]>::try_from(bytes.as_slice()).ok()
-                    }
-                    _ => {}
-                }
-            }
-            if let (Some(addr), Some(mac)) = (addr, mac) {
-                found.insert((neighbour.header.ifindex, addr), mac);
+        while let Some(message) = neighbours.try_next().await.map_err(refused("list neighbours"))? {
+            if let Some((addr, known)) = neighbour(&message) {
+                found.insert((message.header.ifindex, addr), known);
             }
         }
         Ok(found)
@@ -339,9 +327,8 @@ impl Netlink {
         for question in questions {
             let mut routes = Box::pin(self.handle.route().get(question).execute());
             while let Some(route) = routes.try_next().await.map_err(refused("list routes"))? {
-                let destination = attribute(&route, |attribute| match attribute {
-                    RouteAttribute::Destination(addr) => ip(addr),
-                    _ => None,
+                let destination = attribute(&route, |attribute| {
+                    if let RouteAttribute::Destination(addr) = attribute { ip(addr) } else { None }
                 });
                 if route.header.protocol == RouteProtocol::from(ROUTE_PROTOCOL)
                     && let Some(addr) = destination
@@ -359,6 +346,10 @@ fn refused(what: &str) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |source| Error::Request { what, source: Box::new(source) }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "netlink may name addresses of any family; two matter here"
+)]
 fn ip(addr: &RouteAddress) -> Option<IpAddr> {
     match addr {
         RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
@@ -367,17 +358,35 @@ fn ip(addr: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
+/// A neighbour's link-layer address, when it has one.
+#[expect(clippy::wildcard_enum_match_arm, reason = "of many attributes two matter here")]
+fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Neighbour)> {
+    let state = message.header.state;
+    if matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None) {
+        return None;
+    }
+    let mut addr = None;
+    let mut mac = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => addr = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => addr = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            _ => {}
+        }
+    }
+    Some((addr?, Neighbour { mac: mac?, is_stale: state == NeighbourState::Stale }))
+}
+
 fn attribute<T>(route: &RouteMessage, read: impl Fn(&RouteAttribute) -> Option<T>) -> Option<T> {
     route.attributes.iter().find_map(read)
 }
 
 fn oif(route: &RouteMessage) -> Option<u32> {
-    attribute(route, |attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
+    attribute(route, |attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "of some sixty attributes three matter here")]
 fn link(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,

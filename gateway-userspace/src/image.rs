@@ -44,6 +44,17 @@ pub struct Service {
     pub endpoints: Vec<Row>,
 }
 
+/// Room for numbers in the kernel's maps.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Capacity {
+    /// Services.
+    pub services: u32,
+    /// Endpoint rows.
+    pub rows: u32,
+    /// Slot chunks.
+    pub chunks: u32,
+}
+
 /// A range of rows, chunks or sockets.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Range {

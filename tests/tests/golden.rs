@@ -1,6 +1,14 @@
 //! Golden files: a configuration in, routes and the writes to the kernel's maps out. Each file under `testdata/golden`
 //! tells one story: configurations that follow one another, requests, and what became of both.
 //! `UPDATE_EXPECT=1` writes the answers anew; they are reviewed like code.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a suite fails loudly"
+)]
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,14 +31,14 @@ use gateway_tests::expect;
 use gateway_userspace::{
     clock::Clock,
     compile::{
-        id::{Capacity, Ids},
+        id::Ids,
         image::{self, SocketRanges},
         service,
         state::{Shared, state},
     },
     drain::Tasks,
     endpoint::Registry,
-    image::{Range, Way},
+    image::{Capacity, Range, Way},
     kernel::{memory::Memory, plan::Op, writer::Writer},
     metrics::Metrics,
     net::connect,
@@ -148,7 +156,7 @@ impl Agent {
         self.writer.apply(Arc::new(image)).unwrap();
         assert_eq!(self.writer.gap(), 0);
         let journal = self.writer.maps_mut().take_journal();
-        journal.iter().map(|op| format!("{}\n", self.describe(op))).collect()
+        lines(journal.iter().map(describe))
     }
 
     /// Two workers listen at each address that the agent serves.
@@ -160,30 +168,37 @@ impl Agent {
         self.sockets.iter().map(|(addr, first)| (*addr, Range { first: *first, count: 2 })).collect()
     }
 
-    fn describe(&self, op: &Op) -> String {
-        match op {
-            Op::Row { row, value } if value.port.number() == 0 => format!("row {row}: empty"),
-            Op::Row { row, value } => format!(
-                "row {row}: {} {} of service {}, weight {}, generation {}",
-                SocketAddr::new(value.addr.into(), value.port.number()),
-                word(value.state),
-                value.service,
-                value.weight,
-                value.generation
-            ),
-            Op::Slots { key, first_chunk, slots } => {
-                format!("slots of {} from chunk {first_chunk}: {}", name(key), shares(slots))
-            }
-            Op::Service { key, value } => format!("service {}: {}", name(key), value_of(value)),
-            Op::Filter { word, bits } => format!("filter word {word}: {} bits", bits.count_ones()),
-            Op::Remove { key } => format!("remove service {}", name(key)),
-        }
-    }
-
     /// Where each request goes: `METHOD ADDRESS HOST/PATH?QUERY HEADER=VALUE ...`.
     fn ask(&self, requests: &str) -> String {
         let served = self.served.as_ref().expect("a configuration comes before requests");
-        requests.lines().map(|line| format!("{line} -> {}\n", answer(served, line))).collect()
+        lines(requests.lines().map(|line| format!("{line} -> {}", answer(served, line))))
+    }
+}
+
+fn lines(lines: impl Iterator<Item = String>) -> String {
+    let mut text = lines.collect::<Vec<_>>().join("\n");
+    text.push('\n');
+    text
+}
+
+/// A write in words.
+fn describe(op: &Op) -> String {
+    match op {
+        Op::Row { row, value } if value.port.number() == 0 => format!("row {row}: empty"),
+        Op::Row { row, value } => format!(
+            "row {row}: {} {} of service {}, weight {}, generation {}",
+            SocketAddr::new(value.addr.into(), value.port.number()),
+            word(value.state),
+            value.service,
+            value.weight,
+            value.generation
+        ),
+        Op::Slots { key, first_chunk, slots } => {
+            format!("slots of {} from chunk {first_chunk}: {}", name(key), shares(slots))
+        }
+        Op::Service { key, value } => format!("service {}: {}", name(key), value_of(value)),
+        Op::Filter { word, bits } => format!("filter word {word}: {} bits", bits.count_ones()),
+        Op::Remove { key } => format!("remove service {}", name(key)),
     }
 }
 

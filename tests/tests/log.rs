@@ -1,5 +1,12 @@
 //! The build for debugging: each dropped packet leaves a record, with the hook and the reason.
-#![allow(clippy::expect_used, clippy::unwrap_used, reason = "tests fail loudly")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a suite fails loudly"
+)]
 
 use std::sync::{Arc, Mutex};
 

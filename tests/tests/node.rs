@@ -1,5 +1,12 @@
 //! Hooks, sockets and proxy together, in network namespaces, with real clients: losing endpoints, reloading, stopping.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests fail loudly")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a suite fails loudly"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -43,16 +50,16 @@ fn ask_l4() -> io::Result<String> {
 }
 
 /// One web listener and one balanced one over the same endpoints, given by index.
-fn config(node: &Node, mode: &str, endpoints: &[u8], more: &str) -> String {
-    let ends: Vec<String> =
+fn config(node: &Node, mode: &str, endpoints: &[u8], rest: &str) -> String {
+    let list: Vec<String> =
         endpoints.iter().map(|idx| format!("{{ address: {}, port: {HTTP} }}", Node::v4(*idx))).collect();
-    let ends = ends.join(", ");
+    let ends = list.join(", ");
     node.agent_part(mode)
         + &format!(
             "listeners:
   - {{ name: web, address: {WEB}, port: 80, protocol: HTTP }}
   - {{ name: l4, address: {L4}, port: {HTTP}, protocol: TCP }}
-{more}services:
+{rest}services:
   - {{ name: web, endpoints: [ {ends} ], health: {{ http: {{ path: /healthz }} }} }}
   - {{ name: l4, endpoints: [ {ends} ], health: {{ http: {{ path: /healthz }} }} }}
 "
@@ -122,11 +129,11 @@ fn lose(kind: Loss, take: impl FnOnce(&mut Node)) {
     assert!(web.len() > 200, "only {} requests were made", web.len());
     for (path, answers) in [("layer 7", &web), ("layer 4", &l4)] {
         assert!(client::was_used(answers, lost, "e3"), "{path} never used the endpoint");
-        let last = client::last_use(answers, lost, "e3");
-        println!("{path}: {} answers, last use {} ms after the loss", answers.len(), last.as_millis());
+        let used = client::last_use(answers, lost, "e3");
+        println!("{path}: {} answers, last use {} ms after the loss", answers.len(), used.as_millis());
         assert!(
-            last <= kind.limit(),
-            "{path} used the endpoint {last:?} after its loss\n{}",
+            used <= kind.limit(),
+            "{path} used the endpoint {used:?} after its loss\n{}",
             node.agent().log()
         );
     }
@@ -214,7 +221,7 @@ fn a_hundred_reloads_under_load_fail_no_request_and_move_no_flow() {
         fs::rename(node.folder.join("web.pem.new"), node.folder.join(format!("web{}.pem", round % 2)))
             .unwrap();
         // The third endpoint comes and goes; a listener, a route and a certificate change each time.
-        let ends: Vec<u8> = if round % 2 == 0 { vec![0, 1, 2] } else { vec![0, 1] };
+        let ends: Vec<u8> = if round.is_multiple_of(2) { vec![0, 1, 2] } else { vec![0, 1] };
         let mut more = String::new();
         writeln!(
             more,

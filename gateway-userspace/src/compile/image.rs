@@ -226,7 +226,7 @@ impl<'a> Index<'a> {
 mod tests {
     use super::*;
     use crate::{
-        compile::id::Capacity,
+        image::Capacity,
         name::RouteName,
         snapshot::{
             route::{Route, Rule},

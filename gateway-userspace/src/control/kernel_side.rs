@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::{
     address::{Changes, Link, Netlink},
     compile::{
-        id::{Capacity, Full, Ids},
+        id::{Full, Ids},
         image::{self, Retired, SocketRanges},
     },
     config::Interfaces,
@@ -70,15 +70,10 @@ impl KernelSide {
         interfaces: Interfaces,
         n_workers: usize,
     ) -> Self {
-        let capacity = Capacity {
-            services: map::Services::CAPACITY,
-            rows: map::Endpoints::CAPACITY,
-            chunks: map::Slots::CAPACITY,
-        };
         let ids = {
             let kernel = kernel.lock();
             let written = kernel.written();
-            Ids::found(capacity, &written.services, &written.endpoints)
+            Ids::found(kernel.capacity(), &written.services, &written.endpoints)
         };
         let (netlink, changes) = netlink;
         Self {
@@ -295,14 +290,14 @@ impl KernelSide {
         let wanted: Vec<&Link> =
             links.iter().filter(|link| is_meant(&self.interfaces, &uplinks, link)).collect();
         let mut kernel = self.kernel.lock();
-        let names: BTreeSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
-        let gone: Vec<String> =
-            kernel.attached().keys().filter(|name| !names.contains(name.as_str())).cloned().collect();
-        for name in gone {
-            kernel.forget(&name);
-        }
+        // A default route that is gone for a moment is no reason to stop balancing; a name that is not meant is.
+        let keep: BTreeSet<String> = match &self.interfaces {
+            Interfaces::Matching(_) => wanted.iter().map(|link| link.name.clone()).collect(),
+            Interfaces::DefaultRoute => links.iter().map(|link| link.name.clone()).collect(),
+        };
+        let kept = kernel.keep_only(&keep).map_err(|error| error_chain(&error));
         for link in wanted {
-            if kernel.attached().contains_key(&link.name) {
+            if kernel.is_attached(&link.name, link.index) {
                 continue;
             }
             if let Err(error) = kernel.attach(&link.name) {
@@ -319,6 +314,8 @@ impl KernelSide {
                 self.refused.remove(&link.name);
             }
         }
+        drop(kernel);
+        self.note(kept);
     }
 
     fn note(&mut self, outcome: Result<(), String>) {

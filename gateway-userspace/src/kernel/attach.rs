@@ -4,22 +4,27 @@
 //! link in place. Programs of others stay where they are: an interface whose XDP hook is taken gets TC instead.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
     fs::{self, File},
-    os::fd::AsFd,
-    path::Path,
+    os::{fd::AsFd, unix::fs::MetadataExt as _},
 };
 
 use aya::{
     Ebpf,
     programs::{
-        SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
-        links::{FdLink, LinkOrder, PinnedLink},
+        ProgramError, SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
+        links::{FdLink, LinkOrder},
         tc::{self, TcAttachOptions},
     },
+    sys::SyscallError,
 };
 
-use crate::kernel::{Error, object::Pins, sys};
+use crate::kernel::{
+    Error,
+    object::Pins,
+    pin::{self, Target},
+};
 
 /// How packets of an interface reach the pipeline.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -38,10 +43,42 @@ pub enum AttachMode {
 /// What sits on an interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Attachment {
+    /// Index of the interface: another one of the same name is another interface.
+    pub interface: u32,
     /// The hook that balances: `native XDP`, `generic XDP` or `TC`.
     pub ingress: &'static str,
     /// Why this one.
     pub why: String,
+}
+
+/// A hook on ingress.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Ingress {
+    Native,
+    Generic,
+    Tc,
+}
+
+impl Ingress {
+    const ALL: [Self; 3] = [Self::Native, Self::Generic, Self::Tc];
+
+    /// What an operator reads.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native XDP",
+            Self::Generic => "generic XDP",
+            Self::Tc => "TC",
+        }
+    }
+
+    /// Begins the name of the pinned link. The modes of XDP have one each: a link cannot change its mode.
+    const fn pin(self) -> &'static str {
+        match self {
+            Self::Native => XDP,
+            Self::Generic => "xdp_generic",
+            Self::Tc => TC_INGRESS,
+        }
+    }
 }
 
 /// Programs and links of one loaded object.
@@ -70,165 +107,221 @@ impl Attacher {
     /// Attaches socket lookup to this process's network namespace, or replaces the program of the pinned link.
     pub(super) fn steer(&mut self) -> Result<(), Error> {
         let path = self.pins.link(SK_LOOKUP);
-        let program = program::<SkLookup>(&mut self.object, SK_LOOKUP)?;
-        if path.exists() {
-            let fd = program.fd().map_err(|source| Error::Attach { what: SK_LOOKUP, source })?;
-            let replaced = sys::open_pin(&path).and_then(|link| sys::update_link(link.as_fd(), fd.as_fd()));
-            match replaced {
-                Ok(()) => return Ok(()),
-                // The namespace that the link belonged to is gone.
-                Err(error) => {
-                    tracing::info!(%error, "the pinned socket lookup is severed; attaching anew");
-                    remove(&path)?;
-                }
-            }
-        }
         let namespace =
             File::open("/proc/thread-self/ns/net").map_err(|source| Error::Namespace { source })?;
-        let id = program.attach(namespace).map_err(|source| Error::Attach { what: SK_LOOKUP, source })?;
-        let link = program.take_link(id).map_err(|source| Error::Attach { what: SK_LOOKUP, source })?;
-        pin(link.into(), &path)
+        let inode = namespace.metadata().map_err(|source| Error::Namespace { source })?.ino();
+        let program = program::<SkLookup>(&mut self.object, SK_LOOKUP)?;
+        let fd = program.fd().map_err(failed(SK_LOOKUP))?;
+        // The kernel numbers namespaces in 32 bits.
+        let target = Target(u32::try_from(inode).unwrap_or(0));
+        if pin::replace(&path, target, fd.as_fd())? {
+            return Ok(());
+        }
+        let id = program.attach(namespace).map_err(failed(SK_LOOKUP))?;
+        let link = program.take_link(id).map_err(failed(SK_LOOKUP))?;
+        pin::keep(link.into(), &path)
     }
 
-    /// Attaches to an interface.
+    /// Attaches to an interface, or takes over what an earlier agent left there. What is there and not wanted any more is
+    /// removed only afterwards.
     pub(super) fn attach(&mut self, interface: &str, mode: AttachMode) -> Result<&Attachment, Error> {
-        let ingress = self.ingress(interface, mode)?;
-        self.classifier(interface, TC_EGRESS, TcAttachType::Egress)?;
-        tracing::info!(interface, hook = ingress.ingress, why = ingress.why, "attached");
-        self.attached.insert(interface.to_owned(), ingress);
-        self.attached.get(interface).ok_or(Error::NoMap { name: XDP })
-    }
-
-    /// Forgets an interface that is gone; the kernel has removed the programs with it.
-    pub(super) fn forget(&mut self, interface: &str) {
-        if self.attached.remove(interface).is_some() {
-            for name in [XDP, TC_INGRESS, TC_EGRESS] {
-                drop(fs::remove_file(self.pins.link(&format!("{name}-{interface}"))));
-            }
-            tracing::info!(interface, "the interface is gone");
+        let index = nix::net::if_::if_nametoindex(interface)
+            .map_err(|errno| Error::Interface { name: interface.to_owned(), source: errno.into() })?;
+        let (ingress, why) = self.ingress(interface, Target(index), mode)?;
+        self.classifier(interface, Target(index), TC_EGRESS, TcAttachType::Egress)?;
+        for other in Ingress::ALL.into_iter().filter(|other| *other != ingress) {
+            pin::remove(&self.pins.link(&format!("{}-{interface}", other.pin())))?;
         }
+        let attachment = Attachment { interface: index, ingress: ingress.name(), why };
+        tracing::info!(interface, hook = attachment.ingress, why = attachment.why, "attached");
+        let place = self.attached.entry(interface.to_owned()).insert_entry(attachment);
+        Ok(place.into_mut())
     }
 
-    fn ingress(&mut self, interface: &str, mode: AttachMode) -> Result<Attachment, Error> {
-        let set = |why: &str| format!("`attach: {why}`");
-        match mode {
-            AttachMode::Native => {
-                self.xdp(interface, XdpMode::Driver)?;
-                Ok(Attachment { ingress: "native XDP", why: set("native") })
+    /// Removes what this agent, or one before it, attached to any other interface. Interfaces that are gone have lost
+    /// their programs already.
+    pub(super) fn keep_only(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
+        self.attached.retain(|name, _| interfaces.contains(name));
+        let tables = self.pins.tables();
+        let failed = |source| Error::PinFolder { path: tables.to_owned(), source };
+        for entry in fs::read_dir(tables).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            let Some(interface) = interface_of(&name.to_string_lossy()).map(str::to_owned) else { continue };
+            if !interfaces.contains(&interface) && pin::remove(&entry.path())? {
+                tracing::info!(interface, pin = %name.to_string_lossy(), "detached");
             }
-            AttachMode::Generic => {
-                self.xdp(interface, XdpMode::Skb)?;
-                Ok(Attachment { ingress: "generic XDP", why: set("generic") })
-            }
-            AttachMode::Tc => {
-                self.classifier(interface, TC_INGRESS, TcAttachType::Ingress)?;
-                Ok(Attachment { ingress: "TC", why: set("tc") })
-            }
-            AttachMode::Auto => self.best(interface),
         }
+        Ok(())
     }
 
-    fn best(&mut self, interface: &str) -> Result<Attachment, Error> {
-        let native = match self.xdp(interface, XdpMode::Driver) {
-            Ok(()) => return Ok(Attachment { ingress: "native XDP", why: "the driver supports it".into() }),
-            Err(error) => error,
+    /// The hook that works, and why it is this one.
+    fn ingress(
+        &mut self,
+        interface: &str,
+        target: Target,
+        mode: AttachMode,
+    ) -> Result<(Ingress, String), Error> {
+        let chosen = match mode {
+            AttachMode::Auto => return self.best(interface, target),
+            AttachMode::Native => Ingress::Native,
+            AttachMode::Generic => Ingress::Generic,
+            AttachMode::Tc => Ingress::Tc,
+        };
+        // An interface has one mode of XDP at a time, and the setting says which.
+        let rival = match chosen {
+            Ingress::Native => Some(Ingress::Generic),
+            Ingress::Generic => Some(Ingress::Native),
+            Ingress::Tc => None,
+        };
+        if let Some(rival) = rival {
+            pin::remove(&self.pins.link(&format!("{}-{interface}", rival.pin())))?;
+        }
+        self.hook(interface, target, chosen)?;
+        Ok((chosen, "the configuration says so".to_owned()))
+    }
+
+    fn best(&mut self, interface: &str, target: Target) -> Result<(Ingress, String), Error> {
+        let Err(native) = self.hook(interface, target, Ingress::Native) else {
+            return Ok((Ingress::Native, "the driver supports it".to_owned()));
         };
         // Generic XDP copies each packet into a buffer of its own, so TC is the better second.
-        let tc = match self.classifier(interface, TC_INGRESS, TcAttachType::Ingress) {
-            Ok(()) => {
-                return Ok(Attachment { ingress: "TC", why: format!("native XDP was refused: {native}") });
-            }
-            Err(error) => error,
+        let Err(tc) = self.hook(interface, target, Ingress::Tc) else {
+            return Ok((Ingress::Tc, format!("native XDP was refused: {}", Cause(&native))));
         };
-        self.xdp(interface, XdpMode::Skb)?;
-        Ok(Attachment {
-            ingress: "generic XDP",
-            why: format!("native XDP was refused: {native}; TC was refused: {tc}"),
-        })
+        self.hook(interface, target, Ingress::Generic)?;
+        let why = format!("native XDP was refused: {}; TC was refused: {}", Cause(&native), Cause(&tc));
+        Ok((Ingress::Generic, why))
     }
 
-    fn xdp(&mut self, interface: &str, mode: XdpMode) -> Result<(), Error> {
-        let path = self.pins.link(&format!("{XDP}-{interface}"));
-        let program = program::<Xdp>(&mut self.object, XDP)?;
-        let failed = |source| Error::Attach { what: XDP, source };
-        if let Ok(pinned) = PinnedLink::from_pin(&path) {
-            let fd = program.fd().map_err(failed)?;
-            if replace(&path, fd.as_fd())? {
-                drop(pinned);
-                return Ok(());
-            }
+    fn hook(&mut self, interface: &str, target: Target, ingress: Ingress) -> Result<(), Error> {
+        match ingress {
+            Ingress::Native => self.xdp(interface, target, ingress, XdpMode::Driver),
+            Ingress::Generic => self.xdp(interface, target, ingress, XdpMode::Skb),
+            Ingress::Tc => self.classifier(interface, target, TC_INGRESS, TcAttachType::Ingress),
         }
-        let id = program.attach(interface, mode).map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
-        let link: FdLink = link.try_into().map_err(|source| Error::Link { what: XDP, source })?;
-        pin(link, &path)
     }
 
-    fn classifier(&mut self, interface: &str, name: &'static str, side: TcAttachType) -> Result<(), Error> {
+    fn xdp(&mut self, interface: &str, target: Target, ingress: Ingress, mode: XdpMode) -> Result<(), Error> {
+        let path = self.pins.link(&format!("{}-{interface}", ingress.pin()));
+        let program = program::<Xdp>(&mut self.object, XDP)?;
+        let fd = program.fd().map_err(failed(XDP))?;
+        if pin::replace(&path, target, fd.as_fd())? {
+            return Ok(());
+        }
+        let id = program.attach_to_if_index(target.0, mode).map_err(failed(XDP))?;
+        let link = program.take_link(id).map_err(failed(XDP))?;
+        let link: FdLink = link.try_into().map_err(|source| Error::Link { what: XDP, source })?;
+        pin::keep(link, &path)
+    }
+
+    fn classifier(
+        &mut self,
+        interface: &str,
+        target: Target,
+        name: &'static str,
+        side: TcAttachType,
+    ) -> Result<(), Error> {
         let path = self.pins.link(&format!("{name}-{interface}"));
         let program = program::<SchedClassifier>(&mut self.object, name)?;
-        let failed = |source| Error::Attach { what: name, source };
-        if path.exists() {
-            let fd = program.fd().map_err(failed)?;
-            if replace(&path, fd.as_fd())? {
-                return Ok(());
-            }
+        let fd = program.fd().map_err(failed(name))?;
+        if pin::replace(&path, target, fd.as_fd())? {
+            return Ok(());
         }
         let first = TcAttachOptions::TcxOrder(LinkOrder::first());
         if let Ok(id) = program.attach_with_options(interface, side, first) {
-            let link = program.take_link(id).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed(name))?;
             let link: FdLink = link.try_into().map_err(|source| Error::Link { what: name, source })?;
-            return pin(link, &path);
+            return pin::keep(link, &path);
         }
         // Before Linux 6.6: a filter of the clsact queueing discipline, which has no link and stays by itself.
         drop(tc::qdisc_add_clsact(interface));
         drop(tc::qdisc_detach_program(interface, side, name));
         let id = program
             .attach_with_options(interface, side, TcAttachOptions::Netlink(tc::NlOptions::default()))
-            .map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
+            .map_err(failed(name))?;
+        let link = program.take_link(id).map_err(failed(name))?;
         // Without a pin to keep it, the filter must outlive this value.
         std::mem::forget(link);
         Ok(())
     }
 }
 
+/// Removes filters that have no link, as kernels before 6.6 have them; says which.
+pub(super) fn remove_filters() -> Vec<String> {
+    let mut removed = Vec::new();
+    for interface in nix::net::if_::if_nameindex().iter().flat_map(|all| all.iter()) {
+        let Ok(interface) = interface.name().to_str() else { continue };
+        for (side, name) in [(TcAttachType::Ingress, TC_INGRESS), (TcAttachType::Egress, TC_EGRESS)] {
+            // Most interfaces have no such filter, and say so by an error.
+            if tc::qdisc_detach_program(interface, side, name).is_ok() {
+                removed.push(format!("{name} of {interface}"));
+            }
+        }
+    }
+    removed
+}
+
 /// Loads every program into the kernel. The maps must still be open: afterwards the programs hold them.
 pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), Error> {
-    program::<Xdp>(object, XDP)?.load().map_err(|source| verifier(XDP, source))?;
+    let refused = |what| move |source| Error::Verifier { what, source };
+    program::<Xdp>(object, XDP)?.load().map_err(refused(XDP))?;
     for name in [TC_INGRESS, TC_EGRESS] {
-        program::<SchedClassifier>(object, name)?.load().map_err(|source| verifier(name, source))?;
+        program::<SchedClassifier>(object, name)?.load().map_err(refused(name))?;
     }
-    program::<SkLookup>(object, SK_LOOKUP)?.load().map_err(|source| verifier(SK_LOOKUP, source))
+    program::<SkLookup>(object, SK_LOOKUP)?.load().map_err(refused(SK_LOOKUP))
 }
 
 fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
 {
     let program = object.program_mut(name).ok_or(Error::NoMap { name })?;
-    program.try_into().map_err(|source| Error::Attach { what: name, source })
+    program.try_into().map_err(failed(name))
 }
 
-fn verifier(what: &'static str, source: aya::programs::ProgramError) -> Error {
-    Error::Verifier { what, source }
+fn failed(what: &'static str) -> impl Fn(ProgramError) -> Error {
+    move |source| Error::Attach { what, source }
 }
 
-/// Replaces the program of a pinned link; false, and the pin removed, when the link is severed.
-fn replace(path: &Path, program: std::os::fd::BorrowedFd<'_>) -> Result<bool, Error> {
-    let replaced = sys::open_pin(path).and_then(|link| sys::update_link(link.as_fd(), program));
-    if let Err(error) = replaced {
-        tracing::info!(pin = %path.display(), %error, "a pinned link is severed; attaching anew");
-        remove(path)?;
-        return Ok(false);
+/// The interface of a link's pin; none for the socket lookup, which has none, and for maps.
+fn interface_of(pin: &str) -> Option<&str> {
+    let hook = pin.strip_prefix(pin::PREFIX)?;
+    let names = Ingress::ALL.map(Ingress::pin).into_iter().chain([TC_EGRESS]);
+    names.into_iter().find_map(|name| hook.strip_prefix(name)?.strip_prefix('-'))
+}
+
+/// An error as the reason for another choice.
+struct Cause<'a>(&'a Error);
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Error::Attach { source: ProgramError::SyscallError(SyscallError { io_error, .. }), .. } =
+            self.0
+        {
+            return match io_error.raw_os_error() {
+                Some(libc::EBUSY | libc::EEXIST) => f.write_str("another XDP program holds the interface"),
+                Some(libc::EOPNOTSUPP) => f.write_str("the driver does not support it"),
+                _ => write!(f, "{io_error}"),
+            };
+        }
+        write!(f, "{}", self.0)
     }
-    Ok(true)
 }
 
-fn pin(link: FdLink, path: &Path) -> Result<(), Error> {
-    link.pin(path).map(drop).map_err(|source| Error::Pin { path: path.to_owned(), source })
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn remove(path: &Path) -> Result<(), Error> {
-    fs::remove_file(path).map_err(|source| Error::PinFolder { path: path.to_owned(), source })
+    #[test]
+    fn the_interface_stands_in_the_name_of_the_pin() {
+        let check = |pin, expected| assert_eq!(interface_of(pin), expected, "{pin}");
+        check("link-xdp_balance-eth0", Some("eth0"));
+        check("link-xdp_generic-veth-a", Some("veth-a"));
+        check("link-tc_ingress-tc_ingress", Some("tc_ingress"));
+        check("link-tc_egress-eth0.100", Some("eth0.100"));
+        check("link-sk_lookup", None);
+        check("services", None);
+        check("link-xdp_other-eth0", None);
+    }
 }

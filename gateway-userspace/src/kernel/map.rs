@@ -17,10 +17,13 @@ use gateway_common::{
     slot::Slot,
 };
 
-use crate::kernel::{
-    Error,
-    maps::{Maps, Observed},
-    sys::SlotMemory,
+use crate::{
+    image::Capacity,
+    kernel::{
+        Error,
+        maps::{Maps, Observed},
+        sys::SlotMemory,
+    },
 };
 
 #[repr(transparent)]
@@ -36,6 +39,7 @@ type PerCpu<V> = PerCpuArray<MapData, Shared<V>>;
 
 /// All maps of the loaded object.
 pub(super) struct KernelMaps {
+    capacity: Capacity,
     services: HashMap<MapData, Shared<ServiceKey>, Shared<Service>>,
     endpoints: Rows<Endpoint>,
     filter: Rows<FilterWord>,
@@ -56,6 +60,14 @@ where
     T::try_from(map).map_err(|source| Error::Map { name: M::NAME, source })
 }
 
+fn size_of_map<M: MapDef>(object: &Ebpf) -> Result<u32, Error> {
+    use aya::maps::Map;
+    let Some(Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) = object.map(M::NAME) else {
+        return Err(Error::NoMap { name: M::NAME });
+    };
+    Ok(data.info().map_err(failed::<M>)?.max_entries())
+}
+
 fn failed<M: MapDef>(source: aya::maps::MapError) -> Error {
     Error::Map { name: M::NAME, source }
 }
@@ -64,14 +76,19 @@ impl KernelMaps {
     /// Takes the maps out of a loaded object.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
         let name = map::Slots::NAME;
-        let slots = match object.take_map(name) {
-            Some(aya::maps::Map::Array(data)) => data,
-            _ => return Err(Error::NoMap { name }),
+        let Some(aya::maps::Map::Array(slots)) = object.take_map(name) else {
+            return Err(Error::NoMap { name });
         };
         let n_chunks = slots.info().map_err(failed::<map::Slots>)?.max_entries();
         let memory =
             SlotMemory::new(slots.fd().as_fd(), n_chunks).map_err(|source| Error::SlotMemory { source })?;
+        let capacity = Capacity {
+            services: size_of_map::<map::Services>(object)?.min(size_of_map::<map::ServiceCounts>(object)?),
+            rows: size_of_map::<map::Endpoints>(object)?.min(size_of_map::<map::EndpointCounts>(object)?),
+            chunks: n_chunks,
+        };
         Ok(Self {
+            capacity,
             services: taken::<map::Services, _>(object)?,
             endpoints: taken::<map::Endpoints, _>(object)?,
             filter: taken::<map::Filter, _>(object)?,
@@ -88,7 +105,7 @@ impl KernelMaps {
 impl Maps for KernelMaps {
     fn observe(&self) -> Result<Observed, Error> {
         let mut observed = Observed::default();
-        for entry in self.services.iter() {
+        for entry in &self.services {
             let (Shared(key), Shared(value)) = entry.map_err(failed::<map::Services>)?;
             observed.services.insert(key, value);
         }
@@ -144,6 +161,11 @@ impl Maps for KernelMaps {
 }
 
 impl KernelMaps {
+    /// Room in the maps as they are.
+    pub(super) const fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
     /// Gives a listening socket its place.
     pub(super) fn put_socket(&mut self, idx: u32, socket: &impl std::os::fd::AsRawFd) -> Result<(), Error> {
         self.sockets.set(idx, socket, 0).map_err(failed::<map::Sockets>)

@@ -8,13 +8,14 @@ mod map;
 pub mod maps;
 pub mod memory;
 mod object;
+mod pin;
 pub mod plan;
 pub mod probe;
 mod sys;
 pub mod writer;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, fs, io,
     net::IpAddr,
     os::fd::AsRawFd,
@@ -35,7 +36,7 @@ pub use crate::kernel::attach::{AttachMode, Attachment};
 use crate::{
     clock::Clock,
     endpoint::Endpoint,
-    image::{Image, Way},
+    image::{Capacity, Image, Way},
     kernel::{
         attach::Attacher,
         map::KernelMaps,
@@ -80,6 +81,7 @@ const TIMEOUTS: Timeouts = Timeouts { opening: 56, open: 6_705, closing: 60, udp
 pub enum Error {
     Attach { what: &'static str, source: aya::programs::ProgramError },
     ForeignPin { path: PathBuf },
+    Interface { name: String, source: io::Error },
     Link { what: &'static str, source: aya::programs::links::LinkError },
     Load { source: Box<aya::EbpfError> },
     Locked { path: PathBuf },
@@ -106,6 +108,7 @@ impl fmt::Display for Error {
                     "{path} is pinned but is not the map of this version; `sluice cleanup` removes it and ends existing flows"
                 )
             }
+            Self::Interface { name, .. } => write!(f, "there is no interface {name}"),
             Self::Link { what, .. } => write!(f, "the link of {what} cannot be pinned"),
             Self::Load { .. } => f.write_str("cannot load the kernel object"),
             Self::Locked { path } => {
@@ -129,7 +132,7 @@ impl fmt::Display for Error {
                 ephemeral.start(),
                 ephemeral.end()
             ),
-            Self::SlotMemory { .. } => f.write_str("cannot map SLOTS into memory"),
+            Self::SlotMemory { .. } => f.write_str("cannot reach SLOTS through memory"),
             Self::Unsupported { missing } => write!(f, "missing: {}", missing.join("; ")),
             Self::Verifier { what, .. } => write!(f, "the kernel's verifier refused {what}"),
         }
@@ -144,7 +147,8 @@ impl std::error::Error for Error {
             Self::Load { source } => Some(source.as_ref()),
             Self::Map { source, .. } => Some(source),
             Self::Pin { source, .. } => Some(source),
-            Self::MountBpffs { source, .. }
+            Self::Interface { source, .. }
+            | Self::MountBpffs { source, .. }
             | Self::Namespace { source }
             | Self::PinFolder { source, .. }
             | Self::SlotMemory { source } => Some(source),
@@ -240,9 +244,17 @@ impl Kernel {
         self.attacher.attach(interface, self.mode)
     }
 
-    /// Forgets an interface that is gone.
-    pub fn forget(&mut self, interface: &str) {
-        self.attacher.forget(interface);
+    /// Whether programs sit on this very interface, not on one that had its name before.
+    pub fn is_attached(&self, interface: &str, index: u32) -> bool {
+        self.attacher.attached().get(interface).is_some_and(|attachment| attachment.interface == index)
+    }
+
+    /// Detaches from every other interface, also what an earlier agent attached.
+    ///
+    /// # Errors
+    /// When a pin cannot be removed.
+    pub fn keep_only(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
+        self.attacher.keep_only(interfaces)
     }
 
     /// Brings the maps to an image.
@@ -259,6 +271,16 @@ impl Kernel {
     /// See [`Writer::apply`].
     pub fn publish(&mut self, changed: &[Arc<Endpoint>]) -> Result<Written, Error> {
         self.writer.publish(changed)
+    }
+
+    /// Writes that are still missing because one was refused; the next call of anything that writes makes up for them.
+    pub fn gap(&self) -> usize {
+        self.writer.gap()
+    }
+
+    /// Room in the maps as they are: a pinned map keeps its size.
+    pub const fn capacity(&self) -> Capacity {
+        self.writer.maps().capacity()
     }
 
     /// Takes new ways to endpoints.
@@ -322,26 +344,12 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
         return Ok(Vec::new());
     }
     let _lock = lock(bpffs)?;
-    let mut removed = Vec::new();
-    remove_tree(&root, &mut removed)?;
-    Ok(removed)
-}
-
-fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(), Error> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::PinFolder { path, source }
-    };
-    for entry in fs::read_dir(folder).map_err(failed(folder))? {
-        let path = entry.map_err(failed(folder))?.path();
-        if path.is_dir() {
-            remove_tree(&path, removed)?;
-        } else {
-            fs::remove_file(&path).map_err(failed(&path))?;
-            removed.push(path);
-        }
+    for filter in attach::remove_filters() {
+        tracing::info!(filter, "removed");
     }
-    fs::remove_dir(folder).map_err(failed(folder))
+    let mut removed = Vec::new();
+    pin::remove_tree(&root, &mut removed)?;
+    Ok(removed)
 }
 
 /// One agent for each BPF file system: the lock is on the file system's own folder, which cannot hold a file.

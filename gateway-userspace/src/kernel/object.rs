@@ -16,7 +16,7 @@ use nix::{
     sys::statfs::statfs,
 };
 
-use crate::kernel::{Error, Settings};
+use crate::kernel::{Error, Settings, pin::PREFIX};
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-kernel"));
@@ -53,7 +53,12 @@ impl Pins {
 
     /// The pin of a link.
     pub(super) fn link(&self, name: &str) -> PathBuf {
-        self.tables.join(format!("link-{name}"))
+        self.tables.join(format!("{PREFIX}{name}"))
+    }
+
+    /// The folder of tables and links.
+    pub(super) fn tables(&self) -> &Path {
+        &self.tables
     }
 
     fn make(&self) -> Result<(), Error> {
@@ -70,7 +75,7 @@ impl Pins {
 
 /// Makes sure that a BPF file system is mounted.
 pub(super) fn ensure_bpffs(path: &Path) -> Result<(), Error> {
-    let is_mounted = || statfs(path).is_ok_and(|stat| i64::from(stat.filesystem_type().0) == BPF_FS_MAGIC);
+    let is_mounted = || statfs(path).is_ok_and(|stat| stat.filesystem_type().0 == BPF_FS_MAGIC);
     if is_mounted() {
         return Ok(());
     }

@@ -16,6 +16,7 @@ use std::{
 use gateway_common::slot::{Slot, SlotChunk};
 
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 
 #[repr(C)]
@@ -33,6 +34,26 @@ struct LinkUpdate {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct GetInfo {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// `struct bpf_link_info`, up to what the links of this agent hang on.
+#[repr(C)]
+#[derive(Default)]
+struct LinkInfo {
+    kind: u32,
+    id: u32,
+    program: u32,
+    pad: u32,
+    target: u32,
+    rest: [u32; 11],
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
@@ -64,6 +85,17 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         &mut LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() },
     )?;
     Ok(())
+}
+
+/// What a link hangs on: the index of an interface for XDP and TCX, the inode of a network namespace for socket lookup;
+/// zero once that is gone.
+pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = LinkInfo::default();
+    let len = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
+    let address =
+        u64::try_from(std::ptr::from_mut(&mut info).expose_provenance()).map_err(io::Error::other)?;
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut GetInfo { fd: raw(link), len, info: address })?;
+    Ok(info.target)
 }
 
 /// The `SLOTS` map, in this process's memory.

@@ -23,18 +23,7 @@ use gateway_common::{
 };
 
 use self::pool::Pool;
-use crate::image::Range;
-
-/// Room for numbers.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Capacity {
-    /// Services.
-    pub services: u32,
-    /// Endpoint rows.
-    pub rows: u32,
-    /// Slot chunks.
-    pub chunks: u32,
-}
+use crate::image::{Capacity, Range};
 
 /// Everything that was given out.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -1,0 +1,403 @@
+//! Attaching, pinning, taking over and letting go, on real interfaces, in namespaces and BPF file systems of their own.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a suite fails loudly"
+)]
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use aya::{
+    EbpfLoader,
+    maps::MapInfo,
+    programs::{
+        Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+    },
+};
+use gateway_common::{
+    addr::{Addr, Port, Protocol},
+    endpoint::EndpointState,
+    layout::{FLOW_LAYOUT_VERSION, LAYOUT_VERSION, PIN_ROOT},
+    service::{Mode, ServiceKey, Track},
+    slot::{SlotChunk, size_class},
+};
+use gateway_tests::{
+    kernel_run::object_path,
+    netns::{End, Ns, link, tool},
+    privilege,
+};
+use gateway_userspace::{
+    endpoint::{EndpointId, Health, Registry},
+    image::{Image, Range, Row, Service, Way},
+    kernel::{AttachMode, Error, Kernel, Settings, cleanup},
+    name::{ListenerName, ServiceName},
+};
+
+/// A namespace with an interface `up`, whose other end is in another namespace, and a BPF file system.
+struct Place {
+    node: Ns,
+    peer: Ns,
+    bpffs: PathBuf,
+}
+
+impl Place {
+    /// None when this process may not.
+    fn new() -> Option<Self> {
+        if !privilege::require("attaching to interfaces") {
+            return None;
+        }
+        let (node, peer) = (Ns::new("at").unwrap(), Ns::new("peer").unwrap());
+        let bpffs = std::env::temp_dir().join(node.name());
+        let place = Self { node, peer, bpffs };
+        fs::create_dir_all(&place.bpffs).unwrap();
+        tool("mount", &format!("-t bpf bpf {}", place.bpffs.display())).unwrap();
+        place.connect();
+        Some(place)
+    }
+
+    fn connect(&self) {
+        let up = End { ns: &self.node, name: "up", v4: "10.6.0.1", v6: "fd06::1" };
+        link(up, End { ns: &self.peer, name: "down", v4: "10.6.0.2", v6: "fd06::2" }).unwrap();
+    }
+
+    fn settings(&self, attach: AttachMode) -> Settings {
+        let bpffs = self.bpffs.clone();
+        Settings { bpffs, attach, ports: 61_000..=65_535, seed: Some([7; 16]), flows: 1_024 }
+    }
+
+    fn start(&self, attach: AttachMode) -> Kernel {
+        self.try_start(&self.settings(attach)).unwrap()
+    }
+
+    fn try_start(&self, settings: &Settings) -> Result<Kernel, Error> {
+        self.node.run(|| Kernel::start(settings))
+    }
+
+    fn attach(&self, kernel: &mut Kernel) -> (&'static str, String) {
+        self.node.run(|| {
+            let attachment = kernel.attach("up").unwrap();
+            (attachment.ingress, attachment.why.clone())
+        })
+    }
+
+    fn pin(&self, name: &str) -> PathBuf {
+        self.bpffs.join(PIN_ROOT).join(format!("v{LAYOUT_VERSION}")).join(name)
+    }
+
+    fn flow_pin(&self, name: &str) -> PathBuf {
+        self.bpffs.join(PIN_ROOT).join(format!("flow-v{FLOW_LAYOUT_VERSION}")).join(name)
+    }
+
+    /// Number of the pinned link, and of the program behind it.
+    fn link(&self, name: &str) -> (u32, u32) {
+        let link = FdLink::from(PinnedLink::from_pin(self.pin(name)).unwrap());
+        let info = link.info().unwrap();
+        (info.id(), info.program_id())
+    }
+
+    /// Links on `up`, by the names of their pins.
+    fn links(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.pin("")).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.starts_with("link-"));
+        names.sort();
+        names
+    }
+
+    fn shows_xdp(&self) -> bool {
+        self.node.tool("ip", "-details link show dev up").unwrap().contains("prog/xdp")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        drop(tool("umount", &format!("-l {}", self.bpffs.display())));
+        drop(fs::remove_dir(&self.bpffs));
+    }
+}
+
+#[test]
+fn a_new_agent_replaces_programs_in_place() {
+    let Some(place) = Place::new() else { return };
+    let mut first = place.start(AttachMode::Auto);
+    let hook = place.attach(&mut first);
+    assert_eq!(hook, ("native XDP", "the driver supports it".to_owned()));
+    place.node.run(|| first.steer()).unwrap();
+    let names = ["link-sk_lookup", "link-tc_egress-up", "link-xdp_balance-up"];
+    assert_eq!(place.links(), names);
+    let before = names.map(|name| place.link(name));
+    drop(first);
+    assert!(place.shows_xdp(), "packets are balanced while no agent runs");
+
+    let mut second = place.start(AttachMode::Auto);
+    assert_eq!(names.map(|name| place.link(name)), before, "nothing changes before it is asked to");
+    place.attach(&mut second);
+    place.node.run(|| second.steer()).unwrap();
+    let after = names.map(|name| place.link(name));
+    for (before, after) in before.iter().zip(after) {
+        assert_eq!(before.0, after.0, "the link is the same");
+        assert_ne!(before.1, after.1, "the program is the new agent's");
+    }
+}
+
+#[test]
+fn an_interface_of_the_same_name_is_another_one() {
+    let Some(place) = Place::new() else { return };
+    let mut kernel = place.start(AttachMode::Auto);
+    place.attach(&mut kernel);
+    let index = || place.node.run(|| nix::net::if_::if_nametoindex("up")).unwrap();
+    let old = index();
+    assert!(kernel.is_attached("up", old));
+    place.node.ip("link del up").unwrap();
+    // Another interface takes a number, so that the new one has another.
+    place.node.ip("link add other type dummy").unwrap();
+    place.connect();
+    assert!(!place.shows_xdp());
+    assert_ne!(index(), old);
+    assert!(!kernel.is_attached("up", index()));
+    place.attach(&mut kernel);
+    assert!(kernel.is_attached("up", index()) && place.shows_xdp());
+
+    // The same while no agent runs.
+    drop(kernel);
+    place.node.ip("link del up").unwrap();
+    place.node.ip("link add another type dummy").unwrap();
+    place.connect();
+    let mut kernel = place.start(AttachMode::Auto);
+    place.attach(&mut kernel);
+    assert!(place.shows_xdp());
+}
+
+#[test]
+fn hooks_follow_the_configured_mode() {
+    let Some(place) = Place::new() else { return };
+    let check = |mode, hook: &str, pin: &str, is_xdp: bool| {
+        let mut kernel = place.start(mode);
+        assert_eq!(place.attach(&mut kernel).0, hook);
+        assert_eq!(place.links(), ["link-tc_egress-up", pin]);
+        assert_eq!(place.shows_xdp(), is_xdp, "{hook}");
+    };
+    let tc = || {
+        let mut kernel = place.start(AttachMode::Tc);
+        assert_eq!(place.attach(&mut kernel).0, "TC");
+        assert_eq!(place.links(), ["link-tc_egress-up", "link-tc_ingress-up"]);
+        assert!(!place.shows_xdp());
+    };
+    check(AttachMode::Native, "native XDP", "link-xdp_balance-up", true);
+    check(AttachMode::Generic, "generic XDP", "link-xdp_generic-up", true);
+    tc();
+    check(AttachMode::Generic, "generic XDP", "link-xdp_generic-up", true);
+    check(AttachMode::Native, "native XDP", "link-xdp_balance-up", true);
+    tc();
+    check(AttachMode::Auto, "native XDP", "link-xdp_balance-up", true);
+}
+
+#[test]
+fn a_program_of_somebody_else_stays() {
+    let Some(place) = Place::new() else { return };
+    let object = fs::read(object_path().unwrap()).unwrap();
+    let mut other = EbpfLoader::new().load(&object).unwrap();
+    let program: &mut Xdp = other.program_mut("xdp_balance").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    let id = program.info().unwrap().id();
+    place.node.run(|| program.attach("up", XdpMode::Driver)).unwrap();
+    let mut kernel = place.start(AttachMode::Auto);
+    let (hook, why) = place.attach(&mut kernel);
+    assert_eq!(
+        (hook, why.as_str()),
+        ("TC", "native XDP was refused: another XDP program holds the interface")
+    );
+    assert!(
+        place.node.tool("ip", "-details link show dev up").unwrap().contains(&format!("prog/xdp id {id} "))
+    );
+    drop(kernel);
+    let mut kernel = place.start(AttachMode::Native);
+    assert!(matches!(place.node.run(|| kernel.attach("up").map(drop)), Err(Error::Attach { .. })));
+}
+
+#[test]
+fn interfaces_that_are_not_meant_any_more_are_let_go() {
+    let Some(place) = Place::new() else { return };
+    let mut kernel = place.start(AttachMode::Auto);
+    place.attach(&mut kernel);
+    place.node.run(|| kernel.steer()).unwrap();
+    kernel.keep_only(&BTreeSet::from(["up".to_owned()])).unwrap();
+    assert!(place.shows_xdp());
+    drop(kernel);
+    let mut kernel = place.start(AttachMode::Auto);
+    kernel.keep_only(&BTreeSet::from(["eth0".to_owned()])).unwrap();
+    assert!(!place.shows_xdp());
+    assert_eq!(place.links(), ["link-sk_lookup"]);
+    assert!(kernel.attached().is_empty());
+}
+
+#[test]
+fn steering_follows_the_namespace() {
+    let Some(place) = Place::new() else { return };
+    let mut kernel = place.start(AttachMode::Auto);
+    place.peer.run(|| kernel.steer()).unwrap();
+    let elsewhere = place.link("link-sk_lookup").0;
+    place.node.run(|| kernel.steer()).unwrap();
+    let here = place.link("link-sk_lookup").0;
+    assert_ne!(elsewhere, here);
+    place.node.run(|| kernel.steer()).unwrap();
+    assert_eq!(place.link("link-sk_lookup").0, here);
+}
+
+#[test]
+fn two_agents_do_not_share_pins() {
+    let Some(place) = Place::new() else { return };
+    let first = place.start(AttachMode::Auto);
+    let second = place.try_start(&place.settings(AttachMode::Auto));
+    assert!(matches!(second, Err(Error::Locked { .. })));
+    assert!(matches!(cleanup(&place.bpffs), Err(Error::Locked { .. })));
+    drop(first);
+    place.start(AttachMode::Auto);
+}
+
+#[test]
+fn a_pinned_map_keeps_its_size_and_must_be_of_its_kind() {
+    let Some(place) = Place::new() else { return };
+    drop(place.start(AttachMode::Auto));
+    let flows = || MapInfo::from_pin(place.flow_pin("flows")).unwrap().max_entries();
+    assert_eq!(flows(), 1_024);
+    let larger = Settings { flows: 2_048, ..place.settings(AttachMode::Auto) };
+    drop(place.try_start(&larger).unwrap());
+    assert_eq!(flows(), 1_024);
+
+    fs::remove_file(place.pin("services")).unwrap();
+    let path = place.pin("services");
+    tool("bpftool", &format!("map create {} type hash key 20 value 32 entries 16 name x", path.display()))
+        .unwrap();
+    match place.try_start(&larger) {
+        Err(error @ Error::ForeignPin { .. }) => {
+            assert!(error.to_string().contains("sluice cleanup"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn ports_of_the_node_itself_are_refused() {
+    let Some(place) = Place::new() else { return };
+    let settings = Settings { ports: 40_000..=50_000, ..place.settings(AttachMode::Auto) };
+    match place.try_start(&settings) {
+        Err(error @ Error::PortsOverlap { .. }) => assert!(error.to_string().contains("ip_local_port_range")),
+        other => panic!("{other:?}"),
+    }
+    assert!(!place.bpffs.join(PIN_ROOT).exists(), "nothing was loaded");
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    let Some(place) = Place::new() else { return };
+    let mut kernel = place.start(AttachMode::Auto);
+    place.attach(&mut kernel);
+    place.node.run(|| kernel.steer()).unwrap();
+    drop(kernel);
+    let removed = place.node.run(|| cleanup(&place.bpffs)).unwrap();
+    let first: Vec<bool> =
+        removed.iter().map(|path| path.file_name().unwrap().to_str().unwrap().starts_with("link-")).collect();
+    let tables = first.len() - removed.iter().filter(|path| path.starts_with(place.flow_pin(""))).count();
+    assert!(first[first.len() - tables..].is_sorted_by(|a, b| a >= b), "links before tables: {removed:?}");
+    assert!(!place.shows_xdp() && !place.bpffs.join(PIN_ROOT).exists());
+    assert_eq!(place.node.run(|| cleanup(&place.bpffs)).unwrap(), Vec::<PathBuf>::new());
+}
+
+const VIRTUAL: [u8; 4] = [198, 51, 100, 1];
+
+fn key() -> ServiceKey {
+    ServiceKey::new(Addr::v4(VIRTUAL), Port::new(80), Protocol::TCP)
+}
+
+/// One service over `n` endpoints, and ways to them.
+fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
+    let ip = |n: u16| IpAddr::from([10, 1, n.to_be_bytes()[0], n.to_be_bytes()[1]]);
+    let row = |local: u16| Row {
+        row: u32::from(local),
+        local: Some(local),
+        generation: 1,
+        backend_weight: 1,
+        endpoint: registry.resolve(&EndpointId {
+            service: ServiceName::new("web"),
+            addr: SocketAddr::new(ip(local), 8080),
+        }),
+    };
+    let n_slots = size_class(u32::from(n));
+    let service = Service {
+        key: key(),
+        listener: ListenerName::new("web"),
+        id: 0,
+        mode: Mode::NAT,
+        track: Track::ALWAYS,
+        rows: Range { first: 0, count: 1_024 },
+        n_slots,
+        chunks: [0, SlotChunk::chunks_for(n_slots)],
+        sockets: Range::default(),
+        endpoints: (0..n).map(row).collect(),
+    };
+    let way = Way { is_local: false, source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };
+    (Arc::new(Image { services: vec![service] }), (0..n).map(|n| (ip(n), way)).collect())
+}
+
+#[test]
+fn a_change_of_health_stands_in_the_maps_within_a_millisecond_of_the_writer() {
+    let Some(place) = Place::new() else { return };
+    let registry = Registry::default();
+    let mut kernel = place.start(AttachMode::Auto);
+    let (image, ways) = balanced(&registry, 10);
+    kernel.set_ways(ways).unwrap();
+    kernel.apply(Arc::clone(&image)).unwrap();
+    let endpoint = Arc::clone(&image.services[0].endpoints[3].endpoint);
+    let mut took: Vec<Duration> = (0..50)
+        .map(|round| {
+            std::thread::sleep(Duration::from_millis(2));
+            endpoint.set_health(if round % 2 == 0 { Health::Down } else { Health::Up });
+            let started = Instant::now();
+            let written = kernel.publish(&registry.changes().take()).unwrap();
+            let took = started.elapsed();
+            assert_eq!((written.rows, written.tables, written.services), (1, 1, 1));
+            took
+        })
+        .collect();
+    took.sort();
+    println!(
+        "row, {} slots and service: median {:?}, worst {:?}",
+        image.services[0].n_slots, took[25], took[49]
+    );
+    // Builds without optimization make the table ten times slower than a release.
+    let bound = if cfg!(debug_assertions) { Duration::from_millis(10) } else { Duration::from_millis(1) };
+    assert!(took[25] < bound, "{took:?}");
+}
+
+#[test]
+fn another_agent_finds_what_stands() {
+    let Some(place) = Place::new() else { return };
+    let registry = Registry::default();
+    let mut first = place.start(AttachMode::Auto);
+    let (image, ways) = balanced(&registry, 5);
+    image.services[0].endpoints[2].endpoint.set_health(Health::Down);
+    first.set_ways(ways).unwrap();
+    first.apply(Arc::clone(&image)).unwrap();
+    let before = first.written().clone();
+    assert_eq!(before.endpoints[&2].state, EndpointState::DOWN);
+    assert!(before.slots[&key()].iter().all(|slot| slot.endpoint < 5 && slot.endpoint != 2));
+    drop(first);
+    let mut second = place.start(AttachMode::Auto);
+    assert_eq!(second.written(), &before);
+    let written = second.apply(image).unwrap();
+    assert_eq!((written.rows, written.tables, written.services), (0, 0, 0), "nothing moves");
+    assert_eq!(second.gap(), 0);
+}
