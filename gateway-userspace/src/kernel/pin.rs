@@ -47,11 +47,23 @@ pub(super) fn keep(link: FdLink, path: &Path) -> Result<(), Error> {
 
 /// Removes a pin, and with it the link; one that is not there is as good.
 pub(super) fn remove(path: &Path) -> Result<bool, Error> {
+    // The kernel lets go of a link some time after its last pin is gone; the next one would find the hook taken. A link
+    // whose target is gone cannot be detached, and need not be.
+    if is_link(path)
+        && let Ok(link) = sys::open_pin(path)
+        && let Err(error) = sys::detach_link(link.as_fd())
+    {
+        tracing::debug!(pin = %path.display(), %error, "the link was not detached");
+    }
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(Error::PinFolder { path: path.to_owned(), source }),
     }
+}
+
+fn is_link(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX))
 }
 
 /// Removes everything below a folder, links first: no program must run on while its maps go. Says what was removed.
@@ -63,8 +75,6 @@ pub(super) fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(
     let entries: io::Result<Vec<PathBuf>> =
         fs::read_dir(folder).map_err(failed(folder))?.map(|entry| entry.map(|entry| entry.path())).collect();
     let mut entries = entries.map_err(failed(folder))?;
-    let is_link =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
     entries.sort_by_key(|path| (!is_link(path), path.clone()));
     for path in entries {
         if path.is_dir() {
