@@ -105,6 +105,9 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
         .with_context(|| format!("agent.admin.address: cannot listen on {}", agent.admin))?;
     let metrics = Arc::new(Metrics::new(agent.workers.get()));
     let kernel = start_kernel(&agent, &metrics)?;
+    if let Some(records) = kernel.as_ref().and_then(|kernel| kernel.lock().take_records()) {
+        drop(tasks.spawn("kernel records", records.log()));
+    }
     let mut control = assemble(&agent, kernel.clone(), &metrics, &board, &tasks)?;
     let view = Arc::new(Window {
         metrics: Arc::clone(&metrics),

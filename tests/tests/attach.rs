@@ -220,7 +220,11 @@ fn a_program_of_somebody_else_stays() {
         ("TC", "native XDP was refused: another XDP program holds the interface")
     );
     assert!(
-        place.node.tool("ip", "-details link show dev node0").unwrap().contains(&format!("prog/xdp id {id} "))
+        place
+            .node
+            .tool("ip", "-details link show dev node0")
+            .unwrap()
+            .contains(&format!("prog/xdp id {id} "))
     );
     drop(kernel);
     let mut kernel = place.start(AttachMode::Native);

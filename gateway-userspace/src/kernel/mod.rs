@@ -11,6 +11,7 @@ mod object;
 mod pin;
 pub mod plan;
 pub mod probe;
+mod records;
 mod sys;
 pub mod writer;
 
@@ -32,7 +33,10 @@ use gateway_common::{
     settings::{Settings as Row, Timeouts},
 };
 
-pub use crate::kernel::attach::{AttachMode, Attachment};
+pub use crate::kernel::{
+    attach::{AttachMode, Attachment},
+    records::Records,
+};
 use crate::{
     clock::Clock,
     endpoint::Endpoint,
@@ -178,6 +182,7 @@ pub struct Kernel {
     writer: Writer<KernelMaps>,
     mode: AttachMode,
     seed: Seed,
+    records: Option<Records>,
     /// Held as long as this agent owns the pins.
     _lock: nix::fcntl::Flock<fs::File>,
 }
@@ -204,18 +209,24 @@ impl Kernel {
         let lock = lock(&settings.bpffs)?;
         let mut object = object::load(settings, &pins)?;
         attach::load_programs(&mut object)?;
+        let records = Records::take(&mut object);
         let mut maps = KernelMaps::take(&mut object)?;
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         maps.put_settings(&Row::new(seed, Port::new(*settings.ports.start()), n_ports, TIMEOUTS))?;
         let writer = Writer::new(maps, seed, Clock::real())?;
         let attacher = Attacher::new(object, pins);
-        Ok(Self { attacher, writer, mode: settings.attach, seed, _lock: lock })
+        Ok(Self { attacher, writer, mode: settings.attach, seed, records, _lock: lock })
     }
 
     /// The seed in use.
     pub const fn seed(&self) -> Seed {
         self.seed
+    }
+
+    /// What the programs of a build for debugging tell; once, and never for other builds.
+    pub const fn take_records(&mut self) -> Option<Records> {
+        self.records.take()
     }
 
     /// What stands in the maps.
