@@ -1,0 +1,3 @@
+//! x
+/// x
+pub fn main(_o: &[&str]) -> anyhow::Result<()> { anyhow::bail!("x") }

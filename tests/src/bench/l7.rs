@@ -1,0 +1,3 @@
+//! x
+/// x
+pub fn run(_o: super::Options) -> anyhow::Result<crate::report::Report> { anyhow::bail!("x") }
