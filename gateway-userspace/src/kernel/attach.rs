@@ -83,7 +83,8 @@ impl Attacher {
                 }
             }
         }
-        let namespace = File::open("/proc/thread-self/ns/net").map_err(|source| Error::Namespace { source })?;
+        let namespace =
+            File::open("/proc/thread-self/ns/net").map_err(|source| Error::Namespace { source })?;
         let id = program.attach(namespace).map_err(|source| Error::Attach { what: SK_LOOKUP, source })?;
         let link = program.take_link(id).map_err(|source| Error::Attach { what: SK_LOOKUP, source })?;
         pin(link.into(), &path)
@@ -134,11 +135,16 @@ impl Attacher {
         };
         // Generic XDP copies each packet into a buffer of its own, so TC is the better second.
         let tc = match self.classifier(interface, TC_INGRESS, TcAttachType::Ingress) {
-            Ok(()) => return Ok(Attachment { ingress: "TC", why: format!("native XDP was refused: {native}") }),
+            Ok(()) => {
+                return Ok(Attachment { ingress: "TC", why: format!("native XDP was refused: {native}") });
+            }
             Err(error) => error,
         };
         self.xdp(interface, XdpMode::Skb)?;
-        Ok(Attachment { ingress: "generic XDP", why: format!("native XDP was refused: {native}; TC was refused: {tc}") })
+        Ok(Attachment {
+            ingress: "generic XDP",
+            why: format!("native XDP was refused: {native}; TC was refused: {tc}"),
+        })
     }
 
     fn xdp(&mut self, interface: &str, mode: XdpMode) -> Result<(), Error> {

@@ -69,7 +69,8 @@ impl KernelMaps {
             _ => return Err(Error::NoMap { name }),
         };
         let n_chunks = slots.info().map_err(failed::<map::Slots>)?.max_entries();
-        let memory = SlotMemory::new(slots.fd().as_fd(), n_chunks).map_err(|source| Error::SlotMemory { source })?;
+        let memory =
+            SlotMemory::new(slots.fd().as_fd(), n_chunks).map_err(|source| Error::SlotMemory { source })?;
         Ok(Self {
             services: taken::<map::Services, _>(object)?,
             endpoints: taken::<map::Endpoints, _>(object)?,
@@ -137,8 +138,8 @@ impl Maps for KernelMaps {
         self.filter.set(word, Shared(FilterWord { bits }), 0).map_err(failed::<map::Filter>)
     }
 
-    fn put_slots(&mut self, first_chunk: u32, slots: &[Slot]) {
-        self.slots.write(first_chunk, slots);
+    fn put_slots(&mut self, _: &ServiceKey, first_chunk: u32, slots: &[Slot]) -> Result<(), Error> {
+        self.slots.write(first_chunk, slots).map_err(|source| Error::SlotMemory { source })
     }
 }
 

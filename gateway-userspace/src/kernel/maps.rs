@@ -61,6 +61,9 @@ pub trait Maps {
     /// # Errors
     /// When the word is beyond the map.
     fn put_filter(&mut self, word: u32, bits: u64) -> Result<(), Error>;
-    /// Writes a half of slots that no service value calls current.
-    fn put_slots(&mut self, first_chunk: u32, slots: &[Slot]);
+    /// Writes a half of a service's slots that no service value calls current.
+    ///
+    /// # Errors
+    /// When the half is beyond the map.
+    fn put_slots(&mut self, key: &ServiceKey, first_chunk: u32, slots: &[Slot]) -> Result<(), Error>;
 }

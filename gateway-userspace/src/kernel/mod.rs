@@ -6,7 +6,9 @@
 mod attach;
 mod map;
 pub mod maps;
+pub mod memory;
 mod object;
+pub mod plan;
 pub mod probe;
 mod sys;
 pub mod writer;
@@ -31,6 +33,7 @@ use gateway_common::{
 
 pub use crate::kernel::attach::{AttachMode, Attachment};
 use crate::{
+    clock::Clock,
     endpoint::Endpoint,
     image::{Image, Way},
     kernel::{
@@ -98,7 +101,10 @@ impl fmt::Display for Error {
             Self::Attach { what, .. } => write!(f, "cannot attach {what}"),
             Self::ForeignPin { path } => {
                 let path = path.display();
-                write!(f, "{path} is pinned but is not the map of this version; `sluice cleanup` removes it and ends existing flows")
+                write!(
+                    f,
+                    "{path} is pinned but is not the map of this version; `sluice cleanup` removes it and ends existing flows"
+                )
             }
             Self::Link { what, .. } => write!(f, "the link of {what} cannot be pinned"),
             Self::Load { .. } => f.write_str("cannot load the kernel object"),
@@ -106,9 +112,13 @@ impl fmt::Display for Error {
                 write!(f, "another agent holds {}; stop it first", path.display())
             }
             Self::Map { name, .. } => write!(f, "map {name}"),
-            Self::MountBpffs { path, .. } => write!(f, "cannot mount a BPF file system at {}", path.display()),
+            Self::MountBpffs { path, .. } => {
+                write!(f, "cannot mount a BPF file system at {}", path.display())
+            }
             Self::Namespace { .. } => f.write_str("cannot open the network namespace"),
-            Self::NoMap { name } => write!(f, "the kernel object has no {name}: it was built from other sources"),
+            Self::NoMap { name } => {
+                write!(f, "the kernel object has no {name}: it was built from other sources")
+            }
             Self::Pin { path, .. } => write!(f, "cannot pin {}", path.display()),
             Self::PinFolder { path, .. } => write!(f, "cannot use {}", path.display()),
             Self::PortsOverlap { ports, ephemeral } => write!(
@@ -194,7 +204,7 @@ impl Kernel {
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         maps.put_settings(&Row::new(seed, Port::new(*settings.ports.start()), n_ports, TIMEOUTS))?;
-        let writer = Writer::new(maps, seed)?;
+        let writer = Writer::new(maps, seed, Clock::real())?;
         let attacher = Attacher::new(object, pins);
         Ok(Self { attacher, writer, mode: settings.attach, seed, _lock: lock })
     }
@@ -291,7 +301,11 @@ impl Kernel {
             let listener = service.listener.to_string();
             counters.services.push((listener.clone(), maps.service_count(service.id)?));
             for row in &service.endpoints {
-                counters.endpoints.push((listener.clone(), row.endpoint.addr(), maps.endpoint_count(row.row)?));
+                counters.endpoints.push((
+                    listener.clone(),
+                    row.endpoint.addr(),
+                    maps.endpoint_count(row.row)?,
+                ));
             }
         }
         Ok(counters)

@@ -37,7 +37,8 @@ struct LinkUpdate {
 
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: each caller passes the attributes that its command reads, and their true size.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -58,7 +59,10 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 
 /// Replaces the program of a link atomically (Linux 5.7).
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    bpf(BPF_LINK_UPDATE, &mut LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() })?;
+    bpf(
+        BPF_LINK_UPDATE,
+        &mut LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() },
+    )?;
     Ok(())
 }
 
@@ -79,7 +83,9 @@ impl SlotMemory {
         let len = n_slots * size_of::<Slot>();
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        let base = unsafe {
+            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -97,15 +103,19 @@ impl SlotMemory {
         Some(unsafe { at.as_ref() })
     }
 
-    /// Writes slots from the start of a chunk on; those beyond the mapping are left out.
-    pub(super) fn write(&self, first_chunk: u32, slots: &[Slot]) {
+    /// Writes slots from the start of a chunk on. The service value that makes them current is written by a system
+    /// call, which orders them.
+    pub(super) fn write(&self, first_chunk: u32, slots: &[Slot]) -> io::Result<()> {
         let first = usize::try_from(first_chunk).unwrap_or(usize::MAX).saturating_mul(SlotChunk::LEN);
+        if first.saturating_add(slots.len()) > self.n_slots {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the half lies beyond the map"));
+        }
         for (idx, slot) in slots.iter().enumerate() {
-            if let Some(at) = self.at(first.saturating_add(idx)) {
+            if let Some(at) = self.at(first + idx) {
                 at.store(bytemuck::cast(*slot), Ordering::Relaxed);
             }
         }
-        // The service value that makes them current is written by a system call, which orders them.
+        Ok(())
     }
 
     /// Reads slots from the start of a chunk on.

@@ -120,6 +120,8 @@ mod tests {
         service.tried(0);
         service.retried(1);
         metrics.sample_with(|| Samples {
+            packets: Vec::new(),
+            services: Vec::new(),
             pools: vec![PoolSample { service: "api".to_owned(), open: 3, idle: 2, stolen: 1 }],
             endpoints: vec![EndpointSample {
                 service: "api".to_owned(),

@@ -1,0 +1,321 @@
+//! Numbers that stay: which service, row and chunk belongs to what, across changes and restarts.
+//!
+//! A service keeps its number, its rows and its chunks as long as its address, port and protocol are wanted; an
+//! endpoint keeps its row within a service as long as its address and port are. After a restart both are found
+//! again in the maps themselves.
+//!
+//! What is given back rests for one change before anybody else gets it: the kernel's maps are changed leaves first,
+//! so that the value that refers to the old owner still stands when the new owner's rows and slots are written.
+
+mod pool;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    net::SocketAddr,
+};
+
+use gateway_common::{
+    addr::Addr,
+    endpoint::Endpoint,
+    service::{Service, ServiceKey},
+    slot::{SIZE_CLASSES, SlotChunk, size_class},
+};
+
+use self::pool::Pool;
+use crate::image::Range;
+
+/// Room for numbers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Capacity {
+    /// Services.
+    pub services: u32,
+    /// Endpoint rows.
+    pub rows: u32,
+    /// Slot chunks.
+    pub chunks: u32,
+}
+
+/// Everything that was given out.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Ids {
+    services: BTreeMap<ServiceKey, Numbers>,
+    /// Last generation of every row that was ever used.
+    generations: BTreeMap<u32, u32>,
+    free: Free,
+    /// Given back since the last change.
+    resting: Vec<Given>,
+}
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Free {
+    ids: Pool,
+    rows: Pool,
+    chunks: Pool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Given {
+    Id(u32),
+    Rows(Range),
+    Chunks(Range),
+}
+
+/// The numbers of one service.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Numbers {
+    /// Number of the service.
+    pub id: u32,
+    /// Its rows; empty for a service of the agent.
+    pub rows: Range,
+    /// Slots that there is room for in one half.
+    pub n_slots: u32,
+    /// First chunk of each half.
+    pub chunks: [u32; 2],
+    /// Row of each endpoint, wanted or retired.
+    pub members: BTreeMap<SocketAddr, u32>,
+    /// Rows of a range that became too small: flows that began there still use them.
+    pub outgrown: BTreeMap<u32, SocketAddr>,
+}
+
+impl Numbers {
+    /// Both halves, which lie side by side.
+    fn chunk_range(&self) -> Range {
+        Range { first: self.chunks[0], count: SlotChunk::chunks_for(self.n_slots) * 2 }
+    }
+
+    fn owns(&self, row: u32) -> bool {
+        row.checked_sub(self.rows.first).is_some_and(|local| local < self.rows.count)
+    }
+}
+
+/// No room for a number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Full {
+    /// Too many services.
+    Services,
+    /// Too many endpoints.
+    Rows,
+    /// Too many slots of all services together.
+    Chunks,
+}
+
+impl std::fmt::Display for Full {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Services => {
+                "the kernel's tables have no room for another listener; remove listeners that are not needed"
+            }
+            Self::Rows => {
+                "the kernel's tables have no room for more endpoints; remove endpoints or balanced listeners"
+            }
+            Self::Chunks => {
+                "the kernel's tables have no room for more slots; remove endpoints or balanced listeners"
+            }
+        })
+    }
+}
+
+impl std::error::Error for Full {}
+
+impl Ids {
+    /// Nothing given out yet.
+    pub fn new(capacity: Capacity) -> Self {
+        let free = Free {
+            ids: Pool::new(capacity.services),
+            rows: Pool::new(capacity.rows),
+            chunks: Pool::new(capacity.chunks),
+        };
+        Self { services: BTreeMap::new(), generations: BTreeMap::new(), free, resting: Vec::new() }
+    }
+
+    /// What the maps say was given out by an earlier agent. A service whose numbers cannot be (beyond a map, or another
+    /// one's) is left out, and gets new ones.
+    pub fn found(
+        capacity: Capacity,
+        services: &BTreeMap<ServiceKey, Service>,
+        endpoints: &BTreeMap<u32, Endpoint>,
+    ) -> Self {
+        let mut ids = Self::new(capacity);
+        ids.generations = endpoints.iter().map(|(row, endpoint)| (*row, endpoint.generation)).collect();
+        let mut by_service: BTreeMap<u32, Vec<(u32, SocketAddr)>> = BTreeMap::new();
+        for (row, endpoint) in endpoints.iter().filter(|(_, endpoint)| endpoint.addr != Addr::UNSPECIFIED) {
+            let addr = SocketAddr::new(endpoint.addr.into(), endpoint.port.number());
+            by_service.entry(endpoint.service).or_default().push((*row, addr));
+        }
+        for (key, service) in services {
+            let rows = by_service.remove(&service.id).unwrap_or_default();
+            if let Some(numbers) = ids.free.reserve(service, rows) {
+                ids.services.insert(*key, numbers);
+            }
+        }
+        ids
+    }
+
+    /// Generation of a row's present owner.
+    pub fn generation(&self, row: u32) -> u32 {
+        self.generations.get(&row).copied().unwrap_or(0)
+    }
+
+    /// Numbers of each service.
+    pub const fn services(&self) -> &BTreeMap<ServiceKey, Numbers> {
+        &self.services
+    }
+
+    /// Begins a change: forgets services that are not wanted. Their numbers are free from the next change on.
+    pub fn retain(&mut self, wanted: &BTreeSet<ServiceKey>) {
+        for given in mem::take(&mut self.resting) {
+            match given {
+                Given::Id(id) => self.free.ids.give(Range { first: id, count: 1 }),
+                Given::Rows(rows) => self.free.rows.give(rows),
+                Given::Chunks(chunks) => self.free.chunks.give(chunks),
+            }
+        }
+        let gone: Vec<ServiceKey> =
+            self.services.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        for key in gone {
+            let Some(numbers) = self.services.remove(&key) else { continue };
+            self.resting.push(Given::Id(numbers.id));
+            self.rest_tables(numbers);
+        }
+    }
+
+    /// The number of a service of the agent.
+    ///
+    /// # Errors
+    /// When there is no number left.
+    pub fn agent_service(&mut self, key: ServiceKey) -> Result<u32, Full> {
+        let mut numbers = self.take(&key)?;
+        let id = numbers.id;
+        if numbers.n_slots != 0 {
+            self.rest_tables(mem::take(&mut numbers));
+        }
+        self.services.insert(key, Numbers { id, ..Numbers::default() });
+        Ok(id)
+    }
+
+    /// The numbers of a balanced service with these endpoints; `keep` says which retired ones still hold flows.
+    ///
+    /// # Errors
+    /// When there is no room left.
+    pub fn balanced_service(
+        &mut self,
+        key: ServiceKey,
+        wanted: &BTreeSet<SocketAddr>,
+        keep: impl Fn(SocketAddr) -> bool,
+    ) -> Result<&Numbers, Full> {
+        let mut numbers = self.take(&key)?;
+        let stays = |addr: &SocketAddr| wanted.contains(addr) || keep(*addr);
+        let freed: BTreeSet<u32> =
+            numbers.members.extract_if(.., |addr, _| !stays(addr)).map(|(_, row)| row).collect();
+        for (row, _) in numbers.outgrown.extract_if(.., |_, addr| !stays(addr)) {
+            self.resting.push(Given::Rows(Range { first: row, count: 1 }));
+        }
+        let missing: Vec<SocketAddr> =
+            wanted.iter().filter(|addr| !numbers.members.contains_key(addr)).copied().collect();
+        let needed = u32::try_from(numbers.members.len() + missing.len()).map_err(|_| Full::Rows)?;
+        let missing = if needed > numbers.rows.count {
+            self.grow(&mut numbers, needed)?;
+            wanted.iter().copied().collect()
+        } else {
+            missing
+        };
+        self.place(&mut numbers, missing, &freed)?;
+        let n_slots = size_class(u32::try_from(wanted.len()).map_err(|_| Full::Rows)?);
+        if n_slots > numbers.n_slots {
+            let count = SlotChunk::chunks_for(n_slots);
+            let first = self.free.chunks.take(count * 2).ok_or(Full::Chunks)?;
+            if numbers.n_slots > 0 {
+                self.resting.push(Given::Chunks(numbers.chunk_range()));
+            }
+            numbers.n_slots = n_slots;
+            numbers.chunks = [first, first + count];
+        }
+        Ok(self.services.entry(key).or_insert(numbers))
+    }
+
+    /// What a service has, taken out, or a new number.
+    fn take(&mut self, key: &ServiceKey) -> Result<Numbers, Full> {
+        match self.services.remove(key) {
+            Some(numbers) => Ok(numbers),
+            None => Ok(Numbers { id: self.free.ids.take(1).ok_or(Full::Services)?, ..Numbers::default() }),
+        }
+    }
+
+    /// Gives a service a wider range. The rows in use stay as they are, for flows that refer to them.
+    fn grow(&mut self, numbers: &mut Numbers, needed: u32) -> Result<(), Full> {
+        let count = needed.saturating_mul(2).max(8).next_power_of_two();
+        let first = self.free.rows.take(count).ok_or(Full::Rows)?;
+        let old = mem::replace(&mut numbers.rows, Range { first, count });
+        let outgrown: BTreeMap<u32, SocketAddr> =
+            mem::take(&mut numbers.members).into_iter().map(|(addr, row)| (row, addr)).collect();
+        for row in old.first..old.first.saturating_add(old.count) {
+            if !outgrown.contains_key(&row) {
+                self.resting.push(Given::Rows(Range { first: row, count: 1 }));
+            }
+        }
+        numbers.outgrown.extend(outgrown);
+        Ok(())
+    }
+
+    /// Gives rows of the service's range to endpoints; those that were freed by this very change come last.
+    fn place(
+        &mut self,
+        numbers: &mut Numbers,
+        missing: Vec<SocketAddr>,
+        freed: &BTreeSet<u32>,
+    ) -> Result<(), Full> {
+        let taken: BTreeSet<u32> = numbers.members.values().copied().collect();
+        let range = numbers.rows.first..numbers.rows.first.saturating_add(numbers.rows.count);
+        let fresh = range.clone().filter(|row| !taken.contains(row) && !freed.contains(row));
+        let mut rows = fresh.chain(range.filter(|row| freed.contains(row)));
+        for addr in missing {
+            let row = rows.next().ok_or(Full::Rows)?;
+            let generation = self.generations.entry(row).or_default();
+            *generation = generation.wrapping_add(1);
+            numbers.members.insert(addr, row);
+        }
+        Ok(())
+    }
+
+    fn rest_tables(&mut self, numbers: Numbers) {
+        self.resting.push(Given::Chunks(numbers.chunk_range()));
+        self.resting.push(Given::Rows(numbers.rows));
+        let outgrown = numbers.outgrown.into_keys().map(|row| Given::Rows(Range { first: row, count: 1 }));
+        self.resting.extend(outgrown);
+    }
+}
+
+impl Free {
+    /// Marks what a service of the maps has as given out; nothing when it cannot be the service's.
+    fn reserve(&mut self, service: &Service, rows: Vec<(u32, SocketAddr)>) -> Option<Numbers> {
+        let [first_half, second_half] = service.first_chunk;
+        // The number of slots is zero while no endpoint can receive; the room for them follows from the halves.
+        let half = second_half.checked_sub(first_half)?;
+        let n_slots = SIZE_CLASSES.into_iter().find(|class| SlotChunk::chunks_for(*class) == half);
+        let mut numbers = Numbers {
+            id: service.id,
+            rows: Range { first: service.first_endpoint, count: service.n_endpoints },
+            n_slots: n_slots.unwrap_or(0),
+            chunks: service.first_chunk,
+            ..Numbers::default()
+        };
+        let mut next = self.clone();
+        let tables = next.rows.reserve(numbers.rows) && next.chunks.reserve(numbers.chunk_range());
+        if !tables || !next.ids.reserve(Range { first: numbers.id, count: 1 }) {
+            return None;
+        }
+        for (row, addr) in rows {
+            if numbers.owns(row) {
+                numbers.members.insert(addr, row);
+            } else if next.rows.reserve(Range { first: row, count: 1 }) {
+                numbers.outgrown.insert(row, addr);
+            }
+        }
+        *self = next;
+        Some(numbers)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! Numbers stay with their owners, rest before they change hands, and are found again in the maps.
+
+use gateway_common::{
+    addr::{Port, Protocol},
+    service::Mode,
+};
+
+use super::*;
+
+const CAPACITY: Capacity = Capacity { services: 8, rows: 256, chunks: 1_000 };
+
+fn key(last: u8) -> ServiceKey {
+    ServiceKey::new(Addr::v4([10, 0, 0, last]), Port::new(80), Protocol::TCP)
+}
+
+fn endpoint(n: u8) -> SocketAddr {
+    SocketAddr::from(([10, 1, 0, n], 8080))
+}
+
+fn endpoints(range: std::ops::Range<u8>) -> BTreeSet<SocketAddr> {
+    range.map(endpoint).collect()
+}
+
+fn keys(range: std::ops::Range<u8>) -> BTreeSet<ServiceKey> {
+    range.map(key).collect()
+}
+
+/// What the maps hold when these numbers were written.
+fn written(ids: &Ids) -> (BTreeMap<ServiceKey, Service>, BTreeMap<u32, Endpoint>) {
+    let mut endpoints = BTreeMap::new();
+    let mut services = BTreeMap::new();
+    for (key, numbers) in ids.services() {
+        let mut service = Service::default();
+        service.id = numbers.id;
+        service.first_endpoint = numbers.rows.first;
+        service.n_endpoints = numbers.rows.count;
+        service.first_chunk = numbers.chunks;
+        service.n_slots = numbers.n_slots;
+        service.mode = if numbers.n_slots == 0 { Mode::AGENT } else { Mode::NAT };
+        services.insert(*key, service);
+        let rows = numbers.members.iter().map(|(addr, row)| (*row, *addr)).chain(numbers.outgrown.clone());
+        for (row, addr) in rows {
+            let value = Endpoint {
+                addr: addr.ip().into(),
+                port: Port::new(addr.port()),
+                service: numbers.id,
+                generation: ids.generation(row),
+                ..Endpoint::default()
+            };
+            endpoints.insert(row, value);
+        }
+    }
+    (services, endpoints)
+}
+
+#[test]
+fn an_endpoint_keeps_its_row_when_others_come_and_go() {
+    let mut ids = Ids::new(CAPACITY);
+    let before = ids.balanced_service(key(1), &endpoints(0..3), |_| false).unwrap().clone();
+    let after = ids.balanced_service(key(1), &endpoints(1..5), |_| false).unwrap().clone();
+    for n in 1..3 {
+        assert_eq!(before.members[&endpoint(n)], after.members[&endpoint(n)]);
+    }
+    assert_eq!((before.id, before.rows, before.chunks), (after.id, after.rows, after.chunks));
+    let rows: BTreeSet<u32> = after.members.values().copied().collect();
+    assert_eq!(rows.len(), 4, "each has a row of its own");
+}
+
+#[test]
+fn a_row_has_another_generation_for_another_owner() {
+    let mut ids = Ids::new(CAPACITY);
+    ids.balanced_service(key(1), &endpoints(0..8), |_| false).unwrap();
+    let full = ids.balanced_service(key(1), &endpoints(0..16), |_| false).unwrap().clone();
+    assert_eq!(full.rows.count, 16);
+    let before: BTreeMap<u32, u32> = full.members.values().map(|row| (*row, ids.generation(*row))).collect();
+    let after = ids.balanced_service(key(1), &endpoints(1..17), |_| false).unwrap().clone();
+    let row = after.members[&endpoint(16)];
+    assert_eq!(row, full.members[&endpoint(0)], "the range is full, so the freed row is the only one");
+    assert_eq!(ids.generation(row), before[&row] + 1);
+    assert_eq!(ids.generation(after.members[&endpoint(1)]), before[&after.members[&endpoint(1)]]);
+}
+
+#[test]
+fn a_row_that_was_just_freed_comes_last() {
+    let mut ids = Ids::new(CAPACITY);
+    let before = ids.balanced_service(key(1), &endpoints(0..3), |_| false).unwrap().clone();
+    let after = ids.balanced_service(key(1), &endpoints(1..4), |_| false).unwrap();
+    assert_ne!(after.members[&endpoint(3)], before.members[&endpoint(0)]);
+}
+
+#[test]
+fn a_retired_endpoint_keeps_its_row_as_long_as_asked() {
+    let mut ids = Ids::new(CAPACITY);
+    let before = ids.balanced_service(key(1), &endpoints(0..3), |_| false).unwrap().clone();
+    let kept = ids.balanced_service(key(1), &endpoints(1..3), |addr| addr == endpoint(0)).unwrap().clone();
+    assert_eq!(kept.members, before.members);
+    let gone = ids.balanced_service(key(1), &endpoints(1..3), |_| false).unwrap();
+    assert!(!gone.members.contains_key(&endpoint(0)));
+}
+
+#[test]
+fn a_service_that_outgrows_its_rows_keeps_the_old_ones() {
+    let mut ids = Ids::new(CAPACITY);
+    ids.balanced_service(key(2), &endpoints(0..1), |_| false).unwrap();
+    let small = ids.balanced_service(key(1), &endpoints(0..2), |_| false).unwrap().clone();
+    let large = ids.balanced_service(key(1), &endpoints(0..40), |_| false).unwrap().clone();
+    assert!(large.rows.count >= 80);
+    assert!(large.n_slots > small.n_slots);
+    let old: BTreeMap<u32, SocketAddr> = small.members.iter().map(|(addr, row)| (*row, *addr)).collect();
+    assert_eq!(large.outgrown, old);
+    let later = ids.balanced_service(key(1), &endpoints(1..40), |_| false).unwrap();
+    assert_eq!(later.outgrown.values().copied().collect::<Vec<_>>(), [endpoint(1)]);
+}
+
+#[test]
+fn what_is_given_back_rests_for_one_change() {
+    let mut ids = Ids::new(CAPACITY);
+    let first = ids.balanced_service(key(1), &endpoints(0..2), |_| false).unwrap().clone();
+    ids.retain(&keys(2..4));
+    let second = ids.balanced_service(key(2), &endpoints(0..2), |_| false).unwrap().clone();
+    assert_ne!((first.id, first.rows, first.chunks[0]), (second.id, second.rows, second.chunks[0]));
+    assert!(first.id != second.id && first.rows != second.rows && first.chunks != second.chunks);
+    ids.retain(&keys(2..4));
+    let third = ids.balanced_service(key(3), &endpoints(0..2), |_| false).unwrap().clone();
+    assert_eq!((third.id, third.rows, third.chunks), (first.id, first.rows, first.chunks));
+}
+
+#[test]
+fn nothing_is_lost_when_services_come_and_go() {
+    let mut ids = Ids::new(CAPACITY);
+    for round in 0..50u8 {
+        let wanted = keys(round % 3..4 + round % 3);
+        ids.retain(&wanted);
+        for (n, key) in (0u8..).zip(&wanted) {
+            let count = 1 + (round + n) % 9;
+            ids.balanced_service(*key, &endpoints(0..count), |_| false).unwrap();
+        }
+    }
+    ids.retain(&BTreeSet::new());
+    ids.retain(&BTreeSet::new());
+    assert_eq!(ids.free, Ids::new(CAPACITY).free);
+}
+
+#[test]
+fn what_the_maps_say_is_what_was_given_out() {
+    let mut ids = Ids::new(CAPACITY);
+    ids.agent_service(key(4)).unwrap();
+    ids.balanced_service(key(5), &endpoints(0..1), |_| false).unwrap();
+    ids.balanced_service(key(3), &endpoints(0..3), |_| false).unwrap();
+    ids.balanced_service(key(3), &endpoints(0..20), |_| false).unwrap();
+    ids.retain(&keys(0..9));
+    let (services, rows) = written(&ids);
+    let mut found = Ids::found(CAPACITY, &services, &rows);
+    found.retain(&keys(0..9));
+    assert_eq!(found.services, ids.services);
+    assert_eq!(found.free, ids.free, "what rested before the restart is free after it");
+}
+
+#[test]
+fn a_table_that_was_empty_keeps_its_room() {
+    let mut ids = Ids::new(CAPACITY);
+    ids.balanced_service(key(3), &endpoints(0..1), |_| false).unwrap();
+    let (mut services, rows) = written(&ids);
+    services.get_mut(&key(3)).unwrap().n_slots = 0;
+    assert_eq!(Ids::found(CAPACITY, &services, &rows), ids);
+}
+
+#[test]
+fn numbers_that_cannot_be_are_not_taken_over() {
+    let mut ids = Ids::new(CAPACITY);
+    ids.balanced_service(key(1), &endpoints(0..1), |_| false).unwrap();
+    ids.balanced_service(key(2), &endpoints(0..1), |_| false).unwrap();
+    let (services, rows) = written(&ids);
+    let check = |change: &dyn Fn(&mut Service)| {
+        let mut services = services.clone();
+        change(services.get_mut(&key(2)).unwrap());
+        let mut found = Ids::found(CAPACITY, &services, &rows);
+        assert_eq!(found.services.keys().copied().collect::<Vec<_>>(), [key(1)]);
+        found.balanced_service(key(2), &endpoints(0..1), |_| false).unwrap();
+    };
+    check(&|service| service.first_endpoint = u32::MAX);
+    check(&|service| service.first_endpoint = 0);
+    check(&|service| service.first_chunk = [990, 1_006]);
+    check(&|service| service.first_chunk = [5, 2]);
+    check(&|service| service.id = 99);
+}
+
+#[test]
+fn no_room_is_an_error() {
+    let mut ids = Ids::new(CAPACITY);
+    for n in 0..8 {
+        ids.agent_service(key(n)).unwrap();
+    }
+    assert_eq!(ids.agent_service(key(9)), Err(Full::Services));
+    let mut ids = Ids::new(Capacity { rows: 8, ..CAPACITY });
+    ids.balanced_service(key(1), &endpoints(0..1), |_| false).unwrap();
+    assert_eq!(ids.balanced_service(key(2), &endpoints(0..1), |_| false).unwrap_err(), Full::Rows);
+    let mut ids = Ids::new(Capacity { chunks: 31, ..CAPACITY });
+    assert_eq!(ids.balanced_service(key(1), &endpoints(0..1), |_| false).unwrap_err(), Full::Chunks);
+}

@@ -1,0 +1,120 @@
+//! Maps in memory: the same as the kernel's for whoever writes them, with a journal, and able to refuse.
+
+use std::collections::BTreeMap;
+
+use gateway_common::{
+    endpoint::Endpoint,
+    map::{self, MapDef as _},
+    service::{Service, ServiceKey},
+    settings::Settings,
+    slot::{Slot, SlotChunk},
+};
+
+use crate::kernel::{
+    Error,
+    maps::{Maps, Observed},
+    plan::Op,
+};
+
+/// Maps in memory.
+#[derive(Clone, Default)]
+pub struct Memory {
+    content: Observed,
+    settings: Settings,
+    /// Every slot that was ever written, by its place.
+    slots: BTreeMap<u64, Slot>,
+    journal: Vec<Op>,
+    /// Writes that succeed before all others are refused.
+    room: Option<usize>,
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Settings hold the seed.
+        f.debug_struct("Memory").field("content", &self.content).finish_non_exhaustive()
+    }
+}
+
+impl Memory {
+    /// Every write since the last call, in order.
+    pub fn take_journal(&mut self) -> Vec<Op> {
+        std::mem::take(&mut self.journal)
+    }
+
+    /// Refuses every write after the next `count`; none refuses nothing.
+    pub fn refuse_after(&mut self, count: Option<usize>) {
+        self.room = count;
+    }
+
+    fn write(&mut self, name: &'static str, op: Op) -> Result<(), Error> {
+        match &mut self.room {
+            Some(0) => return Err(Error::Map { name, source: aya::maps::MapError::ElementNotFound }),
+            Some(room) => *room -= 1,
+            None => {}
+        }
+        self.journal.push(op);
+        Ok(())
+    }
+
+    fn read_slots(&self, first_chunk: u32, n_slots: u32) -> Vec<Slot> {
+        let first = u64::from(first_chunk) * u64::from(SlotChunk::SLOTS);
+        let slots = first..first + u64::from(n_slots);
+        slots.map(|place| self.slots.get(&place).copied().unwrap_or_default()).collect()
+    }
+}
+
+impl Maps for Memory {
+    fn observe(&self) -> Result<Observed, Error> {
+        let mut observed = self.content.clone();
+        for (key, service) in &self.content.services {
+            let [first, second] = service.first_chunk;
+            let current = if service.current == 0 { first } else { second };
+            observed.slots.insert(*key, self.read_slots(current, service.n_slots));
+        }
+        Ok(observed)
+    }
+
+    fn settings(&self) -> Result<Settings, Error> {
+        Ok(self.settings)
+    }
+
+    fn put_settings(&mut self, settings: &Settings) -> Result<(), Error> {
+        self.settings = *settings;
+        Ok(())
+    }
+
+    fn put_service(&mut self, key: &ServiceKey, service: &Service) -> Result<(), Error> {
+        self.write(map::Services::NAME, Op::Service { key: *key, value: *service })?;
+        self.content.services.insert(*key, *service);
+        Ok(())
+    }
+
+    fn delete_service(&mut self, key: &ServiceKey) -> Result<(), Error> {
+        self.write(map::Services::NAME, Op::Remove { key: *key })?;
+        self.content.services.remove(key);
+        Ok(())
+    }
+
+    fn put_endpoint(&mut self, row: u32, endpoint: &Endpoint) -> Result<(), Error> {
+        self.write(map::Endpoints::NAME, Op::Row { row, value: *endpoint })?;
+        self.content.endpoints.insert(row, *endpoint);
+        Ok(())
+    }
+
+    fn put_filter(&mut self, word: u32, bits: u64) -> Result<(), Error> {
+        self.write(map::Filter::NAME, Op::Filter { word, bits })?;
+        if bits == 0 {
+            self.content.filter.remove(&word);
+        } else {
+            self.content.filter.insert(word, bits);
+        }
+        Ok(())
+    }
+
+    fn put_slots(&mut self, key: &ServiceKey, first_chunk: u32, slots: &[Slot]) -> Result<(), Error> {
+        self.write(map::Slots::NAME, Op::Slots { key: *key, first_chunk, slots: slots.to_vec() })?;
+        let first = u64::from(first_chunk) * u64::from(SlotChunk::SLOTS);
+        self.slots.extend((first..).zip(slots.iter().copied()));
+        Ok(())
+    }
+}

@@ -1,0 +1,344 @@
+//! The order of writes, what they say, and that stopping anywhere in between leaves every service whole.
+
+use std::net::SocketAddr;
+
+use gateway_common::{
+    addr::{Addr, Port, Protocol},
+    endpoint::{Endpoint as SharedEndpoint, EndpointState, NextHop},
+    filter,
+    service::{Mode, Track},
+    slot::{SlotChunk, size_class},
+};
+
+use super::*;
+use crate::{
+    endpoint::{EndpointId, Health, Registry},
+    image::{Range, Row, Service},
+    kernel::memory::Memory,
+    name::{ListenerName, ServiceName},
+};
+
+const SEED: Seed = Seed::new([1, 2]);
+const SOURCE: [u8; 4] = [192, 0, 2, 1];
+
+fn key(n: u8) -> ServiceKey {
+    ServiceKey::new(Addr::v4([198, 51, 100, n]), Port::new(80), Protocol::TCP)
+}
+
+fn endpoint(registry: &Registry, n: u8) -> Arc<Endpoint> {
+    let addr = SocketAddr::from(([10, 1, 0, n], 8080));
+    registry.resolve(&EndpointId { service: ServiceName::new("web"), addr })
+}
+
+/// Service `n`, with rows from `first_row` on, and slots in a place that goes with the rows.
+fn service(registry: &Registry, n: u8, first_row: u32, hosts: &[u8]) -> Service {
+    let n_slots = size_class(u32::try_from(hosts.len()).unwrap());
+    let first = first_row * 16;
+    let row = |(local, host): (u16, &u8)| Row {
+        row: first_row + u32::from(local),
+        local: Some(local),
+        generation: 1,
+        backend_weight: 1,
+        endpoint: endpoint(registry, *host),
+    };
+    Service {
+        key: key(n),
+        listener: ListenerName::new("web"),
+        id: u32::from(n),
+        mode: Mode::NAT,
+        track: Track::ALWAYS,
+        rows: Range { first: first_row, count: 8 },
+        n_slots,
+        chunks: [first, first + SlotChunk::chunks_for(n_slots)],
+        sockets: Range::default(),
+        endpoints: (0u16..).zip(hosts).map(row).collect(),
+    }
+}
+
+fn image(services: impl IntoIterator<Item = Service>) -> Arc<Image> {
+    Arc::new(Image { services: services.into_iter().collect() })
+}
+
+fn ways() -> HashMap<IpAddr, Way> {
+    let next_hop = NextHop { interface: 2, mac: [2; 6], own_mac: [3; 6] };
+    let way = Way { is_local: false, source: Some(IpAddr::from(SOURCE)), next_hop };
+    (0..=50u8).map(|n| (IpAddr::from([10, 1, 0, n]), way)).collect()
+}
+
+fn writer_over(memory: Memory) -> Writer<Memory> {
+    Writer::new(memory, SEED, Clock::driven()).unwrap()
+}
+
+fn writer() -> Writer<Memory> {
+    let mut writer = writer_over(Memory::default());
+    writer.set_ways(ways()).unwrap();
+    writer
+}
+
+fn state(writer: &Writer<Memory>, row: u32) -> EndpointState {
+    writer.maps().observe().unwrap().endpoints[&row].state
+}
+
+fn n_slots_of(writer: &Writer<Memory>, n: u8, local: u16) -> usize {
+    writer.maps().observe().unwrap().slots[&key(n)].iter().filter(|slot| slot.endpoint == local).count()
+}
+
+/// Position of a write in the order of make before break.
+fn rank(op: &Op) -> usize {
+    match op {
+        Op::Row { value, .. } if value.addr == Addr::UNSPECIFIED => 6,
+        Op::Row { .. } => 0,
+        Op::Slots { .. } => 1,
+        Op::Service { .. } => 2,
+        Op::Filter { bits, .. } if *bits != 0 => 3,
+        Op::Remove { .. } => 4,
+        Op::Filter { .. } => 5,
+    }
+}
+
+/// Every slot that packets read now leads to a row of the service.
+#[track_caller]
+fn check_whole(memory: &Memory) {
+    let observed = memory.observe().unwrap();
+    for (key, service) in &observed.services {
+        for slot in &observed.slots[key] {
+            assert!(u32::from(slot.endpoint) < service.n_endpoints, "a slot beyond the rows of {key:?}");
+            let row = &observed.endpoints[&(service.first_endpoint + u32::from(slot.endpoint))];
+            assert_eq!((row.service, row.addr == Addr::UNSPECIFIED), (service.id, false), "{key:?}");
+        }
+        let bit = filter::bit(key.addr);
+        assert_eq!(observed.slots[key].len(), usize::try_from(service.n_slots).unwrap());
+        let is_let_in = observed.filter.get(&(bit / 64)).is_some_and(|bits| bits & (1 << (bit % 64)) != 0);
+        assert!(is_let_in || service.n_slots > 0, "an empty service whose packets are not even seen");
+    }
+}
+
+#[test]
+fn additions_go_leaves_first_and_removals_roots_first() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
+    let ranks: Vec<usize> = writer.maps_mut().take_journal().iter().map(rank).collect();
+    assert_eq!(ranks, [0, 0, 1, 2, 3, 3], "rows, slots, service, filter (virtual address and source)");
+    writer.apply(image([service(&registry, 2, 16, &[3])])).unwrap();
+    let journal = writer.maps_mut().take_journal();
+    let ranks: Vec<usize> = journal.iter().map(rank).collect();
+    assert_eq!(ranks, [0, 1, 2, 3, 4, 5, 6, 6], "{journal:?}");
+}
+
+#[test]
+fn the_same_image_again_writes_nothing() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let services = || [service(&registry, 1, 0, &[1, 2]), service(&registry, 2, 16, &[2, 3])];
+    writer.apply(image(services())).unwrap();
+    writer.maps_mut().take_journal();
+    assert_eq!(writer.apply(image(services())).unwrap(), Written::default());
+    assert_eq!(writer.set_ways(ways()).unwrap(), Written::default());
+    assert_eq!(writer.maps_mut().take_journal(), []);
+}
+
+#[test]
+fn slots_follow_weights() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
+    endpoint(&registry, 2).set_weight(3);
+    writer.publish(&registry.changes().take()).unwrap();
+    let shares = [n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)];
+    assert_eq!(shares.iter().sum::<usize>(), 251);
+    assert!(shares[0].abs_diff(63) <= 1, "{shares:?}");
+}
+
+#[test]
+fn an_endpoint_that_goes_down_loses_its_row_state_first() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let services = [
+        service(&registry, 1, 0, &[1, 2]),
+        service(&registry, 2, 16, &[2, 3]),
+        service(&registry, 3, 32, &[3]),
+    ];
+    writer.apply(image(services)).unwrap();
+    let before = writer.maps().observe().unwrap();
+    writer.maps_mut().take_journal();
+    endpoint(&registry, 2).set_health(Health::Down);
+    let done = writer.publish(&registry.changes().take()).unwrap();
+    assert_eq!(done, Written { rows: 2, tables: 2, services: 2 });
+    let journal = writer.maps_mut().take_journal();
+    let ranks: Vec<usize> = journal.iter().map(rank).collect();
+    assert_eq!(ranks, [0, 0, 1, 2, 1, 2], "service 3 has nothing to do with it");
+    assert_eq!((state(&writer, 1), n_slots_of(&writer, 1, 1)), (EndpointState::DOWN, 0));
+    let after = writer.maps().observe().unwrap();
+    assert_ne!(before.services[&key(1)].current, after.services[&key(1)].current);
+    for (old, new) in before.slots[&key(1)].iter().zip(&after.slots[&key(1)]) {
+        assert_eq!(old.endpoint, new.former);
+    }
+    endpoint(&registry, 2).set_health(Health::Up);
+    writer.publish(&registry.changes().take()).unwrap();
+    let back = writer.maps().observe().unwrap();
+    let endpoints = |slots: &[Slot]| slots.iter().map(|slot| slot.endpoint).collect::<Vec<_>>();
+    assert_eq!(endpoints(&back.slots[&key(1)]), endpoints(&before.slots[&key(1)]));
+}
+
+#[test]
+fn draining_endpoints_are_the_last_resort() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
+    endpoint(&registry, 1).set_weight(0);
+    writer.publish(&registry.changes().take()).unwrap();
+    assert_eq!((state(&writer, 0), n_slots_of(&writer, 1, 0)), (EndpointState::DRAINING, 0));
+    endpoint(&registry, 2).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    assert_eq!(n_slots_of(&writer, 1, 0), 251);
+    endpoint(&registry, 1).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    let service = writer.maps().observe().unwrap().services[&key(1)];
+    assert_eq!(service.n_slots, 0, "known, and nothing to send to");
+}
+
+#[test]
+fn a_row_without_slots_keeps_its_flows() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let mut moved = service(&registry, 1, 0, &[1, 2]);
+    moved.rows = Range { first: 64, count: 16 };
+    let alias = |row: &Row| Row { local: None, ..row.clone() };
+    let mut aliases: Vec<Row> = moved.endpoints.iter().map(alias).collect();
+    aliases[1].backend_weight = 0;
+    for row in &mut moved.endpoints {
+        row.row += 64;
+    }
+    moved.endpoints.splice(0..0, aliases);
+    writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
+    writer.apply(image([moved])).unwrap();
+    assert_eq!([state(&writer, 0), state(&writer, 1)], [EndpointState::ACTIVE, EndpointState::DRAINING]);
+    let observed = writer.maps().observe().unwrap();
+    assert_eq!(observed.services[&key(1)].first_endpoint, 64);
+    check_whole(writer.maps());
+}
+
+#[test]
+fn a_refused_write_is_made_up_for() {
+    let registry = Registry::default();
+    let before = || image([service(&registry, 1, 0, &[1, 2]), service(&registry, 2, 16, &[3])]);
+    // Service 1 gets other rows and other endpoints, 2 goes, 3 comes.
+    let after = || image([service(&registry, 1, 64, &[2, 4, 5]), service(&registry, 3, 32, &[6])]);
+    let mut whole = writer();
+    whole.apply(before()).unwrap();
+    whole.maps_mut().take_journal();
+    whole.apply(after()).unwrap();
+    let n_writes = whole.maps_mut().take_journal().len();
+    assert!(n_writes > 10);
+    for stop in 0..n_writes {
+        let mut writer = writer();
+        writer.apply(before()).unwrap();
+        assert_eq!(writer.gap(), 0);
+        writer.maps_mut().refuse_after(Some(stop));
+        writer.apply(after()).unwrap_err();
+        check_whole(writer.maps());
+        assert!(writer.gap() > 0);
+        writer.maps_mut().refuse_after(None);
+        // A change of health may well come before anybody tries again: it makes up for everything.
+        writer.publish(&[]).unwrap();
+        assert_eq!(writer.gap(), 0);
+        assert_eq!(writer.maps().observe().unwrap().services.len(), 2);
+        assert_eq!(writer.maps().observe().unwrap().endpoints, whole.maps().observe().unwrap().endpoints);
+        assert_eq!(writer.maps().observe().unwrap().filter, whole.maps().observe().unwrap().filter);
+        check_whole(writer.maps());
+    }
+}
+
+#[test]
+fn another_agent_goes_on_where_the_first_stopped() {
+    let registry = Registry::default();
+    let services = || image([service(&registry, 1, 0, &[1, 2]), service(&registry, 2, 16, &[2, 3])]);
+    let mut first = writer();
+    first.apply(services()).unwrap();
+    first.maps_mut().take_journal();
+    let mut second = writer_over(first.maps().clone());
+    assert_eq!(second.written().endpoints, first.written().endpoints);
+    // Nobody has looked at routes and neighbours yet, and still nothing gets worse.
+    assert_eq!(second.apply(services()).unwrap(), Written::default());
+    second.set_ways(ways()).unwrap();
+    assert_eq!(second.maps_mut().take_journal(), []);
+}
+
+#[test]
+fn before_the_first_image_nothing_is_touched() {
+    let registry = Registry::default();
+    let mut first = writer();
+    first.apply(image([service(&registry, 1, 0, &[1])])).unwrap();
+    first.maps_mut().take_journal();
+    let mut second = writer_over(first.maps().clone());
+    second.set_ways(HashMap::new()).unwrap();
+    second.set_ways(ways()).unwrap();
+    endpoint(&registry, 1).set_health(Health::Down);
+    second.publish(&registry.changes().take()).unwrap();
+    second.reconcile().unwrap();
+    assert_eq!((second.maps_mut().take_journal(), second.gap()), (Vec::new(), 0));
+}
+
+#[test]
+fn without_a_way_there_is_no_endpoint() {
+    let registry = Registry::default();
+    let mut writer = writer_over(Memory::default());
+    writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
+    assert_eq!((state(&writer, 0), writer.written().services[&key(1)].n_slots), (EndpointState::DOWN, 0));
+    let mut one = ways();
+    one.insert(IpAddr::from([10, 1, 0, 2]), Way::default());
+    writer.set_ways(one).unwrap();
+    assert_eq!([state(&writer, 0), state(&writer, 1)], [EndpointState::ACTIVE, EndpointState::DOWN]);
+    assert_eq!([n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)], [251, 0]);
+}
+
+#[test]
+fn an_endpoint_on_this_node_is_marked_and_its_replies_are_seen() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let mut here = ways();
+    let addr = IpAddr::from([10, 1, 0, 1]);
+    here.insert(addr, Way { is_local: true, ..Way::default() });
+    writer.set_ways(here).unwrap();
+    writer.apply(image([service(&registry, 1, 0, &[1])])).unwrap();
+    let observed = writer.maps().observe().unwrap();
+    let row = observed.endpoints[&0];
+    assert_eq!(
+        (row.flags, row.state, row.source),
+        (SharedEndpoint::LOCAL, EndpointState::ACTIVE, Addr::UNSPECIFIED)
+    );
+    for (addr, expected) in
+        [(addr, true), (IpAddr::from(SOURCE), false), (IpAddr::from([198, 51, 100, 1]), true)]
+    {
+        let bit = filter::bit(Addr::from(addr));
+        let is_set = observed.filter.get(&(bit / 64)).is_some_and(|bits| bits & (1 << (bit % 64)) != 0);
+        assert_eq!(is_set, expected, "{addr}");
+    }
+}
+
+#[test]
+fn endpoints_of_the_other_family_have_no_slots() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let mut mixed = service(&registry, 1, 0, &[1, 2]);
+    let addr = "[2001:db8::2]:8080".parse().unwrap();
+    mixed.endpoints[1].endpoint = registry.resolve(&EndpointId { service: ServiceName::new("web"), addr });
+    writer.apply(image([mixed])).unwrap();
+    assert_eq!([n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)], [251, 0]);
+}
+
+#[test]
+fn a_service_is_published_once_in_a_millisecond() {
+    let registry = Registry::default();
+    let clock = Clock::real();
+    let mut writer = Writer::new(Memory::default(), SEED, clock.clone()).unwrap();
+    writer.set_ways(ways()).unwrap();
+    writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
+    let start = clock.now();
+    for n in 0..5u8 {
+        endpoint(&registry, 1).set_health(if n % 2 == 0 { Health::Down } else { Health::Up });
+        assert_eq!(writer.publish(&registry.changes().take()).unwrap().tables, 1);
+    }
+    assert!(clock.now() - start >= SPACING * 4);
+}
