@@ -9,6 +9,7 @@
 )]
 
 pub mod agent;
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod expect;
@@ -19,4 +20,5 @@ pub mod node;
 pub mod origin;
 pub mod packet;
 pub mod privilege;
+pub mod report;
 pub mod world;

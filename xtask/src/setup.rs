@@ -88,7 +88,7 @@ const BUILD: [Package; 2] = [
 ];
 const TEST: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT];
 const DEMO: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NGHTTP];
-const BENCH: [Package; 9] = [
+const BENCH: [Package; 8] = [
     IPROUTE,
     ETHTOOL,
     BPFTOOL,
@@ -97,7 +97,6 @@ const BENCH: [Package; 9] = [
     NGHTTP,
     WRK,
     program("nginx-light", "nginx", "measuring a known proxy in the same run"),
-    program("haproxy", "haproxy", "measuring a known proxy in the same run"),
 ];
 const KERNELS: [Package; 4] = [
     program("qemu-system-x86", "qemu-system-x86_64", "booting other kernels"),
