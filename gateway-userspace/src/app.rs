@@ -223,7 +223,7 @@ fn start_kernel(agent: &AgentSettings, metrics: &Metrics) -> anyhow::Result<Opti
         KernelMode::Auto => match Kernel::start(&settings) {
             Ok(kernel) => Some(kernel),
             // Another agent is not a missing feature: two on one node would disagree.
-            Err(error @ kernel::Error::Locked { .. }) => return Err(error.into()),
+            Err(error @ (kernel::Error::Locked { .. } | kernel::Error::Running)) => return Err(error.into()),
             Err(error) => {
                 let why = anyhow::Error::from(error);
                 tracing::warn!(
@@ -233,11 +233,34 @@ fn start_kernel(agent: &AgentSettings, metrics: &Metrics) -> anyhow::Result<Opti
             }
         },
     };
+    if started.is_none() {
+        let_go(&settings.bpffs)?;
+    }
     let mode = if started.is_some() { "ebpf" } else { "userspace" };
     for name in ["ebpf", "userspace"] {
         metrics.families.kernel_mode.get_or_create(&ModeLabels { mode: name }).set(i64::from(name == mode));
     }
     Ok(started.map(|kernel| Arc::new(Mutex::new(kernel))))
+}
+
+/// Ends what an earlier agent left in the kernel, which would go on beside this one and know nothing new.
+fn let_go(bpffs: &Path) -> anyhow::Result<()> {
+    match kernel::let_go(bpffs) {
+        Ok(removed) => {
+            for pin in removed {
+                tracing::warn!(pin = %pin.display(), "removed the hook of an earlier agent; this one serves in userspace");
+            }
+            Ok(())
+        }
+        Err(error @ (kernel::Error::Locked { .. } | kernel::Error::Running)) => Err(error.into()),
+        Err(error) => {
+            let why = anyhow::Error::from(error);
+            tracing::error!(
+                "an earlier agent left hooks in the kernel that this one may not remove: they go on without it; run `sluice cleanup` as root; {why:#}"
+            );
+            Ok(())
+        }
+    }
 }
 
 fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
@@ -256,6 +279,7 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
             SeedSource::Node => None,
         },
         flows: kernel.flows,
+        tcx: true,
     }
 }
 

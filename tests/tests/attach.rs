@@ -73,7 +73,7 @@ impl Place {
 
     fn settings(&self, attach: AttachMode) -> Settings {
         let bpffs = self.bpffs.clone();
-        Settings { bpffs, attach, ports: 61_000..=65_535, seed: Some([7; 16]), flows: 1_024 }
+        Settings { bpffs, attach, ports: 61_000..=65_535, seed: Some([7; 16]), flows: 1_024, tcx: true }
     }
 
     fn start(&self, attach: AttachMode) -> Kernel {
@@ -86,7 +86,7 @@ impl Place {
 
     fn attach(&self, kernel: &mut Kernel) -> (&'static str, String) {
         self.node.run(|| {
-            let attachment = kernel.attach("node0").unwrap();
+            let attachment = kernel.attach("node0", None).unwrap();
             (attachment.ingress, attachment.why.clone())
         })
     }
@@ -159,16 +159,16 @@ fn an_interface_of_the_same_name_is_another_one() {
     place.attach(&mut kernel);
     let index = || place.node.run(|| nix::net::if_::if_nametoindex("node0")).unwrap();
     let old = index();
-    assert!(kernel.is_attached("node0", old));
+    assert!(kernel.is_attached("node0", old, None));
     place.node.ip("link del node0").unwrap();
     // Another interface takes a number, so that the new one has another.
     place.node.ip("link add other type veth peer name other1").unwrap();
     place.connect();
     assert!(!place.shows_xdp());
     assert_ne!(index(), old);
-    assert!(!kernel.is_attached("node0", index()));
+    assert!(!kernel.is_attached("node0", index(), None));
     place.attach(&mut kernel);
-    assert!(kernel.is_attached("node0", index()) && place.shows_xdp());
+    assert!(kernel.is_attached("node0", index(), None) && place.shows_xdp());
 
     // The same while no agent runs.
     drop(kernel);
@@ -228,7 +228,7 @@ fn a_program_of_somebody_else_stays() {
     );
     drop(kernel);
     let mut kernel = place.start(AttachMode::Native);
-    assert!(matches!(place.node.run(|| kernel.attach("node0").map(drop)), Err(Error::Attach { .. })));
+    assert!(matches!(place.node.run(|| kernel.attach("node0", None).map(drop)), Err(Error::Attach { .. })));
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         sockets: Range::default(),
         endpoints: (0..n).map(row).collect(),
     };
-    let way = Way { is_local: false, source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };
+    let way = Way { source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };
     (Arc::new(Image { services: vec![service] }), (0..n).map(|n| (ip(n), way)).collect())
 }
 

@@ -205,7 +205,7 @@ fn describe(op: &Op) -> String {
 fn way(addr: IpAddr) -> Way {
     let next_hop = NextHop { interface: INTERFACE, mac: [2, 0, 0, 0, 0, 1], own_mac: [2, 0, 0, 0, 0, 2] };
     let source = if addr.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
-    Way { is_local: false, source: Some(source.parse().unwrap()), next_hop }
+    Way { is_local: false, interface: INTERFACE, source: Some(source.parse().unwrap()), next_hop }
 }
 
 const fn word(state: EndpointState) -> &'static str {

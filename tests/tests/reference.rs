@@ -123,6 +123,7 @@ fn everything() -> Metrics {
     let families = &metrics.families;
     families.accepted.get_or_create(&bind).inc();
     families.open.get_or_create(&bind).inc();
+    families.misdirected.get_or_create(&bind).inc();
     families.handshake_failures.get_or_create(&bind).inc();
     families.probes.get_or_create(&ProbeLabels { service: "s".to_owned(), outcome: "passed" }).inc();
     families.limit(Limit::Connections);

@@ -7,7 +7,11 @@
 
 use aya_ebpf::{EbpfContext as _, helpers, programs::TcContext};
 use bytemuck::Pod;
-use gateway_common::{addr::Protocol, counter::Hook, endpoint::Endpoint};
+use gateway_common::{
+    addr::Protocol,
+    counter::{Hook, Reason},
+    endpoint::Endpoint,
+};
 use gateway_ebpf::{
     checksum::Diff,
     env::{Env, TransportFix},
@@ -94,6 +98,14 @@ impl Env for Tc<'_> {
     #[inline(always)]
     fn maps(&self) -> &KernelMaps {
         &KernelMaps
+    }
+
+    #[inline(always)]
+    fn apart(&self) -> Option<Reason> {
+        // SAFETY: the context is the program's own.
+        let has_tag = unsafe { (*self.ctx.skb.skb).vlan_present };
+        // The kernel has taken the tag out of the bytes.
+        (has_tag != 0).then_some(Reason::Vlan)
     }
 
     #[inline(always)]

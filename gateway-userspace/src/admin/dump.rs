@@ -121,6 +121,9 @@ pub fn kernel(kernel: &Kernel) -> Value {
                             },
                             "slots": slots.map_or(0, |slots| slots.iter().filter(mine).count()),
                             "nextHop": endpoint.next_hop.is_known(),
+                            "packets": kernel.endpoint_packets(*row).map_or(Value::Null, |(there, back)| {
+                                json!({ "forwarded": there, "replied": back })
+                            }),
                         })
                     })
                     .collect::<Vec<_>>(),

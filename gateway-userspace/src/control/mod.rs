@@ -4,14 +4,16 @@
 //! image, check the new endpoints, give up what nothing refers to. A kernel write that fails is tried again; the state
 //! serves on meanwhile, and `kernel_in_step` shows the gap.
 
+mod interfaces;
 mod kernel_side;
+mod sockets;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-pub use crate::control::kernel_side::{KernelSide, interfaces_of};
+pub use crate::control::{interfaces::interfaces_of, kernel_side::KernelSide};
 use crate::{
     admin::ready::Board,
     clock::Clock,

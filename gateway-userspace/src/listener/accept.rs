@@ -80,6 +80,11 @@ impl Loop {
 
     fn connection(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
         let families = &self.worker.metrics.families;
+        // Whatever the kernel's maps said at the moment: a connection for one address is never served as another's.
+        if stream.local_addr().ok() != Some(self.bind.addr) {
+            families.misdirected.get_or_create(&self.labels).inc();
+            return;
+        }
         families.accepted.get_or_create(&self.labels).inc();
         let open = families.open.get_or_create(&self.labels).clone();
         let failures = families.handshake_failures.clone();

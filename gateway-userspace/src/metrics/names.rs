@@ -207,6 +207,8 @@ pub struct Families {
     pub accepted: Family<BindLabels, Counter>,
     /// Connections and UDP flows being served.
     pub open: Family<BindLabels, Gauge>,
+    /// Connections for another address than that of the socket that accepted them; they are closed.
+    pub misdirected: Family<BindLabels, Counter>,
     /// TLS handshakes that failed or took too long.
     pub handshake_failures: Family<BindLabels, Counter>,
     /// Finished probes.
@@ -235,6 +237,11 @@ impl Families {
             "connections_open",
             "Connections and UDP flows being served",
             families.open.clone(),
+        );
+        registry.register(
+            "connections_misdirected",
+            "Connections closed because the kernel gave them to the socket of another address",
+            families.misdirected.clone(),
         );
         registry.register(
             "tls_handshake_failures",
