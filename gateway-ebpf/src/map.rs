@@ -158,18 +158,17 @@ impl Maps for KernelMaps {
 
     #[inline(always)]
     fn refresh_translation(row: &&'static Cell<Translation>, seen: Tick, phase: Phase) {
-        let row = row.as_ptr();
-        // SAFETY: the kernel keeps the row's memory while the program runs.
-        unsafe { (&raw mut (*row).seen).write(seen) };
-        // SAFETY: likewise.
-        unsafe { (&raw mut (*row).phase).write(phase) };
+        // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
+        let row = unsafe { &mut *row.as_ptr() };
+        row.seen = seen;
+        row.phase = phase;
     }
 
     #[inline(always)]
     fn close_flow(row: &&'static Cell<Flow>) {
-        let row = row.as_ptr();
-        // SAFETY: the kernel keeps the row's memory while the program runs.
-        unsafe { (&raw mut (*row).phase).write(Phase::CLOSING) };
+        // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
+        let row = unsafe { &mut *row.as_ptr() };
+        row.phase = Phase::CLOSING;
     }
 
     #[inline(always)]

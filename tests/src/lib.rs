@@ -13,6 +13,7 @@ pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod expect;
+pub mod frame;
 pub mod kernel_run;
 pub mod memory;
 pub mod netns;

@@ -261,6 +261,28 @@ fn steering_follows_the_namespace() {
 }
 
 #[test]
+fn filters_stand_where_the_kernel_has_no_links_at_tc() {
+    let Some(place) = Place::new() else { return };
+    let settings = |attach| Settings { tcx: false, ..place.settings(attach) };
+    let filters = |side: &str| place.node.tool("tc", &format!("filter show dev node0 {side}")).unwrap();
+    let mut kernel = place.try_start(&settings(AttachMode::Tc)).unwrap();
+    assert_eq!(place.attach(&mut kernel).0, "TC");
+    assert!(filters("ingress").contains("tc_ingress"), "{}", filters("ingress"));
+    assert!(filters("egress").contains("tc_egress"));
+    drop(kernel);
+    let mut kernel = place.try_start(&settings(AttachMode::Native)).unwrap();
+    assert_eq!(place.attach(&mut kernel).0, "native XDP");
+    assert!(!filters("ingress").contains("tc_ingress"), "a change of the mode takes the filter away");
+    place.node.run(|| kernel.keep_only(&BTreeSet::new())).unwrap();
+    assert!(!filters("egress").contains("tc_egress"));
+    place.attach(&mut kernel);
+    drop(kernel);
+    let removed = place.node.run(|| cleanup(&place.bpffs)).unwrap();
+    assert!(removed.iter().any(|path| path.ends_with("filter-tc_egress-node0")), "{removed:?}");
+    assert!(!filters("egress").contains("tc_egress"));
+}
+
+#[test]
 fn two_agents_do_not_share_pins() {
     let Some(place) = Place::new() else { return };
     let first = place.start(AttachMode::Auto);

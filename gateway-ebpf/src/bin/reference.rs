@@ -6,7 +6,13 @@
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "packets and rows of maps are raw pointers")]
-#![expect(clippy::as_conversions, reason = "addresses in the form that the verifier follows")]
+#![expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::needless_pass_by_value,
+    reason = "written plainly: addresses in the form that the verifier follows, lengths of packets, signatures of macros"
+)]
 
 use aya_ebpf::{
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
@@ -158,18 +164,17 @@ fn balance(ctx: &XdpContext, packet: &Packet) -> Option<u32> {
     let key = &packet.key.0;
     let service_key = Aligned(ServiceKey::new(key.destination, key.destination_port, key.protocol));
     // SAFETY: no program writes to this table.
-    let Some(service) = (unsafe { REF_SERVICES.get(&service_key.0) }) else { return Some(XDP_PASS) };
-    let number = match REF_FLOWS.get_ptr_mut(key) {
+    let Some(service) = (unsafe { REF_SERVICES.get(service_key.0) }) else { return Some(XDP_PASS) };
+    let number = if let Some(row) = REF_FLOWS.get_ptr_mut(key) {
         // SAFETY: the kernel keeps the row in place while the program runs.
-        Some(row) => unsafe { *row },
-        None => {
-            let seed = Seed::new([0x5eed, 0x5eed]);
-            let slot = hash::slot(hash::flow(&seed, key), RING as u32);
-            let number = *service + *REF_RING.get(slot)?;
-            // A flow that cannot be remembered is balanced all the same.
-            let _ = REF_FLOWS.insert(key, &number, 0);
-            number
-        }
+        unsafe { *row }
+    } else {
+        let seed = Seed::new([0x5eed, 0x5eed]);
+        let slot = hash::slot(hash::flow(&seed, key), RING as u32);
+        let number = *service + *REF_RING.get(slot)?;
+        // A flow that cannot be remembered is balanced all the same.
+        let _full = REF_FLOWS.insert(key, number, 0);
+        number
     };
     let endpoint = REF_ENDPOINTS.get(number)?;
     count(REF_SERVED.get_ptr_mut(*service), packet);

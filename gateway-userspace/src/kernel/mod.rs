@@ -77,9 +77,26 @@ impl Settings {
         use gateway_common::map;
         match description.name {
             map::Flows::NAME | map::Translations::NAME => self.flows,
+            map::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
             _ => description.capacity,
         }
     }
+}
+
+/// Slot chunks of a node: as many as a hundredth of its memory holds, up to what 10,000 services with 10 endpoints each
+/// need (84 MB).
+fn slot_chunks(memory_bytes: u64) -> u32 {
+    const MOST: u64 = 1_310_720;
+    let chunks = memory_bytes / 100 / 64;
+    u32::try_from(chunks.min(MOST)).unwrap_or(0)
+}
+
+/// The node's memory; zero when the kernel does not say.
+fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 /// Timeouts of flows, in ticks of 1.07 s: a minute for what never opened or is closed, two hours for silence as in
@@ -459,4 +476,16 @@ fn check_ports(ports: &std::ops::RangeInclusive<u16>) -> Result<(), Error> {
         return Err(Error::PortsOverlap { ports: ports.clone(), ephemeral: first..=last });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_follow_the_memory_of_the_node() {
+        assert_eq!(slot_chunks(8 << 30), 1_310_720);
+        assert_eq!(slot_chunks(1 << 30), 167_772);
+        assert!(memory_bytes() > 1 << 20);
+    }
 }

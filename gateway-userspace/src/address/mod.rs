@@ -4,6 +4,8 @@
 //! and answers ARP for it; what the agent added is marked with a routing protocol number of its own, so that it can
 //! find and remove it later, also after a crash.
 
+mod link;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -16,12 +18,13 @@ use rtnetlink::{
     packet_core::NetlinkMessage,
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkFlags, LinkMessage},
+        link::LinkMessage,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
 
+pub use crate::address::link::{Link, LinkKind};
 use crate::{drain::Tasks, image::Way};
 
 /// Marks the routes of this agent (`rtnetlink(7)`: numbers above 4 belong to userspace; this one is unassigned).
@@ -59,45 +62,6 @@ impl std::error::Error for Error {
             Self::Open(source) => Some(source),
             Self::Request { source, .. } => Some(source.as_ref()),
         }
-    }
-}
-
-/// An interface.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Link {
-    /// Its index.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// Its link-layer address, when it has one of six bytes.
-    pub mac: Option<[u8; 6]>,
-    /// Whether it is up.
-    pub is_up: bool,
-    /// What it is.
-    pub kind: LinkKind,
-    /// The interface that it lies over.
-    pub parent: Option<u32>,
-}
-
-/// Kinds of interfaces, as far as they differ for us.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum LinkKind {
-    /// The node itself.
-    Loopback,
-    /// A network card.
-    Hardware,
-    /// One end of a veth pair.
-    Veth,
-    /// A VLAN of another interface.
-    Vlan,
-    /// A bridge, a bond, a tunnel, or something else that software makes.
-    Other,
-}
-
-impl LinkKind {
-    /// Whether it takes the frames that XDP sends, whatever else is set up.
-    pub const fn takes_frames(self) -> bool {
-        matches!(self, Self::Hardware)
     }
 }
 
@@ -197,7 +161,7 @@ impl Netlink {
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
         let links: Vec<LinkMessage> =
             self.handle.link().get().execute().try_collect().await.map_err(refused("list interfaces"))?;
-        Ok(links.iter().map(link).collect())
+        Ok(links.iter().map(link::read).collect())
     }
 
     /// Names of interfaces that carry a default route.
@@ -475,40 +439,4 @@ fn attribute<T>(route: &RouteMessage, read: impl Fn(&RouteAttribute) -> Option<T
 
 fn oif(route: &RouteMessage) -> Option<u32> {
     attribute(route, |attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
-}
-
-#[expect(clippy::wildcard_enum_match_arm, reason = "of some sixty attributes four matter here")]
-fn link(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        mac: None,
-        is_up: message.header.flags.contains(LinkFlags::Up),
-        kind: if message.header.flags.contains(LinkFlags::Loopback) {
-            LinkKind::Loopback
-        } else {
-            LinkKind::Hardware
-        },
-        parent: None,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Link(parent) => link.parent = Some(*parent),
-            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
-            LinkAttribute::LinkInfo(infos) => {
-                use rtnetlink::packet_route::link::{InfoKind, LinkInfo};
-                for info in infos {
-                    match info {
-                        LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
-                        LinkInfo::Kind(InfoKind::Vlan) => link.kind = LinkKind::Vlan,
-                        LinkInfo::Kind(_) => link.kind = LinkKind::Other,
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    link
 }

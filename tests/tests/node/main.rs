@@ -8,6 +8,8 @@
     reason = "a suite fails loudly"
 )]
 
+mod takeover;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
