@@ -72,7 +72,12 @@ impl Series {
             };
             let base = self.values.iter().find(|(other, _)| what.subject != baseline && is_rival(other));
             let ratios = base.map(|(_, base)| {
-                rounds.iter().zip(base).filter(|(_, base)| **base > 0.0).map(|(value, base)| value / base).collect()
+                rounds
+                    .iter()
+                    .zip(base)
+                    .filter(|(_, base)| **base > 0.0)
+                    .map(|(value, base)| value / base)
+                    .collect()
             });
             Figure {
                 what: what.clone(),
@@ -81,7 +86,9 @@ impl Series {
                 p10: quantile(rounds, 10),
                 p90: quantile(rounds, 90),
                 baseline: base.map(|(other, _)| other.subject.clone()),
-                ratio: ratios.filter(|ratios: &Vec<f64>| !ratios.is_empty()).map(|ratios| quantile(&ratios, 50)),
+                ratio: ratios
+                    .filter(|ratios: &Vec<f64>| !ratios.is_empty())
+                    .map(|ratios| quantile(&ratios, 50)),
             }
         };
         self.values.iter().map(figure).collect()
@@ -126,19 +133,27 @@ impl Report {
             writeln!(text, "- {condition}").expect("a string takes everything");
         }
         for (metric, unit) in self.metrics() {
-            let figures: Vec<&Figure> = self.figures.iter().filter(|figure| figure.what.metric == metric).collect();
+            let figures: Vec<&Figure> =
+                self.figures.iter().filter(|figure| figure.what.metric == metric).collect();
             let subjects = firsts(figures.iter().map(|figure| figure.what.subject.as_str()));
             let cases = firsts(figures.iter().map(|figure| figure.what.case.as_str()));
-            write!(text, "\n{metric}, in {unit}: median (10th to 90th percentile)").expect("a string takes everything");
+            write!(text, "\n{metric}, in {unit}: median (10th to 90th percentile)")
+                .expect("a string takes everything");
             if let Some(baseline) = figures.iter().find_map(|figure| figure.baseline.as_ref()) {
                 write!(text, ", and ratio to {baseline}").expect("a string takes everything");
             }
-            write!(text, "\n\n| case | {} |\n| --- |{}\n", subjects.join(" | "), " --- |".repeat(subjects.len()))
-                .expect("a string takes everything");
+            write!(
+                text,
+                "\n\n| case | {} |\n| --- |{}\n",
+                subjects.join(" | "),
+                " --- |".repeat(subjects.len())
+            )
+            .expect("a string takes everything");
             for case in cases {
                 let cell = |subject: &&str| {
-                    let found =
-                        figures.iter().find(|figure| figure.what.case == case && figure.what.subject == *subject);
+                    let found = figures
+                        .iter()
+                        .find(|figure| figure.what.case == case && figure.what.subject == *subject);
                     found.map_or_else(|| "-".to_owned(), |figure| figure.cell())
                 };
                 let cells: Vec<String> = subjects.iter().map(cell).collect();
@@ -171,11 +186,15 @@ fn firsts<'a>(words: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 /// What every report says about the machine.
 pub fn machine() -> Vec<String> {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
+    let model =
+        cpu.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
     let model = model.map_or("an unknown processor", |(_, model)| model);
     let n = std::thread::available_parallelism().map_or(1, usize::from);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    vec![format!("{n} processors ({model}), Linux {}; shared, so only ratios within one run count", kernel.trim())]
+    vec![format!(
+        "{n} processors ({model}), Linux {}; shared, so only ratios within one run count",
+        kernel.trim()
+    )]
 }
 
 #[cfg(test)]
@@ -212,7 +231,8 @@ mod tests {
         let mut series = Series::default();
         series.add(what("ours"), 10.0);
         series.add(what("theirs"), 20.0);
-        let report = Report { bench: "l4", conditions: vec!["quiet".to_owned()], figures: series.figures("theirs") };
+        let report =
+            Report { bench: "l4", conditions: vec!["quiet".to_owned()], figures: series.figures("theirs") };
         let text = report.markdown();
         assert!(text.contains("| case | ours | theirs |\n| --- | --- | --- |\n"), "{text}");
         assert!(text.contains("| c | 10.0 (10.0 to 10.0), x0.50 | 20.0 (20.0 to 20.0) |"), "{text}");

@@ -20,7 +20,7 @@ use gateway_common::{
     counter::Count,
     endpoint::Endpoint,
     flow::FlowKey,
-    generator::{Template, TEMPLATE_BYTES},
+    generator::{TEMPLATE_BYTES, Template},
     hash::{self, Seed},
     service::ServiceKey,
 };
@@ -214,7 +214,8 @@ fn tunnel_v4(ctx: &XdpContext, packet: &Packet, endpoint: &Endpoint) -> Option<u
     let source = endpoint.source.v4_octets();
     let destination = endpoint.addr.v4_octets();
     let head: [u8; 12] = [0x45, 0, total[0], total[1], 0, 0, 0, 0, 64, IPIP, 0, 0];
-    let sum = head.as_chunks::<2>().0.iter().chain(source.as_chunks::<2>().0).chain(destination.as_chunks::<2>().0);
+    let sum =
+        head.as_chunks::<2>().0.iter().chain(source.as_chunks::<2>().0).chain(destination.as_chunks::<2>().0);
     let sum: u32 = sum.map(|pair| u32::from(u16::from_ne_bytes(*pair))).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let check = !((folded & 0xffff) + (folded >> 16)) as u16;
@@ -247,7 +248,8 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     // The frame comes back as the last program left it, so all of the headers is written again.
     let len = if template.v6 == 0 { ETH + IPV4 + TCP } else { ETH + IPV6 + TCP };
     // SAFETY: the context is the program's own, and the template is longer than the headers.
-    let code = unsafe { helpers::bpf_xdp_store_bytes(ctx.ctx, 0, template.bytes.as_mut_ptr().cast(), len as u32) };
+    let code =
+        unsafe { helpers::bpf_xdp_store_bytes(ctx.ctx, 0, template.bytes.as_mut_ptr().cast(), len as u32) };
     if code != 0 {
         return None;
     }

@@ -1,3 +1,5 @@
 //! x
 /// x
-pub fn main(_o: &[&str]) -> anyhow::Result<()> { anyhow::bail!("x") }
+pub fn main(_o: &[&str]) -> anyhow::Result<()> {
+    anyhow::bail!("x")
+}

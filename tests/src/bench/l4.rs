@@ -116,7 +116,9 @@ impl Bench {
         let mut subjects = Vec::new();
         let reference = frames::reference_path()?;
         for (number, (name, program)) in
-            [(DROP, "ref_drop"), (BASELINE, "ref_classic"), (OURS, Hook::XdpBalance.name())].into_iter().enumerate()
+            [(DROP, "ref_drop"), (BASELINE, "ref_classic"), (OURS, Hook::XdpBalance.name())]
+                .into_iter()
+                .enumerate()
         {
             let (near, far) = (format!("near{number}"), format!("far{number}"));
             ns.ip(&format!("link add {near} type veth peer name {far}"))?;
@@ -188,13 +190,15 @@ impl Bench {
     /// The other way to measure, which needs no link: one packet again and again. Programs that change the packet
     /// cannot be measured so, because the second run would see what the first one made of it.
     fn repeat(&mut self, n_packets: u32, series: &mut Series) -> Result<()> {
-        let packet = TRAFFIC.iter().find(|traffic| !traffic.is_ours).context("traffic that is not ours")?.packet();
+        let packet =
+            TRAFFIC.iter().find(|traffic| !traffic.is_ours).context("traffic that is not ours")?.packet();
         let mut floor = 0.0;
         for subject in &mut self.subjects {
             let program = frames::program(&mut subject.ebpf, subject.program)?;
             let options =
                 TestRunOptions { data_in: Some(&packet), repeat: n_packets, ..TestRunOptions::default() };
-            let ns = program.test_run(options).context("cannot repeat a packet")?.duration.as_secs_f64() * 1e9;
+            let ns =
+                program.test_run(options).context("cannot repeat a packet")?.duration.as_secs_f64() * 1e9;
             let what = |metric| What {
                 case: "IPv4, not for a service, one packet repeated".to_owned(),
                 subject: subject.name.to_owned(),
