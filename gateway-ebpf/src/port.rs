@@ -86,6 +86,7 @@ impl Claim<'_> {
         } else {
             u32::from(self.port.number().wrapping_sub(first.number()))
         };
+        let is_new = self.port == Port::NONE;
         scratch.reply_key = self.reply_key(Port::NONE);
         scratch.translation = self.translation();
         for _ in 0..TRIES.min(n_ports) {
@@ -93,7 +94,7 @@ impl Claim<'_> {
             scratch.reply_key.destination_port = port;
             if self.hold(maps, settings, &scratch.reply_key, &mut scratch.translation)? {
                 self.port = port;
-                return self.record(maps, scratch);
+                return self.record(maps, scratch, is_new);
             }
             offset = (offset + STEP) % n_ports;
         }
@@ -102,9 +103,15 @@ impl Claim<'_> {
 
     /// Writes the other direction.
     #[inline(always)]
-    fn record<M: Maps>(&self, maps: &M, scratch: &mut Scratch) -> Result<(), Reason> {
+    fn record<M: Maps>(&self, maps: &M, scratch: &mut Scratch, is_new: bool) -> Result<(), Reason> {
         let phase = scratch.translation.phase;
         scratch.flow = Flow::new(self.row, self.endpoint.generation, self.now, self.port, phase);
+        // In place costs a tenth of an insertion. One processor meets most packets of a flow, and what another one
+        // reads meanwhile is one of two instants or phases.
+        if !is_new && let Some(present) = maps.flow(self.key) {
+            present.set(scratch.flow);
+            return Ok(());
+        }
         match maps.record_flow(self.key, &scratch.flow) {
             Record::Written => Ok(()),
             Record::Exists | Record::Refused => Err(Reason::FlowNotRecorded),
@@ -133,6 +140,11 @@ impl Claim<'_> {
             // What an entry of its own says is history when the flow begins anew.
             if self.port != Port::NONE {
                 translation.phase = track::later(translation.phase, held.phase);
+                // In place, unless another processor could read half of an old way back and half of a new one.
+                if held.next_hop == translation.next_hop {
+                    present.set(*translation);
+                    return Ok(true);
+                }
             }
         } else if !track::expired(settings, reply_key.protocol, held.phase, held.seen, translation.seen) {
             return Ok(false);
