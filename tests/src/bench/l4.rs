@@ -150,6 +150,7 @@ impl Bench {
             let subject = Subject::new(kind, &ns, &far)?;
             lanes.push(Lane { subject, sender: frames::index(&ns, &near)? });
         }
+        ns.unname()?;
         Ok(Self { generator, lanes, ns, n_packets })
     }
 
