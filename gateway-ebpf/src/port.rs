@@ -18,8 +18,12 @@ use crate::{
 /// Ports that are tried before a packet is dropped.
 const TRIES: u32 = 8;
 
-/// Step between two tries: an odd number far from any power of two, so that neighbors do not try the same ports.
-const STEP: u32 = 40_503;
+/// Step between two tries, from other bits of the hash than the first try: flows that meet at one port part again, so
+/// that held ports do not gather in runs.
+#[inline(always)]
+fn step(hash: u64, n_ports: u32) -> u32 {
+    hash::slot(hash.rotate_left(16), n_ports.saturating_sub(1)) + 1
+}
 
 /// A flow that wants a translation.
 // In this order, because the compiler reads neighbors as one word, and the verifier wants such words aligned.
@@ -87,6 +91,7 @@ impl Claim<'_> {
             u32::from(self.port.number().wrapping_sub(first.number()))
         };
         let is_new = self.port == Port::NONE;
+        let step = step(hash, n_ports);
         scratch.reply_key = self.reply_key(Port::NONE);
         scratch.translation = self.translation();
         for _ in 0..TRIES.min(n_ports) {
@@ -96,7 +101,7 @@ impl Claim<'_> {
                 self.port = port;
                 return self.record(maps, scratch, is_new);
             }
-            offset = (offset + STEP) % n_ports;
+            offset = (offset + step) % n_ports;
         }
         Err(Reason::PortsExhausted)
     }

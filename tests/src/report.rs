@@ -166,7 +166,7 @@ impl Report {
 
 impl Figure {
     fn cell(&self) -> String {
-        let digits = if self.median.abs() < 1_000.0 { 1 } else { 0 };
+        let digits = usize::from(self.median.abs() < 1_000.0);
         let ratio = self.ratio.map_or_else(String::new, |ratio| format!(", x{ratio:.2}"));
         format!("{:.digits$} ({:.digits$} to {:.digits$}){ratio}", self.median, self.p10, self.p90)
     }

@@ -103,12 +103,11 @@ impl Subject {
     /// When the kernel refuses a read.
     pub fn tally(&self, traffic: Traffic) -> Result<Tally> {
         match self.kind {
-            Kind::Drop => Ok(Tally { packets: None, new_flows: None }),
             Kind::Classic if traffic.is_ours => {
                 let row = if traffic.v6 { u32::from(tables::ENDPOINTS) } else { 0 };
                 Ok(Tally { packets: Some(self.count("REF_SERVED", row)?.packets), new_flows: None })
             }
-            Kind::Classic => Ok(Tally { packets: None, new_flows: None }),
+            Kind::Drop | Kind::Classic => Ok(Tally { packets: None, new_flows: None }),
             Kind::Sluice => {
                 let reason = if traffic.is_ours { Reason::Forwarded } else { Reason::NotOurs };
                 let packets = self.count(map::Reasons::NAME, Hook::XdpBalance.index(reason))?.packets;

@@ -1,5 +1,10 @@
 //! Measures what a packet and what a request cost, side by side with what Sluice is compared with.
-#![allow(clippy::print_stdout, reason = "a report for a person")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a tool for a person reads its own command line and prints"
+)]
 
 use std::process::ExitCode;
 
