@@ -11,6 +11,8 @@ pub const TEMPLATE_BYTES: usize = 96;
 pub struct Template {
     /// The flow of the next packet.
     pub next: u32,
+    /// From one flow to the next; without a common divisor with the number of flows, so that all have their turn.
+    pub stride: u32,
     /// Number of flows; the source address and port of a packet follow from the number of its flow.
     pub n_flows: u32,
     /// Whether the packet is IPv6: 0 or 1.
@@ -19,4 +21,4 @@ pub struct Template {
     pub bytes: [u8; TEMPLATE_BYTES],
 }
 
-const _: () = assert!(size_of::<Template>() == 108);
+const _: () = assert!(size_of::<Template>() == 112);

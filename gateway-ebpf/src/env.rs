@@ -53,6 +53,8 @@ pub trait Maps {
     /// Says that a translation is alive. Nothing else of the row is written: an LRU table may have given its place to
     /// another flow meanwhile, whose addresses must stay its own.
     fn refresh_translation(row: &Self::Row<Cell<Translation>>, seen: Tick, phase: Phase);
+    /// Says that a flow is alive, likewise.
+    fn refresh_flow(row: &Self::Row<Cell<Flow>>, seen: Tick, phase: Phase);
     /// Says that a flow is ending, likewise.
     fn close_flow(row: &Self::Row<Cell<Flow>>);
     /// Records a translation, or replaces what was recorded.

@@ -165,6 +165,14 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
+    fn refresh_flow(row: &&'static Cell<Flow>, seen: Tick, phase: Phase) {
+        // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
+        let row = unsafe { &mut *row.as_ptr() };
+        row.seen = seen;
+        row.phase = phase;
+    }
+
+    #[inline(always)]
     fn close_flow(row: &&'static Cell<Flow>) {
         // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
         let row = unsafe { &mut *row.as_ptr() };

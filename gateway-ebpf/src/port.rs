@@ -19,8 +19,12 @@ use crate::{
 /// 1,200 finds none; with 8 tries it would be one in 6.
 const TRIES: u32 = 32;
 
-/// Step between two tries: an odd number far from any power of two, so that neighbors do not try the same ports.
-const STEP: u32 = 40_503;
+/// Step between two tries, from other bits of the hash than the first try: flows that meet at one port part again, so
+/// that held ports do not gather in runs.
+#[inline(always)]
+fn step(hash: u64, n_ports: u32) -> u32 {
+    hash::slot(hash.rotate_left(16), n_ports.saturating_sub(1)) + 1
+}
 
 /// A flow that wants a translation.
 // In this order, because the compiler reads neighbors as one word, and the verifier wants such words aligned.
@@ -87,6 +91,8 @@ impl Claim<'_> {
         } else {
             u32::from(self.port.number().wrapping_sub(first.number()))
         };
+        let is_new = self.port == Port::NONE;
+        let step = step(hash, n_ports);
         scratch.reply_key = self.reply_key(Port::NONE);
         scratch.translation = self.translation();
         for _ in 0..TRIES.min(n_ports) {
@@ -94,18 +100,29 @@ impl Claim<'_> {
             scratch.reply_key.destination_port = port;
             if self.hold(maps, settings, &scratch.reply_key, &mut scratch.translation)? {
                 self.port = port;
-                return self.record(maps, scratch);
+                return self.record(maps, scratch, is_new);
             }
-            offset = (offset + STEP) % n_ports;
+            offset = (offset + step) % n_ports;
         }
         Err(Reason::PortsExhausted)
     }
 
     /// Writes the other direction.
     #[inline(always)]
-    fn record<M: Maps>(&self, maps: &M, scratch: &mut Scratch) -> Result<(), Reason> {
+    fn record<M: Maps>(&self, maps: &M, scratch: &mut Scratch, is_new: bool) -> Result<(), Reason> {
         let phase = scratch.translation.phase;
         scratch.flow = Flow::new(self.row, self.endpoint.generation, self.now, self.port, phase);
+        // In place costs a tenth of an insertion. What another processor reads meanwhile is one of two instants or phases.
+        if !is_new && let Some(present) = maps.flow(self.key) {
+            let held = present.get();
+            let is_same = held.endpoint == scratch.flow.endpoint
+                && held.generation == scratch.flow.generation
+                && held.source_port == scratch.flow.source_port;
+            if is_same {
+                M::refresh_flow(&present, self.now, phase);
+                return Ok(());
+            }
+        }
         match maps.record_flow(self.key, &scratch.flow) {
             Record::Written => Ok(()),
             Record::Exists | Record::Refused => Err(Reason::FlowNotRecorded),
@@ -134,6 +151,15 @@ impl Claim<'_> {
             // What an entry of its own says is history when the flow begins anew.
             if self.port != Port::NONE {
                 translation.phase = track::later(translation.phase, held.phase);
+                // In place, unless more than the time has changed: half of an old way back and half of a new one lead
+                // nowhere.
+                let is_same = held.next_hop == translation.next_hop
+                    && held.endpoint == translation.endpoint
+                    && held.service == translation.service;
+                if is_same {
+                    M::refresh_translation(&present, translation.seen, translation.phase);
+                    return Ok(true);
+                }
             }
         } else if !track::expired(settings, reply_key.protocol, held.phase, held.seen, translation.seen) {
             return Ok(false);

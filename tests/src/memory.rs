@@ -279,6 +279,12 @@ impl Maps for MemoryMaps {
         row.set(refreshed);
     }
 
+    fn refresh_flow(row: &Rc<Cell<Flow>>, seen: Tick, phase: Phase) {
+        let mut refreshed = row.get();
+        (refreshed.seen, refreshed.phase) = (seen, phase);
+        row.set(refreshed);
+    }
+
     fn close_flow(row: &Rc<Cell<Flow>>) {
         let mut closed = row.get();
         closed.phase = Phase::CLOSING;

@@ -53,6 +53,12 @@ impl Ns {
         self.keep = true;
     }
 
+    /// Gives its name back: from now on it lasts as long as this value or a process inside, so that nothing is left
+    /// even when this process is killed. Afterwards only [`Ns::run`], [`Ns::command`] and [`Ns::tool`] reach it.
+    pub fn unname(&self) -> Result<()> {
+        tool("ip", &format!("netns del {}", self.name))
+    }
+
     /// Runs `ip` inside.
     pub fn ip(&self, arguments: &str) -> Result<()> {
         tool("ip", &format!("-n {} {arguments}", self.name))

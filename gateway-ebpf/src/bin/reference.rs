@@ -249,7 +249,7 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     // SAFETY: one generator runs at a time, on one processor.
     let template = unsafe { &mut *template };
     let flow = template.next;
-    template.next = if flow + 1 < template.n_flows { flow + 1 } else { 0 };
+    template.next = (flow + template.stride) % template.n_flows.max(1);
     // The frame comes back as the last program left it, so all of the headers is written again.
     let len = if template.v6 == 0 { ETH + IPV4 + TCP } else { ETH + IPV6 + TCP };
     // SAFETY: the context is the program's own, and the template is longer than the headers.

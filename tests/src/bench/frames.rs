@@ -69,6 +69,16 @@ pub fn attach(ns: &Ns, ebpf: &mut Ebpf, name: &str, interface: &str) -> Result<(
     Ok(())
 }
 
+/// Runs a program on one packet again and again, without a link; returns nanoseconds for each run.
+///
+/// # Errors
+/// When the kernel cannot.
+pub fn repeat(ebpf: &mut Ebpf, name: &str, packet: &[u8], n: u32) -> Result<f64> {
+    let options = TestRunOptions { data_in: Some(packet), repeat: n, ..TestRunOptions::default() };
+    let outcome = program(ebpf, name)?.test_run(options).context("cannot repeat a packet")?;
+    Ok(outcome.duration.as_secs_f64() * 1e9)
+}
+
 /// Index of an interface of a namespace.
 ///
 /// # Errors
@@ -106,6 +116,25 @@ impl Cost {
     #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "counts far below 2^52")]
     pub fn per_packet(self) -> f64 {
         self.ns as f64 / self.packets.max(1) as f64
+    }
+}
+
+/// Which flow comes after which.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Order {
+    /// By number: flows are recorded in this order.
+    Ascending,
+    /// Far apart, so that no cache has seen the neighbor of an entry just before.
+    Mixed,
+}
+
+impl Order {
+    const fn stride(self) -> u32 {
+        match self {
+            Self::Ascending => 1,
+            // Neither even nor a multiple of five: no common divisor with powers of two and of ten.
+            Self::Mixed => 61_803,
+        }
     }
 }
 
@@ -150,8 +179,8 @@ impl Generator {
     ///
     /// # Errors
     /// When the packet does not fit.
-    pub fn prepare(&mut self, packet: &[u8], n_flows: u32) -> Result<()> {
-        let mut template = Template { n_flows, ..Template::zeroed() };
+    pub fn prepare(&mut self, packet: &[u8], n_flows: u32, order: Order) -> Result<()> {
+        let mut template = Template { n_flows, stride: order.stride(), ..Template::zeroed() };
         ensure!(packet.len() <= TEMPLATE_BYTES, "a packet of {} bytes does not fit", packet.len());
         template.bytes[..packet.len()].copy_from_slice(packet);
         template.v6 = u32::from(packet.get(12..14) == Some(&[0x86, 0xdd]));

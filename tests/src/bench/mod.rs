@@ -6,6 +6,7 @@ pub mod l4;
 pub mod l7;
 pub mod load;
 pub mod proxy;
+pub mod subject;
 pub mod tables;
 
 use anyhow::{Result, bail};

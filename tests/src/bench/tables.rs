@@ -22,8 +22,8 @@ use gateway_userspace::maglev::{self, Member};
 
 use crate::memory::raw;
 
-/// Endpoints of each service: enough that 100,000 flows find ports for their translation.
-pub const ENDPOINTS: u16 = 64;
+/// Endpoints of each service: so many that each of 100,000 flows finds a free port for its translation.
+pub const ENDPOINTS: u16 = 256;
 /// Port of the services.
 pub const PORT: u16 = 80;
 /// Slots of the reference's ring.

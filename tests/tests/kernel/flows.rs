@@ -74,6 +74,7 @@ fn a_flow_stays_where_it_is() {
     let port_kept = |world: &World| {
         let flow = flow_of(world, &client().key());
         assert_eq!((flow.source_port.number(), flow.seen), (20_005, world.now));
+        assert!(world.tables.translations.values().all(|translation| translation.seen == world.now));
         assert_eq!(world.tables.service_counts[&TCP4.0].new_flows, 0);
     };
     check(vec![
