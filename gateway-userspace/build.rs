@@ -1,5 +1,6 @@
 //! Puts the kernel object where the agent embeds it. It only copies: building it is `cargo xtask build-ebpf`, because a
 //! second cargo inside this one would need another compiler and would wait for the lock that this one holds.
+#![allow(clippy::disallowed_methods, reason = "a build script is told everything by its environment")]
 
 use std::{
     env, fs,
@@ -35,8 +36,9 @@ fn embed() -> Result<(), String> {
     };
     println!("cargo:rerun-if-changed={}", object.display());
     let copy = out_dir.join("sluice-kernel");
-    fs::copy(&object, &copy)
-        .map_err(|e| format!("cannot copy the kernel object {} to {}: {e}", object.display(), copy.display()))?;
+    fs::copy(&object, &copy).map_err(|e| {
+        format!("cannot copy the kernel object {} to {}: {e}", object.display(), copy.display())
+    })?;
     Ok(())
 }
 
@@ -49,7 +51,8 @@ fn built_object(out_dir: &Path) -> Result<PathBuf, String> {
     }
     println!("cargo:rerun-if-changed={}", root.join("xtask/src/source_hash.rs").display());
 
-    let objects: Vec<PathBuf> = target_dirs(out_dir, root).iter().map(|dir| dir.join("bpf/sluice-kernel")).collect();
+    let objects: Vec<PathBuf> =
+        target_dirs(out_dir, root).iter().map(|dir| dir.join("bpf/sluice-kernel")).collect();
     let Some(object) = objects.iter().find(|object| object.is_file()) else {
         let expected = objects.first().map(|object| object.display().to_string()).unwrap_or_default();
         return Err(format!("the kernel object is missing at {expected}: run `cargo xtask build-ebpf`"));
@@ -58,7 +61,8 @@ fn built_object(out_dir: &Path) -> Result<PathBuf, String> {
     println!("cargo:rerun-if-changed={}", record.display());
     let recorded = fs::read_to_string(&record)
         .map_err(|e| format!("cannot read {} ({e}): run `cargo xtask build-ebpf`", record.display()))?;
-    let current = source_hash::of(root).map_err(|e| format!("cannot read the kernel object's sources: {e}"))?;
+    let current =
+        source_hash::of(root).map_err(|e| format!("cannot read the kernel object's sources: {e}"))?;
     if recorded.trim() != current {
         return Err(format!(
             "the kernel object {} is older than its sources: run `cargo xtask build-ebpf`",

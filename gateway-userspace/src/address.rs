@@ -158,7 +158,8 @@ impl Netlink {
         for question in questions {
             let mut routes = Box::pin(self.handle.route().get(question).execute());
             while let Some(route) = routes.try_next().await.map_err(refused("list routes"))? {
-                let is_default = route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
+                let is_default =
+                    route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
                 if is_default && let Some(index) = oif(&route) {
                     found.insert(index);
                 }
@@ -172,7 +173,8 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses to list interfaces or neighbours.
     pub async fn ways(&self, addrs: &BTreeSet<IpAddr>) -> Result<HashMap<IpAddr, Way>, Error> {
-        let links: BTreeMap<u32, Link> = self.links().await?.into_iter().map(|link| (link.index, link)).collect();
+        let links: BTreeMap<u32, Link> =
+            self.links().await?.into_iter().map(|link| (link.index, link)).collect();
         let neighbours = self.neighbours().await?;
         let mut ways = HashMap::new();
         for addr in addrs {
@@ -181,7 +183,12 @@ impl Netlink {
         Ok(ways)
     }
 
-    async fn way(&self, addr: IpAddr, links: &BTreeMap<u32, Link>, neighbours: &HashMap<(u32, IpAddr), Neighbour>) -> Way {
+    async fn way(
+        &self,
+        addr: IpAddr,
+        links: &BTreeMap<u32, Link>,
+        neighbours: &HashMap<(u32, IpAddr), Neighbour>,
+    ) -> Way {
         let Some(route) = self.route(addr).await else { return Way::default() };
         if route.header.kind == RouteType::Local {
             return Way { is_local: true, ..Way::default() };
@@ -210,8 +217,12 @@ impl Netlink {
 
     async fn route(&self, addr: IpAddr) -> Option<RouteMessage> {
         let question = match addr {
-            IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build(),
-            IpAddr::V6(addr) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build(),
+            IpAddr::V4(addr) => {
+                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build()
+            }
+            IpAddr::V6(addr) => {
+                RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build()
+            }
         };
         let mut question = question;
         // A question about the way carries none of the properties of a route.
@@ -224,7 +235,12 @@ impl Netlink {
 
     /// Asks the kernel to find a neighbour's link-layer address; the answer comes as a change.
     async fn resolve(&self, interface: u32, addr: IpAddr) {
-        let request = self.handle.neighbours().add(interface, addr).state(NeighbourState::None).flags(NeighbourFlags::Use);
+        let request = self
+            .handle
+            .neighbours()
+            .add(interface, addr)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use);
         if let Err(error) = request.replace().execute().await {
             tracing::debug!(%addr, %error, "cannot ask for a neighbour");
         }
@@ -253,7 +269,12 @@ impl Netlink {
                 continue;
             }
             let what = format!("make {addr} local");
-            self.handle.route().add(self.local_route(*addr).await?).execute().await.map_err(refused(&what))?;
+            self.handle
+                .route()
+                .add(self.local_route(*addr).await?)
+                .execute()
+                .await
+                .map_err(refused(&what))?;
             tracing::info!(%addr, "added a local route for a virtual address");
         }
         for (addr, route) in mine {
@@ -275,7 +296,8 @@ impl Netlink {
     }
 
     async fn local_route(&self, addr: IpAddr) -> Result<RouteMessage, Error> {
-        let loopback = self.links().await?.into_iter().find(|link| link.is_loopback).map_or(1, |link| link.index);
+        let loopback =
+            self.links().await?.into_iter().find(|link| link.is_loopback).map_or(1, |link| link.index);
         let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
         Ok(match addr {
             IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
@@ -324,7 +346,10 @@ fn refused(what: &str) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |source| Error::Request { what, source: Box::new(source) }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "netlink may name addresses of any family; two matter here")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "netlink may name addresses of any family; two matter here"
+)]
 fn ip(addr: &RouteAddress) -> Option<IpAddr> {
     match addr {
         RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
@@ -377,9 +402,7 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
             LinkAttribute::LinkInfo(infos) => {
                 use rtnetlink::packet_route::link::{InfoKind, LinkInfo};
-                let stacked = |info: &LinkInfo| {
-                    matches!(info, LinkInfo::Kind(kind) if !matches!(kind, InfoKind::Veth | InfoKind::Dummy))
-                };
+                let stacked = |info: &LinkInfo| matches!(info, LinkInfo::Kind(kind) if !matches!(kind, InfoKind::Veth | InfoKind::Dummy));
                 link.is_plain = !infos.iter().any(stacked);
             }
             _ => {}

@@ -116,7 +116,10 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
     });
     let (stop_admin, admin_drain) = drain::channel();
     drop(tasks.spawn("admin", admin::serve::serve(admin, view, tasks.clone(), admin_drain)));
-    control.apply(snapshot).await.map_err(|refusal| anyhow::anyhow!("cannot serve the configuration: {refusal}"))?;
+    control
+        .apply(snapshot)
+        .await
+        .map_err(|refusal| anyhow::anyhow!("cannot serve the configuration: {refusal}"))?;
     board.met("configuration");
     tracing::info!(admin = %agent.admin, workers = agent.workers, "serving");
 
@@ -219,7 +222,9 @@ fn start_kernel(agent: &AgentSettings, metrics: &Metrics) -> anyhow::Result<Opti
             Err(error @ kernel::Error::Locked { .. }) => return Err(error.into()),
             Err(error) => {
                 let why = anyhow::Error::from(error);
-                tracing::warn!("running without eBPF: layer 4 takes two sockets for each connection and ends with the agent; {why:#}");
+                tracing::warn!(
+                    "running without eBPF: layer 4 takes two sockets for each connection and ends with the agent; {why:#}"
+                );
                 None
             }
         },
@@ -259,7 +264,12 @@ fn secret_bytes(bytes: &[u8]) -> [u8; 16] {
 }
 
 /// What is asked at every scrape.
-fn sample(metrics: &Metrics, registry: &Arc<Registry>, pools: &Arc<Pools>, kernel: Option<Arc<Mutex<Kernel>>>) {
+fn sample(
+    metrics: &Metrics,
+    registry: &Arc<Registry>,
+    pools: &Arc<Pools>,
+    kernel: Option<Arc<Mutex<Kernel>>>,
+) {
     let (registry, pools) = (Arc::clone(registry), Arc::clone(pools));
     metrics.sample_with(move || {
         let endpoints = registry.all();
@@ -306,9 +316,11 @@ fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
             ("steered", count.steered),
             ("dropped", count.dropped),
         ];
-        samples
-            .services
-            .extend(values.map(|(what, count)| ServiceSample { listener: listener.clone(), what, count }));
+        samples.services.extend(values.map(|(what, count)| ServiceSample {
+            listener: listener.clone(),
+            what,
+            count,
+        }));
     }
 }
 

@@ -25,7 +25,9 @@ pub fn binary() -> PathBuf {
     }
     let here = std::env::current_exe().expect("this program has a path");
     let found = here.ancestors().skip(1).map(|folder| folder.join("sluice")).find(|path| path.is_file());
-    found.unwrap_or_else(|| panic!("no sluice binary; run `cargo build -p gateway-userspace`, or set SLUICE_BIN"))
+    found.unwrap_or_else(|| {
+        panic!("no sluice binary; run `cargo build -p gateway-userspace`, or set SLUICE_BIN")
+    })
 }
 
 /// A running agent.
@@ -110,6 +112,7 @@ pub fn metric(text: &str, name: &str) -> Option<f64> {
 pub fn sluice(ns: &Ns, arguments: &[&str]) -> Result<(Option<i32>, String)> {
     let mut command: Command = ns.command(binary().to_str().context("the path of sluice is not text")?);
     let output = command.args(arguments).output().context("cannot run sluice")?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Ok((output.status.code(), text))
 }

@@ -19,7 +19,8 @@ use crate::netns::Ns;
 pub fn get(addr: SocketAddr, host: &str, path: &str, timeout: Duration) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&addr, timeout)?;
     stream.set_read_timeout(Some(timeout))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -140,6 +141,7 @@ pub fn last_use(answers: &[Answer], lost: Instant, name: &str) -> Duration {
         Ok(from) => from == name,
         Err(_) => true,
     };
-    let last = answers.iter().filter(|answer| answer.asked >= lost).filter(uses).map(|answer| answer.asked).max();
+    let last =
+        answers.iter().filter(|answer| answer.asked >= lost).filter(uses).map(|answer| answer.asked).max();
     last.map_or(Duration::ZERO, |asked| asked - lost)
 }

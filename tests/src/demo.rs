@@ -48,7 +48,12 @@ pub fn run(keep: bool) -> Result<bool> {
     loss(&mut node, &mut report)?;
     maps(&node, &mut report)?;
     metrics(&node, &mut report)?;
-    println!("\n{} checks, {} failed, {:.1} s", report.checks, report.failed, started.elapsed().as_secs_f64());
+    println!(
+        "\n{} checks, {} failed, {:.1} s",
+        report.checks,
+        report.failed,
+        started.elapsed().as_secs_f64()
+    );
     if keep {
         look_around(&mut node)?;
     }
@@ -78,7 +83,9 @@ fn config(node: &Node, weights: [u32; 2]) -> String {
     let service = |name: &str, port: u16, check: &str, family: fn(u8) -> String, ends: &[(u8, u32)]| {
         let endpoints: Vec<String> = ends
             .iter()
-            .map(|(idx, weight)| format!("{{ address: \"{}\", port: {port}, weight: {weight} }}", family(*idx)))
+            .map(|(idx, weight)| {
+                format!("{{ address: \"{}\", port: {port}, weight: {weight} }}", family(*idx))
+            })
             .collect();
         format!("  - name: {name}\n    endpoints: [ {} ]\n    health: {{ {check} }}\n", endpoints.join(", "))
     };
@@ -98,7 +105,9 @@ routes:
 "
     );
     for name in ["tcp4", "tcp6", "udp4", "udp6", "all"] {
-        text += &format!("  - {{ name: {name}, listeners: [{name}], rules: [ {{ backends: [ {{ service: {name} }} ] }} ] }}\n");
+        text += &format!(
+            "  - {{ name: {name}, listeners: [{name}], rules: [ {{ backends: [ {{ service: {name} }} ] }} ] }}\n"
+        );
     }
     text += "services:\n";
     let three = [(0, 1), (1, 1), (2, 1)];
@@ -128,7 +137,13 @@ fn attachments(node: &Node, report: &mut Report) -> Result<()> {
     let attached = dump["kernel"]["attachments"].as_object().context("no attachments")?;
     let shown: Vec<String> = attached
         .iter()
-        .map(|(name, one)| format!("{name} {} ({})", one["ingress"].as_str().unwrap_or("?"), one["why"].as_str().unwrap_or("?")))
+        .map(|(name, one)| {
+            format!(
+                "{name} {} ({})",
+                one["ingress"].as_str().unwrap_or("?"),
+                one["why"].as_str().unwrap_or("?")
+            )
+        })
         .collect();
     let native = attached.values().all(|one| one["ingress"] == "native XDP");
     report.check("attached", &shown.join("; "), native && attached.len() == 4);
@@ -145,11 +160,18 @@ fn ask_udp(addr: &str) -> impl Fn() -> std::io::Result<String> + Send + use<> {
     move || client::who_udp(addr, PATIENCE)
 }
 
-fn balanced(node: &Node, report: &mut Report, what: &str, wanted: [f64; 2], ask: impl Fn() -> std::io::Result<String> + Send) {
+fn balanced(
+    node: &Node,
+    report: &mut Report,
+    what: &str,
+    wanted: [f64; 2],
+    ask: impl Fn() -> std::io::Result<String> + Send,
+) {
     let shares: Shares = node.client.run(|| client::shares(FLOWS, ask));
     let measured = [percent(&shares, "e1"), percent(&shares, "e2")];
-    let is_right = measured.iter().zip(wanted).all(|(measured, wanted)| (measured - wanted).abs() <= TOLERANCE)
-        && !shares.contains_key("error");
+    let is_right =
+        measured.iter().zip(wanted).all(|(measured, wanted)| (measured - wanted).abs() <= TOLERANCE)
+            && !shares.contains_key("error");
     let text = format!(
         "{FLOWS} flows, e1 {:.1} %, e2 {:.1} % (wanted {:.0} and {:.0}, ± {TOLERANCE:.0}){}",
         measured[0],
@@ -171,7 +193,8 @@ fn https(node: &Node, report: &mut Report, certificate: &std::path::Path) -> Res
         .args(["--write-out", "\nversion=%{http_version} status=%{http_code}"])
         .output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let forwarded = text.lines().find(|line| line.to_lowercase().starts_with("x-forwarded-for")).unwrap_or("none").trim();
+    let forwarded =
+        text.lines().find(|line| line.to_lowercase().starts_with("x-forwarded-for")).unwrap_or("none").trim();
     let last = text.lines().last().unwrap_or("");
     let is_right = last == "version=2 status=200" && forwarded.ends_with("10.7.0.2");
     let error = String::from_utf8_lossy(&output.stderr);
@@ -183,7 +206,8 @@ fn https(node: &Node, report: &mut Report, certificate: &std::path::Path) -> Res
 fn loss(node: &mut Node, report: &mut Report) -> Result<()> {
     let l7: SocketAddr = format!("{WEB}:80").parse()?;
     let l4: SocketAddr = format!("{L4}:{HTTP}").parse()?;
-    let ask = |addr: SocketAddr| move || client::get(addr, "www.example.org", "/", PATIENCE).map(|(_, body)| body);
+    let ask =
+        |addr: SocketAddr| move || client::get(addr, "www.example.org", "/", PATIENCE).map(|(_, body)| body);
     let requests = Load::start(&node.client, 2, 200, ask(l7));
     let flows = Load::start(&node.client, 2, 200, ask(l4));
     thread::sleep(Duration::from_millis(500));
@@ -203,7 +227,12 @@ fn loss(node: &mut Node, report: &mut Report) -> Result<()> {
     );
     report.check(
         "e3 killed under load, layer 4",
-        &format!("{} connections, last use after {} ms (limit {} ms)", flows.len(), l4_last.as_millis(), limit.as_millis()),
+        &format!(
+            "{} connections, last use after {} ms (limit {} ms)",
+            flows.len(),
+            l4_last.as_millis(),
+            limit.as_millis()
+        ),
         l4_last <= limit,
     );
     node.start_origin(2)
@@ -216,7 +245,11 @@ fn until_generation(node: &Node, generation: u32) -> Result<()> {
         if metric(&text, "sluice_config_generation").is_some_and(|at| at >= f64::from(generation)) {
             return Ok(());
         }
-        ensure!(started.elapsed() < Duration::from_secs(5), "the new configuration was not taken:\n{}", node.agent().log());
+        ensure!(
+            started.elapsed() < Duration::from_secs(5),
+            "the new configuration was not taken:\n{}",
+            node.agent().log()
+        );
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -227,8 +260,13 @@ fn maps(node: &Node, report: &mut Report) -> Result<()> {
         let pin = node.pins().join(name.to_lowercase());
         let output = Command::new("bpftool").args(["map", "dump", "pinned"]).arg(&pin).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
-        let lines: Vec<&str> = text.lines().filter(|line| line.contains('"')).take(8).map(str::trim).collect();
-        report.check(&format!("bpftool map dump pinned {}", pin.display()), &lines.join(" "), text.contains(field));
+        let lines: Vec<&str> =
+            text.lines().filter(|line| line.contains('"')).take(8).map(str::trim).collect();
+        report.check(
+            &format!("bpftool map dump pinned {}", pin.display()),
+            &lines.join(" "),
+            text.contains(field),
+        );
     }
     Ok(())
 }

@@ -23,7 +23,8 @@ pub struct Ns {
 /// Runs a program and fails with what it printed.
 pub fn tool(program: &str, arguments: &str) -> Result<()> {
     let words: Vec<&str> = arguments.split_whitespace().collect();
-    let output = Command::new(program).args(&words).output().with_context(|| format!("cannot run {program}"))?;
+    let output =
+        Command::new(program).args(&words).output().with_context(|| format!("cannot run {program}"))?;
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     ensure!(output.status.success(), "{program} {arguments}: {text}");
     Ok(())
@@ -35,7 +36,8 @@ impl Ns {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("sluice-{}-{}-{role}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         tool("ip", &format!("netns add {name}"))?;
-        let file = File::open(PathBuf::from("/run/netns").join(&name)).context("cannot open the namespace")?;
+        let file =
+            File::open(PathBuf::from("/run/netns").join(&name)).context("cannot open the namespace")?;
         let ns = Self { name, file, keep: false };
         ns.ip("link set lo up")?;
         Ok(ns)
@@ -74,7 +76,9 @@ impl Ns {
         // as the namespace is, and the parent outlives the fork.
         unsafe {
             command.pre_exec(move || {
-                if libc::setns(fd, libc::CLONE_NEWNET) != 0 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                if libc::setns(fd, libc::CLONE_NEWNET) != 0
+                    || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
+                {
                     return Err(std::io::Error::last_os_error());
                 }
                 Ok(())

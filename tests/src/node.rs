@@ -1,6 +1,9 @@
 //! The topology of the demo and of the node tests: a client, a node, and endpoints behind it.
 
-use std::{fs, path::{Path, PathBuf}};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -44,7 +47,16 @@ impl Node {
         let folder = std::env::temp_dir().join(node.name());
         let bpffs = folder.join("bpf");
         fs::create_dir_all(&bpffs).with_context(|| format!("cannot make {}", bpffs.display()))?;
-        let mut made = Self { agent: None, origins: Vec::new(), client, node, endpoints: Vec::new(), folder, bpffs, keep: false };
+        let mut made = Self {
+            agent: None,
+            origins: Vec::new(),
+            client,
+            node,
+            endpoints: Vec::new(),
+            folder,
+            bpffs,
+            keep: false,
+        };
         tool("mount", &format!("-t bpf bpf {}", made.bpffs.display()))?;
         link(
             End { ns: &made.client, name: "uplink", v4: "10.7.0.2", v6: "fd07::2" },
@@ -100,7 +112,9 @@ impl Node {
 
     /// The folder with tables and links.
     pub fn pins(&self) -> PathBuf {
-        self.bpffs.join(gateway_common::layout::PIN_ROOT).join(format!("v{}", gateway_common::layout::LAYOUT_VERSION))
+        self.bpffs
+            .join(gateway_common::layout::PIN_ROOT)
+            .join(format!("v{}", gateway_common::layout::LAYOUT_VERSION))
     }
 
     /// The configuration file.

@@ -28,7 +28,11 @@ impl Origin {
     pub fn start(ns: &Ns, name: &str) -> Result<Self> {
         let program = program()?;
         let mut command = ns.command(program.to_str().context("the path of the origin is not text")?);
-        let mut child = command.args(["origin", name]).stdout(Stdio::piped()).spawn().context("cannot start an origin")?;
+        let mut child = command
+            .args(["origin", name])
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start an origin")?;
         let output = child.stdout.take().context("the origin has no output")?;
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line)?;
@@ -127,7 +131,8 @@ fn requests(stream: &TcpStream, name: &str) -> std::io::Result<()> {
         }
         let closes = head.to_lowercase().contains("\nconnection: close");
         let body = if head.starts_with("GET /headers ") { head } else { name.to_owned() };
-        let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-endpoint: {name}\r\n\r\n{body}", body.len());
+        let response =
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nx-endpoint: {name}\r\n\r\n{body}", body.len());
         writer.write_all(response.as_bytes())?;
         if closes {
             return Ok(());

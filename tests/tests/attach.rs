@@ -13,7 +13,10 @@ use std::{
 use aya::{
     EbpfLoader,
     maps::MapInfo,
-    programs::{Xdp, XdpMode, links::{FdLink, PinnedLink}},
+    programs::{
+        Xdp, XdpMode,
+        links::{FdLink, PinnedLink},
+    },
 };
 use gateway_common::{
     addr::{Addr, Port, Protocol},
@@ -99,7 +102,8 @@ impl Place {
     /// Links on `up`, by the names of their pins.
     fn links(&self) -> Vec<String> {
         let entries = fs::read_dir(self.pin("")).unwrap();
-        let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.retain(|name| name.starts_with("link-"));
         names.sort();
         names
@@ -204,8 +208,13 @@ fn a_program_of_somebody_else_stays() {
     place.node.run(|| program.attach("up", XdpMode::Driver)).unwrap();
     let mut kernel = place.start(AttachMode::Auto);
     let (hook, why) = place.attach(&mut kernel);
-    assert_eq!((hook, why.as_str()), ("TC", "native XDP was refused: another XDP program holds the interface"));
-    assert!(place.node.tool("ip", "-details link show dev up").unwrap().contains(&format!("prog/xdp id {id} ")));
+    assert_eq!(
+        (hook, why.as_str()),
+        ("TC", "native XDP was refused: another XDP program holds the interface")
+    );
+    assert!(
+        place.node.tool("ip", "-details link show dev up").unwrap().contains(&format!("prog/xdp id {id} "))
+    );
     drop(kernel);
     let mut kernel = place.start(AttachMode::Native);
     assert!(matches!(place.node.run(|| kernel.attach("up").map(drop)), Err(Error::Attach { .. })));
@@ -263,9 +272,12 @@ fn a_pinned_map_keeps_its_size_and_must_be_of_its_kind() {
 
     fs::remove_file(place.pin("services")).unwrap();
     let path = place.pin("services");
-    tool("bpftool", &format!("map create {} type hash key 20 value 32 entries 16 name x", path.display())).unwrap();
+    tool("bpftool", &format!("map create {} type hash key 20 value 32 entries 16 name x", path.display()))
+        .unwrap();
     match place.try_start(&larger) {
-        Err(error @ Error::ForeignPin { .. }) => assert!(error.to_string().contains("sluice cleanup"), "{error}"),
+        Err(error @ Error::ForeignPin { .. }) => {
+            assert!(error.to_string().contains("sluice cleanup"), "{error}")
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -311,8 +323,10 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         local: Some(local),
         generation: 1,
         backend_weight: 1,
-        endpoint: registry
-            .resolve(&EndpointId { service: ServiceName::new("web"), addr: SocketAddr::new(ip(local), 8080) }),
+        endpoint: registry.resolve(&EndpointId {
+            service: ServiceName::new("web"),
+            addr: SocketAddr::new(ip(local), 8080),
+        }),
     };
     let n_slots = size_class(u32::from(n));
     let service = Service {
@@ -352,7 +366,10 @@ fn a_change_of_health_stands_in_the_maps_within_a_millisecond_of_the_writer() {
         })
         .collect();
     took.sort();
-    println!("row, {} slots and service: median {:?}, worst {:?}", image.services[0].n_slots, took[25], took[49]);
+    println!(
+        "row, {} slots and service: median {:?}, worst {:?}",
+        image.services[0].n_slots, took[25], took[49]
+    );
     // Builds without optimization make the table ten times slower than a release.
     let bound = if cfg!(debug_assertions) { Duration::from_millis(10) } else { Duration::from_millis(1) };
     assert!(took[25] < bound, "{took:?}");

@@ -54,7 +54,7 @@ fn config(node: &Node, mode: &str, endpoints: &[u8], more: &str) -> String {
   - {{ name: l4, address: {L4}, port: {HTTP}, protocol: TCP }}
 {more}services:
   - {{ name: web, endpoints: [ {ends} ], health: {{ http: {{ path: /healthz }} }} }}
-  - {{ name: l4, endpoints: [ {ends} ], health: {{ tcp: {{}} }} }}
+  - {{ name: l4, endpoints: [ {ends} ], health: {{ http: {{ path: /healthz }} }} }}
 "
         )
 }
@@ -111,12 +111,23 @@ fn lose(kind: Loss, take: impl FnOnce(&mut Node)) {
     thread::sleep(kind.limit() + Duration::from_millis(1_500));
     let (web, l4) = (web.stop(), l4.stop());
     let failed: Vec<&Answer> = web.iter().filter(|answer| answer.from.is_err()).collect();
-    assert!(failed.is_empty(), "{} of {} requests failed, first {:?}\n{}", failed.len(), web.len(), failed[0], node.agent().log());
+    assert!(
+        failed.is_empty(),
+        "{} of {} requests failed, first {:?}\n{}",
+        failed.len(),
+        web.len(),
+        failed[0],
+        node.agent().log()
+    );
     assert!(web.len() > 200, "only {} requests were made", web.len());
     for (path, answers) in [("layer 7", &web), ("layer 4", &l4)] {
         let last = client::last_use(answers, lost, "e3");
         println!("{path}: {} answers, last use {} ms after the loss", answers.len(), last.as_millis());
-        assert!(last <= kind.limit(), "{path} used the endpoint {last:?} after its loss\n{}", node.agent().log());
+        assert!(
+            last <= kind.limit(),
+            "{path} used the endpoint {last:?} after its loss\n{}",
+            node.agent().log()
+        );
     }
 }
 
@@ -199,7 +210,8 @@ fn a_hundred_reloads_under_load_fail_no_request_and_move_no_flow() {
         fs::write(node.folder.join("web.pem.new"), made.cert.pem()).unwrap();
         let key = made.signing_key.serialize_pem();
         fs::write(node.folder.join(format!("web{}.key", round % 2)), key).unwrap();
-        fs::rename(node.folder.join("web.pem.new"), node.folder.join(format!("web{}.pem", round % 2))).unwrap();
+        fs::rename(node.folder.join("web.pem.new"), node.folder.join(format!("web{}.pem", round % 2)))
+            .unwrap();
         // The third endpoint comes and goes; a listener, a route and a certificate change each time.
         let ends: Vec<u8> = if round % 2 == 0 { vec![0, 1, 2] } else { vec![0, 1] };
         let mut more = String::new();
@@ -220,7 +232,8 @@ fn a_hundred_reloads_under_load_fail_no_request_and_move_no_flow() {
         )
         .unwrap();
         let text = config(node, "required", &ends, &more);
-        let held: Vec<String> = ends.iter().map(|idx| format!("{{ address: {}, port: {TCP} }}", Node::v4(*idx))).collect();
+        let held: Vec<String> =
+            ends.iter().map(|idx| format!("{{ address: {}, port: {TCP} }}", Node::v4(*idx))).collect();
         text + &format!("  - {{ name: hold, endpoints: [ {} ] }}\n", held.join(", "))
     };
     let first = write(&node, 0);
@@ -231,12 +244,21 @@ fn a_hundred_reloads_under_load_fail_no_request_and_move_no_flow() {
         let text = write(&node, round);
         node.write_config(&text).unwrap();
         let wanted = f64::from(round) + 1.0;
-        until("the new configuration is taken", Duration::from_secs(5), &node, || generation(&node) >= wanted);
+        until("the new configuration is taken", Duration::from_secs(5), &node, || {
+            generation(&node) >= wanted
+        });
     }
     let answers = load.stop();
     let failed: Vec<&Answer> = answers.iter().filter(|answer| answer.from.is_err()).collect();
     println!("{} requests, {} failed", answers.len(), failed.len());
-    assert!(failed.is_empty(), "{} of {} requests failed, first {:?}\n{}", failed.len(), answers.len(), failed[0], node.agent().log());
+    assert!(
+        failed.is_empty(),
+        "{} of {} requests failed, first {:?}\n{}",
+        failed.len(),
+        answers.len(),
+        failed[0],
+        node.agent().log()
+    );
     assert!(answers.len() > 2_000, "only {} requests were made", answers.len());
     let mut by_endpoint: BTreeMap<String, u32> = BTreeMap::new();
     for held in &mut held {
@@ -286,7 +308,10 @@ fn layer_4_goes_on_while_the_agent_restarts_and_cleanup_puts_the_host_back() {
         let (_, text) = node.node.run(|| get("/dump")).unwrap();
         let dump: serde_json::Value = serde_json::from_str(&text).unwrap();
         let services = dump["kernel"]["services"].as_array().unwrap().clone();
-        services.iter().map(|s| (s["address"].to_string(), s["id"].to_string(), s["endpoints"].to_string())).collect::<Vec<_>>()
+        services
+            .iter()
+            .map(|s| (s["address"].to_string(), s["id"].to_string(), s["endpoints"].to_string()))
+            .collect::<Vec<_>>()
     };
     let before = ids(&node);
     let load = Load::start(&node.client, 4, 200, ask_l4);
@@ -332,7 +357,8 @@ fn userspace_picks_the_same_endpoint_for_the_same_flow() {
         node.client.run(|| {
             (20_000..20_040u16)
                 .map(|port| {
-                    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                    let socket =
+                        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
                     socket.set_reuse_address(true).unwrap();
                     // The connection leaves no state behind, so that its port can be used again.
                     socket.set_linger(Some(Duration::ZERO)).unwrap();

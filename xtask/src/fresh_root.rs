@@ -22,9 +22,6 @@ use crate::{
 /// The release that the README promises.
 const RELEASE: &str = "bookworm";
 
-/// Used where this machine's package manager is not set up for that release.
-const MIRROR: &str = "http://deb.debian.org/debian";
-
 const CLONE: &str = "root/sluice";
 
 /// What to run in the root.
@@ -91,28 +88,14 @@ fn base(workspace: &Workspace) -> Result<PathBuf> {
     process::run(Command::new("rm").args(["-rf", "--one-file-system"]).arg(&base))?;
     make(&kept)?;
     let mut command = Command::new("debootstrap");
-    command.args(["--variant=minbase", RELEASE]).arg(&base).arg(mirror()).stdout(Stdio::null());
+    command
+        .args(["--variant=minbase", RELEASE])
+        .arg(&base)
+        .arg(process::debian_mirror())
+        .stdout(Stdio::null());
     process::run(&mut command)?;
     fs::write(&complete, "").with_context(|| format!("cannot write {}", complete.display()))?;
     Ok(base)
-}
-
-/// The mirror that this machine's package manager uses, if it is Debian's.
-fn mirror() -> String {
-    let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") else { return MIRROR.to_owned() };
-    let texts = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|e| e == "sources"));
-    let uris = texts.flat_map(|path| {
-        let text = fs::read_to_string(path).unwrap_or_default();
-        text.lines()
-            .filter_map(|line| line.strip_prefix("URIs:").map(|uri| uri.trim().to_owned()))
-            .collect::<Vec<_>>()
-    });
-    uris.filter(|uri| uri.trim_end_matches('/').ends_with("/debian"))
-        .next()
-        .unwrap_or_else(|| MIRROR.to_owned())
 }
 
 /// One run's folders, seen from inside its namespaces.
@@ -201,8 +184,8 @@ impl Root<'_> {
             }
             return fs::remove_file(&list).with_context(|| format!("cannot remove {}", list.display()));
         }
-        let security = MIRROR.replace("/debian", "/debian-security");
-        let sources = format!("deb {MIRROR} {RELEASE} main\ndeb {security} {RELEASE}-security main\n");
+        let mirror = process::debian_mirror();
+        let sources = format!("deb {mirror} {RELEASE} main\ndeb {mirror}-security {RELEASE}-security main\n");
         fs::write(&list, sources).with_context(|| format!("cannot write {}", list.display()))
     }
 

@@ -6,12 +6,17 @@
 
 mod apt;
 mod build_ebpf;
+mod check;
+mod deny;
 mod fresh_root;
+mod kernel_matrix;
 mod launch;
+mod license;
 mod process;
 mod setup;
 mod source_hash;
 mod test;
+mod tidy;
 mod toolchain;
 mod workspace;
 
@@ -65,6 +70,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run everything that a change must pass.
+    Check,
+    /// Check the dependencies against deny.toml.
+    Deny,
+    /// Check layers, budgets, names and words.
+    Tidy,
+    /// Run the kernel object on other kernels, under emulation.
+    KernelMatrix,
     /// Run the README's commands in a Debian that has nothing but Rust.
     FreshRoot(fresh_root::Options),
 }
@@ -87,6 +100,10 @@ fn run(task: Task) -> Result<()> {
         Task::Test { quick, filters } => test::run(&workspace, quick, &filters),
         Task::Demo { arguments } => launch::demo(&workspace, &arguments),
         Task::Bench { arguments } => launch::bench(&workspace, &arguments),
+        Task::Check => check::run(&workspace),
+        Task::Deny => deny::run(&workspace),
+        Task::Tidy => tidy::run(&workspace),
+        Task::KernelMatrix => kernel_matrix::run(&workspace),
         Task::FreshRoot(options) => fresh_root::run(&workspace, &options),
     }
 }

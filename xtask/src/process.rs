@@ -62,6 +62,19 @@ pub(crate) fn is_mounted(dir: &Path, kind: &str) -> bool {
     })
 }
 
+/// The mirror of Debian that this machine's package manager uses, or the public one.
+pub(crate) fn debian_mirror() -> String {
+    let entries = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
+    let texts = entries.filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let uris = texts.flat_map(|text| text.lines().filter_map(mirror_in).collect::<Vec<_>>());
+    let debian = uris.filter(|uri| uri.ends_with("/debian")).min();
+    debian.unwrap_or_else(|| "http://deb.debian.org/debian".to_owned())
+}
+
+fn mirror_in(line: &str) -> Option<String> {
+    Some(line.strip_prefix("URIs:")?.trim().trim_end_matches('/').to_owned())
+}
+
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     format!("`{}`", words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "))

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build_ebpf, process,
+    build_ebpf, kernel_matrix, process,
     setup::{self, Purpose},
     workspace::Workspace,
 };
@@ -22,7 +22,9 @@ pub(crate) fn run(workspace: &Workspace, quick: bool, filters: &[String]) -> Res
     build_programs(workspace)?;
     let mut tally = Tally::default();
     suites(workspace, filters, &mut tally)?;
-    let _ = quick;
+    if !quick {
+        kernel_matrix::all(workspace, &mut tally)?;
+    }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed > 0 {
         bail!("{} tests failed", tally.failed);
@@ -87,8 +89,14 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// Adds one line of the kernel smoke test, as in `ok xdp_balance: ...`.
+    pub(crate) fn count_program(&mut self, line: &str) {
+        self.passed += u64::from(line.starts_with("ok "));
+        self.failed += u64::from(line.starts_with("FAILED "));
+    }
+
     /// Adds the closing line of one suite, as in `test result: ok. 5 passed; 0 failed; 0 ignored; ...`.
-    fn count(&mut self, line: &str) {
+    pub(crate) fn count(&mut self, line: &str) {
         let Some(results) = line.strip_prefix("test result:") else { return };
         let number = |word: &str| {
             results
@@ -147,6 +155,15 @@ mod tests {
             9,
             1,
         );
+    }
+
+    #[test]
+    fn programs_of_the_smoke_test_count() {
+        let mut tally = Tally::default();
+        for line in ["ok xdp_balance: native XDP", "FAILED sk_lookup: the verifier refuses it", "6.1.0-42"] {
+            tally.count_program(line);
+        }
+        assert_eq!(tally, Tally { passed: 1, failed: 1 });
     }
 
     #[test]

@@ -87,12 +87,19 @@ pub fn left_over(snapshot: &Snapshot, ids: &Ids) -> Retired {
         );
         let known = numbers.members.keys().chain(numbers.outgrown.values());
         let unwanted = known.filter(|addr| !members.contains_key(addr));
-        retired.extend(unwanted.map(|addr| (key(listener), EndpointId { service: service.clone(), addr: *addr })));
+        retired.extend(
+            unwanted.map(|addr| (key(listener), EndpointId { service: service.clone(), addr: *addr })),
+        );
     }
     retired
 }
 
-fn agent(listener: &Listener, key: ServiceKey, ids: &mut Ids, sockets: &SocketRanges) -> Result<Service, Full> {
+fn agent(
+    listener: &Listener,
+    key: ServiceKey,
+    ids: &mut Ids,
+    sockets: &SocketRanges,
+) -> Result<Service, Full> {
     Ok(Service {
         key,
         listener: listener.name.clone(),
@@ -187,10 +194,16 @@ impl<'a> Index<'a> {
         let mut backends: HashMap<&ListenerName, Vec<&Backend>> = HashMap::new();
         for route in &snapshot.routes {
             for listener in &route.listeners {
-                backends.entry(listener).or_default().extend(route.rules.iter().flat_map(|rule| &rule.backends));
+                backends
+                    .entry(listener)
+                    .or_default()
+                    .extend(route.rules.iter().flat_map(|rule| &rule.backends));
             }
         }
-        Self { backends, services: snapshot.services.iter().map(|service| (&service.name, service)).collect() }
+        Self {
+            backends,
+            services: snapshot.services.iter().map(|service| (&service.name, service)).collect(),
+        }
     }
 
     /// The endpoints of every backend of a listener's route, with the backend's weight. An address that two backends
@@ -285,7 +298,8 @@ mod tests {
     fn each_address_is_one_service() {
         let snapshot = snapshot(&[1, 2]);
         let image = compiled(&snapshot, &mut ids(), &Retired::new());
-        let modes: Vec<_> = image.services.iter().map(|s| (s.listener.as_str(), s.mode, s.sockets.count)).collect();
+        let modes: Vec<_> =
+            image.services.iter().map(|s| (s.listener.as_str(), s.mode, s.sockets.count)).collect();
         let expected = [("dns", Mode::NAT, 0), ("web", Mode::AGENT, 2), ("db", Mode::NAT, 0)];
         assert_eq!(modes, expected, "by key: port 53, 443, 5432");
         assert!(image.services[0].endpoints.is_empty(), "a listener without a route has no endpoints");
@@ -299,11 +313,14 @@ mod tests {
         let rows: Vec<_> = db
             .endpoints
             .iter()
-            .map(|row| (row.endpoint.addr().to_string(), row.endpoint.id().service.as_str(), row.backend_weight))
+            .map(|row| {
+                (row.endpoint.addr().to_string(), row.endpoint.id().service.as_str(), row.backend_weight)
+            })
             .collect();
         let expected =
             [("10.1.0.1:8080", "blue", 3), ("10.1.0.2:8080", "blue", 3), ("10.1.0.9:8080", "green", 1)];
-        let expected: Vec<_> = expected.iter().map(|(addr, name, weight)| ((*addr).to_owned(), *name, *weight)).collect();
+        let expected: Vec<_> =
+            expected.iter().map(|(addr, name, weight)| ((*addr).to_owned(), *name, *weight)).collect();
         assert_eq!(rows, expected);
         assert_eq!(db.n_slots, size_class(3));
     }
@@ -313,7 +330,8 @@ mod tests {
         let mut ids = ids();
         let first = compiled(&snapshot(&[1, 2]), &mut ids, &Retired::new());
         let gone = first.services[2].endpoints[1].endpoint.id().clone();
-        let second = compiled(&snapshot(&[1]), &mut ids, &Retired::from([(first.services[2].key, gone.clone())]));
+        let second =
+            compiled(&snapshot(&[1]), &mut ids, &Retired::from([(first.services[2].key, gone.clone())]));
         let row = &second.services[2].endpoints[1];
         assert_eq!((row.endpoint.id(), row.local, row.backend_weight), (&gone, None, 0));
         let third = compiled(&snapshot(&[1]), &mut ids, &Retired::new());
@@ -333,8 +351,14 @@ mod tests {
     fn without_room_nothing_changes() {
         let mut ids = Ids::new(Capacity { services: 8, rows: 8, chunks: 64 });
         let registry = Registry::default();
-        image(&Snapshot { listeners: Vec::new(), ..snapshot(&[1]) }, &registry, &mut ids, &SocketRanges::new(), &Retired::new())
-            .unwrap();
+        image(
+            &Snapshot { listeners: Vec::new(), ..snapshot(&[1]) },
+            &registry,
+            &mut ids,
+            &SocketRanges::new(),
+            &Retired::new(),
+        )
+        .unwrap();
         let before = ids.clone();
         let result = image(&snapshot(&[1, 2]), &registry, &mut ids, &SocketRanges::new(), &Retired::new());
         assert_eq!(result.unwrap_err(), Full::Chunks);

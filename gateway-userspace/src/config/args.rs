@@ -21,28 +21,28 @@ pub struct Args {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve a configuration file until SIGTERM; SIGHUP and changes of the file are taken while it runs
+    /// Serve a configuration file until SIGTERM; SIGHUP and changes of the file are taken while it runs.
     Agent {
-        /// The configuration file
+        /// The configuration file.
         #[arg(long, env = "SLUICE_CONFIG")]
         config: PathBuf,
     },
-    /// Put this host back: remove links, pinned maps and local routes; safe to repeat
+    /// Put this host back: remove links, pinned maps and local routes; safe to repeat.
     Cleanup {
-        /// The BPF file system
+        /// The BPF file system.
         #[arg(long, default_value = "/sys/fs/bpf")]
         bpffs: PathBuf,
     },
     /// Check a configuration file: prints every fault at once and exits with 2, or what would be served and exits
-    /// with 0
+    /// with 0.
     Check {
-        /// The configuration file
+        /// The configuration file.
         #[arg(env = "SLUICE_CONFIG")]
         file: PathBuf,
     },
-    /// Print the JSON schema of the configuration file (draft 2020-12)
+    /// Print the JSON schema of the configuration file (draft 2020-12).
     ConfigSchema,
-    /// Print the reference of the configuration file in Markdown
+    /// Print the reference of the configuration file in Markdown.
     ConfigReference,
 }
 

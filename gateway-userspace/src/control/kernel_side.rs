@@ -120,11 +120,12 @@ impl KernelSide {
         let retired = self.retire(snapshot, now);
         let keep: Retired = retired.keys().cloned().collect();
         let mut ids = self.ids.clone();
-        let image = image::image(snapshot, registry, &mut ids, &ranges, &keep).map_err(|error| match error {
-            Full::Services => full("services", map::Services::NAME),
-            Full::Rows => full("endpoints", map::Endpoints::NAME),
-            Full::Chunks => full("slots", map::Slots::NAME),
-        })?;
+        let image =
+            image::image(snapshot, registry, &mut ids, &ranges, &keep).map_err(|error| match error {
+                Full::Services => full("services", map::Services::NAME),
+                Full::Rows => full("endpoints", map::Endpoints::NAME),
+                Full::Chunks => full("slots", map::Slots::NAME),
+            })?;
         self.place_sockets(workers, &sockets)?;
         self.ids = ids;
         self.sockets = sockets;
@@ -213,7 +214,8 @@ impl KernelSide {
         match self.netlink.ways(&addrs).await {
             Ok(ways) => {
                 let is_open = |way: &Way| !way.is_local && way.source.is_some() && !way.next_hop.is_known();
-                self.unresolved = ways.iter().filter(|(_, way)| is_open(way)).map(|(addr, _)| *addr).collect();
+                self.unresolved =
+                    ways.iter().filter(|(_, way)| is_open(way)).map(|(addr, _)| *addr).collect();
                 self.seen = addrs;
                 let written = self.kernel.lock().set_ways(ways);
                 self.note(written.map(drop).map_err(|error| error_chain(&error)));
@@ -224,8 +226,12 @@ impl KernelSide {
 
     /// Clears what only the former image referred to. The endpoints that still have a row.
     pub fn settle(&mut self, binds: &BTreeSet<BindKey>) -> BTreeSet<EndpointId> {
-        let gone: Vec<(BindKey, u32)> =
-            self.sockets.iter().filter(|(bind, _)| !binds.contains(bind)).map(|(bind, first)| (*bind, *first)).collect();
+        let gone: Vec<(BindKey, u32)> = self
+            .sockets
+            .iter()
+            .filter(|(bind, _)| !binds.contains(bind))
+            .map(|(bind, first)| (*bind, *first))
+            .collect();
         let mut kernel = self.kernel.lock();
         for (bind, first) in gone {
             for place in first..first.saturating_add(self.n_workers) {
@@ -281,7 +287,8 @@ impl KernelSide {
             (Interfaces::DefaultRoute, Ok(uplinks)) => uplinks,
             (Interfaces::DefaultRoute, Err(error)) => return self.note(Err(error_chain(&error))),
         };
-        let wanted: Vec<&Link> = links.iter().filter(|link| is_meant(&self.interfaces, &uplinks, link)).collect();
+        let wanted: Vec<&Link> =
+            links.iter().filter(|link| is_meant(&self.interfaces, &uplinks, link)).collect();
         let mut kernel = self.kernel.lock();
         // A default route that is gone for a moment is no reason to stop balancing; a name that is not meant is.
         let keep: BTreeSet<String> = match &self.interfaces {
@@ -296,7 +303,11 @@ impl KernelSide {
             if let Err(error) = kernel.attach(&link.name) {
                 let why = error_chain(&error);
                 if self.refused.get(&link.name) != Some(&why) {
-                    tracing::error!(interface = link.name, why, "cannot attach; packets of this interface are not balanced");
+                    tracing::error!(
+                        interface = link.name,
+                        why,
+                        "cannot attach; packets of this interface are not balanced"
+                    );
                     self.refused.insert(link.name.clone(), why);
                 }
             } else {

@@ -6,12 +6,7 @@
 
 mod kernel_side;
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
@@ -99,13 +94,15 @@ impl Control {
         let binds = self.binds(&compiled);
         self.workers.bind(&binds).map_err(Refusal::Listen)?;
         let image = match &mut self.kernel {
-            Some(kernel) => match kernel.compile(&snapshot, &self.registry, &self.workers, &binds, self.clock.now()) {
-                Ok(image) => Some(image),
-                Err(refusal) => {
-                    self.workers.retire(|bind| before.binds.contains_key(bind));
-                    return Err(refusal);
+            Some(kernel) => {
+                match kernel.compile(&snapshot, &self.registry, &self.workers, &binds, self.clock.now()) {
+                    Ok(image) => Some(image),
+                    Err(refusal) => {
+                        self.workers.retire(|bind| before.binds.contains_key(bind));
+                        return Err(refusal);
+                    }
                 }
-            },
+            }
             None => None,
         };
         self.set_weights(&snapshot);

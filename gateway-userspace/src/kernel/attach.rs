@@ -107,7 +107,8 @@ impl Attacher {
     /// Attaches socket lookup to this process's network namespace, or replaces the program of the pinned link.
     pub(super) fn steer(&mut self) -> Result<(), Error> {
         let path = self.pins.link(SK_LOOKUP);
-        let namespace = File::open("/proc/thread-self/ns/net").map_err(|source| Error::Namespace { source })?;
+        let namespace =
+            File::open("/proc/thread-self/ns/net").map_err(|source| Error::Namespace { source })?;
         let inode = namespace.metadata().map_err(|source| Error::Namespace { source })?.ino();
         let program = program::<SkLookup>(&mut self.object, SK_LOOKUP)?;
         let fd = program.fd().map_err(failed(SK_LOOKUP))?;
@@ -155,7 +156,12 @@ impl Attacher {
     }
 
     /// The hook that works, and why it is this one.
-    fn ingress(&mut self, interface: &str, target: Target, mode: AttachMode) -> Result<(Ingress, String), Error> {
+    fn ingress(
+        &mut self,
+        interface: &str,
+        target: Target,
+        mode: AttachMode,
+    ) -> Result<(Ingress, String), Error> {
         let chosen = match mode {
             AttachMode::Auto => return self.best(interface, target),
             AttachMode::Native => Ingress::Native,
@@ -290,7 +296,9 @@ struct Cause<'a>(&'a Error);
 
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Error::Attach { source: ProgramError::SyscallError(SyscallError { io_error, .. }), .. } = self.0 {
+        if let Error::Attach { source: ProgramError::SyscallError(SyscallError { io_error, .. }), .. } =
+            self.0
+        {
             return match io_error.raw_os_error() {
                 Some(libc::EBUSY | libc::EEXIST) => f.write_str("another XDP program holds the interface"),
                 Some(libc::EOPNOTSUPP) => f.write_str("the driver does not support it"),

@@ -76,9 +76,12 @@ impl KernelMaps {
     /// Takes the maps out of a loaded object.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
         let name = map::Slots::NAME;
-        let Some(aya::maps::Map::Array(slots)) = object.take_map(name) else { return Err(Error::NoMap { name }) };
+        let Some(aya::maps::Map::Array(slots)) = object.take_map(name) else {
+            return Err(Error::NoMap { name });
+        };
         let n_chunks = slots.info().map_err(failed::<map::Slots>)?.max_entries();
-        let memory = SlotMemory::new(slots.fd().as_fd(), n_chunks).map_err(|source| Error::SlotMemory { source })?;
+        let memory =
+            SlotMemory::new(slots.fd().as_fd(), n_chunks).map_err(|source| Error::SlotMemory { source })?;
         let capacity = Capacity {
             services: size_of_map::<map::Services>(object)?.min(size_of_map::<map::ServiceCounts>(object)?),
             rows: size_of_map::<map::Endpoints>(object)?.min(size_of_map::<map::EndpointCounts>(object)?),

@@ -103,7 +103,10 @@ impl fmt::Display for Error {
             Self::Attach { what, .. } => write!(f, "cannot attach {what}"),
             Self::ForeignPin { path } => {
                 let path = path.display();
-                write!(f, "{path} is pinned but is not the map of this version; `sluice cleanup` removes it and ends existing flows")
+                write!(
+                    f,
+                    "{path} is pinned but is not the map of this version; `sluice cleanup` removes it and ends existing flows"
+                )
             }
             Self::Interface { name, .. } => write!(f, "there is no interface {name}"),
             Self::Link { what, .. } => write!(f, "the link of {what} cannot be pinned"),
@@ -112,9 +115,13 @@ impl fmt::Display for Error {
                 write!(f, "another agent holds {}; stop it first", path.display())
             }
             Self::Map { name, .. } => write!(f, "map {name}"),
-            Self::MountBpffs { path, .. } => write!(f, "cannot mount a BPF file system at {}", path.display()),
+            Self::MountBpffs { path, .. } => {
+                write!(f, "cannot mount a BPF file system at {}", path.display())
+            }
             Self::Namespace { .. } => f.write_str("cannot open the network namespace"),
-            Self::NoMap { name } => write!(f, "the kernel object has no {name}: it was built from other sources"),
+            Self::NoMap { name } => {
+                write!(f, "the kernel object has no {name}: it was built from other sources")
+            }
             Self::Pin { path, .. } => write!(f, "cannot pin {}", path.display()),
             Self::PinFolder { path, .. } => write!(f, "cannot use {}", path.display()),
             Self::PortsOverlap { ports, ephemeral } => write!(
@@ -316,7 +323,11 @@ impl Kernel {
             let listener = service.listener.to_string();
             counters.services.push((listener.clone(), maps.service_count(service.id)?));
             for row in &service.endpoints {
-                counters.endpoints.push((listener.clone(), row.endpoint.addr(), maps.endpoint_count(row.row)?));
+                counters.endpoints.push((
+                    listener.clone(),
+                    row.endpoint.addr(),
+                    maps.endpoint_count(row.row)?,
+                ));
             }
         }
         Ok(counters)

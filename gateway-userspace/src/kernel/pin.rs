@@ -63,7 +63,8 @@ pub(super) fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(
     let entries: io::Result<Vec<PathBuf>> =
         fs::read_dir(folder).map_err(failed(folder))?.map(|entry| entry.map(|entry| entry.path())).collect();
     let mut entries = entries.map_err(failed(folder))?;
-    let is_link = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    let is_link =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
     entries.sort_by_key(|path| (!is_link(path), path.clone()));
     for path in entries {
         if path.is_dir() {

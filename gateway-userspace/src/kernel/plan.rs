@@ -115,7 +115,8 @@ pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed)
         // Slots name rows by their distance from the first, so they mean something else after a move of the rows.
         let same_rows = present.is_some_and(|present| present.first_endpoint == value.first_endpoint);
         let same_place = present.is_some_and(|present| present.first_chunk == value.first_chunk);
-        let same_slots = former.len() == table.len() && former.iter().zip(&table).all(|(slot, new)| slot.endpoint == *new);
+        let same_slots =
+            former.len() == table.len() && former.iter().zip(&table).all(|(slot, new)| slot.endpoint == *new);
         if !(same_place && same_slots) {
             value.current = u8::from(value.current == 0);
             let [first, second] = value.first_chunk;
@@ -157,7 +158,8 @@ pub(super) fn removals(image: &Image, written: &Observed) -> Vec<Op> {
 
 /// Rows that nobody refers to any more. They keep their generation, so that the next owner has another one.
 pub(super) fn cleared(image: &Image, written: &Observed) -> Vec<Op> {
-    let wanted: HashSet<u32> = image.services.iter().flat_map(|s| s.endpoints.iter().map(|row| row.row)).collect();
+    let wanted: HashSet<u32> =
+        image.services.iter().flat_map(|s| s.endpoints.iter().map(|row| row.row)).collect();
     let op = |(row, present): (&u32, &shared::Endpoint)| {
         let value = shared::Endpoint { generation: present.generation, ..shared::Endpoint::default() };
         (*present != value).then_some(Op::Row { row: *row, value })
@@ -216,13 +218,13 @@ fn state(row: &Row, way: &Way) -> EndpointState {
 fn maglev_table(service: &image::Service, facts: &Facts, written: &Observed) -> Vec<u16> {
     let in_state = |wanted: EndpointState| -> Vec<&Row> {
         // Packets keep their family on the way.
-        let fits = |row: &&Row| {
-            row.local.is_some() && row.endpoint.addr().is_ipv4() == service.key.addr.is_v4()
-        };
+        let fits =
+            |row: &&Row| row.local.is_some() && row.endpoint.addr().is_ipv4() == service.key.addr.is_v4();
         let is_wanted = |row: &&Row| state(row, &way(row, facts, written)) == wanted;
         service.endpoints.iter().filter(fits).filter(is_wanted).collect()
     };
-    let active = maglev::table(&facts.seed, &members(&in_state(EndpointState::ACTIVE), false), service.n_slots);
+    let active =
+        maglev::table(&facts.seed, &members(&in_state(EndpointState::ACTIVE), false), service.n_slots);
     if !active.is_empty() {
         return active;
     }

@@ -15,7 +15,9 @@ pub fn missing() -> Vec<String> {
     let capabilities = effective_capabilities();
     let has = |capability: u32| capabilities & (1 << capability) != 0;
     if !has(CAP_NET_ADMIN) || !(has(CAP_BPF) || has(CAP_SYS_ADMIN)) {
-        missing.push("capabilities CAP_BPF and CAP_NET_ADMIN (run as root, or see deploy/sluice.service)".to_owned());
+        missing.push(
+            "capabilities CAP_BPF and CAP_NET_ADMIN (run as root, or see deploy/sluice.service)".to_owned(),
+        );
         // Without them every other question is answered by the same refusal.
         return missing;
     }
@@ -32,7 +34,11 @@ pub fn missing() -> Vec<String> {
             missing.push(format!("{name} (Linux 5.15 or later has all that is needed)"));
         }
     }
-    let maps = [(MapType::LruHash, "LRU hash maps"), (MapType::SockMap, "socket maps"), (MapType::PerCpuArray, "per-CPU maps")];
+    let maps = [
+        (MapType::LruHash, "LRU hash maps"),
+        (MapType::SockMap, "socket maps"),
+        (MapType::PerCpuArray, "per-CPU maps"),
+    ];
     for (map, name) in maps {
         if !matches!(sys::is_map_supported(map), Ok(true)) {
             missing.push(format!("{name} (Linux 5.15 or later has all that is needed)"));

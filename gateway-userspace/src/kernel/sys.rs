@@ -58,7 +58,8 @@ struct LinkInfo {
 
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: each caller passes the attributes that its command reads, and their true size.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -79,7 +80,10 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 
 /// Replaces the program of a link atomically (Linux 5.7).
 pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    bpf(BPF_LINK_UPDATE, &mut LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() })?;
+    bpf(
+        BPF_LINK_UPDATE,
+        &mut LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() },
+    )?;
     Ok(())
 }
 
@@ -88,7 +92,8 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<u32> {
     let mut info = LinkInfo::default();
     let len = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
-    let address = u64::try_from(std::ptr::from_mut(&mut info).expose_provenance()).map_err(io::Error::other)?;
+    let address =
+        u64::try_from(std::ptr::from_mut(&mut info).expose_provenance()).map_err(io::Error::other)?;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut GetInfo { fd: raw(link), len, info: address })?;
     Ok(info.target)
 }
@@ -110,7 +115,9 @@ impl SlotMemory {
         let len = n_slots * size_of::<Slot>();
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, map.as_raw_fd(), 0) };
+        let base = unsafe {
+            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+        };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }

@@ -39,7 +39,8 @@ pub const UPSTREAM_CONNECTIONS: Described = ("upstream_connections", "Pooled con
 /// By service.
 pub const POOL_STEALS: Described = ("pool_steals", "Connections taken from the shard of another worker");
 /// By service and endpoint.
-pub const ENDPOINT_UP: Described = ("endpoint_up", "Whether the endpoint may receive traffic: 1 unless it is down");
+pub const ENDPOINT_UP: Described =
+    ("endpoint_up", "Whether the endpoint may receive traffic: 1 unless it is down");
 /// By hook and reason.
 pub const PACKETS: [Described; 2] = [
     ("packets", "Packets that a kernel program saw, by what became of them; connections at sk_lookup"),
@@ -341,7 +342,9 @@ impl Collector for Sampled {
             let labels = [("service", endpoint.service.as_str()), ("endpoint", endpoint.endpoint.as_str())];
             gauge(&mut family, &labels, u64::from(endpoint.up))?;
         }
-        for ((name, help), value) in PACKETS.into_iter().zip([packets_of as fn(&PacketSample) -> u64, bytes_of]) {
+        for ((name, help), value) in
+            PACKETS.into_iter().zip([packets_of as fn(&PacketSample) -> u64, bytes_of])
+        {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for sample in &samples.packets {
                 counter(&mut family, &[("hook", sample.hook), ("reason", sample.reason)], value(sample))?;
@@ -350,7 +353,11 @@ impl Collector for Sampled {
         let (name, help) = KERNEL_SERVICES;
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
         for sample in &samples.services {
-            counter(&mut family, &[("listener", sample.listener.as_str()), ("what", sample.what)], sample.count)?;
+            counter(
+                &mut family,
+                &[("listener", sample.listener.as_str()), ("what", sample.what)],
+                sample.count,
+            )?;
         }
         Ok(())
     }
@@ -369,7 +376,8 @@ fn counter<const N: usize>(
     labels: &[(&str, &str); N],
     value: u64,
 ) -> Result<(), fmt::Error> {
-    let none = None::<&prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>>;
+    let none =
+        None::<&prometheus_client::metrics::exemplar::Exemplar<prometheus_client::encoding::NoLabelSet, u64>>;
     family.encode_family(labels)?.encode_counter(&value, none)
 }
 

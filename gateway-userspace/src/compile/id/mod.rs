@@ -92,9 +92,15 @@ pub enum Full {
 impl std::fmt::Display for Full {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Services => "the kernel's tables have no room for another listener; remove listeners that are not needed",
-            Self::Rows => "the kernel's tables have no room for more endpoints; remove endpoints or balanced listeners",
-            Self::Chunks => "the kernel's tables have no room for more slots; remove endpoints or balanced listeners",
+            Self::Services => {
+                "the kernel's tables have no room for another listener; remove listeners that are not needed"
+            }
+            Self::Rows => {
+                "the kernel's tables have no room for more endpoints; remove endpoints or balanced listeners"
+            }
+            Self::Chunks => {
+                "the kernel's tables have no room for more slots; remove endpoints or balanced listeners"
+            }
         })
     }
 }
@@ -154,7 +160,8 @@ impl Ids {
                 Given::Chunks(chunks) => self.free.chunks.give(chunks),
             }
         }
-        let gone: Vec<ServiceKey> = self.services.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        let gone: Vec<ServiceKey> =
+            self.services.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in gone {
             let Some(numbers) = self.services.remove(&key) else { continue };
             self.resting.push(Given::Id(numbers.id));
@@ -241,7 +248,12 @@ impl Ids {
     }
 
     /// Gives rows of the service's range to endpoints; those that were freed by this very change come last.
-    fn place(&mut self, numbers: &mut Numbers, missing: Vec<SocketAddr>, freed: &BTreeSet<u32>) -> Result<(), Full> {
+    fn place(
+        &mut self,
+        numbers: &mut Numbers,
+        missing: Vec<SocketAddr>,
+        freed: &BTreeSet<u32>,
+    ) -> Result<(), Full> {
         let taken: BTreeSet<u32> = numbers.members.values().copied().collect();
         let range = numbers.rows.first..numbers.rows.first.saturating_add(numbers.rows.count);
         let fresh = range.clone().filter(|row| !taken.contains(row) && !freed.contains(row));

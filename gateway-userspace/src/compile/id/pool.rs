@@ -30,7 +30,8 @@ impl Pool {
         if wanted.count == 0 {
             return true;
         }
-        let Some((first, count)) = self.ranges.range(..=wanted.first).next_back().map(|(f, c)| (*f, *c)) else {
+        let Some((first, count)) = self.ranges.range(..=wanted.first).next_back().map(|(f, c)| (*f, *c))
+        else {
             return false;
         };
         let before = wanted.first - first;

@@ -147,8 +147,12 @@ impl<M: Maps> Writer<M> {
             return self.reconcile();
         }
         let Some(image) = self.image.clone() else { return Ok(Written::default()) };
-        let users: BTreeSet<usize> =
-            changed.iter().filter_map(|endpoint| self.users.get(&handle(endpoint))).flatten().copied().collect();
+        let users: BTreeSet<usize> = changed
+            .iter()
+            .filter_map(|endpoint| self.users.get(&handle(endpoint)))
+            .flatten()
+            .copied()
+            .collect();
         let mut done = Written::default();
         self.behind = true;
         self.publish_services(&image, users, &mut done)?;

@@ -154,7 +154,11 @@ fn slots_follow_weights() {
 fn an_endpoint_that_goes_down_loses_its_row_state_first() {
     let registry = Registry::default();
     let mut writer = writer();
-    let services = [service(&registry, 1, 0, &[1, 2]), service(&registry, 2, 16, &[2, 3]), service(&registry, 3, 32, &[3])];
+    let services = [
+        service(&registry, 1, 0, &[1, 2]),
+        service(&registry, 2, 16, &[2, 3]),
+        service(&registry, 3, 32, &[3]),
+    ];
     writer.apply(image(services)).unwrap();
     let before = writer.maps().observe().unwrap();
     writer.maps_mut().take_journal();
@@ -300,8 +304,13 @@ fn an_endpoint_on_this_node_is_marked_and_its_replies_are_seen() {
     writer.apply(image([service(&registry, 1, 0, &[1])])).unwrap();
     let observed = writer.maps().observe().unwrap();
     let row = observed.endpoints[&0];
-    assert_eq!((row.flags, row.state, row.source), (SharedEndpoint::LOCAL, EndpointState::ACTIVE, Addr::UNSPECIFIED));
-    for (addr, expected) in [(addr, true), (IpAddr::from(SOURCE), false), (IpAddr::from([198, 51, 100, 1]), true)] {
+    assert_eq!(
+        (row.flags, row.state, row.source),
+        (SharedEndpoint::LOCAL, EndpointState::ACTIVE, Addr::UNSPECIFIED)
+    );
+    for (addr, expected) in
+        [(addr, true), (IpAddr::from(SOURCE), false), (IpAddr::from([198, 51, 100, 1]), true)]
+    {
         let bit = filter::bit(Addr::from(addr));
         let is_set = observed.filter.get(&(bit / 64)).is_some_and(|bits| bits & (1 << (bit % 64)) != 0);
         assert_eq!(is_set, expected, "{addr}");

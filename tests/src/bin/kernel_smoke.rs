@@ -1,0 +1,147 @@
+//! Proves that a kernel takes the object: loads every program, attaches each to a real hook, and sends something
+//! through it. Run inside the small machines of `cargo xtask kernel-matrix`; one line for each program.
+#![allow(clippy::disallowed_methods, reason = "reads its command line")]
+
+use std::{
+    env,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun, TestRunOptions, TestRunResult,
+    programs::{
+        SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
+        links::LinkOrder,
+        tc::{self, NlOptions, TcAttachOptions},
+    },
+    sys::{Stats, enable_stats},
+};
+use gateway_common::counter::Hook;
+
+/// `XDP_PASS` of `linux/bpf.h`.
+const XDP_PASS: u32 = 2;
+
+/// `TC_ACT_UNSPEC` of `linux/pkt_cls.h`, which is also `TCX_NEXT`: the next program decides.
+const TC_NEXT: u32 = u32::MAX;
+
+fn main() -> ExitCode {
+    let mut arguments = env::args().skip(1);
+    let (Some(object), Some(interface)) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: sluice-kernel-smoke OBJECT INTERFACE");
+        return ExitCode::from(2);
+    };
+    let mut ebpf = match load(&object) {
+        Ok(ebpf) => ebpf,
+        Err(error) => {
+            println!("FAILED load: {}", ends(&format!("{error:#}")));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut failed = false;
+    for hook in Hook::ALL {
+        match smoke(&mut ebpf, hook, &interface) {
+            Ok(how) => println!("ok {}: {how}", hook.name()),
+            Err(error) => {
+                println!("FAILED {}: {}", hook.name(), ends(&format!("{error:#}")));
+                failed = true;
+            }
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// The first line and the last ones: between them the verifier tells its whole way to the fault.
+fn ends(text: &str) -> String {
+    const LAST: usize = 12;
+    let lines: Vec<&str> = text.lines().collect();
+    let skipped = lines.len().saturating_sub(LAST + 1);
+    let kept = lines.iter().take(1).chain(lines.iter().skip(1 + skipped));
+    kept.copied().collect::<Vec<_>>().join("\n    ")
+}
+
+fn load(object: &str) -> Result<Ebpf> {
+    let bytes = fs::read(object).with_context(|| format!("cannot read {object}"))?;
+    EbpfLoader::new().load(&bytes).context("the kernel refuses a map")
+}
+
+/// Loads and attaches the program of one hook and sends something through it; returns how it was attached.
+fn smoke(ebpf: &mut Ebpf, hook: Hook, interface: &str) -> Result<&'static str> {
+    let program = ebpf.program_mut(hook.name()).context("the object has no such program")?;
+    match hook {
+        Hook::XdpBalance => {
+            let program: &mut Xdp = program.try_into()?;
+            program.load().context("the verifier refuses it")?;
+            program.attach(interface, XdpMode::Driver).context("cannot attach")?;
+            passes(&*program, XDP_PASS)?;
+            Ok("native XDP, a packet passes unchanged")
+        }
+        Hook::TcIngress => classifier(program.try_into()?, interface, TcAttachType::Ingress),
+        Hook::TcEgress => classifier(program.try_into()?, interface, TcAttachType::Egress),
+        Hook::SkLookup => lookup(program.try_into()?),
+    }
+}
+
+fn classifier(program: &mut SchedClassifier, interface: &str, side: TcAttachType) -> Result<&'static str> {
+    program.load().context("the verifier refuses it")?;
+    let tcx = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let how = if program.attach_with_options(interface, side, tcx).is_ok() {
+        "TCX, a packet passes unchanged"
+    } else {
+        // It fails where the other side was attached first, which made it; where it is really missing, the next step
+        // says so.
+        drop(tc::qdisc_add_clsact(interface));
+        let options = TcAttachOptions::Netlink(NlOptions::default());
+        program.attach_with_options(interface, side, options).context("cannot attach by netlink")?;
+        "TC filter, a packet passes unchanged"
+    };
+    passes(&*program, TC_NEXT)?;
+    Ok(how)
+}
+
+/// Runs one packet that is not ours, and compares the code and every byte.
+fn passes<P>(program: &P, code: u32) -> Result<()>
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult>,
+{
+    let packet = foreign_packet();
+    let mut out = vec![0; packet.len() + 64];
+    let options =
+        TestRunOptions { data_in: Some(&packet), data_out: Some(&mut out), ..TestRunOptions::default() };
+    let result = program.test_run(options).context("the kernel cannot run it")?;
+    ensure!(result.return_value == code, "returned {} instead of {code}", result.return_value);
+    out.truncate(usize::try_from(result.data_size_out)?);
+    ensure!(out == packet, "changed a packet that is not ours");
+    Ok(())
+}
+
+/// A TCP segment to an address that no service has.
+fn foreign_packet() -> Vec<u8> {
+    let mut packet = vec![0x02, 0, 0, 0, 0, 1, 0x02, 0, 0, 0, 0, 2, 0x08, 0x00];
+    packet.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
+    packet.extend([0x80, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0x20, 0, 0, 0, 0, 0]);
+    packet
+}
+
+/// Attaches the socket lookup to this namespace and makes a connection that is not ours through it. Whether the program
+/// ran is the kernel's word, not a guess from the connection, which works without it too.
+fn lookup(program: &mut SkLookup) -> Result<&'static str> {
+    program.load().context("the verifier refuses it")?;
+    let _statistics = enable_stats(Stats::RunTime).context("cannot switch statistics on")?;
+    program.attach(File::open("/proc/self/ns/net")?).context("cannot attach")?;
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut client =
+        TcpStream::connect(listener.local_addr()?).context("a connection that is not ours failed")?;
+    let (mut accepted, _) = listener.accept()?;
+    client.write_all(b"x")?;
+    let mut byte = [0];
+    accepted.read_exact(&mut byte)?;
+    let runs = program.info()?.run_count();
+    if runs == 0 {
+        bail!("the kernel did not run it for a connection");
+    }
+    Ok("network namespace, a connection passes")
+}

@@ -1,0 +1,341 @@
+//! `cargo xtask kernel-matrix`: boots other kernels under QEMU's software emulation and runs the kernel object in them,
+//! because every kernel's verifier is another judge. A kernel takes about three seconds to boot.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    build_ebpf, process,
+    setup::{self, Purpose},
+    test::Tally,
+    workspace::Workspace,
+};
+
+/// The kernels, oldest first: the oldest and the newest that Debian supports beside the machine's own.
+const KERNELS: [Kernel; 2] = [
+    Kernel { version: "6.1", suite: "bookworm", package: r"^linux-image-6\.1\..*-cloud-amd64$" },
+    Kernel { version: "6.12", suite: "trixie", package: r"^linux-image-6\.12\..*-cloud-amd64$" },
+];
+
+/// Modules that the hooks need; each is built into some kernels.
+const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+
+/// Printed by the machine when it is done, with the exit code of what it ran.
+const END: &str = "sluice-kernel-matrix exit";
+
+/// A machine boots in 3 s and the suites take seconds; this is for one that hangs.
+const LIMIT_S: &str = "300";
+
+/// One kernel of the matrix.
+#[derive(Clone, Copy, Debug)]
+struct Kernel {
+    version: &'static str,
+    /// Debian's release that has it.
+    suite: &'static str,
+    /// What its package is called, as a regular expression; builds without drivers for real hardware are small.
+    package: &'static str,
+}
+
+/// Runs the matrix alone.
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    build_ebpf::run(workspace, false)?;
+    let mut tally = Tally::default();
+    all(workspace, &mut tally)?;
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    if tally.failed > 0 {
+        bail!("{} failed", tally.failed);
+    }
+    Ok(())
+}
+
+/// Runs an object that is built on every kernel, and counts the results.
+pub(crate) fn all(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    if env::consts::ARCH != "x86_64" {
+        println!("kernel matrix: skipped: its kernels are for x86-64, this machine is {}", env::consts::ARCH);
+        return Ok(());
+    }
+    setup::install(Purpose::Kernels)?;
+    let programs = programs(workspace)?;
+    for kernel in KERNELS {
+        let image = fetch(workspace, kernel)?;
+        boot(workspace, kernel, &image, &programs, tally)
+            .with_context(|| format!("Linux {}", kernel.version))?;
+    }
+    Ok(())
+}
+
+/// Builds what runs inside: the smoke test, and the packet suite as the test runner made it.
+fn programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let mut command = process::cargo();
+    command.current_dir(&workspace.root).args(["test", "--no-run", "--locked", "--quiet"]).args([
+        "--package",
+        "gateway-tests",
+        "--bin",
+        "sluice-kernel-smoke",
+        "--test",
+        "kernel",
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("building what runs inside the machines failed");
+    }
+    let lines = String::from_utf8_lossy(&output.stdout);
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_ours = message.get("target")?.get("name")?.as_str()? == "kernel";
+        message.get("executable")?.as_str().filter(|_| is_ours).map(PathBuf::from)
+    };
+    let suite = lines.lines().find_map(executable).context("cargo built no packet suite")?;
+    Ok(vec![workspace.binary("debug", "sluice-kernel-smoke"), suite])
+}
+
+/// The folder with a kernel and its modules; taken from Debian once.
+fn fetch(workspace: &Workspace, kernel: Kernel) -> Result<PathBuf> {
+    let dir = workspace.target.join("kernels").join(kernel.version);
+    let complete = dir.join("complete");
+    if complete.exists() {
+        return Ok(dir);
+    }
+    eprintln!(
+        "xtask: taking Linux {} from Debian {} into {} (once)",
+        kernel.version,
+        kernel.suite,
+        dir.display()
+    );
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+    }
+    let lists = dir.join("lists");
+    fs::create_dir_all(lists.join("partial")).with_context(|| format!("cannot make {}", lists.display()))?;
+    let sources = dir.join("sources.list");
+    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
+    let line = format!("deb [signed-by={keyring}] {} {} main\n", process::debian_mirror(), kernel.suite);
+    fs::write(&sources, line).with_context(|| format!("cannot write {}", sources.display()))?;
+    // A package manager with lists of its own: the machine's own sources stay as they are.
+    let apt = |program: &str| {
+        let mut command = Command::new(program);
+        let paths = [("Dir::Etc::sourcelist", &sources), ("Dir::State::lists", &lists)];
+        for (option, path) in paths {
+            command.args(["-o", &format!("{option}={}", path.display())]);
+        }
+        command.args(["-o", "Dir::Etc::sourceparts=-", "-o", "APT::Sandbox::User=root"]);
+        command.args(["-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache="]).current_dir(&dir);
+        command
+    };
+    process::run(apt("apt-get").args(["update", "-qq"]))?;
+    let found = process::output(apt("apt-cache").args(["search", "--names-only", kernel.package]))
+        .context("cannot search Debian's packages")?;
+    let names = found.lines().filter_map(|line| line.split(' ').next());
+    let package = names.max_by_key(|name| numbers(name));
+    let package = package.with_context(|| format!("Debian {} has no {}", kernel.suite, kernel.package))?;
+    process::run(apt("apt-get").args(["download", "-qq", package]))?;
+    let deb =
+        find(&dir, &|name| name.starts_with("linux-image")).context("the package was not downloaded")?;
+    process::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&dir))?;
+    for left in [&deb, &sources] {
+        fs::remove_file(left).with_context(|| format!("cannot remove {}", left.display()))?;
+    }
+    fs::write(&complete, package).with_context(|| format!("cannot write {}", complete.display()))?;
+    Ok(dir)
+}
+
+/// The numbers in a name, so that 6.12.100 comes after 6.12.9.
+fn numbers(name: &str) -> Vec<u64> {
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+}
+
+/// Boots one kernel with everything in its first file system, and counts what it prints.
+fn boot(
+    workspace: &Workspace,
+    kernel: Kernel,
+    image: &Path,
+    programs: &[PathBuf],
+    tally: &mut Tally,
+) -> Result<()> {
+    let root = workspace.target.join("kernels").join(format!("{}-root", kernel.version));
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("cannot empty {}", root.display()))?;
+    }
+    fill(workspace, &root, image, programs)?;
+    let archive = root.with_extension("cpio");
+    pack(&root, &archive)?;
+    let vmlinuz = find(&image.join("boot"), &|name| name.starts_with("vmlinuz"))
+        .context("the package has no kernel")?;
+    let mut machine = Command::new("timeout");
+    machine
+        .args([LIMIT_S, "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "2"])
+        .args([
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+            "-monitor",
+            "none",
+            "-no-reboot",
+            "-nic",
+            "none",
+            "-kernel",
+        ])
+        .arg(vmlinuz)
+        .arg("-initrd")
+        .arg(&archive)
+        .args(["-append", "console=ttyS0 quiet panic=-1 rdinit=/init"]);
+    let mut child =
+        machine.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
+    let console = child.stdout.take().context("the machine has no console")?;
+    let before = (tally.passed, tally.failed);
+    let mut end = None;
+    for line in BufReader::new(console).split(b'\n') {
+        let line = String::from_utf8_lossy(&line.context("cannot read the console")?).trim_end().to_owned();
+        if let Some(code) = line.strip_prefix(END) {
+            end = Some(code.trim().to_owned());
+            continue;
+        }
+        println!("[{}] {line}", kernel.version);
+        tally.count(&line);
+        tally.count_program(&line);
+    }
+    child.wait().context("cannot wait for the machine")?;
+    match end.as_deref() {
+        Some("0") => {}
+        Some(_) if tally.failed > before.1 => {}
+        Some(code) => bail!("what ran inside ended with {code} and named no failure"),
+        None => bail!("the machine did not come to its end in {LIMIT_S} s"),
+    }
+    println!(
+        "Linux {}: {} passed, {} failed",
+        kernel.version,
+        tally.passed - before.0,
+        tally.failed - before.1
+    );
+    Ok(())
+}
+
+/// Makes the machine's first file system.
+fn fill(workspace: &Workspace, root: &Path, image: &Path, programs: &[PathBuf]) -> Result<()> {
+    for dir in ["bin", "proc", "sys", "dev", "tmp", "modules"] {
+        let dir = root.join(dir);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
+    symlink("busybox", root.join("bin/sh")).context("cannot link the shell")?;
+    copy(&workspace.object(build_ebpf::OBJECT), &root.join("object"))?;
+    for program in programs {
+        for library in libraries(program)? {
+            copy(&library, &root.join(library.strip_prefix("/").unwrap_or(&library)))?;
+        }
+    }
+    for (name, program) in ["smoke", "suite"].iter().zip(programs) {
+        // Debug information is nine tenths of it, and the machine has little memory.
+        process::run(Command::new("strip").arg("-o").arg(root.join("bin").join(name)).arg(program))?;
+    }
+    for module in MODULES {
+        let Some(file) = find(image, &|name| name.split(".ko").next() == Some(module)) else {
+            continue;
+        };
+        let copied = root.join("modules").join(file.file_name().unwrap_or_default());
+        copy(&file, &copied)?;
+        if copied.extension().is_some_and(|extension| extension == "xz") {
+            process::run(Command::new("xz").arg("-d").arg(&copied))?;
+        }
+    }
+    let init = root.join("init");
+    fs::write(&init, INIT.replace("END", END)).with_context(|| format!("cannot write {}", init.display()))?;
+    fs::set_permissions(&init, fs::Permissions::from_mode(0o755))
+        .context("cannot make the first program executable")
+}
+
+/// The first process: a link to attach to, then both programs. `busybox` alone, so that nothing else must be copied.
+const INIT: &str = r#"#!/bin/sh
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t devtmpfs dev /dev
+busybox mount -t bpf bpf /sys/fs/bpf
+busybox mount -t tmpfs tmp /tmp
+busybox uname -r
+for module in /modules/*.ko; do busybox insmod "$module"; done
+busybox ip link set lo up
+busybox ip link add v0 type veth peer name v1
+busybox ip link set v0 up
+code=0
+/bin/smoke /object v0 || code=1
+SLUICE_TESTS=all SLUICE_BPF_OBJECT=/object /bin/suite || code=1
+echo "END $code"
+busybox poweroff -f
+"#;
+
+/// The shared libraries of a program, the loader among them.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let listed =
+        process::output(Command::new("ldd").arg(program)).context("cannot list a program's libraries")?;
+    let words = listed.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(words.map(PathBuf::from).collect())
+}
+
+/// Packs a folder the way the kernel unpacks it.
+fn pack(root: &Path, archive: &Path) -> Result<()> {
+    let output = fs::File::create(archive).with_context(|| format!("cannot write {}", archive.display()))?;
+    let mut command = Command::new("cpio");
+    command.args(["-o", "-H", "newc", "--quiet"]).current_dir(root).stdin(Stdio::piped()).stdout(output);
+    let mut child = command.spawn().context("cannot start cpio")?;
+    let mut names = child.stdin.take().context("cpio takes no names")?;
+    let mut left = vec![root.to_path_buf()];
+    while let Some(path) = left.pop() {
+        let name = path.strip_prefix(root).context("a file outside its root")?;
+        if name.components().next().is_some() {
+            writeln!(names, "{}", name.display()).context("cannot tell cpio a name")?;
+        }
+        if path.is_dir() && !path.is_symlink() {
+            for entry in fs::read_dir(&path).with_context(|| format!("cannot list {}", path.display()))? {
+                left.push(entry?.path());
+            }
+        }
+    }
+    drop(names);
+    let status = child.wait().context("cannot wait for cpio")?;
+    if !status.success() {
+        bail!("cpio failed: {status}");
+    }
+    Ok(())
+}
+
+/// The first file below `dir` whose name is right.
+fn find(dir: &Path, is_right: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+    let entries = fs::read_dir(dir).ok()?;
+    entries.flatten().find_map(|entry| {
+        let path = entry.path();
+        if path.is_dir() && !path.is_symlink() {
+            return find(&path, is_right);
+        }
+        is_right(&entry.file_name().to_string_lossy()).then_some(path)
+    })
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    fs::copy(from, to)
+        .map(drop)
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_is_chosen_by_number() {
+        let names = ["linux-image-6.12.9+deb13-cloud-amd64", "linux-image-6.12.100+deb13-cloud-amd64"];
+        assert_eq!(names.into_iter().max_by_key(|name| numbers(name)), Some(names[1]));
+    }
+}
