@@ -13,6 +13,7 @@ pub mod counter;
 pub mod endpoint;
 pub mod filter;
 pub mod flow;
+pub mod generator;
 pub mod hash;
 pub mod layout;
 pub mod map;

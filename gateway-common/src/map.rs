@@ -96,7 +96,7 @@ maps! {
     /// Slot tables of all services, two halves each, in chunks of sixteen slots.
     Slots "SLOTS" MappedArray [65_536] u32 => SlotChunk;
     /// Endpoint rows of all services.
-    Endpoints "ENDPOINTS" Array [102_400] u32 => Endpoint;
+    Endpoints "ENDPOINTS" Array [131_072] u32 => Endpoint;
     /// Flows from clients, by the 5-tuple of the client's packet.
     Flows "FLOWS" LruHash [262_144] FlowKey => Flow;
     /// Flows from endpoints, by the 5-tuple of the endpoint's packet.
@@ -114,7 +114,7 @@ maps! {
     /// Packets and flows by service.
     ServiceCounts "SERVICE_COUNTS" PerCpuArray [10_240] u32 => ServiceCount;
     /// Packets and flows by endpoint row.
-    EndpointCounts "ENDPOINT_COUNTS" PerCpuArray [102_400] u32 => EndpointCount;
+    EndpointCounts "ENDPOINT_COUNTS" PerCpuArray [131_072] u32 => EndpointCount;
 }
 
 const _: () = assert!(Hook::ALL.len() == 4, "REASONS has room for four hooks");

@@ -5,10 +5,10 @@ use core::{cell::Cell, ops::Deref};
 use bytemuck::Pod;
 use gateway_common::{
     addr::Protocol,
-    counter::{EndpointCount, Hook, ServiceCount},
+    counter::{EndpointCount, Hook, Reason, ServiceCount},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{Flow, FlowKey, Scratch, Tick, Translation},
+    flow::{Flow, FlowKey, Phase, Scratch, Tick, Translation},
     service::{Service, ServiceKey},
     settings::Settings,
     slot::Slot,
@@ -34,7 +34,8 @@ pub trait Maps {
     /// The agent's settings.
     fn settings(&self) -> Option<Self::Row<Settings>>;
     /// The service at a virtual address.
-    fn service(&self, key: &ServiceKey) -> Option<Self::Row<Service>>;
+    /// A copy, taken at once: the kernel gives the place of a value that was replaced to the next one that is written.
+    fn service(&self, key: &ServiceKey) -> Option<Service>;
     /// Slot `index` modulo sixteen of a chunk.
     fn slot(&self, chunk: u32, index: u32) -> Option<Slot>;
     /// A row of the endpoints.
@@ -47,6 +48,13 @@ pub trait Maps {
     fn record_flow(&self, key: &FlowKey, flow: &Flow) -> Record;
     /// Records a translation unless there is one under this key.
     fn record_translation(&self, key: &FlowKey, translation: &Translation) -> Record;
+    /// Forgets a translation.
+    fn forget_translation(&self, key: &FlowKey);
+    /// Says that a translation is alive. Nothing else of the row is written: an LRU table may have given its place to
+    /// another flow meanwhile, whose addresses must stay its own.
+    fn refresh_translation(row: &Self::Row<Cell<Translation>>, seen: Tick, phase: Phase);
+    /// Says that a flow is ending, likewise.
+    fn close_flow(row: &Self::Row<Cell<Flow>>);
     /// Records a translation, or replaces what was recorded.
     fn replace_translation(&self, key: &FlowKey, translation: &Translation) -> Record;
     /// Lends this processor's room for the entries of a flow. What it held before means nothing.
@@ -77,6 +85,10 @@ pub trait Env {
 
     /// The maps and the clock.
     fn maps(&self) -> &Self::Maps;
+    /// Why a packet is none of ours by what the kernel knows of it beside its bytes; none as a rule.
+    fn apart(&self) -> Option<Reason> {
+        None
+    }
     /// The hook that the packet met.
     fn hook(&self) -> Hook;
     /// Bytes of the packet from its link-layer header on, also those that [`Env::load`] does not reach.

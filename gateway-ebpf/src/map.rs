@@ -14,7 +14,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, ServiceCount},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{Flow, FlowKey, Scratch, Tick, Translation},
+    flow::{Flow, FlowKey, Phase, Scratch, Tick, Translation},
     map::{self, MapDef},
     service::{Service, ServiceKey},
     settings::Settings,
@@ -107,9 +107,10 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<&'static Service> {
-        // SAFETY: the programs never write to this table; the agent replaces a service as a whole.
-        unsafe { SERVICES.get(key) }
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        let row: *const Service = SERVICES.get_ptr(key)?;
+        // SAFETY: the kernel keeps the row's memory while the program runs, and every bit pattern is a service.
+        Some(unsafe { row.read_volatile() })
     }
 
     #[inline(always)]
@@ -147,6 +148,27 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn record_translation(&self, key: &FlowKey, translation: &Translation) -> Record {
         written(TRANSLATIONS.insert(key, translation, NOEXIST))
+    }
+
+    #[inline(always)]
+    fn forget_translation(&self, key: &FlowKey) {
+        // One that another processor forgot first is as good.
+        let _gone = TRANSLATIONS.remove(key);
+    }
+
+    #[inline(always)]
+    fn refresh_translation(row: &&'static Cell<Translation>, seen: Tick, phase: Phase) {
+        // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
+        let row = unsafe { &mut *row.as_ptr() };
+        row.seen = seen;
+        row.phase = phase;
+    }
+
+    #[inline(always)]
+    fn close_flow(row: &&'static Cell<Flow>) {
+        // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
+        let row = unsafe { &mut *row.as_ptr() };
+        row.phase = Phase::CLOSING;
     }
 
     #[inline(always)]

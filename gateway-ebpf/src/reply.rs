@@ -28,7 +28,11 @@ pub fn is_local(translation: &Translation, key: &FlowKey) -> bool {
 
 /// Translates the reply of a remote endpoint and sends it to the client.
 #[inline(always)]
-pub fn to_client<E: Env>(env: &mut E, packet: &Packet, row: &Cell<Translation>) -> Verdict {
+pub fn to_client<E: Env>(
+    env: &mut E,
+    packet: &Packet,
+    row: &<E::Maps as Maps>::Row<Cell<Translation>>,
+) -> Verdict {
     if packet.ttl <= 1 {
         return Verdict::Drop(Reason::TtlExpired);
     }
@@ -87,23 +91,18 @@ fn edit(held: &Translation, destination: Addr, destination_port: Port) -> Edit {
 
 /// Keeps the translation alive, and tells the other direction when the connection ends.
 #[inline(always)]
-fn refresh<M: Maps>(maps: &M, packet: &Packet, row: &Cell<Translation>, held: &Translation) {
+fn refresh<M: Maps>(maps: &M, packet: &Packet, row: &M::Row<Cell<Translation>>, held: &Translation) {
     let now = maps.now();
     let phase = track::reply_phase(held.phase, packet.flags);
     if held.seen == now && held.phase == phase {
         return;
     }
-    let mut refreshed = *held;
-    refreshed.seen = now;
-    refreshed.phase = phase;
-    row.set(refreshed);
+    M::refresh_translation(row, now, phase);
     if phase == Phase::CLOSING && held.phase != phase {
         let client_key =
             Aligned(FlowKey::new(held.client, held.client_port, held.addr, held.port, packet.key().protocol));
         if let Some(flow) = maps.flow(&client_key.0) {
-            let mut closed = flow.get();
-            closed.phase = phase;
-            flow.set(closed);
+            M::close_flow(&flow);
         }
     }
 }

@@ -105,6 +105,9 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
         .with_context(|| format!("agent.admin.address: cannot listen on {}", agent.admin))?;
     let metrics = Arc::new(Metrics::new(agent.workers.get()));
     let kernel = start_kernel(&agent, &metrics)?;
+    if let Some(records) = kernel.as_ref().and_then(|kernel| kernel.lock().take_records()) {
+        drop(tasks.spawn("kernel records", records.log()));
+    }
     let mut control = assemble(&agent, kernel.clone(), &metrics, &board, &tasks)?;
     let view = Arc::new(Window {
         metrics: Arc::clone(&metrics),
@@ -166,7 +169,8 @@ fn assemble(
         clock: clock.clone(),
         families: metrics.families.clone(),
     }));
-    let options = connect::Options::default();
+    // The kernel side needs the privilege that a mark needs; without it nothing of ours could touch own traffic.
+    let options = connect::Options { mark: kernel.is_some().then_some(connect::OWN_MARK) };
     let parts = Parts {
         registry: Arc::clone(&registry),
         pools: Arc::clone(&pools),
@@ -219,7 +223,7 @@ fn start_kernel(agent: &AgentSettings, metrics: &Metrics) -> anyhow::Result<Opti
         KernelMode::Auto => match Kernel::start(&settings) {
             Ok(kernel) => Some(kernel),
             // Another agent is not a missing feature: two on one node would disagree.
-            Err(error @ kernel::Error::Locked { .. }) => return Err(error.into()),
+            Err(error @ (kernel::Error::Locked { .. } | kernel::Error::Running)) => return Err(error.into()),
             Err(error) => {
                 let why = anyhow::Error::from(error);
                 tracing::warn!(
@@ -229,11 +233,34 @@ fn start_kernel(agent: &AgentSettings, metrics: &Metrics) -> anyhow::Result<Opti
             }
         },
     };
+    if started.is_none() {
+        let_go(&settings.bpffs)?;
+    }
     let mode = if started.is_some() { "ebpf" } else { "userspace" };
     for name in ["ebpf", "userspace"] {
         metrics.families.kernel_mode.get_or_create(&ModeLabels { mode: name }).set(i64::from(name == mode));
     }
     Ok(started.map(|kernel| Arc::new(Mutex::new(kernel))))
+}
+
+/// Ends what an earlier agent left in the kernel, which would go on beside this one and know nothing new.
+fn let_go(bpffs: &Path) -> anyhow::Result<()> {
+    match kernel::let_go(bpffs) {
+        Ok(removed) => {
+            for pin in removed {
+                tracing::warn!(pin = %pin.display(), "removed the hook of an earlier agent; this one serves in userspace");
+            }
+            Ok(())
+        }
+        Err(error @ (kernel::Error::Locked { .. } | kernel::Error::Running)) => Err(error.into()),
+        Err(error) => {
+            let why = anyhow::Error::from(error);
+            tracing::error!(
+                "an earlier agent left hooks in the kernel that this one may not remove: they go on without it; run `sluice cleanup` as root; {why:#}"
+            );
+            Ok(())
+        }
+    }
 }
 
 fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
@@ -252,6 +279,7 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
             SeedSource::Node => None,
         },
         flows: kernel.flows,
+        tcx: true,
     }
 }
 

@@ -99,6 +99,8 @@ pub struct KernelSettings {
 pub struct Way {
     /// The address is one of this node's own.
     pub is_local: bool,
+    /// Index of the interface that packets there leave by; zero without a route.
+    pub interface: u32,
     /// The address of this node that packets there carry as their source.
     pub source: Option<std::net::IpAddr>,
     /// Interface and link-layer addresses, when they are known.

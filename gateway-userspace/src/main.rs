@@ -46,8 +46,11 @@ fn agent(path: &Path) -> anyhow::Result<ExitCode> {
 
 fn cleanup(bpffs: &Path) -> anyhow::Result<ExitCode> {
     let removed = app::cleanup(bpffs)?;
-    let lines: String = removed.iter().map(|line| format!("removed {line}\n")).collect();
-    print(&if lines.is_empty() { "nothing to remove\n".to_owned() } else { lines })
+    if removed.is_empty() {
+        return print("nothing to remove\n");
+    }
+    let lines: Vec<String> = removed.iter().map(|line| format!("removed {line}\n")).collect();
+    print(&lines.concat())
 }
 
 fn refuse(faults: &Faults, path: &Path) -> anyhow::Result<ExitCode> {

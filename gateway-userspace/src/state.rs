@@ -137,6 +137,16 @@ impl Backends {
         Self { ends }
     }
 
+    /// Weights and services, in the order of the route; without those that get nothing.
+    pub fn shares(&self) -> impl Iterator<Item = (u64, Option<&Arc<Upstream>>)> {
+        let mut begin = 0;
+        self.ends.iter().map(move |(end, service)| {
+            let weight = end - begin;
+            begin = *end;
+            (weight, service.as_ref())
+        })
+    }
+
     /// Draws one by weight; none when the share of a missing service was drawn, or there are no shares.
     pub fn draw(&self) -> Option<&Arc<Upstream>> {
         if let [(_, only)] = self.ends.as_slice() {

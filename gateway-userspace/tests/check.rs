@@ -4,6 +4,7 @@
 //! printed about it; `UPDATE_EXPECT=1` writes that anew, for review.
 
 #![cfg(test)]
+#![expect(clippy::disallowed_methods, reason = "the environment says whether to write what is expected")]
 
 use std::{
     collections::BTreeSet,

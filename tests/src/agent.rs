@@ -38,13 +38,18 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts it inside a namespace and waits until it is ready.
-    pub fn start(ns: &Ns, config: &Path, log: &Path) -> Result<Self> {
+    /// Starts it inside a namespace.
+    pub fn spawn(ns: &Ns, config: &Path, log: &Path) -> Result<Self> {
         let file = File::create(log).context("cannot make the log")?;
         let mut command = ns.command(binary().to_str().context("the path of sluice is not text")?);
         command.args(["agent", "--config"]).arg(config).stdout(file.try_clone()?).stderr(file);
         let child = command.spawn().context("cannot start sluice")?;
-        let mut agent = Self { child, log: log.to_owned() };
+        Ok(Self { child, log: log.to_owned() })
+    }
+
+    /// Starts it inside a namespace and waits until it is ready.
+    pub fn start(ns: &Ns, config: &Path, log: &Path) -> Result<Self> {
+        let mut agent = Self::spawn(ns, config, log)?;
         let started = Instant::now();
         while ns.run(|| get("/ready")).is_none_or(|(status, _)| status != 200) {
             if let Some(status) = agent.child.try_wait()? {

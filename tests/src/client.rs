@@ -87,7 +87,7 @@ pub struct Load {
 }
 
 /// No load of a test runs longer.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_mins(1);
 
 impl Load {
     /// Starts `n_threads` that together ask `per_second` times.
@@ -134,14 +134,19 @@ impl Load {
     }
 }
 
+/// Whether an endpoint answered before `lost`: only then does its absence afterwards say anything.
+pub fn was_used(answers: &[Answer], lost: Instant, name: &str) -> bool {
+    answers.iter().any(|answer| answer.asked < lost && answer.from.as_deref() == Ok(name))
+}
+
 /// How long after `lost` an endpoint was last asked for and should have answered: the last answer from it, or the last
 /// failure, whichever was asked for later.
 pub fn last_use(answers: &[Answer], lost: Instant, name: &str) -> Duration {
-    let uses = |answer: &&Answer| match &answer.from {
+    let is_use = |answer: &&Answer| match &answer.from {
         Ok(from) => from == name,
         Err(_) => true,
     };
-    let last =
-        answers.iter().filter(|answer| answer.asked >= lost).filter(uses).map(|answer| answer.asked).max();
-    last.map_or(Duration::ZERO, |asked| asked - lost)
+    let after = answers.iter().filter(|answer| answer.asked >= lost);
+    let asked = after.filter(is_use).map(|answer| answer.asked).max();
+    asked.map_or(Duration::ZERO, |asked| asked - lost)
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::{AsFd as _, AsRawFd, RawFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -67,8 +67,16 @@ impl Kernel {
     ///
     /// When the object is missing, or the kernel refuses it: the verifier's log is part of the error.
     pub fn load() -> Result<Self> {
-        let path = object_path()?;
-        let object = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        Self::load_from(&object_path()?)
+    }
+
+    /// The same for another object with our programs.
+    ///
+    /// # Errors
+    ///
+    /// See [`Kernel::load`].
+    pub fn load_from(path: &Path) -> Result<Self> {
+        let object = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         let mut loader = EbpfLoader::new();
         for table in
             [map::Flows::NAME, map::Translations::NAME, map::ServiceCounts::NAME, map::EndpointCounts::NAME]
@@ -157,6 +165,11 @@ impl Kernel {
             sum.new_flows += one.new_flows;
         })?;
         Ok(tables)
+    }
+
+    /// The loaded object, for what a test wants beside packets.
+    pub const fn object(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
     }
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {

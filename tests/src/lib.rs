@@ -9,9 +9,11 @@
 )]
 
 pub mod agent;
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod expect;
+pub mod frame;
 pub mod kernel_run;
 pub mod memory;
 pub mod netns;
@@ -19,4 +21,5 @@ pub mod node;
 pub mod origin;
 pub mod packet;
 pub mod privilege;
+pub mod report;
 pub mod world;

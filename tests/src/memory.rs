@@ -12,7 +12,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, Hook, ServiceCount},
     endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
-    flow::{Flow, FlowKey, Scratch, Tick, Translation},
+    flow::{Flow, FlowKey, Phase, Scratch, Tick, Translation},
     map::{self, MapDef as _},
     service::{Service, ServiceKey},
     settings::Settings,
@@ -224,8 +224,8 @@ impl Maps for MemoryMaps {
         Some(Rc::new(self.tables.borrow().settings))
     }
 
-    fn service(&self, key: &ServiceKey) -> Option<Rc<Service>> {
-        self.tables.borrow().services.get(key).copied().map(Rc::new)
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.tables.borrow().services.get(key).copied()
     }
 
     fn slot(&self, chunk: u32, index: u32) -> Option<Slot> {
@@ -267,6 +267,22 @@ impl Maps for MemoryMaps {
         }
         rows.insert(key_bytes(key), Rc::new(Cell::new(*translation)));
         Record::Written
+    }
+
+    fn forget_translation(&self, key: &FlowKey) {
+        self.translations.borrow_mut().remove(&key_bytes(key));
+    }
+
+    fn refresh_translation(row: &Rc<Cell<Translation>>, seen: Tick, phase: Phase) {
+        let mut refreshed = row.get();
+        (refreshed.seen, refreshed.phase) = (seen, phase);
+        row.set(refreshed);
+    }
+
+    fn close_flow(row: &Rc<Cell<Flow>>) {
+        let mut closed = row.get();
+        closed.phase = Phase::CLOSING;
+        row.set(closed);
     }
 
     fn replace_translation(&self, key: &FlowKey, translation: &Translation) -> Record {

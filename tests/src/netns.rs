@@ -72,18 +72,19 @@ impl Ns {
     pub fn command(&self, program: &str) -> Command {
         let fd = self.file.as_raw_fd();
         let mut command = Command::new(program);
-        // SAFETY: both are plain system calls, which are allowed between fork and exec; the descriptor is open as long
-        // as the namespace is, and the parent outlives the fork.
-        unsafe {
-            command.pre_exec(move || {
-                if libc::setns(fd, libc::CLONE_NEWNET) != 0
-                    || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
-                {
-                    return Err(std::io::Error::last_os_error());
-                }
-                Ok(())
-            });
-        }
+        let join = move || {
+            // SAFETY: a plain system call; the descriptor is open as long as the namespace is, and the parent outlives
+            // the fork.
+            let joined = unsafe { libc::setns(fd, libc::CLONE_NEWNET) };
+            // SAFETY: a plain system call that takes no pointer.
+            let bound = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+            if joined != 0 || bound != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec only two system calls are made, and nothing is allocated or locked.
+        unsafe { command.pre_exec(join) };
         command.stdin(Stdio::null());
         command
     }

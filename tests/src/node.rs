@@ -132,7 +132,7 @@ impl Node {
     /// The `agent` part of a configuration for this node.
     pub fn agent_part(&self, mode: &str) -> String {
         format!(
-            "agent:\n  workers: 2\n  drainDeadline: 5s\n  admin: {{ address: \"127.0.0.1:9901\" }}\n  kernel:\n    mode: {mode}\n    interfaces: [\"sl-*\"]\n    bpffs: {}\n",
+            "agent:\n  workers: 2\n  drainDeadline: 5s\n  admin: {{ address: \"127.0.0.1:9901\" }}\n  kernel:\n    mode: {mode}\n    interfaces: [\"sl-*\"]\n    attach: native\n    bpffs: {}\n",
             self.bpffs.display()
         )
     }

@@ -1,5 +1,12 @@
 //! Attaching, pinning, taking over and letting go, on real interfaces, in namespaces and BPF file systems of their own.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests fail loudly")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a suite fails loudly"
+)]
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -37,7 +44,7 @@ use gateway_userspace::{
     name::{ListenerName, ServiceName},
 };
 
-/// A namespace with an interface `up`, whose other end is in another namespace, and a BPF file system.
+/// A namespace with an interface `node0`, whose other end is in another namespace, and a BPF file system.
 struct Place {
     node: Ns,
     peer: Ns,
@@ -60,13 +67,13 @@ impl Place {
     }
 
     fn connect(&self) {
-        let up = End { ns: &self.node, name: "up", v4: "10.6.0.1", v6: "fd06::1" };
-        link(up, End { ns: &self.peer, name: "down", v4: "10.6.0.2", v6: "fd06::2" }).unwrap();
+        let up = End { ns: &self.node, name: "node0", v4: "10.6.0.1", v6: "fd06::1" };
+        link(up, End { ns: &self.peer, name: "peer0", v4: "10.6.0.2", v6: "fd06::2" }).unwrap();
     }
 
     fn settings(&self, attach: AttachMode) -> Settings {
         let bpffs = self.bpffs.clone();
-        Settings { bpffs, attach, ports: 61_000..=65_535, seed: Some([7; 16]), flows: 1_024 }
+        Settings { bpffs, attach, ports: 61_000..=65_535, seed: Some([7; 16]), flows: 1_024, tcx: true }
     }
 
     fn start(&self, attach: AttachMode) -> Kernel {
@@ -79,7 +86,7 @@ impl Place {
 
     fn attach(&self, kernel: &mut Kernel) -> (&'static str, String) {
         self.node.run(|| {
-            let attachment = kernel.attach("up").unwrap();
+            let attachment = kernel.attach("node0", None).unwrap();
             (attachment.ingress, attachment.why.clone())
         })
     }
@@ -99,7 +106,7 @@ impl Place {
         (info.id(), info.program_id())
     }
 
-    /// Links on `up`, by the names of their pins.
+    /// Links on `node0`, by the names of their pins.
     fn links(&self) -> Vec<String> {
         let entries = fs::read_dir(self.pin("")).unwrap();
         let mut names: Vec<String> =
@@ -110,7 +117,7 @@ impl Place {
     }
 
     fn shows_xdp(&self) -> bool {
-        self.node.tool("ip", "-details link show dev up").unwrap().contains("prog/xdp")
+        self.node.tool("ip", "-details link show dev node0").unwrap().contains("prog/xdp")
     }
 }
 
@@ -128,7 +135,7 @@ fn a_new_agent_replaces_programs_in_place() {
     let hook = place.attach(&mut first);
     assert_eq!(hook, ("native XDP", "the driver supports it".to_owned()));
     place.node.run(|| first.steer()).unwrap();
-    let names = ["link-sk_lookup", "link-tc_egress-up", "link-xdp_balance-up"];
+    let names = ["link-sk_lookup", "link-tc_egress-node0", "link-xdp_balance-node0"];
     assert_eq!(place.links(), names);
     let before = names.map(|name| place.link(name));
     drop(first);
@@ -150,23 +157,23 @@ fn an_interface_of_the_same_name_is_another_one() {
     let Some(place) = Place::new() else { return };
     let mut kernel = place.start(AttachMode::Auto);
     place.attach(&mut kernel);
-    let index = || place.node.run(|| nix::net::if_::if_nametoindex("up")).unwrap();
+    let index = || place.node.run(|| nix::net::if_::if_nametoindex("node0")).unwrap();
     let old = index();
-    assert!(kernel.is_attached("up", old));
-    place.node.ip("link del up").unwrap();
+    assert!(kernel.is_attached("node0", old, None));
+    place.node.ip("link del node0").unwrap();
     // Another interface takes a number, so that the new one has another.
-    place.node.ip("link add other type dummy").unwrap();
+    place.node.ip("link add other type veth peer name other1").unwrap();
     place.connect();
     assert!(!place.shows_xdp());
     assert_ne!(index(), old);
-    assert!(!kernel.is_attached("up", index()));
+    assert!(!kernel.is_attached("node0", index(), None));
     place.attach(&mut kernel);
-    assert!(kernel.is_attached("up", index()) && place.shows_xdp());
+    assert!(kernel.is_attached("node0", index(), None) && place.shows_xdp());
 
     // The same while no agent runs.
     drop(kernel);
-    place.node.ip("link del up").unwrap();
-    place.node.ip("link add another type dummy").unwrap();
+    place.node.ip("link del node0").unwrap();
+    place.node.ip("link add another type veth peer name another1").unwrap();
     place.connect();
     let mut kernel = place.start(AttachMode::Auto);
     place.attach(&mut kernel);
@@ -179,22 +186,22 @@ fn hooks_follow_the_configured_mode() {
     let check = |mode, hook: &str, pin: &str, is_xdp: bool| {
         let mut kernel = place.start(mode);
         assert_eq!(place.attach(&mut kernel).0, hook);
-        assert_eq!(place.links(), ["link-tc_egress-up", pin]);
+        assert_eq!(place.links(), ["link-tc_egress-node0", pin]);
         assert_eq!(place.shows_xdp(), is_xdp, "{hook}");
     };
     let tc = || {
         let mut kernel = place.start(AttachMode::Tc);
         assert_eq!(place.attach(&mut kernel).0, "TC");
-        assert_eq!(place.links(), ["link-tc_egress-up", "link-tc_ingress-up"]);
+        assert_eq!(place.links(), ["link-tc_egress-node0", "link-tc_ingress-node0"]);
         assert!(!place.shows_xdp());
     };
-    check(AttachMode::Native, "native XDP", "link-xdp_balance-up", true);
-    check(AttachMode::Generic, "generic XDP", "link-xdp_generic-up", true);
+    check(AttachMode::Native, "native XDP", "link-xdp_balance-node0", true);
+    check(AttachMode::Generic, "generic XDP", "link-xdp_generic-node0", true);
     tc();
-    check(AttachMode::Generic, "generic XDP", "link-xdp_generic-up", true);
-    check(AttachMode::Native, "native XDP", "link-xdp_balance-up", true);
+    check(AttachMode::Generic, "generic XDP", "link-xdp_generic-node0", true);
+    check(AttachMode::Native, "native XDP", "link-xdp_balance-node0", true);
     tc();
-    check(AttachMode::Auto, "native XDP", "link-xdp_balance-up", true);
+    check(AttachMode::Auto, "native XDP", "link-xdp_balance-node0", true);
 }
 
 #[test]
@@ -205,7 +212,7 @@ fn a_program_of_somebody_else_stays() {
     let program: &mut Xdp = other.program_mut("xdp_balance").unwrap().try_into().unwrap();
     program.load().unwrap();
     let id = program.info().unwrap().id();
-    place.node.run(|| program.attach("up", XdpMode::Driver)).unwrap();
+    place.node.run(|| program.attach("node0", XdpMode::Driver)).unwrap();
     let mut kernel = place.start(AttachMode::Auto);
     let (hook, why) = place.attach(&mut kernel);
     assert_eq!(
@@ -213,11 +220,15 @@ fn a_program_of_somebody_else_stays() {
         ("TC", "native XDP was refused: another XDP program holds the interface")
     );
     assert!(
-        place.node.tool("ip", "-details link show dev up").unwrap().contains(&format!("prog/xdp id {id} "))
+        place
+            .node
+            .tool("ip", "-details link show dev node0")
+            .unwrap()
+            .contains(&format!("prog/xdp id {id} "))
     );
     drop(kernel);
     let mut kernel = place.start(AttachMode::Native);
-    assert!(matches!(place.node.run(|| kernel.attach("up").map(drop)), Err(Error::Attach { .. })));
+    assert!(matches!(place.node.run(|| kernel.attach("node0", None).map(drop)), Err(Error::Attach { .. })));
 }
 
 #[test]
@@ -226,7 +237,7 @@ fn interfaces_that_are_not_meant_any_more_are_let_go() {
     let mut kernel = place.start(AttachMode::Auto);
     place.attach(&mut kernel);
     place.node.run(|| kernel.steer()).unwrap();
-    kernel.keep_only(&BTreeSet::from(["up".to_owned()])).unwrap();
+    kernel.keep_only(&BTreeSet::from(["node0".to_owned()])).unwrap();
     assert!(place.shows_xdp());
     drop(kernel);
     let mut kernel = place.start(AttachMode::Auto);
@@ -247,6 +258,28 @@ fn steering_follows_the_namespace() {
     assert_ne!(elsewhere, here);
     place.node.run(|| kernel.steer()).unwrap();
     assert_eq!(place.link("link-sk_lookup").0, here);
+}
+
+#[test]
+fn filters_stand_where_the_kernel_has_no_links_at_tc() {
+    let Some(place) = Place::new() else { return };
+    let settings = |attach| Settings { tcx: false, ..place.settings(attach) };
+    let filters = |side: &str| place.node.tool("tc", &format!("filter show dev node0 {side}")).unwrap();
+    let mut kernel = place.try_start(&settings(AttachMode::Tc)).unwrap();
+    assert_eq!(place.attach(&mut kernel).0, "TC");
+    assert!(filters("ingress").contains("tc_ingress"), "{}", filters("ingress"));
+    assert!(filters("egress").contains("tc_egress"));
+    drop(kernel);
+    let mut kernel = place.try_start(&settings(AttachMode::Native)).unwrap();
+    assert_eq!(place.attach(&mut kernel).0, "native XDP");
+    assert!(!filters("ingress").contains("tc_ingress"), "a change of the mode takes the filter away");
+    place.node.run(|| kernel.keep_only(&BTreeSet::new())).unwrap();
+    assert!(!filters("egress").contains("tc_egress"));
+    place.attach(&mut kernel);
+    drop(kernel);
+    let removed = place.node.run(|| cleanup(&place.bpffs)).unwrap();
+    assert!(removed.iter().any(|path| path.ends_with("filter-tc_egress-node0")), "{removed:?}");
+    assert!(!filters("egress").contains("tc_egress"));
 }
 
 #[test]
@@ -276,7 +309,7 @@ fn a_pinned_map_keeps_its_size_and_must_be_of_its_kind() {
         .unwrap();
     match place.try_start(&larger) {
         Err(error @ Error::ForeignPin { .. }) => {
-            assert!(error.to_string().contains("sluice cleanup"), "{error}")
+            assert!(error.to_string().contains("sluice cleanup"), "{error}");
         }
         other => panic!("{other:?}"),
     }
@@ -341,7 +374,7 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         sockets: Range::default(),
         endpoints: (0..n).map(row).collect(),
     };
-    let way = Way { is_local: false, source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };
+    let way = Way { source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };
     (Arc::new(Image { services: vec![service] }), (0..n).map(|n| (ip(n), way)).collect())
 }
 

@@ -1,6 +1,14 @@
 //! The generated references are what the code says.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a suite fails loudly"
+)]
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use gateway_common::{
     counter::{Class, Hook, Reason},
@@ -8,6 +16,14 @@ use gateway_common::{
     map::{self, Kind},
 };
 use gateway_tests::expect;
+use gateway_userspace::metrics::{
+    Metrics,
+    names::{
+        BindLabels, EndpointSample, FaultKind, Limit, ModeLabels, OutcomeLabels, PacketSample, PoolSample,
+        ProbeLabels, Samples, ServiceSample,
+    },
+    shard::RouteLabels,
+};
 
 #[test]
 fn maps() {
@@ -68,4 +84,100 @@ const fn kind(kind: Kind) -> &'static str {
         Kind::PerCpuArray => "per-CPU array",
         Kind::SockMap => "sockmap",
     }
+}
+
+#[test]
+fn metrics() {
+    let mut text = String::from(
+        "# Metrics\n\nGenerated from what `/metrics` of the admin endpoint prints; a test compares.\nLabels come from the configuration or from closed sets, never from requests, so that the number of series is bounded.\n\n",
+    );
+    text.push_str("| metric | type | labels | meaning |\n|---|---|---|---|\n");
+    for (name, family) in families(&everything().encode().unwrap()) {
+        writeln!(text, "| `{name}` | {} | {} | {} |", family.kind, family.labels.join(", "), family.help)
+            .unwrap();
+    }
+    text.push_str("\n## Closed sets\n\n");
+    let list = |words: Vec<&str>| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    let kinds = FaultKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    writeln!(text, "- `kind` of a fault: {}", list(kinds)).unwrap();
+    writeln!(text, "- `limit`: {}", list(Limit::ALL.iter().map(|limit| limit.as_str()).collect())).unwrap();
+    writeln!(text, "- `hook`: {}", list(Hook::ALL.iter().map(|hook| hook.name()).collect())).unwrap();
+    text.push_str("- `reason`: [maps.md](maps.md)\n");
+    expect::file(&expect::root().join("docs/reference/metrics.md"), &text);
+}
+
+/// One series of every metric.
+fn everything() -> Metrics {
+    let metrics = Metrics::new(1);
+    let route = metrics.route(&RouteLabels { listener: "l".to_owned(), route: "r".to_owned() });
+    route.record(0, 200, Duration::from_millis(1));
+    route.fault(0, FaultKind::NoRoute);
+    let service = metrics.service("s");
+    service.tried(0);
+    service.retried(0);
+    service.connected(0);
+    service.connect_failed(0);
+    // What counts lives as long as somebody holds it; here until the text is made.
+    std::mem::forget((route, service));
+    let bind = BindLabels { address: "a".to_owned(), protocol: "tcp" };
+    let families = &metrics.families;
+    families.accepted.get_or_create(&bind).inc();
+    families.open.get_or_create(&bind).inc();
+    families.misdirected.get_or_create(&bind).inc();
+    families.handshake_failures.get_or_create(&bind).inc();
+    families.probes.get_or_create(&ProbeLabels { service: "s".to_owned(), outcome: "passed" }).inc();
+    families.limit(Limit::Connections);
+    families.config_reloads.get_or_create(&OutcomeLabels { outcome: "applied" }).inc();
+    families.kernel_mode.get_or_create(&ModeLabels { mode: "ebpf" }).set(1);
+    metrics.sample_with(|| Samples {
+        pools: vec![PoolSample { service: "s".to_owned(), open: 1, idle: 1, stolen: 1 }],
+        endpoints: vec![EndpointSample { service: "s".to_owned(), endpoint: "e".to_owned(), up: true }],
+        packets: vec![PacketSample { hook: "h", reason: "r", packets: 1, bytes: 1 }],
+        services: vec![ServiceSample { listener: "l".to_owned(), what: "w", count: 1 }],
+    });
+    metrics
+}
+
+/// What the text says about one metric.
+#[derive(Default)]
+struct Family {
+    kind: String,
+    help: String,
+    labels: Vec<String>,
+}
+
+fn families(text: &str) -> BTreeMap<String, Family> {
+    let mut families: BTreeMap<String, Family> = BTreeMap::new();
+    for line in text.lines() {
+        if let Some((name, help)) = line.strip_prefix("# HELP ").and_then(|rest| rest.split_once(' ')) {
+            let family = families.entry(name.to_owned()).or_default();
+            help.trim_end_matches('.').clone_into(&mut family.help);
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+        {
+            kind.clone_into(&mut families.entry(name.to_owned()).or_default().kind);
+        } else if let Some((name, labels)) = line.split_once('{') {
+            let owner = families.iter_mut().rev().find(|(family, _)| name.starts_with(family.as_str()));
+            let (_, family) = owner.unwrap_or_else(|| panic!("{name} belongs to no metric"));
+            let names = labels.split(',').filter_map(|label| label.split_once("=\"")).map(|(name, _)| name);
+            family.labels = names.filter(|name| *name != "le").map(|name| format!("`{name}`")).collect();
+        }
+    }
+    families
+}
+
+#[test]
+fn documents_name_metrics_that_exist() {
+    let known = families(&everything().encode().unwrap());
+    let root = expect::root();
+    let mut n_names = 0;
+    for document in ["README.md", "ARCHITECTURE.md", "docs/operations.md", "deploy/sluice.yaml"] {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for word in words.filter(|word| word.starts_with("sluice_")) {
+            n_names += 1;
+            let name = word.trim_end_matches("_total");
+            assert!(known.contains_key(name), "{document} names {word}, which no agent exports");
+        }
+    }
+    assert!(n_names >= 4, "the documents tell what to look at");
 }

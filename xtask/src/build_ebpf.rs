@@ -15,21 +15,40 @@ use crate::{
 /// The object with the product's programs.
 pub(crate) const OBJECT: &str = "sluice-kernel";
 
+/// Our programs as a build for debugging, for the suites.
+pub(crate) const WITH_LOG: &str = "sluice-kernel-log";
+
 /// The object with the programs that ours are measured against.
 const REFERENCE: &str = "sluice-reference";
 
 /// Installs what is missing and builds the object, and with `reference` also the one to measure against.
 pub(crate) fn run(workspace: &Workspace, reference: bool) -> Result<()> {
     let tools = setup::ensure(workspace, &[])?;
-    build(workspace, &tools, OBJECT)?;
+    build(workspace, &tools, &Object { program: OBJECT, features: "kernel", name: OBJECT })?;
     if reference {
-        build(workspace, &tools, REFERENCE)?;
+        build(workspace, &tools, &Object { program: REFERENCE, features: "kernel", name: REFERENCE })?;
     }
     Ok(())
 }
 
+/// Builds the object that writes a record for each dropped packet: in place of the one that the agent embeds, or under
+/// a name of its own beside it.
+pub(crate) fn run_with_log(workspace: &Workspace, name: &str) -> Result<()> {
+    let tools = setup::ensure(workspace, &[])?;
+    build(workspace, &tools, &Object { program: OBJECT, features: "log", name })
+}
+
+/// What to build.
+struct Object<'a> {
+    /// The binary of the kernel crate.
+    program: &'a str,
+    features: &'a str,
+    /// What the result is called.
+    name: &'a str,
+}
+
 /// Builds one object with tools that are there, and records what it was built from.
-fn build(workspace: &Workspace, tools: &Tools, object: &str) -> Result<()> {
+fn build(workspace: &Workspace, tools: &Tools, object: &Object<'_>) -> Result<()> {
     // Taken before the build: a source that changes meanwhile must make the object look old, never new.
     let hash = source_hash::of(&workspace.root).context("cannot read the kernel object's sources")?;
     let dir = workspace.target.join("ebpf").join(&tools.compiler.release);
@@ -37,7 +56,8 @@ fn build(workspace: &Workspace, tools: &Tools, object: &str) -> Result<()> {
     command
         .current_dir(&workspace.root)
         .args(["build", "--package", "gateway-ebpf", "--release", "--locked", "--quiet"])
-        .args(["--features", "kernel", "--bin", object, "--target", TARGET, "--target-dir"])
+        .args(["--features", object.features, "--bin", object.program])
+        .args(["--target", TARGET, "--target-dir"])
         .arg(&dir);
     for name in ["RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "RUSTDOCFLAGS"]
     {
@@ -54,10 +74,11 @@ fn build(workspace: &Workspace, tools: &Tools, object: &str) -> Result<()> {
             command.args(["-Z", "build-std=core"]);
         }
     }
-    process::run(&mut command).with_context(|| format!("building {object} with {}", tools.compiler))?;
+    process::run(&mut command)
+        .with_context(|| format!("building {} with {}", object.name, tools.compiler))?;
 
-    let built = dir.join(TARGET).join("release").join(object);
-    let kept = workspace.object(object);
+    let built = dir.join(TARGET).join("release").join(object.program);
+    let kept = workspace.object(object.name);
     let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     write_if_changed(&kept, &bytes)?;
     write_if_changed(&kept.with_extension("hash"), hash.as_bytes())?;

@@ -16,7 +16,7 @@ const CRATES: [(&str, &[&str]); 3] = [
     // Every byte that crosses the kernel line is plain data.
     ("gateway-common", &["bytemuck"]),
     // It is built for the kernel.
-    ("gateway-ebpf", &["gateway-common", "bytemuck", "aya-ebpf"]),
+    ("gateway-ebpf", &["gateway-common", "bytemuck", "aya-ebpf", "aya-log-ebpf"]),
     // It builds what the other crates embed, so it cannot need them.
     ("xtask", &["anyhow", "clap", "serde", "serde_json", "toml"]),
 ];

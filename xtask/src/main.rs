@@ -49,6 +49,9 @@ enum Task {
         /// Also build the programs that ours are measured against.
         #[arg(long)]
         reference: bool,
+        /// Make it a build for debugging, which writes a record for each dropped packet that the agent logs.
+        #[arg(long)]
+        log: bool,
     },
     /// Run every suite; as root with everything privileged.
     Test {
@@ -96,7 +99,8 @@ fn run(task: Task) -> Result<()> {
     let workspace = Workspace::find()?;
     match task {
         Task::Setup { purposes } => setup::run(&workspace, &purposes),
-        Task::BuildEbpf { reference } => build_ebpf::run(&workspace, reference),
+        Task::BuildEbpf { log: true, .. } => build_ebpf::run_with_log(&workspace, build_ebpf::OBJECT),
+        Task::BuildEbpf { reference, .. } => build_ebpf::run(&workspace, reference),
         Task::Test { quick, filters } => test::run(&workspace, quick, &filters),
         Task::Demo { arguments } => launch::demo(&workspace, &arguments),
         Task::Bench { arguments } => launch::bench(&workspace, &arguments),

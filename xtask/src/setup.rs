@@ -75,6 +75,7 @@ const BPFTOOL: Package = program("bpftool", "bpftool", "reading kernel maps");
 const CURL: Package = program("curl", "curl", "sending HTTP requests as a real client");
 const NGHTTP: Package = program("nghttp2-client", "h2load", "sending HTTP/2 load");
 const OPENSSL: Package = program("openssl", "openssl", "looking at TLS from outside");
+const NFT: Package = program("nftables", "nft", "refusing connections in a test");
 const WRK: Package = program("wrk", "wrk", "sending HTTP/1.1 load");
 
 const BUILD: [Package; 2] = [
@@ -85,9 +86,9 @@ const BUILD: [Package; 2] = [
         why: "the C library's headers",
     },
 ];
-const TEST: [Package; 5] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL];
+const TEST: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT];
 const DEMO: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NGHTTP];
-const BENCH: [Package; 9] = [
+const BENCH: [Package; 8] = [
     IPROUTE,
     ETHTOOL,
     BPFTOOL,
@@ -96,7 +97,6 @@ const BENCH: [Package; 9] = [
     NGHTTP,
     WRK,
     program("nginx-light", "nginx", "measuring a known proxy in the same run"),
-    program("haproxy", "haproxy", "measuring a known proxy in the same run"),
 ];
 const KERNELS: [Package; 4] = [
     program("qemu-system-x86", "qemu-system-x86_64", "booting other kernels"),

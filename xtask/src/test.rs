@@ -18,6 +18,7 @@ use crate::{
 pub(crate) fn run(workspace: &Workspace, quick: bool, filters: &[String]) -> Result<()> {
     setup::install(Purpose::Test)?;
     build_ebpf::run(workspace, false)?;
+    build_ebpf::run_with_log(workspace, build_ebpf::WITH_LOG)?;
     eprintln!("xtask: building the agent and the suites");
     build_programs(workspace)?;
     let mut tally = Tally::default();

@@ -4,6 +4,17 @@
 //! attached instead; a connection for the agent then meets `sk_lookup`. Packets that leave meet `tc_egress`, except
 //! those that XDP sent.
 
+/// In a build for debugging, tells the agent about a packet that ends here. Other builds have nothing of it.
+macro_rules! log_drop {
+    ($ctx:expr, $hook:expr, $verdict:expr) => {
+        #[cfg(feature = "log")]
+        if let gateway_ebpf::verdict::Verdict::Drop(reason) = $verdict {
+            aya_log_ebpf::info!($ctx, "{} dropped a packet: {}", $hook.name(), reason.name());
+        }
+    };
+}
+pub(crate) use log_drop;
+
 mod fib;
 pub(crate) mod sk_lookup;
 pub(crate) mod tc;

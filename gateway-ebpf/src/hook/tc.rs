@@ -7,7 +7,11 @@
 
 use aya_ebpf::{EbpfContext as _, helpers, programs::TcContext};
 use bytemuck::Pod;
-use gateway_common::{addr::Protocol, counter::Hook, endpoint::Endpoint};
+use gateway_common::{
+    addr::Protocol,
+    counter::{Hook, Reason},
+    endpoint::Endpoint,
+};
 use gateway_ebpf::{
     checksum::Diff,
     env::{Env, TransportFix},
@@ -39,6 +43,7 @@ struct Tc<'a> {
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     pull(ctx);
     let verdict = pipeline::ingress(&mut Tc { ctx, hook: Hook::TcIngress });
+    super::log_drop!(ctx, Hook::TcIngress, verdict);
     match verdict {
         Verdict::Transmit(_, interface) => redirect(interface),
         Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Drop(_) => verdict.tc_code(),
@@ -49,7 +54,9 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
     pull(ctx);
-    reply::egress(&mut Tc { ctx, hook: Hook::TcEgress }).tc_code()
+    let verdict = reply::egress(&mut Tc { ctx, hook: Hook::TcEgress });
+    super::log_drop!(ctx, Hook::TcEgress, verdict);
+    verdict.tc_code()
 }
 
 /// Brings the headers into the linear part of the packet. They almost always are there; where it fails, the packet
@@ -91,6 +98,14 @@ impl Env for Tc<'_> {
     #[inline(always)]
     fn maps(&self) -> &KernelMaps {
         &KernelMaps
+    }
+
+    #[inline(always)]
+    fn apart(&self) -> Option<Reason> {
+        // SAFETY: the context is the program's own.
+        let has_tag = unsafe { (*self.ctx.skb.skb).vlan_present };
+        // The kernel has taken the tag out of the bytes.
+        (has_tag != 0).then_some(Reason::Vlan)
     }
 
     #[inline(always)]

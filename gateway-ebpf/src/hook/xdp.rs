@@ -28,6 +28,7 @@ pub(crate) fn run(ctx: &XdpContext) -> u32 {
     let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
     let mut env = Xdp { ctx, data: ctx.data(), data_end: ctx.data_end(), ingress };
     let verdict = ingress::ingress(&mut env);
+    super::log_drop!(ctx, Hook::XdpBalance, verdict);
     let code = verdict.xdp_code(ingress);
     match verdict {
         Verdict::Transmit(_, interface) if code == XDP_REDIRECT => redirect(interface),

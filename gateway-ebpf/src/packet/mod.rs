@@ -67,6 +67,9 @@ pub enum Side {
 /// The verdict of a packet that goes no further.
 #[inline(always)]
 pub fn parse<E: Env>(env: &E, side: Side) -> Result<Packet, Verdict> {
+    if let Some(reason) = env.apart() {
+        return Err(Verdict::Pass(reason));
+    }
     let header: eth::Header = env.load(0).ok_or(Verdict::Pass(Reason::NotIp))?;
     let ip = match header.ethertype {
         eth::IPV4 => ip::v4(env, side)?,

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     endpoint::{Availability, Health, Registry},
     kernel::Kernel,
+    name::ListenerName,
     snapshot::{Snapshot, listener::Hostname},
     state::State,
 };
@@ -36,7 +37,7 @@ pub fn wanted(snapshot: &Snapshot) -> Value {
             let backends = route.rules.iter().flat_map(|rule| &rule.backends);
             json!({
                 "name": route.name.as_str(),
-                "listeners": route.listeners.iter().map(|name| name.as_str()).collect::<Vec<_>>(),
+                "listeners": route.listeners.iter().map(ListenerName::as_str).collect::<Vec<_>>(),
                 "hostnames": route.hostnames.iter().map(Hostname::to_string).collect::<Vec<_>>(),
                 "rules": route.rules.len(),
                 "backends": backends
@@ -120,6 +121,9 @@ pub fn kernel(kernel: &Kernel) -> Value {
                             },
                             "slots": slots.map_or(0, |slots| slots.iter().filter(mine).count()),
                             "nextHop": endpoint.next_hop.is_known(),
+                            "packets": kernel.endpoint_packets(*row).map_or(Value::Null, |(there, back)| {
+                                json!({ "forwarded": there, "replied": back })
+                            }),
                         })
                     })
                     .collect::<Vec<_>>(),

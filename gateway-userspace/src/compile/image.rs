@@ -72,6 +72,16 @@ pub fn image(
     Ok(Image { services: services.into_values().collect() })
 }
 
+/// Every endpoint that a balanced listener sends to, with the listener's key.
+pub fn wanted(snapshot: &Snapshot) -> BTreeSet<(ServiceKey, SocketAddr)> {
+    let index = Index::of(snapshot);
+    let balanced = snapshot.listeners.iter().filter(|listener| !listener.protocol.is_layer7());
+    let members = |listener: &Listener| -> Vec<_> {
+        index.members(listener).into_keys().map(|addr| (key(listener), addr)).collect()
+    };
+    balanced.flat_map(members).collect()
+}
+
 /// Endpoints that an earlier agent left in the maps and nobody wants any more. They may still hold flows: retiring them
 /// for a while, instead of clearing their rows at once, lets these end by themselves.
 pub fn left_over(snapshot: &Snapshot, ids: &Ids) -> Retired {

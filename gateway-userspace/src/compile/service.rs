@@ -1,6 +1,6 @@
 //! One service: from words to something that requests can be sent to, and the checks of its endpoints.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     balance::Policy,
@@ -9,9 +9,36 @@ use crate::{
     health::{Check, Kind, Thresholds},
     pool::Protocol,
     prober::Probe,
-    snapshot::service::{self, CheckKind, Service, UpstreamProtocol},
+    snapshot::{
+        Snapshot,
+        service::{self, CheckKind, Service, UpstreamProtocol},
+    },
     upstream::{Definition, Upstream},
 };
+
+/// Every endpoint of a snapshot.
+pub fn served(snapshot: &Snapshot) -> BTreeSet<EndpointId> {
+    let ids = |service: &Service| {
+        let name = service.name.clone();
+        let addrs: Vec<_> = service.endpoints.iter().map(|endpoint| endpoint.addr).collect();
+        addrs.into_iter().map(move |addr| EndpointId { service: name.clone(), addr })
+    };
+    snapshot.services.iter().flat_map(ids).collect()
+}
+
+/// Brings the live endpoints to a snapshot: weights, and draining for those that it does not name any more.
+pub fn settle(snapshot: &Snapshot, registry: &Registry) {
+    let wanted = served(snapshot);
+    for endpoint in registry.all() {
+        endpoint.set_draining(!wanted.contains(endpoint.id()));
+    }
+    for service in &snapshot.services {
+        for endpoint in &service.endpoints {
+            let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
+            registry.resolve(&id).set_weight(endpoint.weight);
+        }
+    }
+}
 
 pub(super) fn definition(wanted: &Service) -> Definition {
     Definition {

@@ -94,6 +94,7 @@ fn line(page: &mut String, text: &str) {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "tests are asked by the environment to write the page")]
 mod tests {
     use std::path::Path;
 

@@ -1,29 +1,31 @@
 //! The kernel's half of the control loop: images, sockets, ways to endpoints, interfaces that come and go.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use gateway_common::{
+    addr::Addr,
+    endpoint::EndpointState,
     map::{self, MapDef},
     service::{Mode, ServiceKey},
 };
 use parking_lot::Mutex;
 
 use crate::{
-    address::{Changes, Link, Netlink},
+    address::{Change, Changes, Netlink, Routes, Senders},
     compile::{
         id::{Full, Ids},
         image::{self, Retired, SocketRanges},
     },
     config::Interfaces,
-    control::Refusal,
-    endpoint::{Endpoint, EndpointId, Registry},
-    image::{Image, Range, Way},
-    kernel::Kernel,
+    control::{Refusal, interfaces, sockets::Sockets},
+    endpoint::{Endpoint, EndpointId, Health, Registry},
+    image::{Image, Way},
+    kernel::{AttachMode, Kernel},
     listener::Workers,
     net::listen::Place,
     snapshot::Snapshot,
@@ -44,9 +46,7 @@ pub struct KernelSide {
     changes: Changes,
     interfaces: Interfaces,
     ids: Ids,
-    /// First place in `SOCKETS` of each address; every worker has one from there on.
-    sockets: BTreeMap<BindKey, u32>,
-    n_workers: u32,
+    sockets: Sockets,
     /// Endpoints that are no longer wanted, and since when.
     retired: BTreeMap<(ServiceKey, EndpointId), Instant>,
     /// The image that should stand in the maps.
@@ -54,12 +54,19 @@ pub struct KernelSide {
     /// Interfaces that could not be attached to, and why; said once.
     refused: BTreeMap<String, String>,
     is_steering: bool,
+    /// Nothing was applied yet: what stands in the maps is an earlier agent's.
+    is_new: bool,
+    routes: Routes,
+    /// How endpoints are reached, as of the last look.
+    ways: HashMap<IpAddr, Way>,
     /// Addresses of endpoints, as of the last look.
     seen: BTreeSet<IpAddr>,
     /// Those of them that have a route but no neighbour yet.
     unresolved: BTreeSet<IpAddr>,
     /// What is wrong, until a later try succeeds.
     gap: Option<String>,
+    /// Why packets that should be balanced do not meet the programs.
+    detached: Option<String>,
 }
 
 impl KernelSide {
@@ -70,10 +77,12 @@ impl KernelSide {
         interfaces: Interfaces,
         n_workers: usize,
     ) -> Self {
-        let ids = {
+        let (ids, sockets) = {
             let kernel = kernel.lock();
             let written = kernel.written();
-            Ids::found(kernel.capacity(), &written.services, &written.endpoints)
+            let n_workers = u32::try_from(n_workers).unwrap_or(1);
+            let ids = Ids::found(kernel.capacity(), &written.services, &written.endpoints);
+            (ids, Sockets::found(&written.services, n_workers))
         };
         let (netlink, changes) = netlink;
         Self {
@@ -82,15 +91,18 @@ impl KernelSide {
             changes,
             interfaces,
             ids,
-            sockets: BTreeMap::new(),
-            n_workers: u32::try_from(n_workers).unwrap_or(1),
+            sockets,
             retired: BTreeMap::new(),
             image: Arc::default(),
             refused: BTreeMap::new(),
             is_steering: false,
+            is_new: true,
+            routes: Routes::default(),
+            ways: HashMap::new(),
             seen: BTreeSet::new(),
             unresolved: BTreeSet::new(),
             gap: None,
+            detached: None,
         }
     }
 
@@ -108,15 +120,11 @@ impl KernelSide {
     ) -> Result<Image, Refusal> {
         let mut sockets = self.sockets.clone();
         for (bind, _) in binds {
-            if !sockets.contains_key(bind) {
-                let first = self.free_sockets(&sockets).ok_or_else(|| full("sockets", map::Sockets::NAME))?;
-                sockets.insert(*bind, first);
+            if !sockets.place(*bind) {
+                return Err(full("sockets", map::Sockets::NAME));
             }
         }
-        let ranges: SocketRanges = sockets
-            .iter()
-            .map(|(bind, first)| (bind.addr, Range { first: *first, count: self.n_workers }))
-            .collect();
+        let ranges: SocketRanges = sockets.ranges().collect();
         let retired = self.retire(snapshot, now);
         let keep: Retired = retired.keys().cloned().collect();
         let mut ids = self.ids.clone();
@@ -127,42 +135,71 @@ impl KernelSide {
                 Full::Chunks => full("slots", map::Slots::NAME),
             })?;
         self.place_sockets(workers, &sockets)?;
+        if self.is_new {
+            self.believe(&image, snapshot);
+        }
         self.ids = ids;
         self.sockets = sockets;
         self.retired = retired;
         Ok(image)
     }
 
-    fn place_sockets(&self, workers: &Workers, sockets: &BTreeMap<BindKey, u32>) -> Result<(), Refusal> {
+    fn place_sockets(&self, workers: &Workers, sockets: &Sockets) -> Result<(), Refusal> {
         let listening = workers.sockets().map_err(Refusal::Listen)?;
         let mut kernel = self.kernel.lock();
         for socket in &listening {
-            let Some(first) = sockets.get(&socket.bind) else { continue };
+            let Some(first) = sockets.first(&socket.bind) else { continue };
             let place = first.saturating_add(u32::try_from(socket.worker).unwrap_or(u32::MAX));
             kernel.put_socket(place, &socket.fd).map_err(|error| Refusal::Full(error_chain(&error)))?;
         }
         Ok(())
     }
 
-    fn free_sockets(&self, taken: &BTreeMap<BindKey, u32>) -> Option<u32> {
-        let taken: BTreeSet<u32> = taken.values().copied().collect();
-        let step = usize::try_from(self.n_workers.max(1)).ok()?;
-        let last = map::Sockets::CAPACITY.checked_sub(self.n_workers)?;
-        (0..=last).step_by(step).find(|first| !taken.contains(first))
+    /// Takes over what an earlier agent knew of endpoints that are checked: one that was down is not tried again before
+    /// a check says so.
+    fn believe(&self, image: &Image, snapshot: &Snapshot) {
+        let checked: BTreeSet<_> = snapshot
+            .services
+            .iter()
+            .filter(|service| service.health.is_some())
+            .map(|service| &service.name)
+            .collect();
+        let kernel = self.kernel.lock();
+        for row in image.services.iter().flat_map(|service| &service.endpoints) {
+            let id = row.endpoint.id();
+            let was_down = kernel.written().endpoints.get(&row.row).is_some_and(|present| {
+                present.state == EndpointState::DOWN && IpAddr::from(present.addr) == id.addr.ip()
+            });
+            // Without a source the row was down for want of a route, which says nothing about the endpoint.
+            let had_way = kernel
+                .written()
+                .endpoints
+                .get(&row.row)
+                .is_some_and(|present| present.is_local() || present.source != Addr::UNSPECIFIED);
+            if was_down && had_way && checked.contains(&id.service) {
+                row.endpoint.set_health(Health::Down);
+            }
+        }
     }
 
-    /// Endpoints of the present image that the snapshot does not want any more, with those that left before.
+    /// Endpoints of the present image, or of an earlier agent, that the snapshot does not want any more for their
+    /// listener, with those that left before.
     fn retire(&self, snapshot: &Snapshot, now: Instant) -> BTreeMap<(ServiceKey, EndpointId), Instant> {
         let listeners: BTreeSet<ServiceKey> = snapshot.listeners.iter().map(image::key).collect();
-        let wanted: BTreeSet<EndpointId> = super::served(snapshot);
+        let wanted = image::wanted(snapshot);
         let mut retired = self.retired.clone();
+        if self.is_new {
+            retired.extend(image::left_over(snapshot, &self.ids).into_iter().map(|left| (left, now)));
+        }
         for service in self.image.services.iter().filter(|service| service.mode == Mode::NAT) {
             for row in &service.endpoints {
                 retired.entry((service.key, row.endpoint.id().clone())).or_insert(now);
             }
         }
         retired.retain(|(key, id), since| {
-            listeners.contains(key) && !wanted.contains(id) && now.saturating_duration_since(*since) < RETIRED
+            listeners.contains(key)
+                && !wanted.contains(&(*key, id.addr))
+                && now.saturating_duration_since(*since) < RETIRED
         });
         retired
     }
@@ -170,25 +207,32 @@ impl KernelSide {
     /// Brings the kernel to an image.
     pub async fn take(&mut self, image: Image) {
         self.image = Arc::new(image);
+        self.is_new = false;
         self.write().await;
     }
 
     /// Writes what should stand in the maps, and makes virtual addresses local.
     async fn write(&mut self) {
         self.gap = None;
-        let addrs: BTreeSet<IpAddr> =
-            self.image.services.iter().map(|service| IpAddr::from(service.key.addr)).collect();
         self.learn_new_ways().await;
         let applied = self.kernel.lock().apply(Arc::clone(&self.image));
         self.note(applied.map(drop).map_err(|error| error_chain(&error)));
-        let local = self.netlink.set_local(&addrs).await;
-        self.note(local.map_err(|error| error_chain(&error)));
         if !self.is_steering {
             let steered = self.kernel.lock().steer();
             self.is_steering = steered.is_ok();
             self.note(steered.map_err(|error| error_chain(&error)));
         }
         self.attach().await;
+        // Last: from here on the node answers for the addresses, and everything else must be ready.
+        self.own_addrs().await;
+    }
+
+    /// Makes virtual addresses local, also those that somebody took away.
+    async fn own_addrs(&mut self) {
+        let addrs: BTreeSet<IpAddr> =
+            self.image.services.iter().map(|service| IpAddr::from(service.key.addr)).collect();
+        let local = self.netlink.set_local(&addrs).await;
+        self.note(local.map_err(|error| error_chain(&error)));
     }
 
     /// Waits a little for neighbours of endpoints that are new: a flow that is sent there before is lost.
@@ -211,12 +255,15 @@ impl KernelSide {
             .iter()
             .flat_map(|service| service.endpoints.iter().map(|row| row.endpoint.addr().ip()))
             .collect();
-        match self.netlink.ways(&addrs).await {
+        let is_native = self.kernel.lock().mode() == AttachMode::Native;
+        let senders = if is_native { Senders::Xdp } else { Senders::Any };
+        match self.netlink.ways(&addrs, &mut self.routes, senders).await {
             Ok(ways) => {
                 let is_open = |way: &Way| !way.is_local && way.source.is_some() && !way.next_hop.is_known();
                 self.unresolved =
                     ways.iter().filter(|(_, way)| is_open(way)).map(|(addr, _)| *addr).collect();
                 self.seen = addrs;
+                self.ways.clone_from(&ways);
                 let written = self.kernel.lock().set_ways(ways);
                 self.note(written.map(drop).map_err(|error| error_chain(&error)));
             }
@@ -226,18 +273,14 @@ impl KernelSide {
 
     /// Clears what only the former image referred to. The endpoints that still have a row.
     pub fn settle(&mut self, binds: &BTreeSet<BindKey>) -> BTreeSet<EndpointId> {
-        let gone: Vec<(BindKey, u32)> = self
-            .sockets
-            .iter()
-            .filter(|(bind, _)| !binds.contains(bind))
-            .map(|(bind, first)| (*bind, *first))
-            .collect();
-        let mut kernel = self.kernel.lock();
-        for (bind, first) in gone {
-            for place in first..first.saturating_add(self.n_workers) {
-                kernel.clear_socket(place);
+        // As long as the maps are behind, a service may still name places that nobody wants.
+        if self.gap.is_none() {
+            let mut kernel = self.kernel.lock();
+            for range in self.sockets.retain(binds) {
+                for place in range.first..range.first.saturating_add(range.count) {
+                    kernel.clear_socket(place);
+                }
             }
-            self.sockets.remove(&bind);
         }
         self.retired.keys().map(|(_, id)| id.clone()).collect()
     }
@@ -250,21 +293,32 @@ impl KernelSide {
 
     /// Waits for a change of links, addresses, routes or neighbours.
     pub async fn changed(&mut self) {
-        if !self.changes.next().await {
+        match self.changes.next().await {
+            Some(change) => self.heed(change),
             // The socket is gone; housekeeping looks by itself.
-            std::future::pending::<()>().await;
+            None => std::future::pending::<()>().await,
         }
     }
 
     /// Forgets changes that the next look covers.
     pub fn forget_changes(&mut self) {
-        self.changes.forget();
+        if let Some(change) = self.changes.take() {
+            self.heed(change);
+        }
+    }
+
+    /// Neighbours come and go all the time; what was learned about routes stays good.
+    fn heed(&mut self, change: Change) {
+        if change == Change::Topology {
+            self.routes.forget();
+        }
     }
 
     /// Looks at links, routes and neighbours again.
     pub async fn follow(&mut self) {
         self.learn_ways().await;
         self.attach().await;
+        self.own_addrs().await;
     }
 
     /// Tries again what failed, and looks for ways that were unknown.
@@ -273,6 +327,9 @@ impl KernelSide {
             self.write().await;
         } else {
             self.learn_ways().await;
+            if self.detached.is_some() {
+                self.attach().await;
+            }
         }
         self.retired.retain(|_, since| now.saturating_duration_since(*since) < RETIRED);
     }
@@ -287,8 +344,7 @@ impl KernelSide {
             (Interfaces::DefaultRoute, Ok(uplinks)) => uplinks,
             (Interfaces::DefaultRoute, Err(error)) => return self.note(Err(error_chain(&error))),
         };
-        let wanted: Vec<&Link> =
-            links.iter().filter(|link| is_meant(&self.interfaces, &uplinks, link)).collect();
+        let wanted = interfaces::meant(&self.interfaces, &links, &uplinks, &self.ways);
         let mut kernel = self.kernel.lock();
         // A default route that is gone for a moment is no reason to stop balancing; a name that is not meant is.
         let keep: BTreeSet<String> = match &self.interfaces {
@@ -296,25 +352,39 @@ impl KernelSide {
             Interfaces::DefaultRoute => links.iter().map(|link| link.name.clone()).collect(),
         };
         let kept = kernel.keep_only(&keep).map_err(|error| error_chain(&error));
-        for link in wanted {
-            if kernel.is_attached(&link.name, link.index) {
+        self.refused.retain(|name, _| wanted.iter().any(|link| link.name == *name));
+        for link in &wanted {
+            let avoid = interfaces::avoid_xdp(link, &links, &self.ways);
+            if kernel.is_attached(&link.name, link.index, avoid.as_deref()) {
                 continue;
             }
-            if let Err(error) = kernel.attach(&link.name) {
-                let why = error_chain(&error);
-                if self.refused.get(&link.name) != Some(&why) {
-                    tracing::error!(
-                        interface = link.name,
-                        why,
-                        "cannot attach; packets of this interface are not balanced"
-                    );
-                    self.refused.insert(link.name.clone(), why);
+            match kernel.attach(&link.name, avoid.as_deref()) {
+                Ok(_) => drop(self.refused.remove(&link.name)),
+                Err(error) => {
+                    let why = error_chain(&error);
+                    let said = self.refused.insert(link.name.clone(), why.clone());
+                    if said.as_ref() != Some(&why) {
+                        tracing::error!(
+                            interface = link.name,
+                            why,
+                            "cannot attach; its packets are not balanced"
+                        );
+                    }
                 }
-            } else {
-                self.refused.remove(&link.name);
             }
         }
         drop(kernel);
+        let is_balanced = self.image.services.iter().any(|service| service.mode == Mode::NAT);
+        self.detached = if !is_balanced {
+            None
+        } else if wanted.is_empty() {
+            let meant = interfaces::interfaces_of(&self.interfaces);
+            Some(format!(
+                "no interface is there to balance packets on; `agent.kernel.interfaces` means {meant}"
+            ))
+        } else {
+            self.refused.iter().next().map(|(name, why)| format!("{name} cannot be attached to: {why}"))
+        };
         self.note(kept);
     }
 
@@ -332,24 +402,7 @@ impl KernelSide {
 
     /// What is wrong.
     pub fn gap(&self) -> Option<&str> {
-        self.gap.as_deref()
-    }
-}
-
-fn is_meant(interfaces: &Interfaces, uplinks: &BTreeSet<u32>, link: &Link) -> bool {
-    match interfaces {
-        Interfaces::DefaultRoute => !link.is_loopback && uplinks.contains(&link.index),
-        Interfaces::Matching(patterns) => patterns.iter().any(|pattern| pattern.matches(&link.name)),
-    }
-}
-
-/// The words of the log.
-pub fn interfaces_of(interfaces: &Interfaces) -> String {
-    match interfaces {
-        Interfaces::DefaultRoute => "those with a default route".to_owned(),
-        Interfaces::Matching(patterns) => {
-            patterns.iter().map(crate::config::InterfacePattern::as_str).collect::<Vec<_>>().join(", ")
-        }
+        self.gap.as_deref().or(self.detached.as_deref())
     }
 }
 

@@ -4,20 +4,26 @@
 //! image, check the new endpoints, give up what nothing refers to. A kernel write that fails is tried again; the state
 //! serves on meanwhile, and `kernel_in_step` shows the gap.
 
+mod interfaces;
 mod kernel_side;
+mod sockets;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-pub use crate::control::kernel_side::{KernelSide, interfaces_of};
+pub use crate::control::{interfaces::interfaces_of, kernel_side::KernelSide};
 use crate::{
     admin::ready::Board,
     clock::Clock,
-    compile::{Faults, state::Shared, state::state},
+    compile::{
+        Faults,
+        service::{self, served},
+        state::{Shared, state},
+    },
     drain::Drain,
-    endpoint::{EndpointId, Registry},
+    endpoint::Registry,
     listener::{self, Workers},
     metrics::{Metrics, names::OutcomeLabels},
     net::listen::Place,
@@ -105,7 +111,7 @@ impl Control {
             }
             None => None,
         };
-        self.set_weights(&snapshot);
+        service::settle(&snapshot, &self.registry);
         let compiled = Arc::new(compiled);
         self.published.publish(Arc::clone(&compiled));
         self.workers.serve().map_err(Refusal::Listen)?;
@@ -135,9 +141,9 @@ impl Control {
                 () = drain.begun() => return,
                 Some(update) = updates.recv() => self.update(update).await,
                 () = changes.wait() => {
-                    let changed = changes.take();
+                    let touched = changes.take();
                     if let Some(kernel) = &mut self.kernel {
-                        kernel.publish(&changed);
+                        kernel.publish(&touched);
                         tokio::time::sleep(SETTLE).await;
                     }
                     self.report_kernel();
@@ -208,28 +214,6 @@ impl Control {
         };
         state.binds.iter().filter_map(mine).collect()
     }
-
-    fn set_weights(&self, snapshot: &Snapshot) {
-        let wanted = served(snapshot);
-        for endpoint in self.registry.all() {
-            endpoint.set_draining(!wanted.contains(endpoint.id()));
-        }
-        for service in &snapshot.services {
-            for endpoint in &service.endpoints {
-                let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
-                self.registry.resolve(&id).set_weight(endpoint.weight);
-            }
-        }
-    }
-}
-
-fn served(snapshot: &Snapshot) -> BTreeSet<EndpointId> {
-    let ids = |service: &crate::snapshot::service::Service| {
-        let name = service.name.clone();
-        let addrs: Vec<_> = service.endpoints.iter().map(|endpoint| endpoint.addr).collect();
-        addrs.into_iter().map(move |addr| EndpointId { service: name.clone(), addr })
-    };
-    snapshot.services.iter().flat_map(ids).collect()
 }
 
 /// Never resolves without a kernel.

@@ -49,6 +49,8 @@ pub struct Attachment {
     pub ingress: &'static str,
     /// Why this one.
     pub why: String,
+    /// Why XDP was not tried first, where the agent chooses.
+    pub avoided: Option<String>,
 }
 
 /// A hook on ingress.
@@ -86,17 +88,19 @@ pub(super) struct Attacher {
     object: Ebpf,
     pins: Pins,
     attached: BTreeMap<String, Attachment>,
+    /// Links at TC, where the kernel has them.
+    tcx: bool,
 }
 
 const XDP: &str = "xdp_balance";
-const TC_INGRESS: &str = "tc_ingress";
-const TC_EGRESS: &str = "tc_egress";
+pub(super) const TC_INGRESS: &str = "tc_ingress";
+pub(super) const TC_EGRESS: &str = "tc_egress";
 const SK_LOOKUP: &str = "sk_lookup";
 
 impl Attacher {
     /// For an object whose programs are loaded.
-    pub(super) const fn new(object: Ebpf, pins: Pins) -> Self {
-        Self { object, pins, attached: BTreeMap::new() }
+    pub(super) const fn new(object: Ebpf, pins: Pins, tcx: bool) -> Self {
+        Self { object, pins, attached: BTreeMap::new(), tcx }
     }
 
     /// What sits where.
@@ -124,15 +128,22 @@ impl Attacher {
 
     /// Attaches to an interface, or takes over what an earlier agent left there. What is there and not wanted any more is
     /// removed only afterwards.
-    pub(super) fn attach(&mut self, interface: &str, mode: AttachMode) -> Result<&Attachment, Error> {
+    pub(super) fn attach(
+        &mut self,
+        interface: &str,
+        mode: AttachMode,
+        avoid: Option<&str>,
+    ) -> Result<&Attachment, Error> {
         let index = nix::net::if_::if_nametoindex(interface)
             .map_err(|errno| Error::Interface { name: interface.to_owned(), source: errno.into() })?;
-        let (ingress, why) = self.ingress(interface, Target(index), mode)?;
+        let (ingress, why) = self.ingress(interface, Target(index), mode, avoid)?;
         self.classifier(interface, Target(index), TC_EGRESS, TcAttachType::Egress)?;
         for other in Ingress::ALL.into_iter().filter(|other| *other != ingress) {
             pin::remove(&self.pins.link(&format!("{}-{interface}", other.pin())))?;
+            pin::remove(&self.pins.filter(&format!("{}-{interface}", other.pin())))?;
         }
-        let attachment = Attachment { interface: index, ingress: ingress.name(), why };
+        let avoided = avoid.map(str::to_owned);
+        let attachment = Attachment { interface: index, ingress: ingress.name(), why, avoided };
         tracing::info!(interface, hook = attachment.ingress, why = attachment.why, "attached");
         let place = self.attached.entry(interface.to_owned()).insert_entry(attachment);
         Ok(place.into_mut())
@@ -161,9 +172,10 @@ impl Attacher {
         interface: &str,
         target: Target,
         mode: AttachMode,
+        avoid: Option<&str>,
     ) -> Result<(Ingress, String), Error> {
         let chosen = match mode {
-            AttachMode::Auto => return self.best(interface, target),
+            AttachMode::Auto => return self.best(interface, target, avoid),
             AttachMode::Native => Ingress::Native,
             AttachMode::Generic => Ingress::Generic,
             AttachMode::Tc => Ingress::Tc,
@@ -181,7 +193,17 @@ impl Attacher {
         Ok((chosen, "the configuration says so".to_owned()))
     }
 
-    fn best(&mut self, interface: &str, target: Target) -> Result<(Ingress, String), Error> {
+    fn best(
+        &mut self,
+        interface: &str,
+        target: Target,
+        avoid: Option<&str>,
+    ) -> Result<(Ingress, String), Error> {
+        if let Some(why) = avoid
+            && self.hook(interface, target, Ingress::Tc).is_ok()
+        {
+            return Ok((Ingress::Tc, why.to_owned()));
+        }
         let Err(native) = self.hook(interface, target, Ingress::Native) else {
             return Ok((Ingress::Native, "the driver supports it".to_owned()));
         };
@@ -228,38 +250,26 @@ impl Attacher {
         if pin::replace(&path, target, fd.as_fd())? {
             return Ok(());
         }
-        let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-        if let Ok(id) = program.attach_with_options(interface, side, first) {
-            let link = program.take_link(id).map_err(failed(name))?;
-            let link: FdLink = link.try_into().map_err(|source| Error::Link { what: name, source })?;
-            return pin::keep(link, &path);
+        if self.tcx {
+            let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+            if let Ok(id) = program.attach_with_options(interface, side, first) {
+                let link = program.take_link(id).map_err(failed(name))?;
+                let link: FdLink = link.try_into().map_err(|source| Error::Link { what: name, source })?;
+                return pin::keep(link, &path);
+            }
         }
         // Before Linux 6.6: a filter of the clsact queueing discipline, which has no link and stays by itself.
         drop(tc::qdisc_add_clsact(interface));
-        drop(tc::qdisc_detach_program(interface, side, name));
+        let path = self.pins.filter(&format!("{name}-{interface}"));
+        pin::remove(&path)?;
         let id = program
             .attach_with_options(interface, side, TcAttachOptions::Netlink(tc::NlOptions::default()))
             .map_err(failed(name))?;
         let link = program.take_link(id).map_err(failed(name))?;
         // Without a pin to keep it, the filter must outlive this value.
         std::mem::forget(link);
-        Ok(())
+        program.pin(&path).map_err(|source| Error::Pin { path, source })
     }
-}
-
-/// Removes filters that have no link, as kernels before 6.6 have them; says which.
-pub(super) fn remove_filters() -> Vec<String> {
-    let mut removed = Vec::new();
-    for interface in nix::net::if_::if_nameindex().iter().flat_map(|all| all.iter()) {
-        let Ok(interface) = interface.name().to_str() else { continue };
-        for (side, name) in [(TcAttachType::Ingress, TC_INGRESS), (TcAttachType::Egress, TC_EGRESS)] {
-            // Most interfaces have no such filter, and say so by an error.
-            if tc::qdisc_detach_program(interface, side, name).is_ok() {
-                removed.push(format!("{name} of {interface}"));
-            }
-        }
-    }
-    removed
 }
 
 /// Loads every program into the kernel. The maps must still be open: afterwards the programs hold them.
@@ -286,7 +296,7 @@ fn failed(what: &'static str) -> impl Fn(ProgramError) -> Error {
 
 /// The interface of a link's pin; none for the socket lookup, which has none, and for maps.
 fn interface_of(pin: &str) -> Option<&str> {
-    let hook = pin.strip_prefix(pin::PREFIX)?;
+    let hook = pin.strip_prefix(pin::PREFIX).or_else(|| pin.strip_prefix(pin::FILTER))?;
     let names = Ingress::ALL.map(Ingress::pin).into_iter().chain([TC_EGRESS]);
     names.into_iter().find_map(|name| hook.strip_prefix(name)?.strip_prefix('-'))
 }
@@ -320,6 +330,7 @@ mod tests {
         check("link-xdp_generic-veth-a", Some("veth-a"));
         check("link-tc_ingress-tc_ingress", Some("tc_ingress"));
         check("link-tc_egress-eth0.100", Some("eth0.100"));
+        check("filter-tc_egress-eth0", Some("eth0"));
         check("link-sk_lookup", None);
         check("services", None);
         check("link-xdp_other-eth0", None);

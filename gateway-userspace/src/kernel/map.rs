@@ -151,6 +151,14 @@ impl Maps for KernelMaps {
         self.endpoints.set(row, Shared(*endpoint), 0).map_err(failed::<map::Endpoints>)
     }
 
+    fn clear_service_count(&mut self, id: u32) -> Result<(), Error> {
+        self.service_counts.set(id, zeroes()?, 0).map_err(failed::<map::ServiceCounts>)
+    }
+
+    fn clear_endpoint_count(&mut self, row: u32) -> Result<(), Error> {
+        self.endpoint_counts.set(row, zeroes()?, 0).map_err(failed::<map::EndpointCounts>)
+    }
+
     fn put_filter(&mut self, word: u32, bits: u64) -> Result<(), Error> {
         self.filter.set(word, Shared(FilterWord { bits }), 0).map_err(failed::<map::Filter>)
     }
@@ -158,6 +166,13 @@ impl Maps for KernelMaps {
     fn put_slots(&mut self, _: &ServiceKey, first_chunk: u32, slots: &[Slot]) -> Result<(), Error> {
         self.slots.write(first_chunk, slots).map_err(|source| Error::SlotMemory { source })
     }
+}
+
+/// Nothing, for each processor.
+fn zeroes<T: bytemuck::Pod + Default>() -> Result<aya::maps::PerCpuValues<Shared<T>>, Error> {
+    let failed = |source| Error::SlotMemory { source };
+    let n_cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
+    aya::maps::PerCpuValues::try_from(vec![Shared(T::default()); n_cpus]).map_err(failed)
 }
 
 impl KernelMaps {

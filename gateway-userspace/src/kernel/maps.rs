@@ -56,6 +56,16 @@ pub trait Maps {
     /// # Errors
     /// When the row is beyond the map.
     fn put_endpoint(&mut self, row: u32, endpoint: &Endpoint) -> Result<(), Error>;
+    /// Begins the counts of a service anew: its number was another's.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn clear_service_count(&mut self, id: u32) -> Result<(), Error>;
+    /// Begins the counts of an endpoint row anew: it was another's.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn clear_endpoint_count(&mut self, row: u32) -> Result<(), Error>;
     /// Writes 64 bits of the filter.
     ///
     /// # Errors

@@ -101,6 +101,14 @@ impl Maps for Memory {
         Ok(())
     }
 
+    fn clear_service_count(&mut self, _: u32) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn clear_endpoint_count(&mut self, _: u32) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn put_filter(&mut self, word: u32, bits: u64) -> Result<(), Error> {
         self.write(map::Filter::NAME, Op::Filter { word, bits })?;
         if bits == 0 {

@@ -11,6 +11,7 @@ mod object;
 mod pin;
 pub mod plan;
 pub mod probe;
+mod records;
 mod sys;
 pub mod writer;
 
@@ -18,21 +19,29 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, fs, io,
     net::IpAddr,
-    os::fd::AsRawFd,
+    os::{
+        fd::AsRawFd,
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use gateway_common::{
     addr::Port,
-    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
+    counter::{Count, Hook, Reason, ServiceCount},
     hash::Seed,
     layout::PIN_ROOT,
     map::{Description, MapDef},
     settings::{Settings as Row, Timeouts},
 };
 
-pub use crate::kernel::attach::{AttachMode, Attachment};
+pub use crate::kernel::{
+    attach::{AttachMode, Attachment},
+    records::Records,
+};
 use crate::{
     clock::Clock,
     endpoint::Endpoint,
@@ -59,6 +68,8 @@ pub struct Settings {
     pub seed: Option<[u8; 16]>,
     /// Flows that are remembered in each direction.
     pub flows: u32,
+    /// Links at TC, where the kernel has them (Linux 6.6); without, filters as every kernel has them.
+    pub tcx: bool,
 }
 
 impl Settings {
@@ -66,9 +77,26 @@ impl Settings {
         use gateway_common::map;
         match description.name {
             map::Flows::NAME | map::Translations::NAME => self.flows,
+            map::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
             _ => description.capacity,
         }
     }
+}
+
+/// Slot chunks of a node: as many as a hundredth of its memory holds, up to what 10,000 services with 10 endpoints each
+/// need (84 MB).
+fn slot_chunks(memory_bytes: u64) -> u32 {
+    const MOST: u64 = 1_310_720;
+    let chunks = memory_bytes / 100 / 64;
+    u32::try_from(chunks.min(MOST)).unwrap_or(0)
+}
+
+/// The node's memory; zero when the kernel does not say.
+fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 /// Timeouts of flows, in ticks of 1.07 s: a minute for what never opened or is closed, two hours for silence as in
@@ -90,6 +118,7 @@ pub enum Error {
     Namespace { source: io::Error },
     NoMap { name: &'static str },
     Pin { path: PathBuf, source: aya::pin::PinError },
+    Running,
     PinFolder { path: PathBuf, source: io::Error },
     PortsOverlap { ports: std::ops::RangeInclusive<u16>, ephemeral: std::ops::RangeInclusive<u16> },
     SlotMemory { source: io::Error },
@@ -132,6 +161,7 @@ impl fmt::Display for Error {
                 ephemeral.start(),
                 ephemeral.end()
             ),
+            Self::Running => f.write_str("another agent runs in this network namespace; stop it first"),
             Self::SlotMemory { .. } => f.write_str("cannot reach SLOTS through memory"),
             Self::Unsupported { missing } => write!(f, "missing: {}", missing.join("; ")),
             Self::Verifier { what, .. } => write!(f, "the kernel's verifier refused {what}"),
@@ -156,6 +186,7 @@ impl std::error::Error for Error {
             | Self::Locked { .. }
             | Self::NoMap { .. }
             | Self::PortsOverlap { .. }
+            | Self::Running
             | Self::Unsupported { .. } => None,
         }
     }
@@ -168,8 +199,6 @@ pub struct Counters {
     pub reasons: Vec<(Hook, Reason, Count)>,
     /// By listener name of the service.
     pub services: Vec<(String, ServiceCount)>,
-    /// By listener and address of the endpoint.
-    pub endpoints: Vec<(String, std::net::SocketAddr, EndpointCount)>,
 }
 
 /// What was loaded, attached and pinned.
@@ -178,8 +207,9 @@ pub struct Kernel {
     writer: Writer<KernelMaps>,
     mode: AttachMode,
     seed: Seed,
-    /// Held as long as this agent owns the pins.
-    _lock: nix::fcntl::Flock<fs::File>,
+    records: Option<Records>,
+    /// Held as long as this agent owns the pins and the node's network.
+    _ownership: Ownership,
 }
 
 impl fmt::Debug for Kernel {
@@ -201,21 +231,27 @@ impl Kernel {
         check_ports(&settings.ports)?;
         object::ensure_bpffs(&settings.bpffs)?;
         let pins = Pins::under(&settings.bpffs);
-        let lock = lock(&settings.bpffs)?;
+        let ownership = Ownership::take(&settings.bpffs)?;
         let mut object = object::load(settings, &pins)?;
         attach::load_programs(&mut object)?;
+        let records = Records::take(&mut object);
         let mut maps = KernelMaps::take(&mut object)?;
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         maps.put_settings(&Row::new(seed, Port::new(*settings.ports.start()), n_ports, TIMEOUTS))?;
         let writer = Writer::new(maps, seed, Clock::real())?;
-        let attacher = Attacher::new(object, pins);
-        Ok(Self { attacher, writer, mode: settings.attach, seed, _lock: lock })
+        let attacher = Attacher::new(object, pins, settings.tcx);
+        Ok(Self { attacher, writer, mode: settings.attach, seed, records, _ownership: ownership })
     }
 
     /// The seed in use.
     pub const fn seed(&self) -> Seed {
         self.seed
+    }
+
+    /// What the programs of a build for debugging tell; once, and never for other builds.
+    pub const fn take_records(&mut self) -> Option<Records> {
+        self.records.take()
     }
 
     /// What stands in the maps.
@@ -236,17 +272,26 @@ impl Kernel {
         self.attacher.steer()
     }
 
-    /// Attaches to an interface.
+    /// How the configuration says to attach.
+    pub const fn mode(&self) -> AttachMode {
+        self.mode
+    }
+
+    /// Attaches to an interface; `avoid` says why XDP should not be the first choice, where the agent chooses.
     ///
     /// # Errors
     /// When no mode works, or the one that was asked for does not.
-    pub fn attach(&mut self, interface: &str) -> Result<&Attachment, Error> {
-        self.attacher.attach(interface, self.mode)
+    pub fn attach(&mut self, interface: &str, avoid: Option<&str>) -> Result<&Attachment, Error> {
+        self.attacher.attach(interface, self.mode, avoid)
     }
 
-    /// Whether programs sit on this very interface, not on one that had its name before.
-    pub fn is_attached(&self, interface: &str, index: u32) -> bool {
-        self.attacher.attached().get(interface).is_some_and(|attachment| attachment.interface == index)
+    /// Whether programs sit on this very interface, not on one that had its name before, at a hook that still is the
+    /// right one.
+    pub fn is_attached(&self, interface: &str, index: u32, avoid: Option<&str>) -> bool {
+        self.attacher.attached().get(interface).is_some_and(|attachment| {
+            let is_right = self.mode != AttachMode::Auto || attachment.avoided.as_deref() == avoid;
+            attachment.interface == index && is_right
+        })
     }
 
     /// Detaches from every other interface, also what an earlier agent attached.
@@ -321,43 +366,91 @@ impl Kernel {
         }
         for service in &self.writer.image().services {
             let listener = service.listener.to_string();
-            counters.services.push((listener.clone(), maps.service_count(service.id)?));
-            for row in &service.endpoints {
-                counters.endpoints.push((
-                    listener.clone(),
-                    row.endpoint.addr(),
-                    maps.endpoint_count(row.row)?,
-                ));
-            }
+            counters.services.push((listener, maps.service_count(service.id)?));
         }
         Ok(counters)
     }
 }
 
-/// Removes every link and pin, with or without an agent that made them; says what was removed.
+impl Kernel {
+    /// Packets that went to an endpoint row, and packets that came back.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn endpoint_packets(&self, row: u32) -> Result<(u64, u64), Error> {
+        let count = self.writer.maps().endpoint_count(row)?;
+        Ok((count.packets, count.reply_packets))
+    }
+}
+
+/// Removes every link, filter and pin, with or without an agent that made them; says what was removed.
 ///
 /// # Errors
-/// When a pin cannot be removed.
+/// When a pin cannot be removed, or an agent still owns it.
 pub fn cleanup(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
     let root = bpffs.join(PIN_ROOT);
-    if !root.exists() {
-        return Ok(Vec::new());
-    }
-    let _lock = lock(bpffs)?;
-    for filter in attach::remove_filters() {
-        tracing::info!(filter, "removed");
-    }
+    let _ownership = Ownership::take(bpffs)?;
     let mut removed = Vec::new();
-    pin::remove_tree(&root, &mut removed)?;
+    if root.exists() {
+        pin::remove_tree(&root, &mut removed)?;
+    }
     Ok(removed)
 }
 
-/// One agent for each BPF file system: the lock is on the file system's own folder, which cannot hold a file.
-fn lock(bpffs: &Path) -> Result<nix::fcntl::Flock<fs::File>, Error> {
-    let failed = |source| Error::PinFolder { path: bpffs.to_owned(), source };
-    let folder = fs::File::open(bpffs).map_err(failed)?;
-    nix::fcntl::Flock::lock(folder, nix::fcntl::FlockArg::LockExclusiveNonblock)
-        .map_err(|_| Error::Locked { path: bpffs.to_owned() })
+/// Takes the hooks away that an earlier agent left, for an agent that serves in userspace: programs that nobody tells
+/// about endpoints would go on with what they knew. The maps stay. Says what was removed.
+///
+/// # Errors
+/// When they cannot be removed, or an agent still owns them.
+pub fn let_go(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
+    let pins = Pins::under(bpffs);
+    if !pins.tables().exists() {
+        return Ok(Vec::new());
+    }
+    let _ownership = Ownership::take(bpffs)?;
+    pin::remove_hooks(pins.tables())
+}
+
+/// One agent for each BPF file system and for each network namespace.
+#[derive(Debug)]
+struct Ownership {
+    /// On the file system's own folder, which cannot hold a file.
+    _pins: Option<nix::fcntl::Flock<fs::File>>,
+    /// A name that belongs to the network namespace, as routes and hooks do, and ends with its process.
+    _network: UnixDatagram,
+}
+
+impl Ownership {
+    /// An abstract address, which no file stands for.
+    const NAME: &str = "sluice-agent";
+    const TRIES: u32 = 10;
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    /// Waits a moment for a predecessor that is just ending.
+    #[expect(clippy::disallowed_methods, reason = "at start and in commands, where nothing else runs")]
+    fn take(bpffs: &Path) -> Result<Self, Error> {
+        for _ in 0..Self::TRIES {
+            match Self::try_take(bpffs) {
+                Err(Error::Locked { .. } | Error::Running) => std::thread::sleep(Self::PAUSE),
+                taken => return taken,
+            }
+        }
+        Self::try_take(bpffs)
+    }
+
+    fn try_take(bpffs: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::PinFolder { path: bpffs.to_owned(), source };
+        let pins = if bpffs.exists() {
+            let folder = fs::File::open(bpffs).map_err(failed)?;
+            let lock = nix::fcntl::Flock::lock(folder, nix::fcntl::FlockArg::LockExclusiveNonblock);
+            Some(lock.map_err(|_| Error::Locked { path: bpffs.to_owned() })?)
+        } else {
+            None
+        };
+        let name = SocketAddr::from_abstract_name(Self::NAME).map_err(failed)?;
+        let network = UnixDatagram::bind_addr(&name).map_err(|_| Error::Running)?;
+        Ok(Self { _pins: pins, _network: network })
+    }
 }
 
 fn seed(settings: &Settings, maps: &KernelMaps) -> Result<Seed, Error> {
@@ -383,4 +476,16 @@ fn check_ports(ports: &std::ops::RangeInclusive<u16>) -> Result<(), Error> {
         return Err(Error::PortsOverlap { ports: ports.clone(), ephemeral: first..=last });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_follow_the_memory_of_the_node() {
+        assert_eq!(slot_chunks(8 << 30), 1_310_720);
+        assert_eq!(slot_chunks(1 << 30), 167_772);
+        assert!(memory_bytes() > 1 << 20);
+    }
 }

@@ -16,7 +16,10 @@ use nix::{
     sys::statfs::statfs,
 };
 
-use crate::kernel::{Error, Settings, pin::PREFIX};
+use crate::kernel::{
+    Error, Settings,
+    pin::{FILTER, PREFIX},
+};
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-kernel"));
@@ -59,6 +62,11 @@ impl Pins {
     /// The folder of tables and links.
     pub(super) fn tables(&self) -> &Path {
         &self.tables
+    }
+
+    /// The pin of a program that hangs on a filter, which has no link.
+    pub(super) fn filter(&self, name: &str) -> PathBuf {
+        self.tables.join(format!("{FILTER}{name}"))
     }
 
     fn make(&self) -> Result<(), Error> {

@@ -9,12 +9,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::links::FdLink;
+use aya::programs::{
+    links::FdLink,
+    tc::{self, TcAttachType},
+};
 
-use crate::kernel::{Error, sys};
+use crate::kernel::{Error, attach, sys};
 
 /// Begins the name of every pinned link.
 pub(super) const PREFIX: &str = "link-";
+
+/// Begins the name of the pin of every program that hangs on a filter. Kernels before 6.6 have no links at TC: the pin
+/// says whose the filter is, because names of programs are anybody's.
+pub(super) const FILTER: &str = "filter-";
 
 /// What a link hangs on: the index of an interface, or the inode of a network namespace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,11 +54,58 @@ pub(super) fn keep(link: FdLink, path: &Path) -> Result<(), Error> {
 
 /// Removes a pin, and with it the link; one that is not there is as good.
 pub(super) fn remove(path: &Path) -> Result<bool, Error> {
+    // The kernel lets go of a link some time after its last pin is gone; the next one would find the hook taken. A link
+    // whose target is gone cannot be detached, and need not be.
+    if is_link(path)
+        && let Ok(link) = sys::open_pin(path)
+        && let Err(error) = sys::detach_link(link.as_fd())
+    {
+        tracing::debug!(pin = %path.display(), %error, "the link was not detached");
+    }
+    detach_filter(path);
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(Error::PinFolder { path: path.to_owned(), source }),
     }
+}
+
+fn is_link(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX))
+}
+
+fn is_filter(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FILTER))
+}
+
+/// Removes the filter that a pin stands for.
+fn detach_filter(path: &Path) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(rest) = name.strip_prefix(FILTER).filter(|_| path.exists()) else { return };
+    for (program, side) in
+        [(attach::TC_INGRESS, TcAttachType::Ingress), (attach::TC_EGRESS, TcAttachType::Egress)]
+    {
+        let Some(interface) = rest.strip_prefix(program).and_then(|rest| rest.strip_prefix('-')) else {
+            continue;
+        };
+        // An interface that is gone took its filters along.
+        if let Err(error) = tc::qdisc_detach_program(interface, side, program) {
+            tracing::debug!(pin = %path.display(), %error, "the filter was not detached");
+        }
+    }
+}
+
+/// Removes links and filters, and leaves the maps. Says what was removed.
+pub(super) fn remove_hooks(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::PinFolder { path: folder.to_owned(), source };
+    let mut removed = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if (is_link(&path) || is_filter(&path)) && remove(&path)? {
+            removed.push(path);
+        }
+    }
+    Ok(removed)
 }
 
 /// Removes everything below a folder, links first: no program must run on while its maps go. Says what was removed.
@@ -63,9 +117,7 @@ pub(super) fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(
     let entries: io::Result<Vec<PathBuf>> =
         fs::read_dir(folder).map_err(failed(folder))?.map(|entry| entry.map(|entry| entry.path())).collect();
     let mut entries = entries.map_err(failed(folder))?;
-    let is_link =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
-    entries.sort_by_key(|path| (!is_link(path), path.clone()));
+    entries.sort_by_key(|path| (!(is_link(path) || is_filter(path)), path.clone()));
     for path in entries {
         if path.is_dir() {
             remove_tree(&path, removed)?;

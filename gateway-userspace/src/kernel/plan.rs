@@ -193,6 +193,7 @@ fn way(row: &Row, facts: &Facts, written: &Observed) -> Way {
     match written.endpoints.get(&row.row) {
         Some(present) if IpAddr::from(present.addr) == addr => Way {
             is_local: present.is_local(),
+            interface: present.next_hop.interface,
             source: (present.source != Addr::UNSPECIFIED).then(|| present.source.into()),
             next_hop: present.next_hop,
         },

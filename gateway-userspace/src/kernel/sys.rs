@@ -18,6 +18,7 @@ use gateway_common::slot::{Slot, SlotChunk};
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 #[repr(C)]
 #[derive(Default)]
@@ -34,6 +35,12 @@ struct LinkUpdate {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkDetach {
+    link: u32,
 }
 
 #[repr(C)]
@@ -84,6 +91,12 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         BPF_LINK_UPDATE,
         &mut LinkUpdate { link: raw(link), program: raw(program), ..LinkUpdate::default() },
     )?;
+    Ok(())
+}
+
+/// Takes the program of a link off its hook, now (Linux 5.9).
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &mut LinkDetach { link: raw(link) })?;
     Ok(())
 }
 

@@ -41,6 +41,7 @@ enum Served {
 impl Loop {
     /// Accepts until `closing` begins, then takes what still waits, and closes.
     pub(super) async fn run(self, socket: TcpListener, mut closing: Drain) {
+        let own = socket.local_addr().ok();
         loop {
             let Some(permit) = self.permit(&mut closing).await else { break };
             let accepted = tokio::select! {
@@ -49,7 +50,7 @@ impl Loop {
                 accepted = socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.connection(stream, peer, permit),
+                Ok((stream, peer)) => self.connection(stream, peer, own, permit),
                 Err(cause) if is_of_one_connection(&cause) => {}
                 Err(cause) => {
                     tracing::warn!(%cause, bind = %self.bind, "cannot accept connections");
@@ -60,7 +61,7 @@ impl Loop {
         // Clients whose handshake the kernel has finished believe that they are connected.
         while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             match socket.accept().now_or_never() {
-                Some(Ok((stream, peer))) => self.connection(stream, peer, permit),
+                Some(Ok((stream, peer))) => self.connection(stream, peer, own, permit),
                 Some(Err(_)) | None => break,
             }
         }
@@ -78,8 +79,21 @@ impl Loop {
         }
     }
 
-    fn connection(&self, stream: TcpStream, peer: SocketAddr, permit: OwnedSemaphorePermit) {
+    fn connection(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        own: Option<SocketAddr>,
+        permit: OwnedSemaphorePermit,
+    ) {
         let families = &self.worker.metrics.families;
+        // Whatever the kernel's maps said at the moment: a connection for one address is never served as another's. One
+        // that came to the socket's own address was not steered.
+        let addr = stream.local_addr().ok();
+        if addr != Some(self.bind.addr) && (addr.is_none() || addr != own) {
+            families.misdirected.get_or_create(&self.labels).inc();
+            return;
+        }
         families.accepted.get_or_create(&self.labels).inc();
         let open = families.open.get_or_create(&self.labels).clone();
         let failures = families.handshake_failures.clone();

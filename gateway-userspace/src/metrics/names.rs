@@ -140,15 +140,24 @@ pub enum Limit {
     UdpFlows,
 }
 
-impl EncodeLabelValue for Limit {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        let text = match self {
+impl Limit {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Connections, Self::PoolIdle, Self::UpstreamConnections, Self::UdpFlows];
+
+    /// The value of the label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Connections => "connections",
             Self::PoolIdle => "pool_idle",
             Self::UpstreamConnections => "upstream_connections",
             Self::UdpFlows => "udp_flows",
-        };
-        EncodeLabelValue::encode(&text, encoder)
+        }
+    }
+}
+
+impl EncodeLabelValue for Limit {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        EncodeLabelValue::encode(&self.as_str(), encoder)
     }
 }
 
@@ -198,6 +207,8 @@ pub struct Families {
     pub accepted: Family<BindLabels, Counter>,
     /// Connections and UDP flows being served.
     pub open: Family<BindLabels, Gauge>,
+    /// Connections for another address than that of the socket that accepted them; they are closed.
+    pub misdirected: Family<BindLabels, Counter>,
     /// TLS handshakes that failed or took too long.
     pub handshake_failures: Family<BindLabels, Counter>,
     /// Finished probes.
@@ -217,8 +228,21 @@ pub struct Families {
 impl Families {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         let families = Self::default();
-        registry.register("accepted", "Connections and UDP flows accepted", families.accepted.clone());
-        registry.register("open", "Connections and UDP flows being served", families.open.clone());
+        registry.register(
+            "connections_accepted",
+            "Connections and UDP flows accepted",
+            families.accepted.clone(),
+        );
+        registry.register(
+            "connections_open",
+            "Connections and UDP flows being served",
+            families.open.clone(),
+        );
+        registry.register(
+            "connections_misdirected",
+            "Connections closed because the kernel gave them to the socket of another address",
+            families.misdirected.clone(),
+        );
         registry.register(
             "tls_handshake_failures",
             "TLS handshakes that failed or took too long",
@@ -342,9 +366,8 @@ impl Collector for Sampled {
             let labels = [("service", endpoint.service.as_str()), ("endpoint", endpoint.endpoint.as_str())];
             gauge(&mut family, &labels, u64::from(endpoint.up))?;
         }
-        for ((name, help), value) in
-            PACKETS.into_iter().zip([packets_of as fn(&PacketSample) -> u64, bytes_of])
-        {
+        let values: [fn(&PacketSample) -> u64; 2] = [packets_of, bytes_of];
+        for ((name, help), value) in PACKETS.into_iter().zip(values) {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for sample in &samples.packets {
                 counter(&mut family, &[("hook", sample.hook), ("reason", sample.reason)], value(sample))?;

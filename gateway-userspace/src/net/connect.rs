@@ -8,10 +8,15 @@ use std::{
 
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
+/// The mark (`SO_MARK`) of everything that the agent itself sends to endpoints, for rules that must tell it from other
+/// traffic of the node. It stays clear of the bits that kube-proxy (0x4000, 0x8000), Cilium (0x0f00) and Calico
+/// (0xffff0000) use.
+pub const OWN_MARK: u32 = 0x51;
+
 /// How connections of the agent to endpoints are made.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Mark of the agent's own packets, so that its own hooks leave them alone; none needs no privilege.
+    /// Mark of the agent's own packets; none needs no privilege.
     pub mark: Option<u32>,
 }
 
@@ -42,4 +47,33 @@ pub fn udp(addr: SocketAddr, options: Options) -> io::Result<UdpSocket> {
     socket.set_nonblocking(true)?;
     socket.connect(addr)?;
     UdpSocket::from_std(socket)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, clippy::print_stdout, reason = "a test says why it was skipped")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_sent_to_endpoints_carries_the_mark() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let options = Options { mark: Some(OWN_MARK) };
+        let (stream, datagrams) = (tcp(addr, Duration::from_secs(1), options).await, udp(addr, options));
+        let refused = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        match (stream, datagrams) {
+            (Ok(stream), Ok(datagrams)) => {
+                assert_eq!(socket2::SockRef::from(&stream).mark().unwrap(), OWN_MARK);
+                assert_eq!(socket2::SockRef::from(&datagrams).mark().unwrap(), OWN_MARK);
+            }
+            (Err(one), Err(other)) if refused(&one) && refused(&other) => {
+                assert!(
+                    std::env::var_os("SLUICE_TESTS").is_none(),
+                    "marks need root, and all tests are wanted"
+                );
+                println!("skipped: needs root");
+            }
+            (stream, datagrams) => panic!("{stream:?} {datagrams:?}"),
+        }
+    }
 }

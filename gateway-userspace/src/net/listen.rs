@@ -36,10 +36,11 @@ fn open(addr: SocketAddr, place: Place, kind: Type, protocol: Protocol) -> io::R
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    // A restarted agent must not wait for the connections of its predecessor to leave TIME_WAIT. Accepted sockets inherit
+    // it, and one that was steered here carries the virtual address: it must not keep an agent from listening there.
+    socket.set_reuse_address(true)?;
     match place {
         Place::Virtual => {
-            // A restarted agent must not wait for the connections of its predecessor to leave TIME_WAIT.
-            socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
             free_bind(&socket, addr)?;
             socket.bind(&addr.into())?;

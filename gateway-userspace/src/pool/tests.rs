@@ -1,4 +1,5 @@
 //! Shards, stealing, growth, sharing, and the end of an endpoint.
+#![expect(clippy::disallowed_methods, reason = "the endpoint's tasks end with their test")]
 
 use std::net::SocketAddr;
 

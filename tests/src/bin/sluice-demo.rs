@@ -1,6 +1,10 @@
 //! Shows what Sluice does, with real packets and real clients, in network namespaces; fails when anything is not as it
 //! says.
-#![allow(clippy::print_stdout, reason = "a report for a person")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a command line, and a report for a person"
+)]
 
 use std::process::ExitCode;
 

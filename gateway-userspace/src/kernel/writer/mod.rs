@@ -195,6 +195,10 @@ impl<M: Maps> Writer<M> {
     fn write(&mut self, op: Op, done: &mut Written) -> Result<(), Error> {
         match op {
             Op::Row { row, value } => {
+                let former = self.written.endpoints.get(&row).map(|former| former.generation);
+                if former != Some(value.generation) {
+                    self.maps.clear_endpoint_count(row)?;
+                }
                 self.maps.put_endpoint(row, &value)?;
                 self.written.endpoints.insert(row, value);
                 done.rows += 1;
@@ -207,6 +211,9 @@ impl<M: Maps> Writer<M> {
                 done.tables += 1;
             }
             Op::Service { key, value } => {
+                if self.written.services.get(&key).map(|former| former.id) != Some(value.id) {
+                    self.maps.clear_service_count(value.id)?;
+                }
                 self.maps.put_service(&key, &value)?;
                 self.written.services.insert(key, value);
                 if let Some((_, slots)) = self.pending.take_if(|(of, _)| *of == key) {
@@ -231,6 +238,7 @@ impl<M: Maps> Writer<M> {
     }
 
     /// Waits until packets that were told to read the idle half have done so; a millisecond at most.
+    #[expect(clippy::disallowed_methods, reason = "the control thread waits a millisecond; no worker does")]
     fn wait_for_turn(&self, key: &ServiceKey) {
         let Some(published) = self.published.get(key) else { return };
         let left = SPACING.saturating_sub(self.clock.now().saturating_duration_since(*published));

@@ -61,7 +61,8 @@ fn image(services: impl IntoIterator<Item = Service>) -> Arc<Image> {
 
 fn ways() -> HashMap<IpAddr, Way> {
     let next_hop = NextHop { interface: 2, mac: [2; 6], own_mac: [3; 6] };
-    let way = Way { is_local: false, source: Some(IpAddr::from(SOURCE)), next_hop };
+    let way =
+        Way { is_local: false, interface: next_hop.interface, source: Some(IpAddr::from(SOURCE)), next_hop };
     (0..=50u8).map(|n| (IpAddr::from([10, 1, 0, n]), way)).collect()
 }
 

@@ -4,6 +4,8 @@
 //! and answers ARP for it; what the agent added is marked with a routing protocol number of its own, so that it can
 //! find and remove it later, also after a crash.
 
+mod link;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -16,12 +18,13 @@ use rtnetlink::{
     packet_core::NetlinkMessage,
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkFlags, LinkMessage},
+        link::LinkMessage,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
 
+pub use crate::address::link::{Link, LinkKind};
 use crate::{drain::Tasks, image::Way};
 
 /// Marks the routes of this agent (`rtnetlink(7)`: numbers above 4 belong to userspace; this one is unassigned).
@@ -62,21 +65,33 @@ impl std::error::Error for Error {
     }
 }
 
-/// An interface.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Link {
-    /// Its index.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// Its link-layer address, when it has one of six bytes.
-    pub mac: Option<[u8; 6]>,
-    /// Whether it is up.
-    pub is_up: bool,
-    /// Whether it is the loopback interface.
-    pub is_loopback: bool,
-    /// Packets leave it as they are: it is no VLAN, bond, bridge or tunnel over another one.
-    pub is_plain: bool,
+/// Who sends packets to endpoints.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Senders {
+    /// XDP alone.
+    Xdp,
+    /// XDP where it fits, and TC, which sends over any device.
+    Any,
+}
+
+/// Answers about routes, good until routes, links or addresses change.
+#[derive(Debug, Default)]
+pub struct Routes(HashMap<IpAddr, RouteMessage>);
+
+impl Routes {
+    /// Asks anew from now on.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Change {
+    /// A neighbour.
+    Neighbour,
+    /// Links, addresses or routes.
+    Topology,
 }
 
 /// A neighbour on a link.
@@ -94,7 +109,7 @@ pub struct Netlink {
 }
 
 /// Changes of links, addresses, routes and neighbours, without their content: whoever hears one asks anew.
-pub struct Changes(Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Unpin>);
+pub struct Changes(Box<dyn Stream<Item = Change> + Send + Unpin>);
 
 impl std::fmt::Debug for Changes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -103,14 +118,18 @@ impl std::fmt::Debug for Changes {
 }
 
 impl Changes {
-    /// Waits for the next change. False when the socket is gone.
-    pub async fn next(&mut self) -> bool {
-        self.0.next().await.is_some()
+    /// Waits for the next change. None when the socket is gone.
+    pub async fn next(&mut self) -> Option<Change> {
+        self.0.next().await
     }
 
-    /// Forgets changes that have been heard of.
-    pub fn forget(&mut self) {
-        while let Some(Some(_)) = self.0.next().now_or_never() {}
+    /// The widest of the changes that wait; they are done with.
+    pub fn take(&mut self) -> Option<Change> {
+        let mut widest = None;
+        while let Some(Some(change)) = self.0.next().now_or_never() {
+            widest = widest.max(Some(change));
+        }
+        widest
     }
 }
 
@@ -132,7 +151,7 @@ impl Netlink {
         tasks.spawn("netlink", connection);
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups).map_err(Error::Open)?;
         tasks.spawn("netlink-changes", connection);
-        Ok((Self { handle }, Changes(Box::new(messages.map(|(message, _)| message)))))
+        Ok((Self { handle }, Changes(Box::new(messages.map(|(message, _)| change(&message))))))
     }
 
     /// Every interface.
@@ -142,7 +161,7 @@ impl Netlink {
     pub async fn links(&self) -> Result<Vec<Link>, Error> {
         let links: Vec<LinkMessage> =
             self.handle.link().get().execute().try_collect().await.map_err(refused("list interfaces"))?;
-        Ok(links.iter().map(link).collect())
+        Ok(links.iter().map(link::read).collect())
     }
 
     /// Names of interfaces that carry a default route.
@@ -172,13 +191,28 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses to list interfaces or neighbours.
-    pub async fn ways(&self, addrs: &BTreeSet<IpAddr>) -> Result<HashMap<IpAddr, Way>, Error> {
+    pub async fn ways(
+        &self,
+        addrs: &BTreeSet<IpAddr>,
+        routes: &mut Routes,
+        senders: Senders,
+    ) -> Result<HashMap<IpAddr, Way>, Error> {
         let links: BTreeMap<u32, Link> =
             self.links().await?.into_iter().map(|link| (link.index, link)).collect();
         let neighbours = self.neighbours().await?;
+        routes.0.retain(|addr, _| addrs.contains(addr));
         let mut ways = HashMap::new();
         for addr in addrs {
-            ways.insert(*addr, self.way(*addr, &links, &neighbours).await);
+            if !routes.0.contains_key(addr)
+                && let Some(route) = self.route(*addr).await
+            {
+                routes.0.insert(*addr, route);
+            }
+            let way = match routes.0.get(addr) {
+                Some(route) => self.way(*addr, route, &links, &neighbours, senders).await,
+                None => Way::default(),
+            };
+            ways.insert(*addr, way);
         }
         Ok(ways)
     }
@@ -186,25 +220,28 @@ impl Netlink {
     async fn way(
         &self,
         addr: IpAddr,
+        route: &RouteMessage,
         links: &BTreeMap<u32, Link>,
         neighbours: &HashMap<(u32, IpAddr), Neighbour>,
+        senders: Senders,
     ) -> Way {
-        let Some(route) = self.route(addr).await else { return Way::default() };
         if route.header.kind == RouteType::Local {
             return Way { is_local: true, ..Way::default() };
         }
-        let source = attribute(&route, |attribute| {
+        let source = attribute(route, |attribute| {
             if let RouteAttribute::PrefSource(source) = attribute { ip(source) } else { None }
         });
-        let gateway = attribute(&route, |attribute| {
+        let gateway = attribute(route, |attribute| {
             if let RouteAttribute::Gateway(gateway) = attribute { ip(gateway) } else { None }
         });
-        let mut way = Way { is_local: false, source, next_hop: NextHop::UNKNOWN };
-        let Some(link) = oif(&route).and_then(|index| links.get(&index)) else { return way };
+        let interface = oif(route).unwrap_or(0);
+        let mut way = Way { is_local: false, interface, source, next_hop: NextHop::UNKNOWN };
+        let Some(link) = links.get(&interface) else { return way };
         let hop = gateway.unwrap_or(addr);
         let known = neighbours.get(&(link.index, hop));
-        // Over a VLAN, a bond or a bridge the kernel's routing table decides for each packet.
-        if let (Some(known), Some(own_mac), true) = (known, link.mac, link.is_plain) {
+        // Where XDP cannot hand its frames over, the kernel's routing table may know a device below that takes them.
+        let is_usable = link.kind.takes_frames() || link.kind == LinkKind::Veth || senders == Senders::Any;
+        if let (Some(known), Some(own_mac), true) = (known, link.mac, is_usable) {
             way.next_hop = NextHop { interface: link.index, mac: known.mac, own_mac };
         }
         // Balanced packets do not pass the stack, so it never doubts an address by itself: an endpoint that came back
@@ -296,8 +333,12 @@ impl Netlink {
     }
 
     async fn local_route(&self, addr: IpAddr) -> Result<RouteMessage, Error> {
-        let loopback =
-            self.links().await?.into_iter().find(|link| link.is_loopback).map_or(1, |link| link.index);
+        let loopback = self
+            .links()
+            .await?
+            .into_iter()
+            .find(|link| link.kind == LinkKind::Loopback)
+            .map_or(1, |link| link.index);
         let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
         Ok(match addr {
             IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
@@ -338,6 +379,20 @@ impl Netlink {
             }
         }
         Ok(found)
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "whatever is no neighbour may be anything, also lost messages"
+)]
+fn change(message: &NetlinkMessage<RouteNetlinkMessage>) -> Change {
+    use rtnetlink::packet_core::NetlinkPayload;
+    match &message.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_),
+        ) => Change::Neighbour,
+        _ => Change::Topology,
     }
 }
 
@@ -384,29 +439,4 @@ fn attribute<T>(route: &RouteMessage, read: impl Fn(&RouteAttribute) -> Option<T
 
 fn oif(route: &RouteMessage) -> Option<u32> {
     attribute(route, |attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
-}
-
-#[expect(clippy::wildcard_enum_match_arm, reason = "of some sixty attributes three matter here")]
-fn link(message: &LinkMessage) -> Link {
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        mac: None,
-        is_up: message.header.flags.contains(LinkFlags::Up),
-        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
-        is_plain: true,
-    };
-    for attribute in &message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
-            LinkAttribute::LinkInfo(infos) => {
-                use rtnetlink::packet_route::link::{InfoKind, LinkInfo};
-                let stacked = |info: &LinkInfo| matches!(info, LinkInfo::Kind(kind) if !matches!(kind, InfoKind::Veth | InfoKind::Dummy));
-                link.is_plain = !infos.iter().any(stacked);
-            }
-            _ => {}
-        }
-    }
-    link
 }

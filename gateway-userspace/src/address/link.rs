@@ -1,0 +1,77 @@
+//! Interfaces, as far as they matter for balancing.
+
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+/// An interface.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its link-layer address, when it has one of six bytes.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it is up.
+    pub is_up: bool,
+    /// What it is.
+    pub kind: LinkKind,
+    /// The interface that it lies over.
+    pub parent: Option<u32>,
+}
+
+/// Kinds of interfaces, as far as they differ for us.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LinkKind {
+    /// The node itself.
+    Loopback,
+    /// A network card.
+    Hardware,
+    /// One end of a veth pair.
+    Veth,
+    /// A VLAN of another interface.
+    Vlan,
+    /// A bridge, a bond, a tunnel, or something else that software makes.
+    Other,
+}
+
+impl LinkKind {
+    /// Whether it takes the frames that XDP sends, whatever else is set up.
+    pub const fn takes_frames(self) -> bool {
+        matches!(self, Self::Hardware)
+    }
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "of some sixty attributes four matter here")]
+pub(super) fn read(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mac: None,
+        is_up: message.header.flags.contains(LinkFlags::Up),
+        kind: if message.header.flags.contains(LinkFlags::Loopback) {
+            LinkKind::Loopback
+        } else {
+            LinkKind::Hardware
+        },
+        parent: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Link(parent) => link.parent = Some(*parent),
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
+                        LinkInfo::Kind(InfoKind::Vlan) => link.kind = LinkKind::Vlan,
+                        LinkInfo::Kind(_) => link.kind = LinkKind::Other,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}

@@ -1,0 +1,106 @@
+//! Which interfaces get hooks, and where XDP is not the right one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use crate::{
+    address::{Link, LinkKind},
+    config::Interfaces,
+    image::Way,
+};
+
+/// Why an interface is balanced at TC when the configuration leaves the choice to the agent; none where XDP fits.
+///
+/// XDP sends a packet by handing its frame to a device, and not every device takes frames: a veth does only when its
+/// other end polls (which GRO or a program there turns on), a bridge or a VLAN never does. The kernel drops such frames
+/// after the program has counted them as sent. A driver that takes VLAN tags off hides them from XDP.
+pub(super) fn avoid_xdp(link: &Link, links: &[Link], ways: &HashMap<IpAddr, Way>) -> Option<String> {
+    if !link.kind.takes_frames() {
+        return Some("it does not take the frames that XDP sends in every case".to_owned());
+    }
+    if links.iter().any(|other| other.kind == LinkKind::Vlan && other.parent == Some(link.index)) {
+        return Some("VLANs lie over it, and a driver may hide their tags from XDP".to_owned());
+    }
+    let by_index: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+    let used: BTreeSet<u32> = ways.values().filter(|way| !way.is_local).map(|way| way.interface).collect();
+    let stacked =
+        used.iter().filter_map(|index| by_index.get(index)).find(|link| !link.kind.takes_frames())?;
+    Some(format!(
+        "endpoints are reached over {}, which does not take the frames that XDP sends",
+        stacked.name
+    ))
+}
+
+/// The interfaces that get hooks.
+pub(super) fn meant<'a>(
+    interfaces: &Interfaces,
+    links: &'a [Link],
+    uplinks: &BTreeSet<u32>,
+    ways: &HashMap<IpAddr, Way>,
+) -> Vec<&'a Link> {
+    // Replies of translated flows come back the way that the requests went.
+    let used: BTreeSet<u32> = ways.values().filter(|way| !way.is_local).map(|way| way.interface).collect();
+    let is_meant = |link: &&Link| match interfaces {
+        Interfaces::DefaultRoute => {
+            link.kind != LinkKind::Loopback && (uplinks.contains(&link.index) || used.contains(&link.index))
+        }
+        Interfaces::Matching(patterns) => patterns.iter().any(|pattern| pattern.matches(&link.name)),
+    };
+    links.iter().filter(is_meant).collect()
+}
+
+/// The words of the log.
+pub fn interfaces_of(interfaces: &Interfaces) -> String {
+    match interfaces {
+        Interfaces::DefaultRoute => {
+            "those with a default route, and those that endpoints are reached by".to_owned()
+        }
+        Interfaces::Matching(patterns) => {
+            patterns.iter().map(crate::config::InterfacePattern::as_str).collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            mac: Some([2; 6]),
+            is_up: true,
+            kind: LinkKind::Hardware,
+            parent: None,
+        }
+    }
+
+    fn way(interface: u32) -> HashMap<IpAddr, Way> {
+        HashMap::from([(IpAddr::from([10, 1, 0, 1]), Way { interface, ..Way::default() })])
+    }
+
+    #[test]
+    fn xdp_is_for_devices_that_take_frames() {
+        let nic = link(2, "eth0");
+        let bridge = Link { kind: LinkKind::Other, ..link(3, "br0") };
+        let vlan = Link { kind: LinkKind::Vlan, parent: Some(2), ..link(4, "eth0.5") };
+        let links = [nic.clone(), bridge.clone()];
+        assert_eq!(avoid_xdp(&nic, &links, &way(2)), None);
+        assert!(avoid_xdp(&bridge, &links, &way(2)).is_some());
+        let why = avoid_xdp(&nic, &links, &way(3)).unwrap();
+        assert!(why.contains("br0"), "{why}");
+        let why = avoid_xdp(&nic, &[nic.clone(), vlan], &way(2)).unwrap();
+        assert!(why.contains("VLAN"), "{why}");
+    }
+
+    #[test]
+    fn interfaces_that_endpoints_are_reached_by_are_meant() {
+        let links = [link(2, "eth0"), link(3, "eth1"), link(4, "eth2")];
+        let names = |interfaces: &Interfaces| -> Vec<String> {
+            let meant = meant(interfaces, &links, &BTreeSet::from([2]), &way(3));
+            meant.into_iter().map(|link| link.name.clone()).collect()
+        };
+        assert_eq!(names(&Interfaces::DefaultRoute), ["eth0", "eth1"]);
+    }
+}

@@ -1,0 +1,167 @@
+//! One service with many endpoints, in the maps of the agent's programs and in those of the reference: the same
+//! addresses, the same weights.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData},
+};
+use gateway_common::{
+    addr::{Addr, Port, Protocol},
+    endpoint::{Endpoint, EndpointState, NextHop},
+    filter::{self, FilterWord},
+    hash::Seed,
+    map::{self, MapDef as _},
+    service::{Mode, Service, ServiceKey, Track},
+    settings::{Settings, Timeouts},
+    slot::{Slot, SlotChunk, size_class},
+};
+use gateway_userspace::maglev::{self, Member};
+
+use crate::memory::raw;
+
+/// Endpoints of each service: enough that 100,000 flows find ports for their translation.
+pub const ENDPOINTS: u16 = 64;
+/// Port of the services.
+pub const PORT: u16 = 80;
+/// Slots of the reference's ring.
+const RING: u32 = 65_537;
+
+/// The virtual addresses, one of each family (RFC 2544 and RFC 5180, both for benchmarks).
+pub fn services() -> [IpAddr; 2] {
+    [IpAddr::from([198, 18, 0, 1]), IpAddr::from([0x2001, 2, 0, 0, 0, 0, 0, 1])]
+}
+
+fn source(v6: bool) -> Addr {
+    Addr::from(if v6 { IpAddr::from([0x2001, 2, 0, 1, 0, 0, 0, 1]) } else { IpAddr::from([198, 18, 1, 1]) })
+}
+
+fn endpoint_addr(v6: bool, idx: u16) -> Addr {
+    let [high, low] = (idx + 2).to_be_bytes();
+    Addr::from(if v6 {
+        IpAddr::from([0x2001, 2, 0, 2, 0, 0, 0, idx + 2])
+    } else {
+        IpAddr::from([198, 19, high, low])
+    })
+}
+
+/// The row of an endpoint; packets to it leave through `interface`.
+fn endpoint(v6: bool, idx: u16, service: u32, interface: u32) -> Endpoint {
+    let mac = [0x02, 0, 0, 0, 1, 1];
+    Endpoint {
+        addr: endpoint_addr(v6, idx),
+        source: source(v6),
+        next_hop: NextHop { interface, mac, own_mac: [0x02, 0, 0, 0, 1, 2] },
+        port: Port::new(8_080),
+        state: EndpointState::ACTIVE,
+        flags: 0,
+        service,
+        generation: 1,
+        weight: 1,
+    }
+}
+
+fn map<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Map> {
+    ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))
+}
+
+fn array<'a, const V: usize>(ebpf: &'a mut Ebpf, name: &str) -> Result<Array<&'a mut MapData, [u8; V]>> {
+    Ok(Array::try_from(map(ebpf, name)?)?)
+}
+
+fn hash<'a, const K: usize, const V: usize>(
+    ebpf: &'a mut Ebpf,
+    name: &str,
+) -> Result<HashMap<&'a mut MapData, [u8; K], [u8; V]>> {
+    Ok(HashMap::try_from(map(ebpf, name)?)?)
+}
+
+fn service_key(addr: IpAddr) -> ServiceKey {
+    ServiceKey::new(Addr::from(addr), Port::new(PORT), Protocol::TCP)
+}
+
+/// Fills the maps of the agent's programs.
+///
+/// # Errors
+/// When the kernel refuses a write.
+pub fn fill(ebpf: &mut Ebpf, interface: u32) -> Result<()> {
+    let seed = Seed::new([0x5eed, 0x5eed]);
+    let timeouts = Timeouts { opening: 30, open: 3_600, closing: 120, udp: 60 };
+    let settings = Settings::new(seed, Port::new(61_000), 4_536, timeouts);
+    array(ebpf, map::SettingsMap::NAME)?.set(0, raw::<_, { size_of::<Settings>() }>(&settings), 0)?;
+    let n_slots = size_class(u32::from(ENDPOINTS));
+    let chunks = SlotChunk::chunks_for(n_slots);
+    let mut words = BTreeMap::new();
+    for (id, addr) in (0_u32..).zip(services()) {
+        let v6 = addr.is_ipv6();
+        let rows = u32::from(ENDPOINTS) * id;
+        let mut members = Vec::new();
+        for idx in 0..ENDPOINTS {
+            let row = endpoint(v6, idx, id, interface);
+            members.push(Member { addr: row.addr, port: row.port, index: idx, weight: 1 });
+            let bytes = raw::<_, { size_of::<Endpoint>() }>(&row);
+            array(ebpf, map::Endpoints::NAME)?.set(rows + u32::from(idx), bytes, 0)?;
+        }
+        let first_chunk = chunks * id;
+        slots(ebpf, first_chunk, &maglev::table(&seed, &members, n_slots))?;
+        let mut service = Service::default();
+        service.id = id;
+        service.first_endpoint = rows;
+        service.n_endpoints = u32::from(ENDPOINTS);
+        service.first_chunk = [first_chunk, first_chunk];
+        service.n_slots = n_slots;
+        service.mode = Mode::NAT;
+        service.track = Track::ALWAYS;
+        let key = raw::<_, { size_of::<ServiceKey>() }>(&service_key(addr));
+        hash(ebpf, map::Services::NAME)?.insert(key, raw::<_, { size_of::<Service>() }>(&service), 0)?;
+        let bit = filter::bit(Addr::from(addr));
+        words.entry(bit >> 6).or_insert(FilterWord { bits: 0 }).bits |= 1 << (bit & 63);
+    }
+    for (index, word) in words {
+        array(ebpf, map::Filter::NAME)?.set(index, raw::<_, { size_of::<FilterWord>() }>(&word), 0)?;
+    }
+    Ok(())
+}
+
+fn slots(ebpf: &mut Ebpf, first_chunk: u32, table: &[u16]) -> Result<()> {
+    let mut map = array::<{ size_of::<SlotChunk>() }>(ebpf, map::Slots::NAME)?;
+    for (number, part) in (first_chunk..).zip(table.chunks(SlotChunk::LEN)) {
+        let mut chunk = SlotChunk::default();
+        for (slot, endpoint) in chunk.slots.iter_mut().zip(part) {
+            *slot = Slot { endpoint: *endpoint, former: *endpoint };
+        }
+        map.set(number, raw(&chunk), 0)?;
+    }
+    Ok(())
+}
+
+/// Fills the maps of the reference: one ring for both services, whose slots name an endpoint of the packet's family
+/// by an offset, as the classic design's ring does for each of its services.
+///
+/// # Errors
+/// When the kernel refuses a write.
+pub fn fill_reference(ebpf: &mut Ebpf, interface: u32) -> Result<()> {
+    let seed = Seed::new([0x5eed, 0x5eed]);
+    let mut members = Vec::new();
+    for (id, addr) in (0_u32..).zip(services()) {
+        let v6 = addr.is_ipv6();
+        let rows = u32::from(ENDPOINTS) * id;
+        for idx in 0..ENDPOINTS {
+            let row = endpoint(v6, idx, id, interface);
+            if !v6 {
+                members.push(Member { addr: row.addr, port: row.port, index: idx, weight: 1 });
+            }
+            let bytes = raw::<_, { size_of::<Endpoint>() }>(&row);
+            array(ebpf, "REF_ENDPOINTS")?.set(rows + u32::from(idx), bytes, 0)?;
+        }
+        let key = raw::<_, { size_of::<ServiceKey>() }>(&service_key(addr));
+        hash(ebpf, "REF_SERVICES")?.insert(key, rows.to_ne_bytes(), 0)?;
+    }
+    let mut ring = array::<4>(ebpf, "REF_RING")?;
+    for (slot, endpoint) in (0_u32..).zip(maglev::table(&seed, &members, RING)) {
+        ring.set(slot, u32::from(endpoint).to_ne_bytes(), 0)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,280 @@
+//! Golden files: a configuration in, routes and the writes to the kernel's maps out. Each file under `testdata/golden`
+//! tells one story: configurations that follow one another, requests, and what became of both.
+//! `UPDATE_EXPECT=1` writes the answers anew; they are reviewed like code.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a suite fails loudly"
+)]
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
+
+use gateway_common::{
+    addr::Protocol,
+    endpoint::{EndpointState, NextHop},
+    hash::Seed,
+    map::{self, MapDef as _},
+    service::{Mode, Service, ServiceKey},
+    slot::Slot,
+};
+use gateway_tests::expect;
+use gateway_userspace::{
+    clock::Clock,
+    compile::{
+        id::Ids,
+        image::{self, SocketRanges},
+        service,
+        state::{Shared, state},
+    },
+    drain::Tasks,
+    endpoint::Registry,
+    image::{Capacity, Range, Way},
+    kernel::{memory::Memory, plan::Op, writer::Writer},
+    metrics::Metrics,
+    net::connect,
+    pool::registry::{self, Pools},
+    route::Request,
+    snapshot::Snapshot,
+    source::file,
+    state::{Bind, BindKey, State, Transport},
+    tls,
+    upstream::Parts,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+/// The seed of every golden file: tables follow from it.
+const SEED: Seed = Seed::new([0x5eed, 0x5eed]);
+
+/// Every address is known to be reached over this interface.
+const INTERFACE: u32 = 2;
+
+#[test]
+fn golden_files() {
+    let folder = expect::root().join("tests/testdata/golden");
+    let mut paths: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(paths.len() >= 5, "{} holds the stories", folder.display());
+    for path in paths {
+        let text = fs::read_to_string(&path).unwrap();
+        expect::file(&path, &tell(&path, &text));
+    }
+}
+
+/// What a file should say: its questions as they are, each with its answer.
+fn tell(path: &Path, text: &str) -> String {
+    let mut agent = Agent::new();
+    let mut told = String::new();
+    let (head, sections) = text.split_once("=== ").expect("a file has sections, each begun by `=== NAME`");
+    told.push_str(head);
+    for section in sections.split("\n=== ") {
+        let (name, body) = section.split_once('\n').unwrap_or((section, ""));
+        let body = body.trim_end();
+        let answer = match name {
+            "config" => ("writes", agent.take(body)),
+            "requests" => ("routes", agent.ask(body)),
+            "writes" | "routes" => continue,
+            other => panic!("{}: no section is called `{other}`", path.display()),
+        };
+        write!(told, "=== {name}\n{body}\n\n=== {}\n{}\n", answer.0, answer.1).unwrap();
+    }
+    format!("{}\n", told.trim_end())
+}
+
+/// All of the agent that is pure: what it would serve, and maps in memory that it writes.
+struct Agent {
+    folder: tempfile::TempDir,
+    shared: Shared,
+    served: Option<State>,
+    ids: Ids,
+    sockets: BTreeMap<SocketAddr, u32>,
+    writer: Writer<Memory>,
+}
+
+impl Agent {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        // What a certificate says changes nothing here; that there is one does.
+        let made = rcgen::generate_simple_self_signed(["www.example.org".to_owned()]).unwrap();
+        fs::write(folder.path().join("web.pem"), made.cert.pem()).unwrap();
+        fs::write(folder.path().join("web.key"), made.signing_key.serialize_pem()).unwrap();
+        let (tasks, clock, metrics) = (Tasks::default(), Clock::driven(), Arc::new(Metrics::new(1)));
+        let pools = Pools::new(registry::Shared {
+            n_shards: 1,
+            tasks: tasks.clone(),
+            clock: clock.clone(),
+            families: metrics.families.clone(),
+        });
+        let parts = Parts {
+            registry: Arc::new(Registry::default()),
+            pools: Arc::new(pools),
+            metrics,
+            tasks,
+            options: connect::Options::default(),
+        };
+        let capacity = Capacity {
+            services: map::Services::CAPACITY,
+            rows: map::Endpoints::CAPACITY,
+            chunks: map::Slots::CAPACITY,
+        };
+        Self {
+            folder,
+            shared: Shared { parts, tls: tls::Context::new().unwrap(), seed: SEED },
+            served: None,
+            ids: Ids::new(capacity),
+            sockets: BTreeMap::new(),
+            writer: Writer::new(Memory::default(), SEED, Clock::real()).unwrap(),
+        }
+    }
+
+    /// Takes a configuration, as the control loop does, and says what it wrote.
+    fn take(&mut self, text: &str) -> String {
+        let loaded = match file::parse(&self.folder.path().join("sluice.yaml"), text) {
+            Ok(loaded) => loaded,
+            Err(faults) => panic!("a golden configuration is sound: {faults}"),
+        };
+        let snapshot = loaded.snapshot;
+        self.served = Some(state(&snapshot, &self.shared, self.served.as_ref()).expect("it can be served"));
+        service::settle(&snapshot, &self.shared.parts.registry);
+        let retired = image::left_over(&snapshot, &self.ids);
+        let sockets = self.place_sockets(&snapshot);
+        let registry = &self.shared.parts.registry;
+        let image =
+            image::image(&snapshot, registry, &mut self.ids, &sockets, &retired).expect("there is room");
+        let hosts = image.services.iter().flat_map(|service| &service.endpoints);
+        let ways = hosts.map(|row| (row.endpoint.addr().ip(), way(row.endpoint.addr().ip()))).collect();
+        self.writer.set_ways(ways).unwrap();
+        self.writer.apply(Arc::new(image)).unwrap();
+        assert_eq!(self.writer.gap(), 0);
+        let journal = self.writer.maps_mut().take_journal();
+        lines(journal.iter().map(describe))
+    }
+
+    /// Two workers listen at each address that the agent serves.
+    fn place_sockets(&mut self, snapshot: &Snapshot) -> SocketRanges {
+        for listener in snapshot.listeners.iter().filter(|listener| listener.protocol.is_layer7()) {
+            let next = self.sockets.values().max().map_or(0, |last| last + 2);
+            self.sockets.entry(listener.addr).or_insert(next);
+        }
+        self.sockets.iter().map(|(addr, first)| (*addr, Range { first: *first, count: 2 })).collect()
+    }
+
+    /// Where each request goes: `METHOD ADDRESS HOST/PATH?QUERY HEADER=VALUE ...`.
+    fn ask(&self, requests: &str) -> String {
+        let served = self.served.as_ref().expect("a configuration comes before requests");
+        lines(requests.lines().map(|line| format!("{line} -> {}", answer(served, line))))
+    }
+}
+
+fn lines(lines: impl Iterator<Item = String>) -> String {
+    let mut text = lines.collect::<Vec<_>>().join("\n");
+    text.push('\n');
+    text
+}
+
+/// A write in words.
+fn describe(op: &Op) -> String {
+    match op {
+        Op::Row { row, value } if value.port.number() == 0 => format!("row {row}: empty"),
+        Op::Row { row, value } => format!(
+            "row {row}: {} {} of service {}, weight {}, generation {}",
+            SocketAddr::new(value.addr.into(), value.port.number()),
+            word(value.state),
+            value.service,
+            value.weight,
+            value.generation
+        ),
+        Op::Slots { key, first_chunk, slots } => {
+            format!("slots of {} from chunk {first_chunk}: {}", name(key), shares(slots))
+        }
+        Op::Service { key, value } => format!("service {}: {}", name(key), value_of(value)),
+        Op::Filter { word, bits } => format!("filter word {word}: {} bits", bits.count_ones()),
+        Op::Remove { key } => format!("remove service {}", name(key)),
+    }
+}
+
+fn way(addr: IpAddr) -> Way {
+    let next_hop = NextHop { interface: INTERFACE, mac: [2, 0, 0, 0, 0, 1], own_mac: [2, 0, 0, 0, 0, 2] };
+    let source = if addr.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
+    Way { is_local: false, interface: INTERFACE, source: Some(source.parse().unwrap()), next_hop }
+}
+
+const fn word(state: EndpointState) -> &'static str {
+    match state {
+        EndpointState::ACTIVE => "active",
+        EndpointState::DRAINING => "draining",
+        _ => "down",
+    }
+}
+
+fn name(key: &ServiceKey) -> String {
+    let transport = if key.protocol == Protocol::UDP { "udp" } else { "tcp" };
+    format!("{}/{transport}", SocketAddr::new(key.addr.into(), key.port.number()))
+}
+
+/// How many slots each endpoint has, and how many changed hands.
+fn shares(slots: &[Slot]) -> String {
+    let mut counts: BTreeMap<u16, usize> = BTreeMap::new();
+    for slot in slots {
+        *counts.entry(slot.endpoint).or_default() += 1;
+    }
+    let counts: Vec<String> = counts.iter().map(|(endpoint, n)| format!("{n} to +{endpoint}")).collect();
+    let moved = slots.iter().filter(|slot| slot.endpoint != slot.former).count();
+    format!("{}; {moved} moved", counts.join(", "))
+}
+
+fn value_of(value: &Service) -> String {
+    if value.mode == Mode::AGENT {
+        return format!("id {}, agent, sockets {} + {}", value.id, value.first_socket, value.n_sockets);
+    }
+    let [first, second] = value.first_chunk;
+    format!(
+        "id {}, rows {} + {}, {} slots at chunk {first} or {second}, now {}",
+        value.id,
+        value.first_endpoint,
+        value.n_endpoints,
+        value.n_slots,
+        if value.current == 0 { first } else { second }
+    )
+}
+
+fn answer(served: &State, line: &str) -> String {
+    let mut words = line.split_whitespace();
+    let mut next = || words.next().expect("a request is METHOD ADDRESS HOST/PATH");
+    let method: Method = next().parse().unwrap();
+    let addr: SocketAddr = next().parse().unwrap();
+    let target = next();
+    let (host, path) = target.split_once('/').expect("a target has a path");
+    let path = format!("/{path}");
+    let (path, query) =
+        path.split_once('?').map_or((path.as_str(), None), |(path, query)| (path, Some(query)));
+    let headers: HeaderMap = words
+        .map(|word| word.split_once('=').expect("a header is NAME=VALUE"))
+        .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse::<HeaderValue>().unwrap()))
+        .collect();
+    let request = Request { host, path, query, method: &method, headers: &headers };
+    let Some(Bind::Http(bind)) = served.binds.get(&BindKey { addr, transport: Transport::Tcp }) else {
+        return "nothing listens".to_owned();
+    };
+    let Some(listener) = bind.listeners.lookup(host).next() else { return "no listener".to_owned() };
+    let Some(rule) = listener.table.find(&request) else {
+        return format!("listener {}, no route", listener.name.as_str());
+    };
+    let services: HashMap<_, _> =
+        served.services.iter().map(|(name, service)| (Arc::as_ptr(service), name)).collect();
+    let shares = rule.backends.shares().map(|(weight, service)| {
+        let name = service.and_then(|service| services.get(&Arc::as_ptr(service)));
+        format!("{} {weight}", name.map_or("(missing)", |name| name.as_str()))
+    });
+    let shares: Vec<String> = shares.collect();
+    format!("listener {}, route {}: {}", listener.name.as_str(), rule.route.as_str(), shares.join(", "))
+}
