@@ -290,12 +290,11 @@ fn hang(program: &mut SchedClassifier, path: &Path, next: &Path) -> Result<(), E
         pin::remove(next)?;
     }
     program.pin(next).map_err(|source| Error::Pin { path: next.to_owned(), source })?;
-    let id = match filter::of_pin(path, &place).map_err(failed_filter)? {
-        Some(filter) => program.attach_to_link(filter),
-        None => {
-            let options = TcAttachOptions::Netlink(tc::NlOptions::default());
-            program.attach_with_options(&place.interface, side, options)
-        }
+    let id = if let Some(filter) = filter::of_pin(path, &place).map_err(failed_filter)? {
+        program.attach_to_link(filter)
+    } else {
+        let options = TcAttachOptions::Netlink(tc::NlOptions::default());
+        program.attach_with_options(&place.interface, side, options)
     };
     let link = program.take_link(id.map_err(failed(name))?).map_err(failed(name))?;
     // Without a link that is pinned, the filter must outlive this value.

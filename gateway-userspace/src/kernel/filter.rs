@@ -6,7 +6,7 @@
 use std::{io, path::Path};
 
 use aya::programs::{
-    ProgramError, ProgramInfo, TcAttachType,
+    ProgramInfo, TcAttachType,
     links::Link as _,
     tc::{SchedClassifierLink, TcHandle},
 };
@@ -60,10 +60,7 @@ pub(super) fn of_pin(pin: &Path, place: &Place) -> io::Result<Option<SchedClassi
 
 /// Removes a filter.
 pub(super) fn detach(filter: SchedClassifierLink) -> io::Result<()> {
-    filter.detach().map_err(|error| match error {
-        ProgramError::IOError(error) => error,
-        other => io::Error::other(other),
-    })
+    filter.detach().map_err(io::Error::other)
 }
 
 /// Priority and handle of the filter that runs a program.
@@ -105,18 +102,22 @@ fn read(mut part: &[u8], program: u32, found: &mut Option<(u16, TcHandle)>) -> i
         let length = usize::try_from(message.length()).map_err(io::Error::other)?;
         // Filters of others may be of kinds that cannot be parsed; ours can.
         if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(part) {
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(Listed::Last),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter))
-                    if runs(&filter, program) =>
-                {
-                    // The upper half is the priority, the lower the protocol.
-                    let priority = u16::try_from(filter.header.info >> 16).map_err(io::Error::other)?;
-                    let handle = filter.header.handle;
-                    *found = Some((priority, TcHandle::new(handle.major, handle.minor)));
-                }
-                _ => {}
+            if let NetlinkPayload::Done(_) = message.payload {
+                return Ok(Listed::Last);
+            }
+            if let NetlinkPayload::Error(error) = &message.payload
+                && error.code.is_some()
+            {
+                return Err(error.to_io());
+            }
+            if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) =
+                message.payload
+                && runs(&filter, program)
+            {
+                // The upper half is the priority, the lower the protocol.
+                let priority = u16::try_from(filter.header.info >> 16).map_err(io::Error::other)?;
+                let handle = filter.header.handle;
+                *found = Some((priority, TcHandle::new(handle.major, handle.minor)));
             }
         }
         // Messages begin at multiples of four bytes.

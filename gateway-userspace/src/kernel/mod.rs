@@ -132,7 +132,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Attach { what, .. } => write!(f, "cannot attach {what}"),
-            Self::Filter { path, .. } => write!(f, "cannot remove the filter of {}", path.display()),
+            Self::Filter { path, .. } => {
+                write!(f, "cannot find, replace or remove the filter of {}", path.display())
+            }
             Self::ForeignPin { path } => {
                 let path = path.display();
                 write!(
