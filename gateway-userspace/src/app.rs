@@ -28,6 +28,7 @@ use crate::{
     drain::{self, Tasks},
     endpoint::Registry,
     kernel::{self, Kernel},
+    limits,
     listener::{Settings, Workers},
     metrics::{
         Metrics,
@@ -187,6 +188,7 @@ fn assemble(
     let published = Arc::new(Published::default());
     let workers = Workers::start(&Settings {
         n_workers,
+        n_connections: limits::connections_per_worker(raise_descriptor_limit(), n_workers),
         published: Arc::clone(&published),
         metrics: Arc::clone(metrics),
         pools,
@@ -241,6 +243,16 @@ fn start_kernel(agent: &AgentSettings, metrics: &Metrics) -> anyhow::Result<Opti
         metrics.families.kernel_mode.get_or_create(&ModeLabels { mode: name }).set(i64::from(name == mode));
     }
     Ok(started.map(|kernel| Arc::new(Mutex::new(kernel))))
+}
+
+/// Takes as many file descriptors as the system lets this process have; how many that are.
+fn raise_descriptor_limit() -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1_024 };
+    let raised = setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let n_descriptors = if raised { hard } else { soft };
+    tracing::debug!(n_descriptors, "file descriptors for this process");
+    usize::try_from(n_descriptors).unwrap_or(usize::MAX)
 }
 
 /// Ends what an earlier agent left in the kernel, which would go on beside this one and know nothing new.

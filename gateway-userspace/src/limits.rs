@@ -12,9 +12,16 @@ pub const HEADERS: usize = 100;
 /// headers.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Time that a client's HTTP/1 connection may wait for its next request; then it is closed. As long as nginx: clients that
-/// keep connections expect about a minute.
+/// Time that a client's connection may wait for its next request; then it is closed, with HTTP/2 after at most twice the
+/// time. As long as nginx: clients that keep connections expect about a minute.
 pub const DOWNSTREAM_IDLE: Duration = Duration::from_secs(75);
+
+/// Time in which a client takes nothing of a response, or sends nothing of a request's body that is wanted; then its
+/// connection is closed. As long as in nginx.
+pub const STALL: Duration = Duration::from_mins(1);
+
+/// Time for an endpoint to begin its response where the route says nothing; then the client gets 504. As long as in nginx.
+pub const BACKEND_REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Time for a client's TLS handshake; then its connection is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,10 +44,14 @@ pub const UPSTREAM_CONNECTIONS: usize = 8_192;
 /// Streams that one upstream HTTP/2 connection carries before another is opened.
 pub const UPSTREAM_STREAMS: usize = 100;
 
+/// Bytes of a request's body that are remembered while it is sent; a longer one cannot be sent again.
+pub const REPLAY_BYTES: usize = 64 * 1024;
+
 /// Tries of one request on different endpoints, the first included.
 pub const TRIES: usize = 3;
 
-/// Downstream connections of one worker; beyond it the oldest waiting ones stay in the kernel's queue.
+/// Downstream connections of one worker, or fewer where descriptors are scarce; beyond it the oldest waiting ones stay in
+/// the kernel's queue.
 pub const CONNECTIONS_PER_WORKER: usize = 16_384;
 
 /// Connections that wait in the kernel for `accept`; beyond it the kernel drops SYNs.
@@ -67,11 +78,40 @@ pub const ENDPOINTS_PER_SERVICE: usize = 4_096;
 /// Largest weight of an endpoint or a backend, as in the Gateway API.
 pub const WEIGHT: u32 = 1_000_000;
 
-/// Probes that run at the same time; others wait for their turn.
-pub const PROBES: usize = 256;
+/// Probes that run at the same time; others wait for their turn. Silent endpoints hold their place for the whole timeout,
+/// so it takes thousands of them to make the others late.
+pub const PROBES: usize = 4_096;
 
 /// Bytes of a probe's response that are read.
 pub const PROBE_RESPONSE_BYTES: usize = 64 * 1024;
 
 /// Time to finish what is being served after SIGTERM.
 pub const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Time in which a peer acknowledges nothing of what was sent; then its connection is closed (`TCP_USER_TIMEOUT`).
+pub const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// How a silent peer is asked whether it still is there: after a minute, four times in a minute more. It ends connections
+/// whose other side vanished, which nothing else would notice where nothing is sent.
+pub const fn keepalive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new()
+        .with_time(Duration::from_mins(1))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4)
+}
+
+/// File descriptors that are not for connections: sockets that listen, maps, files, health checks.
+pub const RESERVED_DESCRIPTORS: usize = 512;
+
+/// Connections of one worker with so many descriptors for the process: each may need one towards an endpoint, too.
+pub const fn connections_per_worker(n_descriptors: usize, n_workers: usize) -> usize {
+    let n_workers = if n_workers == 0 { 1 } else { n_workers };
+    let share = n_descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2 / n_workers;
+    if share < 16 {
+        16
+    } else if share > CONNECTIONS_PER_WORKER {
+        CONNECTIONS_PER_WORKER
+    } else {
+        share
+    }
+}

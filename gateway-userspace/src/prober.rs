@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::client::conn::http2;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,6 +28,7 @@ use crate::{
     metrics::{Metrics, names::ProbeLabels},
     name::ServiceName,
     net::connect,
+    pool::body::RequestBody,
 };
 
 /// One endpoint to check.
@@ -108,7 +110,7 @@ impl Prober {
     }
 
     fn start(&self, probe: Probe) -> Running {
-        let (permits, options) = (Arc::clone(&self.permits), self.options);
+        let (permits, options, tasks) = (Arc::clone(&self.permits), self.options, self.tasks.clone());
         let (metrics, running) = (Arc::clone(&self.metrics), probe.clone());
         let task = self.tasks.spawn("prober", async move {
             let first = Instant::now() + probe.check.interval.mul_f64(fastrand::f64());
@@ -119,7 +121,7 @@ impl Prober {
                 ticks.tick().await;
                 // The semaphore is never closed.
                 let Ok(permit) = permits.acquire().await else { return };
-                let outcome = run(probe.endpoint.addr(), &probe.check, options).await;
+                let outcome = run(probe.endpoint.addr(), &probe.check, options, &tasks).await;
                 drop(permit);
                 let service = probe.endpoint.id().service.as_str().to_owned();
                 metrics
@@ -146,22 +148,23 @@ fn report(endpoint: &Endpoint, health: Health, outcome: Outcome) {
 }
 
 /// One check.
-pub async fn run(addr: SocketAddr, check: &Check, options: connect::Options) -> Outcome {
+pub async fn run(addr: SocketAddr, check: &Check, options: connect::Options, tasks: &Tasks) -> Outcome {
     let done = async {
         let mut stream = connect::tcp(addr, check.timeout, options).await?;
         match &check.kind {
             Kind::Tcp => Ok(Outcome::Passed),
-            Kind::Http { path, host, statuses } => {
+            Kind::Http { path, host, statuses, h2c } => {
+                let is_good = |status: Option<u16>| status.is_some_and(|status| statuses.contains(&status));
+                if *h2c {
+                    let status = ask_h2c(stream, path, host, tasks).await?;
+                    return Ok(if is_good(status) { Outcome::Passed } else { Outcome::Wrong });
+                }
                 let request = format!(
                     "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sluice\r\nConnection: close\r\n\r\n"
                 );
                 stream.write_all(request.as_bytes()).await?;
                 let status = read_status(&mut stream).await?;
-                Ok(if status.is_some_and(|status| statuses.contains(&status)) {
-                    Outcome::Passed
-                } else {
-                    Outcome::Wrong
-                })
+                Ok(if is_good(status) { Outcome::Passed } else { Outcome::Wrong })
             }
         }
     };
@@ -185,17 +188,90 @@ fn outcome_of(cause: &io::Error) -> Outcome {
 /// The status of a response; none when it is not HTTP, too long, or breaks off.
 async fn read_status(stream: &mut tokio::net::TcpStream) -> io::Result<Option<u16>> {
     let mut head = Vec::with_capacity(1_024);
+    let mut n_read = 0;
     loop {
-        if stream.read_buf(&mut head).await? == 0 || head.len() > limits::PROBE_RESPONSE_BYTES {
-            return Ok(None);
-        }
-        let mut headers = [httparse::EMPTY_HEADER; limits::HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        match response.parse(&head) {
-            Ok(httparse::Status::Complete(_)) => return Ok(response.code),
-            Ok(httparse::Status::Partial) => {}
+        match parse_status(&head) {
+            // Interim responses come before the one that counts (RFC 9110, section 15.2).
+            Ok(Some((status, end))) if status < 200 => drop(head.drain(..end)),
+            Ok(Some((status, _))) => return Ok(Some(status)),
             Err(_) => return Ok(None),
+            Ok(None) => {
+                let n = stream.read_buf(&mut head).await?;
+                n_read += n;
+                if n == 0 || n_read > limits::PROBE_RESPONSE_BYTES {
+                    return Ok(None);
+                }
+            }
         }
+    }
+}
+
+/// Status and length of the first head, when it is complete.
+fn parse_status(bytes: &[u8]) -> Result<Option<(u16, usize)>, httparse::Error> {
+    let mut headers = [httparse::EMPTY_HEADER; limits::HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    match response.parse(bytes)? {
+        httparse::Status::Complete(end) => Ok(response.code.map(|code| (code, end))),
+        httparse::Status::Partial => Ok(None),
+    }
+}
+
+/// The status of a response over HTTP/2 with prior knowledge; none when HTTP/2 is not what is spoken.
+async fn ask_h2c(
+    stream: tokio::net::TcpStream,
+    path: &str,
+    host: &str,
+    tasks: &Tasks,
+) -> io::Result<Option<u16>> {
+    let not_spoken = |cause: hyper::Error| {
+        // A connection that was closed or reset says no; anything else is another protocol.
+        let io =
+            std::error::Error::source(&cause).and_then(<dyn std::error::Error>::downcast_ref::<io::Error>);
+        io.map_or(Ok(None), |io| Err(io.kind().into()))
+    };
+    let uri = http::Uri::builder().scheme("http").authority(host).path_and_query(path).build();
+    let request = http::Request::get(uri.unwrap_or_default())
+        .version(http::Version::HTTP_2)
+        .header(http::header::USER_AGENT, "sluice")
+        .body(RequestBody::empty())
+        .map_err(io::Error::other)?;
+    let opened =
+        http2::Builder::new(Executor(tasks.clone())).handshake(hyper_util::rt::TokioIo::new(stream)).await;
+    let (mut sender, connection) = match opened {
+        Ok(opened) => opened,
+        Err(cause) => return not_spoken(cause),
+    };
+    // Ends with this check, also when its time is over.
+    let driver = tasks.spawn("health check connection", async move {
+        // How it ends says nothing that the answer does not.
+        drop(connection.await);
+    });
+    let _driver = Aborted(driver.abort_handle());
+    match sender.send_request(request).await {
+        Ok(response) => Ok(Some(response.status().as_u16())),
+        Err(cause) => not_spoken(cause),
+    }
+}
+
+/// A task that ends with this value.
+struct Aborted(AbortHandle);
+
+impl Drop for Aborted {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Runs the tasks that HTTP/2 needs.
+#[derive(Clone, Debug)]
+struct Executor(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        drop(self.0.spawn("health check stream", future));
     }
 }
 
@@ -203,4 +279,62 @@ async fn read_status(stream: &mut tokio::net::TcpStream) -> io::Result<Option<u1
 /// that everything else may take.
 pub fn time_to_notice(check: &Check, is_silent: bool) -> Duration {
     if is_silent { check.interval * check.thresholds.unhealthy + check.timeout } else { check.interval }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "the endpoint's tasks end with their test")]
+mod tests {
+    use http_body_util::Empty;
+    use hyper::{Response, body::Bytes, service::service_fn};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::health::Thresholds;
+
+    fn check(h2c: bool) -> Check {
+        let kind = Kind::Http { path: "/ok".into(), host: "a.test".into(), statuses: 200..=200, h2c };
+        let thresholds = Thresholds { unhealthy: 1, healthy: 1 };
+        Check { kind, interval: Duration::from_secs(1), timeout: Duration::from_millis(500), thresholds }
+    }
+
+    async fn outcome(addr: SocketAddr, h2c: bool) -> Outcome {
+        run(addr, &check(h2c), connect::Options::default(), &Tasks::default()).await
+    }
+
+    #[tokio::test]
+    async fn interim_responses_are_skipped() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1_024];
+                let _asked = stream.read(&mut request).await.unwrap();
+                for part in ["HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 2", "00 OK\r\n\r\n"] {
+                    stream.write_all(part.as_bytes()).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+        assert_eq!(outcome(addr, false).await, Outcome::Passed);
+        assert_eq!(outcome(addr, true).await, Outcome::Wrong, "it does not speak HTTP/2");
+    }
+
+    #[tokio::test]
+    async fn a_service_over_http2_is_checked_over_http2() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| async move {
+                    let status = if request.uri().path() == "/ok" { 200 } else { 404 };
+                    Response::builder().status(status).body(Empty::<Bytes>::new())
+                });
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let server = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+                tokio::spawn(server.serve_connection(io, service));
+            }
+        });
+        assert_eq!(outcome(addr, true).await, Outcome::Passed);
+        assert_eq!(outcome(addr, false).await, Outcome::Wrong, "it does not speak HTTP/1.1");
+    }
 }

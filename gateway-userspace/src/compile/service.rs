@@ -83,6 +83,7 @@ pub(super) fn probes(wanted: &Service, registry: &Registry) -> Vec<Probe> {
                     path: path.clone(),
                     host: host.clone().unwrap_or_else(|| endpoint.addr.to_string()),
                     statuses: statuses.clone(),
+                    h2c: wanted.protocol == UpstreamProtocol::H2c,
                 },
             };
             let id = EndpointId { service: wanted.name.clone(), addr: endpoint.addr };

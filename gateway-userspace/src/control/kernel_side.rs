@@ -282,6 +282,11 @@ impl KernelSide {
                 }
             }
         }
+        self.retired()
+    }
+
+    /// Endpoints that nobody wants any more and that still may hold flows.
+    pub fn retired(&self) -> BTreeSet<EndpointId> {
         self.retired.keys().map(|(_, id)| id.clone()).collect()
     }
 

@@ -95,6 +95,17 @@ impl Control {
     /// # Errors
     /// When it cannot be served.
     pub async fn apply(&mut self, snapshot: Snapshot) -> Result<(), Refusal> {
+        let applied = self.try_apply(snapshot).await;
+        if applied.is_err() {
+            // Compiling made handles for endpoints that nobody serves now.
+            let served = served(&self.wanted.load());
+            let retired = self.kernel.as_ref().map_or_else(BTreeSet::new, KernelSide::retired);
+            self.registry.retain(|id| served.contains(id) || retired.contains(id));
+        }
+        applied
+    }
+
+    async fn try_apply(&mut self, snapshot: Snapshot) -> Result<(), Refusal> {
         let before = self.published.load();
         let compiled = state(&snapshot, &self.shared, Some(&before)).map_err(Refusal::Faults)?;
         let binds = self.binds(&compiled);

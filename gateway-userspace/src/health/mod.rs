@@ -31,7 +31,7 @@ pub struct Check {
 pub enum Kind {
     /// A TCP connection is opened and closed.
     Tcp,
-    /// A GET request over HTTP/1.1 answers with one of the statuses.
+    /// A GET request is answered with one of the statuses.
     Http {
         /// Origin-form path.
         path: String,
@@ -39,6 +39,8 @@ pub enum Kind {
         host: String,
         /// Accepted statuses, inclusive.
         statuses: std::ops::RangeInclusive<u16>,
+        /// Over HTTP/2 with prior knowledge, as the service is spoken to; else over HTTP/1.1.
+        h2c: bool,
     },
 }
 

@@ -56,7 +56,15 @@ fn find<'s>(bind: &'s HttpBind, parts: &Parts) -> (Result<&'s Arc<Rule>, Fault>,
     if parts.method == Method::CONNECT {
         return (Err(Fault::new(Kind::Unsupported)), &bind.unmatched);
     }
-    let host = header::host_name(header::authority(parts).unwrap_or_default());
+    // The codec of HTTP/1 refuses more by itself; HTTP/2 counts bytes only.
+    if parts.headers.len() > limits::HEADERS {
+        return (Err(Fault::new(Kind::HeadTooLarge)), &bind.unmatched);
+    }
+    let authority = header::authority(parts).unwrap_or_default();
+    if !header::is_sound(authority) {
+        return (Err(Fault::new(Kind::BadRequest)), &bind.unmatched);
+    }
+    let host = header::host_name(authority);
     let Some(listener) = bind.listeners.lookup(&host).next() else {
         return (Err(Fault::new(Kind::NoRoute)), &bind.unmatched);
     };
@@ -82,7 +90,7 @@ async fn within_deadline(
     body: RequestBody,
 ) -> Result<Response<ResponseBody>, Fault> {
     let service = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
-    let head = header::to_upstream(parts, downstream, service.definition().protocol)?;
+    let head = header::to_upstream(parts, downstream, service.definition().protocol, !body.is_empty())?;
     let message = Message::new(head, body);
     let Some(timeout) = rule.request_timeout else {
         let (response, lease) = forward(worker, downstream, service, rule.backend_timeout, message).await?;
@@ -178,6 +186,7 @@ impl Failed {
             Cause::Timeout => Kind::TryTimeout,
             Cause::Send(SendError::Body) => Kind::ClientGone,
             Cause::Send(SendError::Protocol) => Kind::Protocol,
+            Cause::Send(SendError::Refused) => Kind::Refused,
             Cause::Send(SendError::Closed | SendError::Unsent(_)) if is_down => Kind::EndpointDown,
             Cause::Send(SendError::Closed | SendError::Unsent(_)) => Kind::Reset,
         })
@@ -190,17 +199,14 @@ impl Message {
     }
 
     /// What to send, and what is kept for another try.
-    fn split(self) -> (Request<RequestBody>, Option<Kept>) {
-        if !header::is_idempotent(&self.head.method) {
-            return (Request::from_parts(self.head, self.body), None);
-        }
+    fn split(self) -> (Request<RequestBody>, Kept) {
         let (body, keeper) = self.body.lend();
         let kept = Kept { head: self.head.clone(), keeper };
-        (Request::from_parts(self.head, body), Some(kept))
+        (Request::from_parts(self.head, body), kept)
     }
 }
 
-/// What is needed to send an idempotent request again.
+/// What is needed to send a request again.
 struct Kept {
     head: Parts,
     /// None when there is no body.
@@ -226,10 +232,13 @@ async fn send(
     let (request, kept) = message.split();
     let sent = match timeout {
         None => lease.send(request).await,
-        Some(timeout) => match tokio::time::timeout(timeout, lease.send(request)).await {
-            Ok(sent) => sent,
-            Err(_) => return Err(Failed { cause: Cause::Timeout, message: None }),
-        },
+        Some(timeout) => {
+            let Ok(sent) = tokio::time::timeout(timeout, lease.send(request)).await else {
+                lease.withdraw();
+                return Err(Failed { cause: Cause::Timeout, message: None });
+            };
+            sent
+        }
     };
     sent.map_err(|cause| match cause {
         SendError::Unsent(request) => {
@@ -238,9 +247,11 @@ async fn send(
             Failed { cause: Cause::Send(SendError::Closed), message }
         }
         SendError::Closed => {
-            // Only of an idempotent request something is kept.
-            Failed { cause: Cause::Send(cause), message: kept.and_then(Kept::message) }
+            // The endpoint may have done what it was asked for.
+            let message = if header::is_idempotent(&kept.head.method) { kept.message() } else { None };
+            Failed { cause: Cause::Send(cause), message }
         }
+        SendError::Refused => Failed { cause: Cause::Send(cause), message: kept.message() },
         SendError::Body | SendError::Protocol => Failed { cause: Cause::Send(cause), message: None },
     })
 }
@@ -256,7 +267,7 @@ fn receive(
         // We never ask for it.
         return Err(Fault::new(Kind::Protocol));
     }
-    header::to_downstream(&mut parts);
+    header::to_downstream(&mut parts)?;
     Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease, active, deadline)))
 }
 

@@ -42,11 +42,13 @@ impl Fault {
     /// A fault of this kind.
     pub const fn new(kind: Kind) -> Self {
         let (side, retry) = match kind {
-            Kind::BadRequest | Kind::ClientGone | Kind::Unsupported => (Side::Downstream, Retry::Never),
+            Kind::BadRequest | Kind::ClientGone | Kind::HeadTooLarge | Kind::Unsupported => {
+                (Side::Downstream, Retry::Never)
+            }
             Kind::MissingService | Kind::NoEndpoint | Kind::NoRoute | Kind::RequestTimeout => {
                 (Side::Gateway, Retry::Never)
             }
-            Kind::Connect | Kind::Overload => (Side::Upstream, Retry::Safe),
+            Kind::Connect | Kind::Overload | Kind::Refused => (Side::Upstream, Retry::Safe),
             Kind::EndpointDown | Kind::Reset => (Side::Upstream, Retry::IfIdempotent),
             Kind::Protocol | Kind::TryTimeout => (Side::Upstream, Retry::Never),
         };
@@ -57,11 +59,12 @@ impl Fault {
     pub const fn status(self) -> StatusCode {
         match self.kind {
             Kind::BadRequest | Kind::ClientGone => StatusCode::BAD_REQUEST,
+            Kind::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Kind::MissingService => StatusCode::INTERNAL_SERVER_ERROR,
             Kind::NoRoute => StatusCode::NOT_FOUND,
             Kind::Unsupported => StatusCode::NOT_IMPLEMENTED,
             Kind::Protocol | Kind::Reset => StatusCode::BAD_GATEWAY,
-            Kind::Connect | Kind::EndpointDown | Kind::NoEndpoint | Kind::Overload => {
+            Kind::Connect | Kind::EndpointDown | Kind::NoEndpoint | Kind::Overload | Kind::Refused => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Kind::RequestTimeout | Kind::TryTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -75,11 +78,13 @@ impl Fault {
             Kind::ClientGone => "the request broke off\n",
             Kind::Connect => "no endpoint could be reached\n",
             Kind::EndpointDown => "the endpoint went down\n",
+            Kind::HeadTooLarge => "too many header fields\n",
             Kind::MissingService => "the route leads to a service that does not exist\n",
             Kind::NoEndpoint => "no endpoint is available\n",
             Kind::NoRoute => "no route matches\n",
             Kind::Overload => "too many connections to the endpoint\n",
             Kind::Protocol => "the endpoint did not speak HTTP\n",
+            Kind::Refused => "the endpoint refused the request\n",
             Kind::Reset => "the endpoint closed the connection\n",
             Kind::RequestTimeout => "the request took too long\n",
             Kind::TryTimeout => "the endpoint took too long\n",

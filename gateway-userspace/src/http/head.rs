@@ -17,6 +17,7 @@ pub struct Scanner {
     /// The last byte was a carriage return.
     after_cr: bool,
     head: Head,
+    n_heads: u64,
 }
 
 /// Where in the stream the next byte stands.
@@ -134,6 +135,11 @@ impl Scanner {
         }
     }
 
+    /// Heads that are complete.
+    pub const fn n_heads(&self) -> u64 {
+        self.n_heads
+    }
+
     /// Takes the next bytes of the connection.
     pub fn scan(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let mut at = 0;
@@ -232,7 +238,10 @@ impl Scanner {
             // Empty lines in front of a request line are allowed (RFC 9112, section 2.2).
             Place::RequestLine if self.head.line_bytes == 0 => Place::RequestLine,
             Place::RequestLine => Place::FieldStart,
-            Place::FieldStart => self.head_end()?,
+            Place::FieldStart => {
+                self.n_heads += 1;
+                self.head_end()?
+            }
             Place::Name => return Err(Reason::Field),
             Place::Value => {
                 self.field_end()?;

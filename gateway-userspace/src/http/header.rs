@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header,
     request::Parts,
     response,
     uri::{Authority, PathAndQuery, Scheme as UriScheme},
@@ -31,6 +31,23 @@ pub fn authority(parts: &Parts) -> Option<&str> {
     }
 }
 
+/// Whether an authority is a host and at most a port, and nothing that another parser could read as something else (RFC
+/// 9110, section 4.2.4, on user information).
+pub fn is_sound(authority: &str) -> bool {
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((literal, port)) => (literal, port.strip_prefix(':').or(port.is_empty().then_some(""))),
+            None => return false,
+        },
+        None => match authority.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (authority, Some("")),
+        },
+    };
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:".contains(&byte);
+    host.bytes().all(is_part) && port.is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// The host name of an authority: without port, lower case, without the dot of the root.
 pub fn host_name(authority: &str) -> Cow<'_, str> {
     let host = match authority.strip_prefix('[') {
@@ -55,7 +72,12 @@ pub fn is_idempotent(method: &Method) -> bool {
 }
 
 /// Makes the head of the request as the endpoint gets it.
-pub fn to_upstream(mut parts: Parts, downstream: &Downstream, protocol: Protocol) -> Result<Parts, Fault> {
+pub fn to_upstream(
+    mut parts: Parts,
+    downstream: &Downstream,
+    protocol: Protocol,
+    has_body: bool,
+) -> Result<Parts, Fault> {
     let bad = |_| Fault::new(Kind::BadRequest);
     let host = match parts.uri.authority() {
         Some(authority) => Some(HeaderValue::try_from(authority.as_str()).map_err(bad)?),
@@ -72,8 +94,12 @@ pub fn to_upstream(mut parts: Parts, downstream: &Downstream, protocol: Protocol
     match protocol {
         Protocol::Http1 => {
             parts.version = Version::HTTP_11;
-            if let Some(host) = host {
-                parts.headers.insert(header::HOST, host);
+            // A request of HTTP/1.1 has the field even when there is nothing to say (RFC 9112, section 3.2).
+            let host = host.unwrap_or_else(|| HeaderValue::from_static(""));
+            parts.headers.insert(header::HOST, host);
+            // Without it the codec takes a request such as GET for one without a body.
+            if has_body && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+                parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
         }
         Protocol::H2c => {
@@ -92,12 +118,24 @@ pub fn to_upstream(mut parts: Parts, downstream: &Downstream, protocol: Protocol
     Ok(parts)
 }
 
-/// Makes the head of the response as the client gets it.
-pub fn to_downstream(parts: &mut response::Parts) {
+/// Makes the head of the response as the client gets it; a body whose length nobody can tell is a fault of the endpoint.
+pub fn to_downstream(parts: &mut response::Parts) -> Result<(), Fault> {
+    let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(Fault::new(Kind::Protocol));
+        }
+        // The coding says the length, whatever stands beside it (RFC 9112, section 6.3).
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    if parts.status == StatusCode::NO_CONTENT {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
     strip_hop_by_hop(&mut parts.headers);
     // The server's side sets the version that the client speaks.
     parts.version = Version::HTTP_11;
     parts.extensions = http::Extensions::new();
+    Ok(())
 }
 
 /// Fields that concern one connection only (RFC 9110, section 7.6.1).
@@ -174,7 +212,7 @@ mod tests {
         let bind = BindKey { addr, transport: Transport::Tcp };
         let peer = SocketAddr::from(([198, 51, 100, 7], 4000));
         let downstream = Downstream::new(bind, Scheme::Https, peer, addr);
-        to_upstream(request.into_parts().0, &downstream, protocol).unwrap()
+        to_upstream(request.into_parts().0, &downstream, protocol, false).unwrap()
     }
 
     #[test]
@@ -214,6 +252,55 @@ mod tests {
         assert_eq!((parts.uri.to_string().as_str(), parts.version), ("http://a.test/x", Version::HTTP_2));
         assert_eq!(parts.headers.get("te").unwrap(), "trailers");
         assert!(parts.headers.get("host").is_none());
+    }
+
+    #[test]
+    fn an_authority_is_a_host_and_a_port() {
+        for sound in ["", "a.test", "a.test:80", "a.test:", "[2001:db8::1]", "[2001:db8::1]:443", "a_b.test"]
+        {
+            assert!(is_sound(sound), "{sound}");
+        }
+        for unsound in [
+            "a.test:x@b.test",
+            "u:p@a.test",
+            "a.test:80@evil",
+            "a.test, b.test",
+            "[::1",
+            "[::1]x",
+            "a:80:90",
+            "a/b",
+        ] {
+            assert!(!is_sound(unsound), "{unsound}");
+        }
+    }
+
+    #[test]
+    fn a_body_of_unknown_length_is_said_to_come() {
+        let request = || Request::get("/search").header("host", "a.test").body(()).unwrap().into_parts().0;
+        let addr = SocketAddr::from(([203, 0, 113, 1], 80));
+        let bind = BindKey { addr, transport: Transport::Tcp };
+        let downstream = Downstream::new(bind, Scheme::Http, addr, addr);
+        let with = to_upstream(request(), &downstream, Protocol::Http1, true).unwrap();
+        assert_eq!(with.headers.get("transfer-encoding").unwrap(), "chunked");
+        let without = to_upstream(request(), &downstream, Protocol::Http1, false).unwrap();
+        assert!(!without.headers.contains_key("transfer-encoding"));
+    }
+
+    #[test]
+    fn a_response_says_its_length_once() {
+        let head = |fields: &[(&str, &str)]| {
+            let build = fields
+                .iter()
+                .fold(http::Response::builder(), |build, (name, value)| build.header(*name, *value));
+            build.body(()).unwrap().into_parts().0
+        };
+        let mut both = head(&[("transfer-encoding", "Chunked"), ("content-length", "3")]);
+        to_downstream(&mut both).unwrap();
+        assert!(both.headers.is_empty());
+        for codings in [&[("transfer-encoding", "gzip, chunked")][..], &[("transfer-encoding", "chunked"); 2]]
+        {
+            assert_eq!(to_downstream(&mut head(codings)).unwrap_err().kind, Kind::Protocol);
+        }
     }
 
     #[test]

@@ -4,7 +4,10 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
     task::Poll,
 };
 
@@ -30,8 +33,9 @@ use crate::{
 /// Pings that a client does not answer end its connection: a dead one must not hold its streams.
 const PING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// Bytes that one connection may have waiting to be written, per stream of HTTP/2.
-const SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// Bytes that one stream of HTTP/2 may have waiting to be written. A client that opens all its streams and reads none
+/// holds a hundred times as much.
+const SEND_BUFFER_BYTES: usize = 16 * 1024;
 
 /// Serves a connection. `spoken` is what was agreed before, if anything was.
 pub async fn serve<S>(
@@ -45,11 +49,15 @@ pub async fn serve<S>(
 {
     let mut stream = Checked::new(stream);
     let spoken = match spoken {
-        Some(spoken) => spoken,
-        None => match tokio::time::timeout(limits::HEAD_TIMEOUT, stream.detect()).await {
-            Ok(Ok(spoken)) => spoken,
-            Ok(Err(_)) | Err(_) => return,
-        },
+        Some(Spoken::Http1) => Spoken::Http1,
+        // Also what was agreed on has to begin in time.
+        None | Some(Spoken::Http2) => {
+            match tokio::time::timeout(limits::HEAD_TIMEOUT, stream.detect()).await {
+                Ok(Ok(Spoken::Http1)) if spoken.is_some() => return,
+                Ok(Ok(spoken)) => spoken,
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
     };
     let ended = match spoken {
         Spoken::Http1 => http1(worker, downstream, stream, drain).await,
@@ -82,9 +90,8 @@ where
         .header_read_timeout(limits::DOWNSTREAM_IDLE)
         .max_headers(limits::HEADERS)
         .max_header_size(limits::HEAD_BYTES)
-        .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
-    until_drained(pin!(connection), drain, http1::Connection::graceful_shutdown).await
+    until_drained(pin!(connection), drain, std::future::pending(), http1::Connection::graceful_shutdown).await
 }
 
 async fn http2<S>(
@@ -97,9 +104,13 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let tasks = worker.tasks.clone();
+    let activity = Arc::new(Activity::default());
+    let watched = Arc::clone(&activity);
     let service = service_fn(move |request: Request<Incoming>| {
         let (worker, downstream) = (Arc::clone(&worker), Arc::clone(&downstream));
+        let serving = activity.begin();
         async move {
+            let _serving = serving;
             Ok::<_, Infallible>(exchange::run(&worker, &downstream, request.map(RequestBody::from)).await)
         }
     });
@@ -110,13 +121,51 @@ where
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .keep_alive_interval(PING_INTERVAL)
         .serve_connection(TokioIo::new(stream), service);
-    until_drained(pin!(connection), drain, http2::Connection::graceful_shutdown).await
+    until_drained(pin!(connection), drain, watched.idle(), http2::Connection::graceful_shutdown).await
 }
 
-/// Drives a connection; when the drain begins, tells it once to finish what it has and take no more.
+/// Requests of one connection of HTTP/2, whose codec has no bound on idle time.
+#[derive(Debug, Default)]
+struct Activity {
+    active: AtomicUsize,
+    begun: AtomicU64,
+}
+
+/// One request that is being served.
+struct Serving(Arc<Activity>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Activity {
+    fn begin(self: &Arc<Self>) -> Serving {
+        self.active.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Serving(Arc::clone(self))
+    }
+
+    /// Resolves when no request has begun for a while and none is being served. Responses that still stream may end.
+    async fn idle(self: Arc<Self>) {
+        let mut seen = 0;
+        loop {
+            tokio::time::sleep(limits::DOWNSTREAM_IDLE).await;
+            let begun = self.begun.load(Ordering::Relaxed);
+            if begun == seen && self.active.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            seen = begun;
+        }
+    }
+}
+
+/// Drives a connection; when the drain begins or it is idle, tells it once to finish what it has and take no more.
 async fn until_drained<C>(
     mut connection: Pin<&mut C>,
     mut drain: Drain,
+    idle: impl Future<Output = ()>,
     finish: impl Fn(Pin<&mut C>),
 ) -> hyper::Result<()>
 where
@@ -124,6 +173,7 @@ where
 {
     let watch = drain.clone();
     let mut begun = pin!(drain.begun());
+    let mut idle = pin!(idle);
     let mut waits = Waits::No;
     poll_fn(|cx| {
         // The wait takes a lock whenever it is polled, so it is polled once, to be woken, and then when it is over.
@@ -132,6 +182,7 @@ where
             Waits::Yes => watch.has_begun(),
             Waits::Over => false,
         };
+        let over = over || (!matches!(waits, Waits::Over) && idle.as_mut().poll(cx).is_ready());
         if over {
             waits = Waits::Over;
             finish(connection.as_mut());

@@ -12,7 +12,7 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::http::head::Scanner;
+use crate::{http::head::Scanner, limits};
 
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -43,6 +43,10 @@ pub struct Checked<S> {
     head_timeout: Duration,
     /// Runs while a head has begun and more of it is awaited.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Bound on the time in which the client takes nothing of what is written.
+    stall_timeout: Duration,
+    /// Runs while something waits to be written.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Checked<S> {
@@ -57,6 +61,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Checked<S> {
             is_poisoned: false,
             head_timeout: Duration::MAX,
             deadline: None,
+            stall_timeout: limits::STALL,
+            stall: None,
         }
     }
 
@@ -86,6 +92,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Checked<S> {
 }
 
 impl<S> Checked<S> {
+    /// A write that waits for the client must not wait for ever: the codec does not ask a body for its deadline meanwhile.
+    fn wait_for_client<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stall = None;
+            return written;
+        }
+        let timeout = self.stall_timeout;
+        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)))
+    }
+
     /// Nothing to read now: fine between requests, bounded within a head.
     fn wait_for_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.scanner.as_ref().is_some_and(Scanner::is_in_head) {
@@ -117,6 +139,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
             }
         }
         if let Some(scanner) = &mut this.scanner {
+            let n_heads = scanner.n_heads();
             let new = buf.filled().get(before..).unwrap_or_default();
             if let Err(refusal) = scanner.scan(new) {
                 tracing::debug!(%refusal, "a request was refused");
@@ -126,7 +149,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
                 let room = POISON.len().min(buf.remaining());
                 buf.put_slice(POISON.get(..room).unwrap_or_default());
                 this.is_poisoned = true;
-            } else if !scanner.is_in_head() {
+            } else if !scanner.is_in_head() || scanner.n_heads() != n_heads {
+                // Whatever head has begun by now, it is another one.
                 this.deadline = None;
             }
         }
@@ -136,11 +160,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Checked<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Checked<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.wait_for_client(cx, written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_flush(cx);
+        this.wait_for_client(cx, written)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -152,7 +180,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Checked<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.wait_for_client(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -182,6 +212,39 @@ mod tests {
         assert_eq!(stream.read(&mut bytes).await.unwrap(), 8);
         let slow = tokio::time::timeout(TIMEOUT * 20, stream.read(&mut bytes)).await.unwrap();
         assert_eq!(slow.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn heads_that_follow_each_other_have_a_time_each() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let mut stream = Checked::new(server);
+        stream.check_heads(TIMEOUT);
+        // Each write ends within the next head.
+        client.write_all(b"GET / HTTP/1.1\r\nH").await.unwrap();
+        let sender = async move {
+            for _ in 0..8 {
+                client.write_all(b"ost: a\r\n\r\nGET / HTTP/1.1\r\nH").await.unwrap();
+                tokio::time::sleep(TIMEOUT / 2).await;
+            }
+        };
+        let mut bytes = [0; 256];
+        let receiver = async {
+            assert_eq!(stream.read(&mut bytes[..17]).await.unwrap(), 17);
+            for _ in 0..8 {
+                assert!(stream.read(&mut bytes).await.unwrap() > 0);
+            }
+        };
+        tokio::join!(sender, receiver);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_left() {
+        let (client, server) = tokio::io::duplex(64);
+        let mut stream = Checked::new(server);
+        stream.stall_timeout = TIMEOUT;
+        let written = tokio::time::timeout(TIMEOUT * 20, stream.write_all(&[0; 1_024])).await.unwrap();
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(client);
     }
 
     #[tokio::test]

@@ -33,6 +33,8 @@ use crate::{
 pub struct Settings {
     /// Number of threads; at least one.
     pub n_workers: usize,
+    /// Downstream connections of each; see [`limits::connections_per_worker`].
+    pub n_connections: usize,
     /// The state they serve.
     pub published: Arc<Published>,
     /// Numbers.
@@ -257,7 +259,7 @@ impl Thread {
                 });
             })
             .map_err(Error::Start)?;
-        let permits = Arc::new(Semaphore::new(limits::CONNECTIONS_PER_WORKER));
+        let permits = Arc::new(Semaphore::new(settings.n_connections));
         Ok(Self { handle, worker, permits, stop, join: Some(join) })
     }
 }

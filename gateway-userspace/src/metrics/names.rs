@@ -60,6 +60,8 @@ pub enum FaultKind {
     Connect,
     /// The endpoint went down while it had the request.
     EndpointDown,
+    /// The head of the request has too many fields.
+    HeadTooLarge,
     /// The route names a service that does not exist.
     MissingService,
     /// No endpoint may receive.
@@ -70,6 +72,8 @@ pub enum FaultKind {
     Overload,
     /// The endpoint sent something that is not HTTP.
     Protocol,
+    /// The endpoint said that it did nothing with the request.
+    Refused,
     /// The endpoint closed the connection before it answered.
     Reset,
     /// The time for the whole exchange was over.
@@ -85,16 +89,18 @@ impl FaultKind {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::BadRequest,
         Self::ClientGone,
         Self::Connect,
         Self::EndpointDown,
+        Self::HeadTooLarge,
         Self::MissingService,
         Self::NoEndpoint,
         Self::NoRoute,
         Self::Overload,
         Self::Protocol,
+        Self::Refused,
         Self::Reset,
         Self::RequestTimeout,
         Self::TryTimeout,
@@ -108,11 +114,13 @@ impl FaultKind {
             Self::ClientGone => "client_gone",
             Self::Connect => "connect",
             Self::EndpointDown => "endpoint_down",
+            Self::HeadTooLarge => "head_too_large",
             Self::MissingService => "missing_service",
             Self::NoEndpoint => "no_endpoint",
             Self::NoRoute => "no_route",
             Self::Overload => "overload",
             Self::Protocol => "protocol",
+            Self::Refused => "refused",
             Self::Reset => "reset",
             Self::RequestTimeout => "request_timeout",
             Self::TryTimeout => "try_timeout",

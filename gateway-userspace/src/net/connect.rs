@@ -8,6 +8,8 @@ use std::{
 
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
+use crate::limits;
+
 /// The mark (`SO_MARK`) of everything that the agent itself sends to endpoints, for rules that must tell it from other
 /// traffic of the node. It stays clear of the bits that kube-proxy (0x4000, 0x8000), Cilium (0x0f00) and Calico
 /// (0xffff0000) use.
@@ -27,6 +29,9 @@ pub async fn tcp(addr: SocketAddr, timeout: Duration, options: Options) -> io::R
         socket2::SockRef::from(&socket).set_mark(mark)?;
     }
     socket.set_nodelay(true)?;
+    let reference = socket2::SockRef::from(&socket);
+    reference.set_tcp_keepalive(&limits::keepalive())?;
+    reference.set_tcp_user_timeout(Some(limits::UNACKNOWLEDGED))?;
     match tokio::time::timeout(timeout, socket.connect(addr)).await {
         Ok(connected) => connected,
         Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut)),

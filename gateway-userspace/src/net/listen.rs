@@ -20,6 +20,8 @@ pub enum Place {
 pub fn tcp(addr: SocketAddr, place: Place) -> io::Result<std::net::TcpListener> {
     let socket = open(addr, place, Type::STREAM, Protocol::TCP)?;
     socket.set_tcp_nodelay(true)?;
+    // Accepted sockets inherit both.
+    socket.set_tcp_keepalive(&limits::keepalive())?;
     socket.listen(limits::ACCEPT_BACKLOG)?;
     Ok(socket.into())
 }

@@ -1,6 +1,8 @@
-//! The body of a request on its way to an endpoint: streamed, and given back as long as nobody has read from it.
+//! The body of a request on its way to an endpoint: streamed, and remembered as long as it is short, so that the request
+//! can be sent again when that does no harm.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -10,50 +12,114 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
+use tokio::time::Sleep;
+
+use crate::limits;
 
 /// A request body.
 #[derive(Debug)]
 pub struct RequestBody {
     source: Source,
-    /// As announced, for as long as the body lies in a slot.
+    /// As announced.
     hint: SizeHint,
+    /// Runs while the client is waited for.
+    stall: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
 enum Source {
     Empty,
-    Direct(Incoming),
-    /// Taken out of the slot by the first poll.
-    Lent(Arc<Slot>),
-    /// Somebody else took the body back.
-    Gone,
+    Own(Stream),
+    /// Shared with whoever may take it back; none once that happened.
+    Lent(Arc<Mutex<Option<Stream>>>),
 }
 
-type Slot = Mutex<Option<Incoming>>;
-
-/// The way to get a lent body back, until it is read for the first time.
+/// What comes from the client, and what of it has been passed on.
 #[derive(Debug)]
-pub struct Keeper(Arc<Slot>);
+struct Stream {
+    incoming: Incoming,
+    /// Passed on in an earlier try, and to be passed on again.
+    again: VecDeque<Bytes>,
+    /// Passed on in this try.
+    passed: VecDeque<Bytes>,
+    n_passed: usize,
+    /// Nothing of what was passed on is lost.
+    is_whole: bool,
+}
+
+impl Stream {
+    const fn new(incoming: Incoming) -> Self {
+        Self { incoming, again: VecDeque::new(), passed: VecDeque::new(), n_passed: 0, is_whole: true }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        let frame = match self.again.pop_front() {
+            Some(data) => Frame::data(data),
+            None => match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+                Some(Ok(frame)) => frame,
+                other => return Poll::Ready(other),
+            },
+        };
+        self.remember(&frame);
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn remember(&mut self, frame: &Frame<Bytes>) {
+        let len = frame.data_ref().map_or(0, Bytes::len);
+        self.n_passed = self.n_passed.saturating_add(len);
+        match frame.data_ref() {
+            Some(data) if self.is_whole && self.n_passed <= limits::REPLAY_BYTES => {
+                self.passed.push_back(data.clone());
+            }
+            // Too long, or trailers: too rare to be worth it.
+            Some(_) | None => {
+                self.is_whole = false;
+                self.passed.clear();
+            }
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        self.again.is_empty() && self.incoming.is_end_stream()
+    }
+
+    /// From the beginning.
+    fn rewind(mut self) -> Option<Self> {
+        let is_whole = self.is_whole;
+        self.passed.append(&mut self.again);
+        let again = std::mem::take(&mut self.passed);
+        is_whole.then(|| Self { again, ..Self::new(self.incoming) })
+    }
+}
+
+/// The way to get a lent body back.
+#[derive(Debug)]
+pub struct Keeper {
+    stream: Arc<Mutex<Option<Stream>>>,
+    hint: SizeHint,
+}
 
 impl Keeper {
-    /// The body, whole; none when some of it has been read.
+    /// The body, whole; none when too much of it has been passed on.
     pub fn take_back(self) -> Option<RequestBody> {
-        self.0.lock().take().map(RequestBody::from)
+        let stream = self.stream.lock().take()?.rewind()?;
+        Some(RequestBody { source: Source::Own(stream), hint: self.hint, stall: None })
     }
 }
 
 impl From<Incoming> for RequestBody {
     fn from(incoming: Incoming) -> Self {
         let hint = incoming.size_hint();
-        let source = if incoming.is_end_stream() { Source::Empty } else { Source::Direct(incoming) };
-        Self { source, hint }
+        let source =
+            if incoming.is_end_stream() { Source::Empty } else { Source::Own(Stream::new(incoming)) };
+        Self { source, hint, stall: None }
     }
 }
 
 impl RequestBody {
     /// No body.
     pub fn empty() -> Self {
-        Self { source: Source::Empty, hint: SizeHint::with_exact(0) }
+        Self { source: Source::Empty, hint: SizeHint::with_exact(0), stall: None }
     }
 
     /// Whether there is nothing to send, so that it can be sent any number of times.
@@ -64,12 +130,14 @@ impl RequestBody {
     /// Lends the body: what is sent, and the way to get it back.
     pub fn lend(self) -> (Self, Option<Keeper>) {
         match self.source {
-            Source::Direct(incoming) => {
-                let slot = Arc::new(Mutex::new(Some(incoming)));
-                (Self { source: Source::Lent(Arc::clone(&slot)), hint: self.hint }, Some(Keeper(slot)))
+            Source::Own(stream) => {
+                let stream = Arc::new(Mutex::new(Some(stream)));
+                let source = Source::Lent(Arc::clone(&stream));
+                let keeper = Keeper { stream, hint: self.hint };
+                (Self { source, hint: self.hint, stall: None }, Some(keeper))
             }
-            source @ (Source::Empty | Source::Lent(_) | Source::Gone) => {
-                (Self { source, hint: self.hint }, None)
+            source @ (Source::Empty | Source::Lent(_)) => {
+                (Self { source, hint: self.hint, stall: None }, None)
             }
         }
     }
@@ -91,7 +159,19 @@ impl std::error::Error for Broken {
     }
 }
 
-/// The body was taken back while it was being sent, which ends the connection that was sending it.
+/// The client sent nothing of its body for too long.
+#[derive(Debug)]
+pub struct Stalled;
+
+impl std::fmt::Display for Stalled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the body of a request stalled")
+    }
+}
+
+impl std::error::Error for Stalled {}
+
+/// The body was taken back while it was being sent, which ends what was sending it.
 #[derive(Debug)]
 pub struct TakenBack;
 
@@ -114,33 +194,35 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if let Source::Lent(slot) = &this.source {
-            let taken = slot.lock().take();
-            this.source = taken.map_or(Source::Gone, Source::Direct);
-        }
-        match &mut this.source {
-            Source::Empty => Poll::Ready(None),
-            Source::Direct(incoming) => {
-                let frame = ready!(Pin::new(incoming).poll_frame(cx));
-                Poll::Ready(frame.map(|frame| frame.map_err(|cause| BoxError::from(Broken(cause)))))
-            }
-            Source::Lent(_) | Source::Gone => Poll::Ready(Some(Err(Box::new(TakenBack)))),
-        }
+        let polled = match &mut this.source {
+            Source::Empty => return Poll::Ready(None),
+            Source::Own(stream) => stream.poll(cx),
+            Source::Lent(shared) => match &mut *shared.lock() {
+                Some(stream) => stream.poll(cx),
+                None => return Poll::Ready(Some(Err(Box::new(TakenBack)))),
+            },
+        };
+        let Poll::Ready(frame) = polled else {
+            let new = || Box::pin(tokio::time::sleep(limits::STALL));
+            ready!(this.stall.get_or_insert_with(new).as_mut().poll(cx));
+            return Poll::Ready(Some(Err(Box::new(Stalled))));
+        };
+        this.stall = None;
+        Poll::Ready(frame.map(|frame| frame.map_err(|cause| BoxError::from(Broken(cause)))))
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Empty => true,
-            Source::Direct(incoming) => incoming.is_end_stream(),
-            Source::Lent(_) | Source::Gone => false,
+            Source::Own(stream) => stream.is_end(),
+            Source::Lent(shared) => shared.lock().as_ref().is_some_and(Stream::is_end),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
-            Source::Direct(incoming) => incoming.size_hint(),
             Source::Empty => SizeHint::with_exact(0),
-            Source::Lent(_) | Source::Gone => self.hint,
+            Source::Own(_) | Source::Lent(_) => self.hint,
         }
     }
 }

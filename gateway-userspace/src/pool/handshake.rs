@@ -1,12 +1,14 @@
 //! From a connected stream to a connection that is driven, counted and cut when its endpoint goes down.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     io,
+    pin::Pin,
     sync::{
         Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use hyper::client::conn::{http1, http2};
@@ -21,10 +23,22 @@ use crate::{
     pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire},
 };
 
-/// Bytes that an endpoint may send ahead on one stream of HTTP/2, and on a connection. Chosen: a fast link with a
-/// round trip of one millisecond stays busy, and one connection cannot hold more than this in our memory.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Bytes that an endpoint may send ahead on one stream of HTTP/2, and on a connection: all streams together, so that
+/// clients that do not read cannot use up what the others need.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * 100;
+const _: () = assert!(limits::UPSTREAM_STREAMS == 100, "the window of a connection follows from it");
+
+/// Bytes of a response that wait in the codec of HTTP/1.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// How often it is looked at how many streams an endpoint allows.
+const BOUND_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Silence after which an endpoint is asked whether an HTTP/2 connection still lives, and the time it has to answer.
+/// Without streams nobody asks: an idle connection is checked when it is used.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One open connection, counted for the node and for its home.
 struct Counted {
@@ -53,6 +67,7 @@ impl Pool {
         let stream = connect.await.map_err(OpenError::Io)?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(limits::HEADERS)
+            .max_buf_size(READ_BUFFER_BYTES)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|cause| OpenError::Io(io::Error::other(cause)))?;
@@ -66,19 +81,35 @@ impl Pool {
     {
         let counted = self.count(home)?;
         let stream = connect.await.map_err(OpenError::Io)?;
-        let (sender, connection) = http2::Builder::new(Executor(self.shared.tasks.clone()))
+        let (sender, mut connection) = http2::Builder::new(Executor(self.shared.tasks.clone()))
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(u32::try_from(limits::HEAD_BYTES).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|cause| OpenError::Io(io::Error::other(cause)))?;
-        self.drive(counted, connection);
         let multiplexed = Arc::new(Multiplexed {
             sender: sender.clone(),
             streams: AtomicUsize::new(1),
             used: Mutex::new(self.shared.clock.now()),
+            bound: AtomicUsize::new(limits::UPSTREAM_STREAMS),
         });
+        let told = Arc::downgrade(&multiplexed);
+        let mut looks = tokio::time::interval(BOUND_INTERVAL);
+        let connection = poll_fn(move |cx| {
+            // The codec runs the connection itself in a task of its own, so nothing wakes this one when the endpoint
+            // says in its settings how many streams it takes.
+            let _woken = looks.poll_tick(cx);
+            let ended = Pin::new(&mut connection).poll(cx);
+            if let Some(multiplexed) = told.upgrade() {
+                multiplexed.bound.store(connection.current_max_send_streams(), Ordering::Relaxed);
+            }
+            ended
+        });
+        self.drive(counted, connection);
         if let Some(shard) = self.shards.get(home) {
             shard.connections.lock().shared.push(Arc::clone(&multiplexed));
         }

@@ -36,7 +36,7 @@ use crate::{
     limits,
     metrics::names::Limit,
     pool::{
-        body::{Broken, RequestBody},
+        body::{Broken, RequestBody, Stalled},
         registry::{Key, Shared},
     },
 };
@@ -99,6 +99,8 @@ struct Multiplexed {
     sender: http2::SendRequest<RequestBody>,
     streams: AtomicUsize,
     used: Mutex<Instant>,
+    /// Streams that the endpoint allows at once, as it said last.
+    bound: AtomicUsize,
 }
 
 /// The use of a connection by one request.
@@ -140,6 +142,8 @@ pub enum SendError {
     Protocol,
     /// Nothing of the request was sent; here it is.
     Unsent(Box<Request<RequestBody>>),
+    /// The endpoint did nothing with it, and said so: any request may be sent again.
+    Refused,
 }
 
 /// Why there is no connection.
@@ -316,7 +320,9 @@ impl Connections {
     /// A connection with room for a stream.
     fn share(&mut self) -> Option<Arc<Multiplexed>> {
         self.shared.retain(|connection| !connection.sender.is_closed());
-        let room = |c: &&Arc<Multiplexed>| c.streams.load(Ordering::Acquire) < limits::UPSTREAM_STREAMS;
+        // The endpoint's own bound may be lower than ours.
+        let bound = |c: &Multiplexed| c.bound.load(Ordering::Relaxed).min(limits::UPSTREAM_STREAMS);
+        let room = |c: &&Arc<Multiplexed>| c.streams.load(Ordering::Acquire) < bound(c);
         let connection = self.shared.iter().find(room)?;
         connection.streams.fetch_add(1, Ordering::AcqRel);
         Some(Arc::clone(connection))
@@ -347,16 +353,20 @@ impl Lease {
             Wire::None => return Err(SendError::Unsent(Box::new(request))),
         };
         sent.map_err(|mut failed| {
-            self.withdraw();
-            match failed.take_message() {
+            let kind = match failed.take_message() {
                 Some(request) => SendError::Unsent(Box::new(request)),
                 None => classify(failed.error()),
+            };
+            // What ended one stream says nothing about the others.
+            if !h2_error(failed.error()).is_some_and(h2::Error::is_reset) {
+                self.withdraw();
             }
+            kind
         })
     }
 
-    /// Nobody else shall begin with a connection that failed; what is under way on it may go on.
-    fn withdraw(&self) {
+    /// Nobody else shall begin with a connection that failed, or that gave no answer; what is under way on it may go on.
+    pub fn withdraw(&self) {
         if let Wire::H2c(_, connection) = &self.wire
             && let Some(shard) = self.pool.shards.get(self.home)
         {
@@ -391,9 +401,26 @@ impl Drop for Lease {
     }
 }
 
+fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+/// Whether the endpoint said that it did nothing with the request (RFC 9113, section 8.7).
+fn is_refused(error: &hyper::Error) -> bool {
+    h2_error(error).is_some_and(|error| {
+        let is_unprocessed = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        // Streams that a GOAWAY covers go on; only those beyond its last one get this error.
+        error.is_remote() && (is_unprocessed || error.is_go_away())
+    })
+}
+
 fn classify(error: &hyper::Error) -> SendError {
+    if is_refused(error) {
+        return SendError::Refused;
+    }
     // A cut connection looks like a mistake of the caller too, so only our own error counts as the client's.
-    if std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<Broken>) {
+    if std::error::Error::source(error).is_some_and(|source| source.is::<Broken>() || source.is::<Stalled>())
+    {
         SendError::Body
     } else if error.is_parse() || error.is_parse_too_large() {
         SendError::Protocol

@@ -264,7 +264,10 @@ fn rule(draft: DraftRule) -> Rule {
         matches: if written.is_empty() { vec![everything()] } else { written },
         backends: draft.backends.into_iter().map(|backend| backend.value).collect(),
         request_timeout: bound(draft.request_timeout),
-        backend_timeout: bound(draft.backend_timeout),
+        backend_timeout: match draft.backend_timeout {
+            None => Some(limits::BACKEND_REQUEST_TIMEOUT),
+            written @ Some(_) => bound(written),
+        },
     }
 }
 

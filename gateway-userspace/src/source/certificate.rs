@@ -1,5 +1,10 @@
-//! PEM files, looked at closely enough to tell a wrong file at once; whether key and certificate belong together is
-//! found when they are used.
+//! PEM files, looked at as closely as they will be when they are used, so that a file that is taken can be served.
+
+use rustls::{
+    crypto::aws_lc_rs::sign::any_supported_type,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    sign::CertifiedKey,
+};
 
 use crate::config::read::Wrong;
 
@@ -10,10 +15,36 @@ pub const MAX_BYTES: u64 = 1024 * 1024;
 pub fn check_chain(pem: &[u8]) -> Result<(), Wrong> {
     let labels = labels(pem)?;
     if labels.iter().any(|label| label == "CERTIFICATE") {
-        return Ok(());
+        return leaf(pem).map(drop);
     }
     let remedy = "write a file with a `-----BEGIN CERTIFICATE-----` block, leaf first";
     Err(Wrong::new(format!("it holds {}, no certificate", found(&labels)), remedy))
+}
+
+fn leaf(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Wrong> {
+    let remedy = "write a chain of X.509 certificates, leaf first";
+    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let chain =
+        chain.map_err(|cause| Wrong::new(format!("its certificate cannot be read: {cause}"), remedy))?;
+    let first = chain.first().ok_or_else(|| Wrong::new("it holds no certificate", remedy))?;
+    webpki::EndEntityCert::try_from(first)
+        .map_err(|cause| Wrong::new(format!("its certificate cannot be read: {cause}"), remedy))?;
+    Ok(chain)
+}
+
+/// Checks that a key can be used, and belongs to the certificate of a chain that was found sound.
+pub fn check_pair(chain_pem: &[u8], key_pem: &[u8]) -> Result<(), Wrong> {
+    // What the parsers say about a key is not shown: it could quote it.
+    let unusable = || Wrong::new("its key cannot be used", "write an RSA, ECDSA or Ed25519 key");
+    let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| unusable())?;
+    let key = any_supported_type(&key).map_err(|_| unusable())?;
+    match CertifiedKey::new(leaf(chain_pem)?, key).keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(()),
+        Err(_) => Err(Wrong::new(
+            "its key does not belong to the certificate",
+            "write the key that the certificate was issued for",
+        )),
+    }
 }
 
 /// Checks that `pem` holds one key that can be read without a password.
@@ -92,14 +123,31 @@ fn labels(pem: &[u8]) -> Result<Vec<String>, Wrong> {
 mod tests {
     use super::*;
 
-    const CHAIN: &[u8] = b"subject=x\n-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     const KEY: &[u8] = b"-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n";
+
+    fn made() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
 
     #[test]
     fn the_right_files_pass() {
-        assert_eq!(check_chain(CHAIN), Ok(()));
-        assert_eq!(check_key(KEY), Ok(()));
-        assert_eq!(check_key(&[CHAIN, KEY].concat()), Ok(()));
+        let (chain, key) = made();
+        let chain = format!("subject=x\n{chain}");
+        assert_eq!(check_chain(chain.as_bytes()), Ok(()));
+        assert_eq!(check_key(key.as_bytes()), Ok(()));
+        assert_eq!(check_key(format!("{chain}{key}").as_bytes()), Ok(()));
+        assert_eq!(check_pair(chain.as_bytes(), key.as_bytes()), Ok(()));
+    }
+
+    #[test]
+    fn a_key_that_cannot_serve_its_certificate_is_refused() {
+        let ((chain, _), (_, other)) = (made(), made());
+        let message = |key: &[u8]| check_pair(chain.as_bytes(), key).unwrap_err().message;
+        assert!(message(other.as_bytes()).contains("does not belong"), "{}", message(other.as_bytes()));
+        assert!(message(KEY).contains("cannot be used"));
+        let garbage = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(check_chain(garbage).unwrap_err().message.contains("cannot be read"));
     }
 
     #[test]
@@ -110,7 +158,7 @@ mod tests {
         };
         check(check_chain(KEY), "EC PRIVATE KEY");
         check(check_chain(b""), "no PEM block");
-        check(check_key(CHAIN), "no key");
+        check(check_key(made().0.as_bytes()), "no key");
         check(check_key(&[KEY, KEY].concat()), "2 keys");
         check(
             check_key(b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAA\n-----END ENCRYPTED PRIVATE KEY-----"),

@@ -73,6 +73,10 @@ fn certificate(view: &View<'_>, files: &Files) -> Option<Certificate> {
     let key = view.text("keyFile", |name| {
         let pem = files.read(name, certificate::MAX_BYTES)?;
         certificate::check_key(&pem)?;
+        // A chain that is wrong has a fault of its own.
+        if let Some(chain) = &chain {
+            certificate::check_pair(&chain.value.1, &pem)?;
+        }
         Ok(Secret::new(&pem))
     });
     let ((origin, chain_pem), key_pem) = (chain?.value, key?.value);

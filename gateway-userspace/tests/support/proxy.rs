@@ -73,6 +73,7 @@ impl Proxy {
         let published = Arc::new(Published::default());
         let settings = Settings {
             n_workers,
+            n_connections: 1_024,
             published: Arc::clone(&published),
             metrics: Arc::clone(&metrics),
             pools: Arc::clone(&pools),

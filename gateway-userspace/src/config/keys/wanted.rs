@@ -150,7 +150,7 @@ static RULE: Table = Table {
         Field {
             key: "timeouts",
             shape: Shape::Table(&TIMEOUTS),
-            presence: Absent("no bound"),
+            presence: Absent("the defaults of each"),
             doc: "Bounds on time. HTTP and HTTPS only.",
         },
     ],
@@ -285,8 +285,8 @@ static TIMEOUTS: Table = Table {
         Field {
             key: "backendRequest",
             shape: TIMEOUT,
-            presence: Absent("no bound"),
-            doc: "On each try; at most `request`.",
+            presence: Absent("one minute"),
+            doc: "On each try, until the head of the response; at most `request`.",
         },
     ],
     one_of: &[],

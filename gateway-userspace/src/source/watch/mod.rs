@@ -131,31 +131,27 @@ impl FileSource {
                 Reason::Changed => settle(&mut woken).await,
                 Reason::Asked | Reason::Poll => {}
             }
-            match self.look().await {
-                Some(update) => {
-                    tokio::select! {
-                        () = drain.begun() => return,
-                        sent = updates.send(update) => if sent.is_err() { return },
-                    }
+            if let Some(update) = self.look(reason).await {
+                tokio::select! {
+                    () = drain.begun() => return,
+                    sent = updates.send(update) => if sent.is_err() { return },
                 }
-                None if reason == Reason::Asked => {
-                    tracing::info!(file = %self.file.display(), "reload asked for, and nothing has changed");
-                }
-                None => {}
             }
         }
     }
 
-    /// Reads the files again if any of them holds something else.
-    async fn look(&mut self) -> Option<Update> {
+    /// Reads the files again if any of them holds something else, or somebody asks: what was refused then for want of an
+    /// address may be served now.
+    async fn look(&mut self, reason: Reason) -> Option<Update> {
         let (file, seen, generation) = (self.file.clone(), self.seen.clone(), self.generation + 1);
         // Reading may take a while with 100,000 endpoints, and others live on this runtime.
         let looked = tokio::task::spawn_blocking(move || {
-            if seen.is_current() {
+            let is_asked = reason == Reason::Asked;
+            if !is_asked && seen.is_current() {
                 return None;
             }
             let reading = file::read(&file, generation, seen.hasher.clone());
-            (reading.fingerprints != seen.fingerprints).then_some(reading)
+            (is_asked || reading.fingerprints != seen.fingerprints).then_some(reading)
         });
         let Reading { outcome, fingerprints } = looked.await.ok().flatten()?;
         self.seen.fingerprints = fingerprints;
