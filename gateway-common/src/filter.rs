@@ -15,7 +15,7 @@ pub struct FilterWord {
 /// Words of the bitmap: 65,536 bits, 8 KiB, which stay in the first-level cache.
 pub const WORDS: u32 = 1_024;
 
-/// The bit that stands for an address. Collisions cost one lookup and change no answer.
+/// The bit that stands for an address. Collisions cost one lookup, and change no answer for a packet that can be read.
 #[inline(always)]
 pub const fn bit(addr: Addr) -> u32 {
     let [a, b, c, d] = addr.words();

@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use hyper::client::conn::http2;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    client,
     drain::Tasks,
     endpoint::{Endpoint, EndpointId, Health},
     health::{Check, Kind, Outcome, Tracker},
@@ -28,7 +28,6 @@ use crate::{
     metrics::{Metrics, names::ProbeLabels},
     name::ServiceName,
     net::connect,
-    pool::body::RequestBody,
 };
 
 /// One endpoint to check.
@@ -156,7 +155,7 @@ pub async fn run(addr: SocketAddr, check: &Check, options: connect::Options, tas
             Kind::Http { path, host, statuses, h2c } => {
                 let is_good = |status: Option<u16>| status.is_some_and(|status| statuses.contains(&status));
                 if *h2c {
-                    let status = ask_h2c(stream, path, host, tasks).await?;
+                    let status = client::status_over_h2c(stream, path, host, tasks).await?;
                     return Ok(if is_good(status) { Outcome::Passed } else { Outcome::Wrong });
                 }
                 let request = format!(
@@ -213,65 +212,6 @@ fn parse_status(bytes: &[u8]) -> Result<Option<(u16, usize)>, httparse::Error> {
     match response.parse(bytes)? {
         httparse::Status::Complete(end) => Ok(response.code.map(|code| (code, end))),
         httparse::Status::Partial => Ok(None),
-    }
-}
-
-/// The status of a response over HTTP/2 with prior knowledge; none when HTTP/2 is not what is spoken.
-async fn ask_h2c(
-    stream: tokio::net::TcpStream,
-    path: &str,
-    host: &str,
-    tasks: &Tasks,
-) -> io::Result<Option<u16>> {
-    let not_spoken = |cause: hyper::Error| {
-        // A connection that was closed or reset says no; anything else is another protocol.
-        let io =
-            std::error::Error::source(&cause).and_then(<dyn std::error::Error>::downcast_ref::<io::Error>);
-        io.map_or(Ok(None), |io| Err(io.kind().into()))
-    };
-    let uri = http::Uri::builder().scheme("http").authority(host).path_and_query(path).build();
-    let request = http::Request::get(uri.unwrap_or_default())
-        .version(http::Version::HTTP_2)
-        .header(http::header::USER_AGENT, "sluice")
-        .body(RequestBody::empty())
-        .map_err(io::Error::other)?;
-    let opened =
-        http2::Builder::new(Executor(tasks.clone())).handshake(hyper_util::rt::TokioIo::new(stream)).await;
-    let (mut sender, connection) = match opened {
-        Ok(opened) => opened,
-        Err(cause) => return not_spoken(cause),
-    };
-    // Ends with this check, also when its time is over.
-    let driver = tasks.spawn("health check connection", async move {
-        // How it ends says nothing that the answer does not.
-        drop(connection.await);
-    });
-    let _driver = Aborted(driver.abort_handle());
-    match sender.send_request(request).await {
-        Ok(response) => Ok(Some(response.status().as_u16())),
-        Err(cause) => not_spoken(cause),
-    }
-}
-
-/// A task that ends with this value.
-struct Aborted(AbortHandle);
-
-impl Drop for Aborted {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Runs the tasks that HTTP/2 needs.
-#[derive(Clone, Debug)]
-struct Executor(Tasks);
-
-impl<F> hyper::rt::Executor<F> for Executor
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        drop(self.0.spawn("health check stream", future));
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Fault, source::Source};
 const LAYERS: [&[&str]; 9] = [
     &["name", "limits", "clock", "drain", "secret", "metrics", "place", "duration"],
     &["config", "snapshot", "endpoint", "maglev", "image"],
-    &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route"],
+    &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client"],
     &["upstream", "prober"],
     &["state"],
     &["compile", "http", "tcp", "udp"],
@@ -67,7 +67,12 @@ const FENCES: [Fence; 10] = [
     },
     Fence { thing: "tonic", is_ours: false, only_in: &["source/xds/"], why: "one source knows xDS" },
     Fence { thing: "prost", is_ours: false, only_in: &["source/xds/"], why: "one source knows xDS" },
-    Fence { thing: "rustls", is_ours: false, only_in: &["tls/"], why: "`tls` hides which library it is" },
+    Fence {
+        thing: "rustls",
+        is_ours: false,
+        only_in: &["tls/", "source/certificate"],
+        why: "`tls` hides which library it is; a source asks it what can be served",
+    },
     Fence {
         thing: "hyper",
         is_ours: false,

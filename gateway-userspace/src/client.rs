@@ -1,0 +1,72 @@
+//! A small client for requests of the agent's own, whose bodies nobody wants.
+
+use std::{future::Future, io};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::client::conn::http2;
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, task::AbortHandle};
+
+use crate::drain::Tasks;
+
+/// The status of a response over HTTP/2 with prior knowledge; none when HTTP/2 is not what is spoken.
+///
+/// # Errors
+/// When the connection is closed or reset.
+pub async fn status_over_h2c(
+    stream: TcpStream,
+    path: &str,
+    host: &str,
+    tasks: &Tasks,
+) -> io::Result<Option<u16>> {
+    let not_spoken = |cause: hyper::Error| {
+        // A connection that was closed or reset says no; anything else is another protocol.
+        let io =
+            std::error::Error::source(&cause).and_then(<dyn std::error::Error>::downcast_ref::<io::Error>);
+        io.map_or(Ok(None), |io| Err(io.kind().into()))
+    };
+    let uri = http::Uri::builder().scheme("http").authority(host).path_and_query(path).build();
+    let request = http::Request::get(uri.unwrap_or_default())
+        .version(http::Version::HTTP_2)
+        .header(http::header::USER_AGENT, "sluice")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let opened = http2::Builder::new(Executor(tasks.clone())).handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = match opened {
+        Ok(opened) => opened,
+        Err(cause) => return not_spoken(cause),
+    };
+    // Ends with this check, also when its time is over.
+    let driver = tasks.spawn("health check connection", async move {
+        // How it ends says nothing that the answer does not.
+        drop(connection.await);
+    });
+    let _driver = Aborted(driver.abort_handle());
+    match sender.send_request(request).await {
+        Ok(response) => Ok(Some(response.status().as_u16())),
+        Err(cause) => not_spoken(cause),
+    }
+}
+
+/// A task that ends with this value.
+struct Aborted(AbortHandle);
+
+impl Drop for Aborted {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Runs the tasks that HTTP/2 needs.
+#[derive(Clone, Debug)]
+struct Executor(Tasks);
+
+impl<F> hyper::rt::Executor<F> for Executor
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        drop(self.0.spawn("health check stream", future));
+    }
+}
