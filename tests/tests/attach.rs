@@ -21,8 +21,9 @@ use aya::{
     EbpfLoader,
     maps::MapInfo,
     programs::{
-        Xdp, XdpMode,
+        SchedClassifier, TcAttachType, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
+        tc::{self, NlOptions, TcAttachOptions},
     },
 };
 use gateway_common::{
@@ -280,6 +281,84 @@ fn filters_stand_where_the_kernel_has_no_links_at_tc() {
     let removed = place.node.run(|| cleanup(&place.bpffs)).unwrap();
     assert!(removed.iter().any(|path| path.ends_with("filter-tc_egress-node0")), "{removed:?}");
     assert!(!filters("egress").contains("tc_egress"));
+}
+
+/// Priority, handle and program of each filter on one side of the interface.
+fn filters(place: &Place, side: &str) -> Vec<(u64, String, u64)> {
+    let listed = place.node.tool("tc", &format!("-json filter show dev node0 {side}")).unwrap();
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let of = |filter: &serde_json::Value| {
+        let program = filter["options"]["prog"]["id"].as_u64()?;
+        let handle = filter["options"]["handle"].as_str()?.to_owned();
+        Some((filter["pref"].as_u64()?, handle, program))
+    };
+    listed.as_array().unwrap().iter().filter_map(of).collect()
+}
+
+#[test]
+fn filters_are_replaced_in_place_and_those_of_others_stay() {
+    let Some(place) = Place::new() else { return };
+    let mut other = EbpfLoader::new().load(&fs::read(object_path().unwrap()).unwrap()).unwrap();
+    for (name, side) in [("tc_ingress", TcAttachType::Ingress), ("tc_egress", TcAttachType::Egress)] {
+        let program: &mut SchedClassifier = other.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap();
+        place.node.run(|| {
+            drop(tc::qdisc_add_clsact("node0"));
+            program
+                .attach_with_options("node0", side, TcAttachOptions::Netlink(NlOptions::default()))
+                .unwrap()
+        });
+    }
+    let sides = ["ingress", "egress"];
+    let theirs = sides.map(|side| filters(&place, side));
+    assert_eq!(theirs.each_ref().map(Vec::len), [1, 1]);
+    let settings = Settings { tcx: false, ..place.settings(AttachMode::Tc) };
+    let start = || {
+        let mut kernel = place.try_start(&settings).unwrap();
+        assert_eq!(place.attach(&mut kernel).0, "TC");
+        sides.map(|side| {
+            let mut ours = filters(&place, side);
+            ours.retain(|filter| !theirs.iter().flatten().any(|other| other == filter));
+            assert_eq!(ours.len(), 1, "{side}: {ours:?}");
+            ours.remove(0)
+        })
+    };
+    let first = start();
+    let second = start();
+    for (first, second) in first.iter().zip(&second) {
+        assert_eq!((first.0, &first.1), (second.0, &second.1), "the filter is the same");
+        assert_ne!(first.2, second.2, "the program is the new agent's");
+    }
+    // An agent that ended after the filter had its program, and before the pin had its name.
+    fs::rename(place.pin("filter-tc_ingress-node0"), place.pin("filter-next-tc_ingress-node0")).unwrap();
+    let third = start();
+    assert_eq!((third[0].0, &third[0].1), (second[0].0, &second[0].1));
+    assert!(!place.pin("filter-next-tc_ingress-node0").exists());
+    place.node.run(|| cleanup(&place.bpffs)).unwrap();
+    assert_eq!(sides.map(|side| filters(&place, side)), theirs, "what has our names is not ours for that");
+}
+
+#[test]
+fn interfaces_may_have_dots_in_their_names() {
+    let Some(place) = Place::new() else { return };
+    place.node.ip("link add veth.100 type veth peer name veth.200").unwrap();
+    place.node.ip("link set veth.100 up").unwrap();
+    for tcx in [true, false] {
+        let settings = Settings { tcx, ..place.settings(AttachMode::Auto) };
+        let mut kernel = place.try_start(&settings).unwrap();
+        let hook = place.node.run(|| kernel.attach("veth.100", None).unwrap().ingress);
+        assert_eq!(hook, "native XDP");
+        let shown = || place.node.tool("ip", "-details link show dev veth.100").unwrap();
+        let keep = |kernel: &mut Kernel, interface: &str| {
+            place.node.run(|| kernel.keep_only(&BTreeSet::from([interface.to_owned()]))).unwrap();
+        };
+        keep(&mut kernel, "veth.100");
+        assert!(shown().contains("prog/xdp"));
+        keep(&mut kernel, "veth.200");
+        assert!(!shown().contains("prog/xdp"));
+        let egress = place.node.tool("tc", "filter show dev veth.100 egress").unwrap();
+        assert!(!egress.contains("tc_egress"), "{egress}");
+    }
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     fs::{self, File},
+    io,
     os::{fd::AsFd, unix::fs::MetadataExt as _},
+    path::Path,
 };
 
 use aya::{
@@ -21,7 +23,7 @@ use aya::{
 };
 
 use crate::kernel::{
-    Error,
+    Error, filter,
     object::Pins,
     pin::{self, Target},
 };
@@ -158,7 +160,7 @@ impl Attacher {
         for entry in fs::read_dir(tables).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            let Some(interface) = interface_of(&name.to_string_lossy()).map(str::to_owned) else { continue };
+            let Some(interface) = interface_of(&name.to_string_lossy()) else { continue };
             if !interfaces.contains(&interface) && pin::remove(&entry.path())? {
                 tracing::info!(interface, pin = %name.to_string_lossy(), "detached");
             }
@@ -258,18 +260,46 @@ impl Attacher {
                 return pin::keep(link, &path);
             }
         }
-        // Before Linux 6.6: a filter of the clsact queueing discipline, which has no link and stays by itself.
-        drop(tc::qdisc_add_clsact(interface));
-        let path = self.pins.filter(&format!("{name}-{interface}"));
-        pin::remove(&path)?;
-        let id = program
-            .attach_with_options(interface, side, TcAttachOptions::Netlink(tc::NlOptions::default()))
-            .map_err(failed(name))?;
-        let link = program.take_link(id).map_err(failed(name))?;
-        // Without a pin to keep it, the filter must outlive this value.
-        std::mem::forget(link);
-        program.pin(&path).map_err(|source| Error::Pin { path, source })
+        let name_of_pin = format!("{name}-{interface}");
+        hang(program, &self.pins.filter(&name_of_pin), &self.pins.next_filter(&name_of_pin))
     }
+}
+
+/// Hangs a program on a filter of the clsact queueing discipline, for kernels before 6.6: it has no link and stays by
+/// itself. Where a filter of ours stands already, its program is replaced in place.
+///
+/// The program is pinned as the next one before it runs, and takes the place of the former pin afterwards: at every moment
+/// a pin says whose the filter is, also when this process ends in between.
+fn hang(program: &mut SchedClassifier, path: &Path, next: &Path) -> Result<(), Error> {
+    let failed_pin = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::PinFolder { path, source }
+    };
+    let failed_filter = |source| Error::Filter { path: path.to_owned(), source };
+    let Some(place) = pin::filter_of(path) else {
+        return Err(failed_filter(io::ErrorKind::InvalidInput.into()));
+    };
+    let name = if place.is_ingress { TC_INGRESS } else { TC_EGRESS };
+    let side = place.side();
+    // One that is there already is as good; where it cannot be, the next step says so.
+    drop(tc::qdisc_add_clsact(&place.interface));
+    if let Some(filter) = filter::of_pin(next, &place).map_err(failed_filter)? {
+        std::mem::forget(filter);
+        fs::rename(next, path).map_err(failed_pin(next))?;
+    } else {
+        pin::remove(next)?;
+    }
+    program.pin(next).map_err(|source| Error::Pin { path: next.to_owned(), source })?;
+    let id = if let Some(filter) = filter::of_pin(path, &place).map_err(failed_filter)? {
+        program.attach_to_link(filter)
+    } else {
+        let options = TcAttachOptions::Netlink(tc::NlOptions::default());
+        program.attach_with_options(&place.interface, side, options)
+    };
+    let link = program.take_link(id.map_err(failed(name))?).map_err(failed(name))?;
+    // Without a link that is pinned, the filter must outlive this value.
+    std::mem::forget(link);
+    fs::rename(next, path).map_err(failed_pin(next))
 }
 
 /// Loads every program into the kernel. The maps must still be open: afterwards the programs hold them.
@@ -295,10 +325,11 @@ fn failed(what: &'static str) -> impl Fn(ProgramError) -> Error {
 }
 
 /// The interface of a link's pin; none for the socket lookup, which has none, and for maps.
-fn interface_of(pin: &str) -> Option<&str> {
-    let hook = pin.strip_prefix(pin::PREFIX).or_else(|| pin.strip_prefix(pin::FILTER))?;
+fn interface_of(pin: &str) -> Option<String> {
+    let prefixes = [pin::PREFIX, pin::NEXT_FILTER, pin::FILTER];
+    let hook = prefixes.into_iter().find_map(|prefix| pin.strip_prefix(prefix))?;
     let names = Ingress::ALL.map(Ingress::pin).into_iter().chain([TC_EGRESS]);
-    names.into_iter().find_map(|name| hook.strip_prefix(name)?.strip_prefix('-'))
+    names.into_iter().find_map(|name| hook.strip_prefix(name)?.strip_prefix('-').map(pin::decoded))
 }
 
 /// An error as the reason for another choice.
@@ -325,12 +356,13 @@ mod tests {
 
     #[test]
     fn the_interface_stands_in_the_name_of_the_pin() {
-        let check = |pin, expected| assert_eq!(interface_of(pin), expected, "{pin}");
+        let check = |pin, expected| assert_eq!(interface_of(pin).as_deref(), expected, "{pin}");
         check("link-xdp_balance-eth0", Some("eth0"));
         check("link-xdp_generic-veth-a", Some("veth-a"));
         check("link-tc_ingress-tc_ingress", Some("tc_ingress"));
-        check("link-tc_egress-eth0.100", Some("eth0.100"));
+        check("link-tc_egress-eth0:100", Some("eth0.100"));
         check("filter-tc_egress-eth0", Some("eth0"));
+        check("filter-next-tc_egress-eth0", Some("eth0"));
         check("link-sk_lookup", None);
         check("services", None);
         check("link-xdp_other-eth0", None);

@@ -4,6 +4,7 @@
 //! while the agent restarts. [`cleanup`] removes them.
 
 mod attach;
+mod filter;
 mod map;
 pub mod maps;
 pub mod memory;
@@ -108,6 +109,7 @@ const TIMEOUTS: Timeouts = Timeouts { opening: 56, open: 6_705, closing: 60, udp
 #[expect(missing_docs, reason = "the message of each says what it means")]
 pub enum Error {
     Attach { what: &'static str, source: aya::programs::ProgramError },
+    Filter { path: PathBuf, source: io::Error },
     ForeignPin { path: PathBuf },
     Interface { name: String, source: io::Error },
     Link { what: &'static str, source: aya::programs::links::LinkError },
@@ -130,6 +132,9 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Attach { what, .. } => write!(f, "cannot attach {what}"),
+            Self::Filter { path, .. } => {
+                write!(f, "cannot find, replace or remove the filter of {}", path.display())
+            }
             Self::ForeignPin { path } => {
                 let path = path.display();
                 write!(
@@ -177,7 +182,8 @@ impl std::error::Error for Error {
             Self::Load { source } => Some(source.as_ref()),
             Self::Map { source, .. } => Some(source),
             Self::Pin { source, .. } => Some(source),
-            Self::Interface { source, .. }
+            Self::Filter { source, .. }
+            | Self::Interface { source, .. }
             | Self::MountBpffs { source, .. }
             | Self::Namespace { source }
             | Self::PinFolder { source, .. }

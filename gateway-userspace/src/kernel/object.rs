@@ -18,7 +18,7 @@ use nix::{
 
 use crate::kernel::{
     Error, Settings,
-    pin::{FILTER, PREFIX},
+    pin::{FILTER, NEXT_FILTER, PREFIX, encoded},
 };
 
 /// The kernel programs, as `cargo xtask build-ebpf` made them.
@@ -56,7 +56,7 @@ impl Pins {
 
     /// The pin of a link.
     pub(super) fn link(&self, name: &str) -> PathBuf {
-        self.tables.join(format!("{PREFIX}{name}"))
+        self.tables.join(format!("{PREFIX}{}", encoded(name)))
     }
 
     /// The folder of tables and links.
@@ -66,7 +66,12 @@ impl Pins {
 
     /// The pin of a program that hangs on a filter, which has no link.
     pub(super) fn filter(&self, name: &str) -> PathBuf {
-        self.tables.join(format!("{FILTER}{name}"))
+        self.tables.join(format!("{FILTER}{}", encoded(name)))
+    }
+
+    /// The pin of a program that is about to hang on a filter.
+    pub(super) fn next_filter(&self, name: &str) -> PathBuf {
+        self.tables.join(format!("{NEXT_FILTER}{}", encoded(name)))
     }
 
     fn make(&self) -> Result<(), Error> {

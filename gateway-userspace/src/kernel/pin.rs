@@ -4,17 +4,19 @@
 //! namespace that is gone. Such a link does nothing, so it is told apart before it is taken over.
 
 use std::{
+    borrow::Cow,
     fs, io,
     os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
 };
 
-use aya::programs::{
-    links::FdLink,
-    tc::{self, TcAttachType},
-};
+use aya::programs::links::FdLink;
 
-use crate::kernel::{Error, attach, sys};
+use crate::kernel::{
+    Error, attach,
+    filter::{self, Place},
+    sys,
+};
 
 /// Begins the name of every pinned link.
 pub(super) const PREFIX: &str = "link-";
@@ -22,6 +24,19 @@ pub(super) const PREFIX: &str = "link-";
 /// Begins the name of the pin of every program that hangs on a filter. Kernels before 6.6 have no links at TC: the pin
 /// says whose the filter is, because names of programs are anybody's.
 pub(super) const FILTER: &str = "filter-";
+
+/// Begins the name of the pin of a program that is about to hang on a filter.
+pub(super) const NEXT_FILTER: &str = "filter-next-";
+
+/// A name that a BPF file system takes. It refuses dots, which names of interfaces have (`eth0.100`); they have no colons.
+pub(super) fn encoded(name: &str) -> String {
+    name.replace('.', ":")
+}
+
+/// What [`encoded`] was made from.
+pub(super) fn decoded(name: &str) -> String {
+    name.replace(':', ".")
+}
 
 /// What a link hangs on: the index of an interface, or the inode of a network namespace.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -62,7 +77,14 @@ pub(super) fn remove(path: &Path) -> Result<bool, Error> {
     {
         tracing::debug!(pin = %path.display(), %error, "the link was not detached");
     }
-    detach_filter(path);
+    if let Some(place) = filter_of(path) {
+        let failed = |source| Error::Filter { path: path.to_owned(), source };
+        // While the filter stands, the pin is what says that it is ours: it stays where the filter cannot be removed.
+        if let Some(filter) = filter::of_pin(path, &place).map_err(failed)? {
+            filter::detach(filter).map_err(failed)?;
+            tracing::info!(place.interface, pin = %path.display(), "a filter is removed");
+        }
+    }
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -70,29 +92,26 @@ pub(super) fn remove(path: &Path) -> Result<bool, Error> {
     }
 }
 
+fn file_name(path: &Path) -> Cow<'_, str> {
+    path.file_name().unwrap_or_default().to_string_lossy()
+}
+
+/// Where the filter of a pin stands; none for other pins.
+pub(super) fn filter_of(pin: &Path) -> Option<Place> {
+    let name = file_name(pin);
+    let hook = name.strip_prefix(NEXT_FILTER).or_else(|| name.strip_prefix(FILTER))?;
+    [(attach::TC_INGRESS, true), (attach::TC_EGRESS, false)].into_iter().find_map(|(name, is_ingress)| {
+        let interface = decoded(hook.strip_prefix(name)?.strip_prefix('-')?);
+        Some(Place { interface, is_ingress })
+    })
+}
+
 fn is_link(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX))
+    file_name(path).starts_with(PREFIX)
 }
 
 fn is_filter(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FILTER))
-}
-
-/// Removes the filter that a pin stands for.
-fn detach_filter(path: &Path) {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let Some(rest) = name.strip_prefix(FILTER).filter(|_| path.exists()) else { return };
-    for (program, side) in
-        [(attach::TC_INGRESS, TcAttachType::Ingress), (attach::TC_EGRESS, TcAttachType::Egress)]
-    {
-        let Some(interface) = rest.strip_prefix(program).and_then(|rest| rest.strip_prefix('-')) else {
-            continue;
-        };
-        // An interface that is gone took its filters along.
-        if let Err(error) = tc::qdisc_detach_program(interface, side, program) {
-            tracing::debug!(pin = %path.display(), %error, "the filter was not detached");
-        }
-    }
+    file_name(path).starts_with(FILTER)
 }
 
 /// Removes links and filters, and leaves the maps. Says what was removed.
@@ -126,4 +145,25 @@ pub(super) fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(
         }
     }
     fs::remove_dir(folder).map_err(failed(folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_says_where_its_filter_stands() {
+        let place = |interface: &str, is_ingress| Some(Place { interface: interface.to_owned(), is_ingress });
+        let check = |pin: &str, expected: Option<Place>| {
+            assert_eq!(filter_of(&Path::new("/pins").join(pin)), expected, "{pin}");
+        };
+        check("filter-tc_ingress-eth0", place("eth0", true));
+        check("filter-tc_egress-veth-a:100", place("veth-a.100", false));
+        check("filter-next-tc_ingress-eth0", place("eth0", true));
+        check("link-tc_ingress-eth0", None);
+        check("filter-tc_other-eth0", None);
+        check("services", None);
+        assert_eq!(encoded("eth0.100.7"), "eth0:100:7");
+        assert_eq!(decoded(&encoded("eth0.100.7")), "eth0.100.7");
+    }
 }

@@ -1,5 +1,6 @@
 //! Proves that a kernel takes the object: loads every program, attaches each to a real hook, and sends something
-//! through it. Run inside the small machines of `cargo xtask kernel-matrix`; one line for each program.
+//! through it. Then the agent's own side attaches at TC, takes over from itself, and cleans up. Run inside the small
+//! machines of `cargo xtask kernel-matrix`; one line for each program, and one for the agent.
 #![allow(clippy::disallowed_methods, reason = "reads its command line")]
 
 use std::{
@@ -7,6 +8,7 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -21,6 +23,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use gateway_common::counter::Hook;
+use gateway_userspace::kernel::{AttachMode, Kernel, Settings, cleanup};
 
 /// `XDP_PASS` of `linux/bpf.h`.
 const XDP_PASS: u32 = 2;
@@ -49,6 +52,15 @@ fn main() -> ExitCode {
                 println!("FAILED {}: {}", hook.name(), ends(&format!("{error:#}")));
                 failed = true;
             }
+        }
+    }
+    // What was attached above must not stand in the way.
+    drop(ebpf);
+    match takeover(&interface) {
+        Ok(how) => println!("ok agent: {how}"),
+        Err(error) => {
+            println!("FAILED agent: {}", ends(&format!("{error:#}")));
+            failed = true;
         }
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -100,6 +112,35 @@ fn classifier(program: &mut SchedClassifier, interface: &str, side: TcAttachType
     };
     passes(&*program, TC_NEXT)?;
     Ok(how)
+}
+
+/// Attaches at TC as the agent does, once more as its successor, and cleans up: links where the kernel has them at TC,
+/// filters elsewhere, and in the end neither.
+fn takeover(interface: &str) -> Result<String> {
+    let bpffs = PathBuf::from("/sys/fs/bpf");
+    let settings = Settings {
+        bpffs: bpffs.clone(),
+        attach: AttachMode::Tc,
+        ports: 61_000..=65_535,
+        seed: Some([7; 16]),
+        flows: 1_024,
+        tcx: true,
+    };
+    for _ in 0..2 {
+        let mut kernel = Kernel::start(&settings).context("the agent cannot start its kernel side")?;
+        let hook = kernel.attach(interface, None).context("the agent cannot attach")?.ingress;
+        ensure!(hook == "TC", "attached at {hook}");
+    }
+    let removed = cleanup(&bpffs).context("cleanup failed")?;
+    let is_there = |name: &str| removed.iter().any(|path| path.ends_with(format!("{name}-{interface}")));
+    let how = ["link", "filter"]
+        .into_iter()
+        .find(|how| is_there(&format!("{how}-tc_ingress")) && is_there(&format!("{how}-tc_egress")));
+    let how = how.with_context(|| format!("cleanup removed only {removed:?}"))?;
+    for (name, side) in [("tc_ingress", TcAttachType::Ingress), ("tc_egress", TcAttachType::Egress)] {
+        ensure!(tc::qdisc_detach_program(interface, side, name).is_err(), "cleanup left a filter {name}");
+    }
+    Ok(format!("a {how} on each side at TC, taken over and removed"))
 }
 
 /// Runs one packet that is not ours, and compares the code and every byte.
