@@ -3,7 +3,7 @@
 use gateway_common::{
     addr::Port,
     counter::Reason,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, NextHop},
     flow::{Flow, FlowKey, Phase, Scratch, Tick, Translation},
     hash,
     settings::Settings,
@@ -91,7 +91,6 @@ impl Claim<'_> {
         } else {
             u32::from(self.port.number().wrapping_sub(first.number()))
         };
-        let is_new = self.port == Port::NONE;
         let step = step(hash, n_ports);
         scratch.reply_key = self.reply_key(Port::NONE);
         scratch.translation = self.translation();
@@ -99,6 +98,7 @@ impl Claim<'_> {
             let port = nth_port(first, offset);
             scratch.reply_key.destination_port = port;
             if self.hold(maps, settings, &scratch.reply_key, &mut scratch.translation)? {
+                let is_new = self.port == Port::NONE;
                 self.port = port;
                 return self.record(maps, scratch, is_new);
             }
@@ -153,9 +153,8 @@ impl Claim<'_> {
                 translation.phase = track::later(translation.phase, held.phase);
                 // In place, unless more than the time has changed: half of an old way back and half of a new one lead
                 // nowhere.
-                let is_same = held.next_hop == translation.next_hop
-                    && held.endpoint == translation.endpoint
-                    && held.service == translation.service;
+                let is_same =
+                    same_way(&held.next_hop, &translation.next_hop) && held.endpoint == translation.endpoint;
                 if is_same {
                     M::refresh_translation(&present, translation.seen, translation.phase);
                     return Ok(true);
@@ -182,6 +181,14 @@ impl Claim<'_> {
     fn translation(&self) -> Translation {
         Translation::new(self.key, self.service, self.row, self.way_back.next_hop(), self.now, self.phase)
     }
+}
+
+/// Whether two ways are the same; without a branch for each part, which would cost stack.
+#[inline(always)]
+fn same_way(one: &NextHop, other: &NextHop) -> bool {
+    let [a, b, c, d]: [u32; 4] = bytemuck::must_cast(*one);
+    let [e, f, g, h]: [u32; 4] = bytemuck::must_cast(*other);
+    (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
 }
 
 /// Whether a translation that stands under a key is one of the same flow. Compared with the new one in memory, not

@@ -35,10 +35,11 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// How often it is looked at how many streams an endpoint allows.
 const BOUND_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Silence after which an endpoint is asked whether an HTTP/2 connection still lives, and the time it has to answer.
-/// Without streams nobody asks: an idle connection is checked when it is used.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Silence after which an endpoint is asked whether an HTTP/2 connection with open streams still lives, and the time it has
+/// to answer. Servers of gRPC close connections that ask more often than every five minutes. A connection that gave no
+/// answer in a request's time is left anyway, and one whose peer acknowledges nothing ends by itself.
+const PING_INTERVAL: Duration = Duration::from_secs(310);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One open connection, counted for the node and for its home.
 struct Counted {
