@@ -78,6 +78,9 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let running = self.running();
+        // The runtime moves what it is given three times, and an async block that awaits what it has captured is twice as
+        // large as that; a stream of HTTP/2 is a task of some kilobytes for each request.
+        let future = Box::pin(future);
         tokio::spawn(async move {
             let _running = running;
             tracing::trace!(task = name, "started");
