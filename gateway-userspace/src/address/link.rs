@@ -11,8 +11,6 @@ pub struct Link {
     pub name: String,
     /// Its link-layer address, when it has one of six bytes.
     pub mac: Option<[u8; 6]>,
-    /// Whether it is up.
-    pub is_up: bool,
     /// What it is.
     pub kind: LinkKind,
     /// The interface that it lies over.
@@ -47,7 +45,6 @@ pub(super) fn read(message: &LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         mac: None,
-        is_up: message.header.flags.contains(LinkFlags::Up),
         kind: if message.header.flags.contains(LinkFlags::Loopback) {
             LinkKind::Loopback
         } else {

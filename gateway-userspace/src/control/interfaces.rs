@@ -66,14 +66,7 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str) -> Link {
-        Link {
-            index,
-            name: name.to_owned(),
-            mac: Some([2; 6]),
-            is_up: true,
-            kind: LinkKind::Hardware,
-            parent: None,
-        }
+        Link { index, name: name.to_owned(), mac: Some([2; 6]), kind: LinkKind::Hardware, parent: None }
     }
 
     fn way(interface: u32) -> HashMap<IpAddr, Way> {

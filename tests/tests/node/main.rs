@@ -24,6 +24,7 @@ use std::{
 use gateway_tests::{
     agent::{self, get, metric},
     client::{self, Answer, Load},
+    expect,
     netns::Ns,
     node::{HTTP, Node, TCP},
     privilege,
@@ -300,12 +301,29 @@ fn a_refused_configuration_changes_nothing() {
     };
     let before = dump(&node);
     let good = fs::read_to_string(node.config()).unwrap();
-    node.write_config(&good.replace("port: 80,", "prot: 80,")).unwrap();
-    until("the refusal is counted", Duration::from_secs(5), &node, || {
-        let text = node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text);
-        metric(&text, "sluice_config_reloads_total{outcome=\"refused\"}") == Some(1.0)
-    });
-    assert_eq!(before, dump(&node));
+    let mut n_refused = 0.0;
+    let mut refuse = |name: &str, content: &[u8]| {
+        let new = node.folder.join("sluice.yaml.new");
+        fs::write(&new, content).unwrap();
+        fs::rename(&new, node.config()).unwrap();
+        n_refused += 1.0;
+        until(name, Duration::from_secs(5), &node, || {
+            let text = node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text);
+            metric(&text, "sluice_config_reloads_total{outcome=\"refused\"}") == Some(n_refused)
+        });
+        assert_eq!(before, dump(&node), "{name}");
+    };
+    let mut corpus: Vec<_> = fs::read_dir(expect::root().join("tests/testdata/bad"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
+    corpus.sort();
+    assert!(corpus.len() >= 40, "{} malformed files", corpus.len());
+    for path in &corpus {
+        refuse(&path.display().to_string(), &fs::read(path).unwrap());
+    }
+    refuse("a misspelled key in what is served", good.replace("port: 80,", "prot: 80,").as_bytes());
     assert!(node.agent().log().contains("prot"), "{}", node.agent().log());
     assert!(node.client.run(ask_web).is_ok());
     let (code, text) = agent::sluice(&node.node, &["check", node.config().to_str().unwrap()]).unwrap();
