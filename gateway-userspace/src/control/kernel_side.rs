@@ -167,15 +167,10 @@ impl KernelSide {
         let kernel = self.kernel.lock();
         for row in image.services.iter().flat_map(|service| &service.endpoints) {
             let id = row.endpoint.id();
-            let was_down = kernel.written().endpoints.get(&row.row).is_some_and(|present| {
-                present.state == EndpointState::DOWN && IpAddr::from(present.addr) == id.addr.ip()
-            });
+            let Some(present) = kernel.written().endpoints.get(&row.row) else { continue };
             // Without a source the row was down for want of a route, which says nothing about the endpoint.
-            let had_way = kernel
-                .written()
-                .endpoints
-                .get(&row.row)
-                .is_some_and(|present| present.is_local() || present.source != Addr::UNSPECIFIED);
+            let had_way = present.is_local() || present.source != Addr::UNSPECIFIED;
+            let was_down = present.state == EndpointState::DOWN && IpAddr::from(present.addr) == id.addr.ip();
             if was_down && had_way && checked.contains(&id.service) {
                 row.endpoint.set_health(Health::Down);
             }
