@@ -69,6 +69,9 @@ pub const CONFIG_BYTES: u64 = 16 * 1024 * 1024;
 /// Listeners, routes and services of a snapshot, each.
 pub const NAMED_THINGS: usize = 10_000;
 
+/// Regular expressions of all matches together: each is tried by itself, and takes memory in every worker.
+pub const PATTERNS: usize = 1_000;
+
 /// Endpoints of all services together.
 pub const ENDPOINTS: usize = 100_000;
 

@@ -66,7 +66,7 @@ pub struct State {
 #[derive(Debug)]
 pub enum Bind {
     /// Requests.
-    Http(HttpBind),
+    Http(Box<HttpBind>),
     /// Connections or flows, by packets in the kernel or by bytes here.
     Balanced(Balanced),
 }

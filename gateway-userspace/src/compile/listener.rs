@@ -49,9 +49,10 @@ pub(super) fn binds(
             continue;
         }
         let bind = match first.protocol {
-            Protocol::Http => Some(Bind::Http(http(snapshot, shared, services, &listeners))),
+            Protocol::Http => Some(Bind::Http(Box::new(http(snapshot, shared, services, &listeners)))),
             Protocol::Https => tls::acceptor(&listeners, shared, faults).map(|acceptor| {
-                Bind::Http(HttpBind { tls: Some(acceptor), ..http(snapshot, shared, services, &listeners) })
+                let bind = http(snapshot, shared, services, &listeners);
+                Bind::Http(Box::new(HttpBind { tls: Some(acceptor), ..bind }))
             }),
             Protocol::Tcp | Protocol::Udp => Some(Bind::Balanced(balanced(snapshot, shared, first))),
         };

@@ -98,6 +98,7 @@ fn backends(rule: &Rule, services: &Services) -> Backends {
 fn path(wanted: &Match) -> Path<'_> {
     match &wanted.path {
         PathMatch::Exact(path) => Path::Exact(path),
+        PathMatch::Pattern(pattern) => Path::Pattern(pattern),
         PathMatch::Prefix(path) => Path::Prefix(path),
     }
 }

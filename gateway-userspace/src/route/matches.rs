@@ -1,18 +1,20 @@
 //! What else must hold for a route to be taken: method, headers, query parameters.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, HeaderName, Method};
 
-use crate::route::Request;
+use crate::{pattern::Text, route::Request};
 
 /// Conditions of one match; all must hold.
 #[derive(Clone, Debug, Default)]
 pub struct Conditions {
     /// The method, if it matters.
     pub method: Option<Method>,
-    /// Header values, exact.
-    pub headers: Vec<(HeaderName, String)>,
-    /// Query parameters, exact after decoding.
-    pub query: Vec<(String, String)>,
+    /// Header values.
+    pub headers: Vec<(HeaderName, Text)>,
+    /// Query parameters, after decoding.
+    pub query: Vec<(String, Text)>,
 }
 
 impl Conditions {
@@ -30,29 +32,34 @@ impl Conditions {
 }
 
 /// Compares a header's value; several fields of one name count as one, joined by commas (RFC 9110, section 5.3).
-fn header_is(headers: &HeaderMap, name: &HeaderName, wanted: &str) -> bool {
+fn header_is(headers: &HeaderMap, name: &HeaderName, wanted: &Text) -> bool {
     let mut values = headers.get_all(name).iter();
     let Some(first) = values.next() else { return false };
-    let Some(second) = values.next() else { return first.as_bytes() == wanted.as_bytes() };
+    let Some(second) = values.next() else { return wanted.matches(first.as_bytes()) };
     let mut joined = first.as_bytes().to_vec();
     for value in std::iter::once(second).chain(values) {
         joined.push(b',');
         joined.extend_from_slice(value.as_bytes());
     }
-    joined == wanted.as_bytes()
+    wanted.matches(&joined)
 }
 
 /// Compares the first parameter of a name, as the Gateway API asks for.
-fn parameter_is(query: Option<&str>, name: &str, wanted: &str) -> bool {
+fn parameter_is(query: Option<&str>, name: &str, wanted: &Text) -> bool {
     let mut pairs =
         query.unwrap_or_default().split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(key, _)| decodes_to(key, name)).is_some_and(|(_, value)| decodes_to(value, wanted))
+    pairs
+        .find(|(key, _)| decoded(key) == name.as_bytes())
+        .is_some_and(|(_, value)| wanted.matches(&decoded(value)))
 }
 
-/// Whether `text` is `wanted` after decoding `%XX` and `+` (WHATWG URL, `application/x-www-form-urlencoded`).
-fn decodes_to(text: &str, wanted: &str) -> bool {
+/// Decodes `%XX` and `+` (WHATWG URL, `application/x-www-form-urlencoded`).
+fn decoded(text: &str) -> Cow<'_, [u8]> {
+    if !text.bytes().any(|byte| byte == b'+' || byte == b'%') {
+        return Cow::Borrowed(text.as_bytes());
+    }
     let mut rest = text.bytes();
-    let decoded = std::iter::from_fn(|| {
+    let bytes = std::iter::from_fn(|| {
         let byte = rest.next()?;
         match byte {
             b'+' => Some(b' '),
@@ -70,5 +77,5 @@ fn decodes_to(text: &str, wanted: &str) -> bool {
             _ => Some(byte),
         }
     });
-    decoded.eq(wanted.bytes())
+    Cow::Owned(bytes.collect())
 }

@@ -7,6 +7,7 @@ use std::{
 
 use crate::{
     duration, limits,
+    pattern::Text,
     place::{Located, Place},
     snapshot::{
         Snapshot, attach,
@@ -85,6 +86,7 @@ pub fn check(draft: &Draft) -> Vec<Problem> {
     draft.routes.iter().flat_map(|route| &route.rules).for_each(|rule| check_rule(rule, &mut problems));
     draft.services.iter().for_each(|service| check_service(service, &mut problems));
     check_total(&draft.services, &mut problems);
+    check_patterns(&draft.routes, &mut problems);
     attach::check(draft, &mut problems);
     problems.0
 }
@@ -218,6 +220,24 @@ fn check_total(services: &[DraftService], problems: &mut Problems) {
         if before <= limits::ENDPOINTS && total > limits::ENDPOINTS {
             let message = format!("more than {} endpoints of all services together", limits::ENDPOINTS);
             problems.fault(service.place, message, "spread them over several nodes");
+        }
+    }
+}
+
+fn check_patterns(routes: &[DraftRoute], problems: &mut Problems) {
+    let is_pattern = |text: &Text| usize::from(matches!(text, Text::Pattern(_)));
+    let count = |wanted: &Match| {
+        let headers: usize = wanted.headers.iter().map(|(_, value)| is_pattern(value)).sum();
+        let query: usize = wanted.query.iter().map(|(_, value)| is_pattern(value)).sum();
+        headers + query + usize::from(matches!(wanted.path, PathMatch::Pattern(_)))
+    };
+    let mut total = 0_usize;
+    for matches in routes.iter().flat_map(|route| &route.rules).filter_map(|rule| rule.matches.as_ref()) {
+        let before = total;
+        total += matches.value.iter().map(count).sum::<usize>();
+        if before <= limits::PATTERNS && total > limits::PATTERNS {
+            let message = format!("more than {} regular expressions in the file", limits::PATTERNS);
+            problems.fault(matches.place, message, "write matches of type Exact or PathPrefix where they do");
         }
     }
 }

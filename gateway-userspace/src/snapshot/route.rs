@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     name::{ListenerName, RouteName, ServiceName},
+    pattern::{Pattern, Text},
     snapshot::listener::Hostname,
 };
 
@@ -41,9 +42,9 @@ pub struct Match {
     /// Of the method.
     pub method: Option<http::Method>,
     /// Of header values; names are lower case and occur once.
-    pub headers: Vec<(http::HeaderName, String)>,
-    /// Of query parameters, exact; names occur once.
-    pub query: Vec<(String, String)>,
+    pub headers: Vec<(http::HeaderName, Text)>,
+    /// Of query parameters; names occur once.
+    pub query: Vec<(String, Text)>,
 }
 
 /// A match of a path.
@@ -51,6 +52,8 @@ pub struct Match {
 pub enum PathMatch {
     /// The whole path.
     Exact(String),
+    /// What the expression matches as a whole.
+    Pattern(Pattern),
     /// Whole segments from the start; without a trailing slash, but `/` itself.
     Prefix(String),
 }

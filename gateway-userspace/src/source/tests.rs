@@ -21,6 +21,7 @@ use crate::{
         yaml::{Document, Value},
     },
     limits,
+    pattern::Text,
     place::Place,
     snapshot::{
         listener::{Hostname, Protocol},
@@ -73,10 +74,14 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(rule.matches[0].path, PathMatch::Prefix("/api".to_owned()));
     assert_eq!(rule.matches[0].method, Some(http::Method::GET));
     assert_eq!(rule.matches[0].headers[0].0.as_str(), "x-canary");
-    assert_eq!(rule.matches[0].query, [("v".to_owned(), "2".to_owned())]);
+    assert_eq!(rule.matches[0].query, [("v".to_owned(), Text::Exact("2".to_owned()))]);
     assert_eq!((rule.backends[0].weight, rule.backends[1].weight), (3, 1));
     assert_eq!(rule.request_timeout, Some(Duration::from_secs(10)));
-    let [everything] = snapshot.routes[0].rules[1].matches.as_slice() else {
+    let expressions = &snapshot.routes[0].rules[1].matches[0];
+    assert!(matches!(&expressions.path, PathMatch::Pattern(pattern) if pattern.as_str() == "/v[0-9]+/.*"));
+    assert!(matches!(&expressions.headers[0].1, Text::Pattern(pattern) if pattern.as_str() == "b+"));
+    assert!(matches!(&expressions.query[0].1, Text::Pattern(pattern) if pattern.as_str() == "[a-z]*"));
+    let [everything] = snapshot.routes[0].rules[2].matches.as_slice() else {
         panic!("one match stands for none")
     };
     assert_eq!(everything.path, PathMatch::Prefix("/".to_owned()));

@@ -1,6 +1,10 @@
 //! Small languages of wanted things: names, host names, paths, header fields.
 
-use crate::{config::read::Wrong, snapshot::listener::Hostname};
+use crate::{
+    config::read::Wrong,
+    pattern::{self, Pattern},
+    snapshot::listener::Hostname,
+};
 
 /// A name: a label of metrics and dumps, so it is short and plain. As in Kubernetes (RFC 1123, with dots).
 pub fn name(text: &str) -> Result<&str, Wrong> {
@@ -179,6 +183,19 @@ fn bounded(text: &str, max: usize) -> Result<String, Wrong> {
         return Err(Wrong::new("it is empty or too long", format!("write 1 to {max} bytes")));
     }
     Ok(text.to_owned())
+}
+
+/// A regular expression.
+pub fn pattern(text: &str) -> Result<Pattern, Wrong> {
+    Pattern::new(text).map_err(|error| {
+        let remedy = match &error {
+            pattern::Error::Syntax(_) => {
+                "write it in the syntax of RE2, which has no look-around and no references back"
+            }
+            pattern::Error::Length | pattern::Error::Size => "write a shorter one, or several matches",
+        };
+        Wrong::new(error.to_string(), remedy)
+    })
 }
 
 /// What a check sends as `host`.

@@ -12,6 +12,7 @@ use crate::{
         text::unicast,
     },
     name::{ListenerName, RouteName, ServiceName},
+    pattern::Text,
     place::Located,
     secret::Secret,
     snapshot::{
@@ -118,19 +119,31 @@ fn match_(view: &View<'_>) -> Option<Match> {
 }
 
 fn path_match(view: &View<'_>) -> Option<PathMatch> {
-    let exact = view.word("type", |word| match word {
-        "Exact" => Some(true),
-        "PathPrefix" => Some(false),
+    let kind = view.word("type", |word| match word {
+        "Exact" => Some(PathType::Exact),
+        "PathPrefix" => Some(PathType::Prefix),
+        "RegularExpression" => Some(PathType::Pattern),
         _ => None,
     });
-    let path = view.text("value", text::path);
-    let (exact, path) = (exact?.value, path?.value);
-    if exact {
-        return Some(PathMatch::Exact(path));
-    }
-    // A prefix is compared by segments, so a slash at its end says nothing.
-    let segments = path.strip_suffix('/').unwrap_or(&path);
-    Some(PathMatch::Prefix(if segments.is_empty() { "/".to_owned() } else { segments.to_owned() }))
+    let value = match kind?.value {
+        PathType::Pattern => view.text("value", |value| text::pattern(value).map(PathMatch::Pattern)),
+        PathType::Exact => view.text("value", |value| text::path(value).map(PathMatch::Exact)),
+        PathType::Prefix => view.text("value", |value| text::path(value).map(|path| prefix(&path))),
+    };
+    value.map(|value| value.value)
+}
+
+#[derive(Clone, Copy)]
+enum PathType {
+    Exact,
+    Pattern,
+    Prefix,
+}
+
+/// A prefix is compared by segments, so a slash at its end says nothing.
+fn prefix(path: &str) -> PathMatch {
+    let segments = path.strip_suffix('/').unwrap_or(path);
+    PathMatch::Prefix(if segments.is_empty() { "/".to_owned() } else { segments.to_owned() })
 }
 
 /// Names and values of a list of matches; a name occurs once.
@@ -139,7 +152,7 @@ fn pairs<N>(
     key: &str,
     parse_name: impl Fn(&str) -> Result<N, Wrong>,
     parse_value: impl Fn(&str) -> Result<String, Wrong>,
-) -> Vec<(N, String)>
+) -> Vec<(N, Text)>
 where
     N: Clone + Eq + std::hash::Hash + std::fmt::Display,
 {
@@ -147,7 +160,20 @@ where
     let mut pairs = Vec::new();
     for pair in view.tables(key) {
         let name = pair.text("name", &parse_name);
-        let value = pair.text("value", &parse_value);
+        let is_pattern = pair.word("type", |word| match word {
+            "Exact" => Some(false),
+            "RegularExpression" => Some(true),
+            _ => None,
+        });
+        let value = is_pattern.and_then(|is_pattern| {
+            pair.text("value", |value| {
+                if is_pattern.value {
+                    text::pattern(value).map(Text::Pattern)
+                } else {
+                    parse_value(value).map(Text::Exact)
+                }
+            })
+        });
         let Some(Located { value: name, place }) = name else { continue };
         if !seen.insert(name.clone()) {
             let message = format!("{name} is written twice");

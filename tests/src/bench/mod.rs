@@ -6,6 +6,7 @@ pub mod l4;
 pub mod l7;
 pub mod load;
 pub mod proxy;
+pub mod routes;
 pub mod subject;
 pub mod tables;
 
@@ -40,10 +41,12 @@ pub enum Bench {
     L4,
     /// Processor time of a request.
     L7,
+    /// Time to find a route.
+    Routes,
 }
 
 /// How `sluice-bench` is called.
-pub const USAGE: &str = "usage: sluice-bench [l4|l7] [--rounds N] [--quick] [--json]";
+pub const USAGE: &str = "usage: sluice-bench [l4|l7|routes] [--rounds N] [--quick] [--json]";
 
 /// Most rounds that anybody may ask for.
 const MOST_ROUNDS: u32 = 1_000;
@@ -61,6 +64,7 @@ pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
         match *word {
             "l4" => benches.push(Bench::L4),
             "l7" => benches.push(Bench::L7),
+            "routes" => benches.push(Bench::Routes),
             "--quick" => options.is_quick = true,
             "--json" => options.format = Format::Json,
             "--rounds" => {
@@ -72,7 +76,7 @@ pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
         }
     }
     if benches.is_empty() {
-        benches = vec![Bench::L4, Bench::L7];
+        benches = vec![Bench::L4, Bench::L7, Bench::Routes];
     }
     options.n_rounds = n_rounds.unwrap_or(if options.is_quick { 2 } else { 11 });
     Ok((benches, options))
@@ -86,6 +90,7 @@ pub fn run(bench: Bench, options: Options) -> Result<Report> {
     match bench {
         Bench::L4 => l4::run(options),
         Bench::L7 => l7::run(options),
+        Bench::Routes => routes::run(options),
     }
 }
 
@@ -98,7 +103,7 @@ mod tests {
         let (benches, options) = parse(&["l4", "--rounds", "3", "--json"]).expect("it makes sense");
         assert_eq!(benches, [Bench::L4]);
         assert_eq!(options, Options { n_rounds: 3, is_quick: false, format: Format::Json });
-        assert_eq!(parse(&[]).expect("it makes sense").0, [Bench::L4, Bench::L7]);
+        assert_eq!(parse(&[]).expect("it makes sense").0, [Bench::L4, Bench::L7, Bench::Routes]);
         assert_eq!(parse(&["--quick"]).expect("it makes sense").1.n_rounds, 2);
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ADDRESS, FILE, KEY_FILE, NAME, PATH, PORT, WEIGHT};
+use super::{ADDRESS, FILE, KEY_FILE, NAME, PORT, WEIGHT};
 use crate::config::shape::{
     Field, List,
     Presence::{Absent, Default, Required},
@@ -15,6 +15,15 @@ text!(HOSTNAME, "a host name", "*.example.org", r"^(\*\.)?[A-Za-z0-9]([-A-Za-z0-
 text!(HEADER_NAME, "the name of a header field", "x-canary", "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$");
 text!(HEADER_VALUE, "the value of a header field", "1", r"^\S(.*\S)?$");
 text!(QUERY, "text", "2", "^.+$");
+text!(PATH_VALUE, "a path", "/api", "^.+$");
+
+const TEXT_TYPE: Field = Field {
+    key: "type",
+    shape: Shape::Word(&["Exact", "RegularExpression"]),
+    presence: Default("Exact"),
+    doc: "`Exact` compares the whole value; `RegularExpression` has to match the whole value, in the syntax of RE2 with \
+          ASCII classes.",
+};
 
 /// A listener.
 pub(super) static LISTENER: Table = Table {
@@ -179,13 +188,13 @@ static MATCH: Table = Table {
             key: "headers",
             shape: Shape::List(&List { item: Shape::Table(&HEADER_MATCH), min: 1, max: 16 }),
             presence: Absent("any headers"),
-            doc: "Of header fields, each exactly.",
+            doc: "Of header fields; all of them have to match.",
         },
         Field {
             key: "queryParams",
             shape: Shape::List(&List { item: Shape::Table(&QUERY_MATCH), min: 1, max: 16 }),
             presence: Absent("any parameters"),
-            doc: "Of query parameters, each exactly.",
+            doc: "Of query parameters; all of them have to match.",
         },
     ],
     one_of: &[],
@@ -197,16 +206,19 @@ static PATH_MATCH: Table = Table {
     fields: &[
         Field {
             key: "type",
-            shape: Shape::Word(&["Exact", "PathPrefix"]),
+            shape: Shape::Word(&["Exact", "PathPrefix", "RegularExpression"]),
             presence: Default("PathPrefix"),
             doc: "`Exact` compares the whole path; `PathPrefix` whole segments from the start: `/api` matches \
-                  `/api` and `/api/x`, not `/apix`.",
+                  `/api` and `/api/x`, not `/apix`; `RegularExpression` has to match the whole path, in the syntax of \
+                  RE2 with ASCII classes. Exact comes before expressions, the longest first, and those before the \
+                  longest prefix. Expressions are tried one after another, so each costs every request of its host name.",
         },
         Field {
             key: "value",
-            shape: Shape::Text(&PATH),
+            shape: Shape::Text(&PATH_VALUE),
             presence: Default("/"),
-            doc: "Path, at most 1,024 bytes, as it is sent: percent-encoded, without query.",
+            doc: "Path or expression, at most 1,024 bytes. A path is written as it is sent: percent-encoded, without \
+                  query.",
         },
     ],
     one_of: &[],
@@ -216,6 +228,7 @@ static HEADER_MATCH: Table = Table {
     name: "headerMatch",
     doc: "A match of a header field.",
     fields: &[
+        TEXT_TYPE,
         Field {
             key: "name",
             shape: Shape::Text(&HEADER_NAME),
@@ -226,7 +239,7 @@ static HEADER_MATCH: Table = Table {
             key: "value",
             shape: Shape::Text(&HEADER_VALUE),
             presence: Required("\"1\""),
-            doc: "The whole value, in this case, at most 4,096 bytes.",
+            doc: "Value or expression, in this case, at most 4,096 bytes.",
         },
     ],
     one_of: &[],
@@ -236,6 +249,7 @@ static QUERY_MATCH: Table = Table {
     name: "queryMatch",
     doc: "A match of a query parameter.",
     fields: &[
+        TEXT_TYPE,
         Field {
             key: "name",
             shape: Shape::Text(&QUERY),
@@ -246,7 +260,7 @@ static QUERY_MATCH: Table = Table {
             key: "value",
             shape: Shape::Text(&QUERY),
             presence: Required("\"2\""),
-            doc: "The whole value, in this case, at most 1,024 bytes.",
+            doc: "Value or expression, in this case, at most 1,024 bytes.",
         },
     ],
     one_of: &[],
