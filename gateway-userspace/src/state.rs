@@ -11,6 +11,7 @@ use crate::{
     net::connect,
     prober::Probe,
     route::{Table, host::Hosts},
+    target,
     tls::accept::Acceptor,
     upstream::Upstream,
 };
@@ -94,6 +95,10 @@ pub struct HttpBind {
 pub struct HttpListener {
     /// Its name.
     pub name: ListenerName,
+    /// What is done with paths that applications read differently.
+    pub paths: target::Rules,
+    /// Proxies in front of this one whose word about the client is taken.
+    pub trusted_hops: usize,
     /// Its routes.
     pub table: Table<Arc<Rule>>,
     /// Counts requests that no route takes.

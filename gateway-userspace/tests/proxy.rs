@@ -166,6 +166,146 @@ async fn nobody_there_is_said() {
     assert_eq!(proxy.drain(Duration::from_secs(5)).await, 0);
 }
 
+mod target {
+    //! What is matched is what is sent, and it is meant for us.
+
+    use gateway_userspace::target::{Escaped, Repeated, Rules};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_path_that_is_matched_is_the_path_that_is_sent() {
+        let (open, secret) = (Origin::named("open").await, Origin::named("secret").await);
+        let (strict, lax) = (free_addr(), free_addr());
+        let mut snapshot = simple(strict, &[open.addr]);
+        snapshot.listeners.push(listener("lax", lax, Protocol::Http));
+        snapshot.listeners[1].paths = Rules { repeated: Repeated::Keep, escaped: Escaped::Keep };
+        snapshot.routes[0].listeners.push(snapshot.listeners[1].name.clone());
+        snapshot.routes[0].rules.push(rule(prefix("/admin"), &[("secret", 1)]));
+        snapshot.services.push(service("secret", &[secret.addr]));
+        let _proxy = Proxy::start(&snapshot);
+        for (path, origin, sent) in [
+            ("/%61dmin/x?q=/../%61", "secret", "/admin/x?q=/../%61"),
+            ("/x/../admin", "secret", "/admin"),
+            ("/x/%2e%2E/admin/", "secret", "/admin/"),
+            ("//admin", "secret", "/admin"),
+            ("/admin/../x", "open", "/x"),
+            ("/admin/..", "open", "/"),
+        ] {
+            let answer = client::get(strict, "a.test", path).await;
+            assert_eq!((answer.header("origin"), answer.header("seen-target")), (origin, sent), "{path}");
+        }
+        for path in ["/x%2f..%2fadmin", "/x%5cadmin", "/x%00", "/x/..;/admin", "/%zz"] {
+            assert_eq!(client::get(strict, "a.test", path).await.status, 400, "{path}");
+        }
+        for (path, origin, sent) in [
+            ("//admin", "open", "//admin"),
+            ("/admin%2f..", "open", "/admin%2F.."),
+            ("/%61dmin", "secret", "/admin"),
+        ] {
+            let answer = client::get(lax, "a.test", path).await;
+            assert_eq!((answer.header("origin"), answer.header("seen-target")), (origin, sent), "{path}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_connection_serves_the_listener_that_it_was_opened_for() {
+        let origin = Origin::named("a").await;
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[origin.addr]);
+        let https = |name: &str, host: Option<&str>| {
+            let mut https = listener(name, addr, Protocol::Https);
+            https.hostname = host.map(hostname);
+            https.certificates = vec![wanted::certificate("a.test")];
+            https
+        };
+        snapshot.listeners = vec![
+            https("web", None),
+            https("second", Some("second-example.org")),
+            https("wild", Some("*.wildcard.org")),
+            https("narrow", Some("very.specific.wildcard.org")),
+        ];
+        let mut here = route("here", "web", vec![rule(prefix("/"), &[("api", 1)])]);
+        here.hostnames = vec![hostname("example.org")];
+        let others = ["second", "wild", "narrow"];
+        snapshot.routes = others
+            .map(|name| route(name, name, vec![rule(prefix("/"), &[("api", 1)])]))
+            .into_iter()
+            .collect();
+        snapshot.routes.push(here);
+        let proxy = Proxy::start(&snapshot);
+        for (name, host, status) in [
+            ("example.org", "example.org", 200),
+            ("example.org", "second-example.org", 421),
+            ("example.org", "unknown-example.org", 404),
+            ("second-example.org", "second-example.org", 200),
+            ("second-example.org", "example.org", 421),
+            ("second-example.org", "unknown-example.org", 421),
+            ("a.wildcard.org", "b.wildcard.org", 200),
+            ("a.wildcard.org", "very.specific.wildcard.org", 421),
+            ("unknown-example.org", "example.org", 200),
+        ] {
+            for (alpn, is_http2) in [("h2", true), ("http/1.1", false)] {
+                let stream = client::tls(addr, name, &[alpn]).await.unwrap();
+                let mut client = if is_http2 {
+                    Client::over_http2(stream).await
+                } else {
+                    Client::over_http1(stream).await
+                };
+                let answer = client.get(host, "/").await.unwrap();
+                assert_eq!(answer.status, status, "{name} asks for {host} over {alpn}");
+            }
+        }
+        let faults = "sluice_request_faults_total{listener=\"web\",route=\"\",kind=\"misdirected\"}";
+        assert_eq!(proxy.metric(faults), 8.0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_clients_claim_about_themselves_is_dropped_unless_proxies_in_front_are_trusted() {
+        let origin = Origin::named("a").await;
+        let (edge, inner) = (free_addr(), free_addr());
+        let mut snapshot = simple(edge, &[origin.addr]);
+        snapshot.listeners.push(listener("inner", inner, Protocol::Http));
+        snapshot.listeners[1].trusted_hops = 1;
+        snapshot.routes[0].listeners.push(snapshot.listeners[1].name.clone());
+        let _proxy = Proxy::start(&snapshot);
+        for (addr, chain, real, host) in [
+            (edge, "127.0.0.1", "127.0.0.1", "a.test"),
+            (inner, "192.0.2.2, 127.0.0.1", "192.0.2.2", "b.test"),
+        ] {
+            let request = http::Request::get("/")
+                .header("host", "a.test")
+                .header("x-forwarded-for", "192.0.2.1, 192.0.2.2")
+                .header("x-real-ip", "192.0.2.1")
+                .header("x-forwarded-host", "b.test")
+                .header("connection", "x-forwarded-for");
+            let request = request.body(http_body_util::Full::default()).unwrap();
+            let answer = Client::http1(addr).await.send(request).await.unwrap();
+            assert_eq!(answer.header("seen-x-forwarded-for"), chain);
+            assert_eq!(answer.header("seen-x-real-ip"), real);
+            assert_eq!(answer.header("seen-x-forwarded-host"), host);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn clients_of_grpc_are_told_of_faults_in_their_words() {
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[]);
+        snapshot.routes[0].rules = vec![rule(prefix("/there"), &[("api", 1)])];
+        let _proxy = Proxy::start(&snapshot);
+        for (path, status, grpc) in [("/there/Call", 503, "14"), ("/nowhere/Call", 404, "12")] {
+            for kind in ["application/grpc", "text/plain"] {
+                let request =
+                    http::Request::post(format!("http://a.test{path}")).header("content-type", kind);
+                let request = request.body(http_body_util::Full::default()).unwrap();
+                let answer = Client::http2(addr).await.send(request).await.unwrap();
+                let expected = if kind == "text/plain" { (status, "") } else { (200, grpc) };
+                assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), expected, "{path} {kind}");
+            }
+        }
+    }
+}
+
 mod head {
     //! Requests that two servers could understand differently.
 

@@ -16,13 +16,16 @@ use gateway_common::{
     map::{self, Kind},
 };
 use gateway_tests::expect;
-use gateway_userspace::metrics::{
-    Metrics,
-    names::{
-        BindLabels, EndpointSample, FaultKind, Limit, ModeLabels, OutcomeLabels, PacketSample, PoolSample,
-        ProbeLabels, Samples, ServiceSample,
+use gateway_userspace::{
+    http::fault::TABLE,
+    metrics::{
+        Metrics,
+        names::{
+            BindLabels, EndpointSample, FaultKind, Limit, ModeLabels, OutcomeLabels, PacketSample,
+            PoolSample, ProbeLabels, Samples, ServiceSample,
+        },
+        shard::RouteLabels,
     },
-    shard::RouteLabels,
 };
 
 #[test]
@@ -84,6 +87,37 @@ const fn kind(kind: Kind) -> &'static str {
         Kind::PerCpuArray => "per-CPU array",
         Kind::SockMap => "sockmap",
     }
+}
+
+#[test]
+fn faults() {
+    let mut text = String::from(
+        "# Faults\n\nGenerated from the table that answers come from (`http::fault`); a test compares.\n\n\
+         A request that cannot be served is answered by the gateway: with a status and one line of text, or, when its \
+         `content-type` is that of gRPC, with `grpc-status` and `grpc-message` and status 200.\n\
+         Each is counted in `sluice_request_faults_total` under its kind.\n\
+         *Again* says whether the request may be sent to another endpoint: `yes` when no endpoint can have begun with it, \
+         `if idempotent` when it may have, and sending it twice has the effect of once (RFC 9110, section 9.2.2), and its \
+         body is short enough to be remembered.\n\n\
+         | kind | side | again | status | gRPC | `retry-after` | meaning | remedy |\n|---|---|---|---|---|---|---|---|\n",
+    );
+    for row in &TABLE {
+        writeln!(
+            text,
+            "| `{}` | {} | {} | {} | {} `{}` | {} | {} | {} |",
+            row.kind.as_str(),
+            row.side.as_str(),
+            row.retry.as_str(),
+            row.status.as_u16(),
+            row.grpc.number(),
+            row.grpc.name(),
+            row.retry_after_s.map_or_else(String::new, |seconds| format!("{seconds} s")),
+            row.meaning,
+            row.remedy
+        )
+        .unwrap();
+    }
+    expect::file(&expect::root().join("docs/reference/faults.md"), &text);
 }
 
 #[test]

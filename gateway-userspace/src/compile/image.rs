@@ -252,6 +252,8 @@ mod tests {
             hostname: None,
             certificates: Vec::new(),
             forwarding: Forwarding::Nat,
+            paths: crate::target::Rules::DEFAULT,
+            trusted_hops: 0,
         }
     }
 

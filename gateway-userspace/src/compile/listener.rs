@@ -80,7 +80,13 @@ fn http(snapshot: &Snapshot, shared: &Shared, services: &Services, listeners: &[
         let stats = stats(listener);
         unmatched.get_or_insert_with(|| Arc::clone(&stats));
         let table = route::table(snapshot, shared, services, listener);
-        let compiled = HttpListener { name: listener.name.clone(), table, unmatched: stats };
+        let compiled = HttpListener {
+            name: listener.name.clone(),
+            paths: listener.paths,
+            trusted_hops: listener.trusted_hops,
+            table,
+            unmatched: stats,
+        };
         by_host.insert(host(listener.hostname.as_ref()), compiled);
     }
     let none = RouteLabels { listener: String::new(), route: String::new() };

@@ -48,9 +48,9 @@ impl std::error::Error for TooLate {}
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl ResponseBody {
-    /// One line of text.
+    /// One line of text, or nothing.
     pub const fn text(text: &'static str) -> Self {
-        Self(Source::Text(Some(text)))
+        Self(Source::Text(if text.is_empty() { None } else { Some(text) }))
     }
 
     /// A response that streams from an endpoint over `lease`.

@@ -1,6 +1,6 @@
 //! The life of one request: route, pick, connect or reuse, send, receive, log.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode, request::Parts};
 use tokio::time::Sleep;
@@ -8,9 +8,9 @@ use tokio::time::Sleep;
 use crate::{
     balance::Tried,
     http::{
-        Downstream, Worker,
+        Downstream, Scheme, Worker,
         body::ResponseBody,
-        fault::{Fault, Kind, Retry},
+        fault::{Fault, Kind, Language, Retry},
         header,
     },
     limits,
@@ -20,7 +20,7 @@ use crate::{
         body::{Keeper, RequestBody},
     },
     route,
-    state::{Bind, HttpBind, Rule},
+    state::{Bind, HttpBind, HttpListener, Rule},
     upstream::{Freshness, Upstream},
 };
 
@@ -32,42 +32,62 @@ pub async fn run(
 ) -> Response<ResponseBody> {
     let started = worker.clock.now();
     let state = worker.published.load();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let language = Language::of(&parts);
     let (routed, counted) = match state.binds.get(&downstream.bind) {
-        Some(Bind::Http(bind)) => find(bind, &parts),
-        Some(Bind::Balanced(_)) | None => return Fault::new(Kind::NoRoute).response(),
+        Some(Bind::Http(bind)) => find(bind, downstream, &mut parts),
+        Some(Bind::Balanced(_)) | None => return Fault::new(Kind::NoRoute).response(language),
     };
     let method = parts.method.clone();
     let done = match routed {
-        Ok(rule) => within_deadline(worker, downstream, rule, parts, body).await,
+        Ok(routed) => within_deadline(worker, downstream, routed, parts, body).await,
         Err(fault) => Err(fault),
     };
     let response = done.unwrap_or_else(|fault| {
         counted.fault(worker.idx, fault.kind);
-        fault.response()
+        fault.response(language)
     });
     log(worker, downstream, &method, response.status(), counted, worker.clock.now().duration_since(started));
     drop(state);
     response
 }
 
+/// Where a request goes.
+#[derive(Clone, Copy)]
+struct Routed<'s> {
+    listener: &'s HttpListener,
+    rule: &'s Arc<Rule>,
+}
+
 /// Route: the most specific listener for the host name, then its most specific route.
-fn find<'s>(bind: &'s HttpBind, parts: &Parts) -> (Result<&'s Arc<Rule>, Fault>, &'s RouteStats) {
+fn find<'s>(
+    bind: &'s HttpBind,
+    downstream: &Downstream,
+    parts: &mut Parts,
+) -> (Result<Routed<'s>, Fault>, &'s RouteStats) {
+    let fault = |kind, counted: &'s Arc<RouteStats>| (Err(Fault::new(kind)), counted.as_ref());
     if parts.method == Method::CONNECT {
-        return (Err(Fault::new(Kind::Unsupported)), &bind.unmatched);
+        return fault(Kind::Unsupported, &bind.unmatched);
     }
     // The codec of HTTP/1 refuses more by itself; HTTP/2 counts bytes only.
     if parts.headers.len() > limits::HEADERS {
-        return (Err(Fault::new(Kind::HeadTooLarge)), &bind.unmatched);
+        return fault(Kind::HeadTooLarge, &bind.unmatched);
     }
     let authority = header::authority(parts).unwrap_or_default();
     if !header::is_sound(authority) {
-        return (Err(Fault::new(Kind::BadRequest)), &bind.unmatched);
+        return fault(Kind::BadRequest, &bind.unmatched);
     }
-    let host = header::host_name(authority);
-    let Some(listener) = bind.listeners.lookup(&host).next() else {
-        return (Err(Fault::new(Kind::NoRoute)), &bind.unmatched);
+    let host = header::host_name(authority).into_owned();
+    let listener = bind.listeners.lookup(&host).next();
+    if downstream.scheme == Scheme::Https && !is_of_connection(bind, downstream, listener) {
+        return fault(Kind::Misdirected, &bind.unmatched);
+    }
+    let Some(listener) = listener else {
+        return fault(Kind::NoRoute, &bind.unmatched);
     };
+    if let Err(refused) = header::normalize(parts, listener.paths) {
+        return (Err(refused), &listener.unmatched);
+    }
     let request = route::Request {
         host: &host,
         path: parts.uri.path(),
@@ -76,8 +96,20 @@ fn find<'s>(bind: &'s HttpBind, parts: &Parts) -> (Result<&'s Arc<Rule>, Fault>,
         headers: &parts.headers,
     };
     match listener.table.find(&request) {
-        Some(rule) => (Ok(rule), &rule.stats),
-        None => (Err(Fault::new(Kind::NoRoute)), &listener.unmatched),
+        Some(rule) => (Ok(Routed { listener, rule }), &rule.stats),
+        None => fault(Kind::NoRoute, &listener.unmatched),
+    }
+}
+
+/// Whether the listener that a request is meant for is the one that its connection was opened for. Clients send requests
+/// for several names over one connection when its certificate is good for them (RFC 9113, section 9.1.1), but what a
+/// listener asks of its connections holds for no other.
+fn is_of_connection(bind: &HttpBind, downstream: &Downstream, listener: Option<&HttpListener>) -> bool {
+    let opened = bind.listeners.lookup(&downstream.server_name).next();
+    match (opened, listener) {
+        (Some(opened), Some(meant)) => std::ptr::eq(opened, meant),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 
@@ -85,12 +117,14 @@ fn find<'s>(bind: &'s HttpBind, parts: &Parts) -> (Result<&'s Arc<Rule>, Fault>,
 async fn within_deadline(
     worker: &Worker,
     downstream: &Downstream,
-    rule: &Rule,
+    routed: Routed<'_>,
     parts: Parts,
     body: RequestBody,
 ) -> Result<Response<ResponseBody>, Fault> {
+    let Routed { listener, rule } = routed;
     let service = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
-    let head = header::to_upstream(parts, downstream, service.definition().protocol, !body.is_empty())?;
+    let protocol = service.definition().protocol;
+    let head = header::to_upstream(parts, downstream, listener.trusted_hops, protocol, !body.is_empty())?;
     let message = Message::new(head, body);
     let Some(timeout) = rule.request_timeout else {
         let (response, lease) = forward(worker, downstream, service, rule.backend_timeout, message).await?;
@@ -133,10 +167,7 @@ async fn forward(
             Ok(lease) => lease,
             Err(cause) => {
                 tried.push(picked);
-                last = Fault::new(match cause {
-                    OpenError::Full => Kind::Overload,
-                    OpenError::Io(_) => Kind::Connect,
-                });
+                last = Fault::new(unopened(&cause));
                 continue;
             }
         };
@@ -161,6 +192,14 @@ async fn forward(
         service.stats().retried(worker.idx);
     }
     Err(last)
+}
+
+fn unopened(cause: &OpenError) -> Kind {
+    match cause {
+        OpenError::Full => Kind::Overload,
+        OpenError::Io(cause) if cause.kind() == io::ErrorKind::AddrNotAvailable => Kind::LocalPorts,
+        OpenError::Io(_) => Kind::Connect,
+    }
 }
 
 /// A request that may have to be sent more than once.
@@ -282,4 +321,19 @@ fn log(
 ) {
     counted.record(worker.idx, status.as_u16(), elapsed);
     tracing::trace!(%method, status = status.as_u16(), bind = %downstream.bind, ?elapsed, "request");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_out_of_ports_is_told_from_an_endpoint_that_refuses() {
+        // What connect(2) says when every local port towards the address is taken.
+        let exhausted = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+        assert_eq!(unopened(&OpenError::Io(exhausted)), Kind::LocalPorts);
+        let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        assert_eq!(unopened(&OpenError::Io(refused)), Kind::Connect);
+        assert_eq!(unopened(&OpenError::Full), Kind::Overload);
+    }
 }

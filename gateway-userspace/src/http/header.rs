@@ -11,17 +11,45 @@ use http::{
 
 use crate::{
     http::{
-        Downstream, Scheme,
+        Downstream,
         fault::{Fault, Kind},
+        forwarded,
     },
     pool::Protocol,
+    target,
 };
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Fields that are no matter of one connection, whatever `connection` says.
+const ENDS_NOWHERE: [HeaderName; 5] = [
+    header::AUTHORIZATION,
+    header::CONTENT_LENGTH,
+    header::COOKIE,
+    header::HOST,
+    header::PROXY_AUTHORIZATION,
+];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Brings the path of a request to its one form, which is then matched and sent. `*` and the authority of CONNECT are none.
+pub fn normalize(parts: &mut Parts, rules: target::Rules) -> Result<(), Fault> {
+    let bad = Fault::new(Kind::BadRequest);
+    let path = parts.uri.path();
+    if path == "*" && parts.method == Method::OPTIONS {
+        return Ok(());
+    }
+    let normal = match target::normal(path, rules).map_err(|_| bad)? {
+        Cow::Borrowed(_) => return Ok(()),
+        Cow::Owned(normal) => normal,
+    };
+    let whole = match parts.uri.query() {
+        Some(query) => format!("{normal}?{query}"),
+        None => normal,
+    };
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.path_and_query = Some(PathAndQuery::try_from(whole).map_err(|_| bad)?);
+    parts.uri = Uri::from_parts(uri).map_err(|_| bad)?;
+    Ok(())
+}
 
 /// The authority a request is meant for: of its target, else of `host` (RFC 9112, section 3.2.2).
 pub fn authority(parts: &Parts) -> Option<&str> {
@@ -75,6 +103,7 @@ pub fn is_idempotent(method: &Method) -> bool {
 pub fn to_upstream(
     mut parts: Parts,
     downstream: &Downstream,
+    trusted_hops: usize,
     protocol: Protocol,
     has_body: bool,
 ) -> Result<Parts, Fault> {
@@ -86,7 +115,7 @@ pub fn to_upstream(
     let trailers =
         parts.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip_hop_by_hop(&mut parts.headers);
-    forward(&mut parts.headers, downstream, host.as_ref());
+    forwarded::add(&mut parts.headers, downstream, host.as_ref(), trusted_hops);
     join_cookies(&mut parts.headers);
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
@@ -147,8 +176,8 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-            // Whoever names these wants to change what the message means.
-            .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
+            // Whoever names these wants to change what the message means, or who it seems to come from.
+            .filter(|name| !ENDS_NOWHERE.contains(name) && !forwarded::is_one(name))
             .collect();
         for name in named {
             headers.remove(name);
@@ -157,32 +186,6 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
     for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE] {
         headers.remove(name);
-    }
-}
-
-/// Adds the client's address to what was forwarded so far, and says how and as whom it asked us.
-fn forward(headers: &mut HeaderMap, downstream: &Downstream, host: Option<&HeaderValue>) {
-    let client = &downstream.client;
-    let chain = headers.get_all(&FORWARDED_FOR).iter().fold(Vec::new(), |mut chain: Vec<u8>, value| {
-        chain.extend_from_slice(value.as_bytes());
-        chain.extend_from_slice(b", ");
-        chain
-    });
-    let chain = if chain.is_empty() {
-        client.clone()
-    } else {
-        let chain = [chain.as_slice(), client.as_bytes()].concat();
-        HeaderValue::from_maybe_shared(bytes::Bytes::from(chain)).unwrap_or_else(|_| client.clone())
-    };
-    headers.insert(FORWARDED_FOR, chain);
-    let scheme = match downstream.scheme {
-        Scheme::Http => HeaderValue::from_static("http"),
-        Scheme::Https => HeaderValue::from_static("https"),
-    };
-    headers.insert(FORWARDED_PROTO, scheme);
-    match host {
-        Some(host) => drop(headers.insert(FORWARDED_HOST, host.clone())),
-        None => drop(headers.remove(&FORWARDED_HOST)),
     }
 }
 
@@ -205,21 +208,24 @@ mod tests {
     use http::Request;
 
     use super::*;
-    use crate::state::{BindKey, Transport};
+    use crate::{
+        http::Scheme,
+        state::{BindKey, Transport},
+    };
 
     fn upstream(request: Request<()>, protocol: Protocol) -> Parts {
         let addr = SocketAddr::from(([203, 0, 113, 1], 443));
         let bind = BindKey { addr, transport: Transport::Tcp };
         let peer = SocketAddr::from(([198, 51, 100, 7], 4000));
         let downstream = Downstream::new(bind, Scheme::Https, peer, addr);
-        to_upstream(request.into_parts().0, &downstream, protocol, false).unwrap()
+        to_upstream(request.into_parts().0, &downstream, 0, protocol, false).unwrap()
     }
 
     #[test]
     fn hop_by_hop_fields_go_and_forwarding_fields_come() {
         let request = Request::get("/a?b=c")
             .header("host", "Example.org:8443")
-            .header("connection", "x-secret, keep-alive, host")
+            .header("connection", "x-secret, keep-alive, host, cookie")
             .header("x-secret", "1")
             .header("te", "trailers")
             .header("upgrade", "websocket")
@@ -232,7 +238,7 @@ mod tests {
         assert_eq!(parts.uri, "/a?b=c");
         let get = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap());
         assert_eq!(get("host"), Some("Example.org:8443"));
-        assert_eq!(get("x-forwarded-for"), Some("192.0.2.1, 192.0.2.2, 198.51.100.7"));
+        assert_eq!(get("x-forwarded-for"), Some("198.51.100.7"));
         assert_eq!(get("x-forwarded-proto"), Some("https"));
         assert_eq!(get("x-forwarded-host"), Some("Example.org:8443"));
         assert_eq!(get("cookie"), Some("a=1; b=2"));
@@ -280,9 +286,9 @@ mod tests {
         let addr = SocketAddr::from(([203, 0, 113, 1], 80));
         let bind = BindKey { addr, transport: Transport::Tcp };
         let downstream = Downstream::new(bind, Scheme::Http, addr, addr);
-        let with = to_upstream(request(), &downstream, Protocol::Http1, true).unwrap();
+        let with = to_upstream(request(), &downstream, 0, Protocol::Http1, true).unwrap();
         assert_eq!(with.headers.get("transfer-encoding").unwrap(), "chunked");
-        let without = to_upstream(request(), &downstream, Protocol::Http1, false).unwrap();
+        let without = to_upstream(request(), &downstream, 0, Protocol::Http1, false).unwrap();
         assert!(!without.headers.contains_key("transfer-encoding"));
     }
 

@@ -3,6 +3,7 @@
 pub mod body;
 pub mod exchange;
 pub mod fault;
+pub mod forwarded;
 pub mod head;
 pub mod header;
 pub mod serve;
@@ -56,6 +57,8 @@ pub struct Downstream {
     pub flow: FlowKey,
     /// The client's address, for `x-forwarded-for`.
     pub client: HeaderValue,
+    /// The name that the connection was opened for, lower case; empty when TLS named none, or without TLS.
+    pub server_name: Box<str>,
 }
 
 impl Downstream {
@@ -65,6 +68,12 @@ impl Downstream {
         // An IP address is made of digits, letters, dots and colons, so the other value is never used.
         let client = HeaderValue::try_from(peer.ip().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { bind, scheme, flow, client }
+        Self { bind, scheme, flow, client, server_name: Box::default() }
+    }
+
+    /// The same, opened for a name by TLS.
+    #[must_use]
+    pub fn named(self, server_name: Option<&str>) -> Self {
+        Self { server_name: server_name.unwrap_or_default().to_ascii_lowercase().into(), ..self }
     }
 }

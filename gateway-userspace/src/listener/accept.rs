@@ -124,17 +124,20 @@ async fn serve(
         Some(Bind::Balanced(_)) => Served::Balanced,
         None => return Ok(()),
     };
-    let downstream = |scheme| Arc::new(Downstream::new(bind, scheme, peer, bind.addr));
+    let downstream = |scheme| Downstream::new(bind, scheme, peer, bind.addr);
     match served {
         Served::Balanced => tcp::forward(&worker.published, bind, stream, peer).await,
-        Served::Http(None) => http::serve::serve(worker, downstream(Scheme::Http), stream, None, drain).await,
+        Served::Http(None) => {
+            http::serve::serve(worker, Arc::new(downstream(Scheme::Http)), stream, None, drain).await;
+        }
         Served::Http(Some(acceptor)) => {
             let (stream, spoken) = acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT).await?;
             let spoken = match spoken {
                 accept::Spoken::Http1 => Spoken::Http1,
                 accept::Spoken::Http2 => Spoken::Http2,
             };
-            http::serve::serve(worker, downstream(Scheme::Https), stream, Some(spoken), drain).await;
+            let downstream = downstream(Scheme::Https).named(stream.get_ref().1.server_name());
+            http::serve::serve(worker, Arc::new(downstream), stream, Some(spoken), drain).await;
         }
     }
     Ok(())

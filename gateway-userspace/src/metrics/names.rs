@@ -62,6 +62,10 @@ pub enum FaultKind {
     EndpointDown,
     /// The head of the request has too many fields.
     HeadTooLarge,
+    /// No local port is free for another connection to the endpoint.
+    LocalPorts,
+    /// The request is meant for another listener than the one its connection was opened for.
+    Misdirected,
     /// The route names a service that does not exist.
     MissingService,
     /// No endpoint may receive.
@@ -89,12 +93,14 @@ impl FaultKind {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::BadRequest,
         Self::ClientGone,
         Self::Connect,
         Self::EndpointDown,
         Self::HeadTooLarge,
+        Self::LocalPorts,
+        Self::Misdirected,
         Self::MissingService,
         Self::NoEndpoint,
         Self::NoRoute,
@@ -115,6 +121,8 @@ impl FaultKind {
             Self::Connect => "connect",
             Self::EndpointDown => "endpoint_down",
             Self::HeadTooLarge => "head_too_large",
+            Self::LocalPorts => "local_ports",
+            Self::Misdirected => "misdirected",
             Self::MissingService => "missing_service",
             Self::NoEndpoint => "no_endpoint",
             Self::NoRoute => "no_route",

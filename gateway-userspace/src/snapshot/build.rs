@@ -16,6 +16,7 @@ use crate::{
         route::{Match, PathMatch, Route, Rule},
         service::Service,
     },
+    target,
 };
 
 /// A snapshot and what somebody should look at nevertheless.
@@ -122,9 +123,24 @@ fn check_listener(listener: &DraftListener, problems: &mut Problems) {
             let message = format!("`forwarding` has no meaning for {}", protocol.as_str());
             problems.fault(forwarding.place, message, "remove it: the agent itself forwards requests");
         }
-    } else if let Some(hostname) = &listener.hostname {
-        let message = format!("`hostname` has no meaning for {}", protocol.as_str());
-        problems.fault(hostname.place, message, "remove it: packets carry no host name");
+        return;
+    }
+    let word = protocol.as_str();
+    let mut remove = |place, key, why| {
+        problems.fault(
+            place,
+            format!("`{key}` has no meaning for {word}"),
+            format!("remove it: packets carry no {why}"),
+        );
+    };
+    if let Some(hostname) = &listener.hostname {
+        remove(hostname.place, "hostname", "host name");
+    }
+    if let Some(paths) = &listener.paths {
+        remove(paths.place, "paths", "path");
+    }
+    if let Some(hops) = &listener.trusted_hops {
+        remove(hops.place, "trustedHops", "header fields");
     }
 }
 
@@ -243,7 +259,17 @@ fn check_patterns(routes: &[DraftRoute], problems: &mut Problems) {
 }
 
 fn listener(draft: DraftListener) -> Result<Listener, Place> {
-    let DraftListener { place, name, addr, protocol, hostname, certificates, forwarding } = draft;
+    let DraftListener {
+        place,
+        name,
+        addr,
+        protocol,
+        hostname,
+        certificates,
+        forwarding,
+        paths,
+        trusted_hops,
+    } = draft;
     let (Some(name), Some(addr), Some(protocol)) = (name, addr, protocol) else { return Err(place) };
     Ok(Listener {
         name: name.value,
@@ -252,6 +278,8 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         hostname: hostname.map(|hostname| hostname.value),
         certificates: certificates.map(|certificates| certificates.value).unwrap_or_default(),
         forwarding: forwarding.map(|forwarding| forwarding.value).unwrap_or_default(),
+        paths: paths.map_or(target::Rules::DEFAULT, |paths| paths.value),
+        trusted_hops: trusted_hops.map_or(0, |hops| hops.value),
     })
 }
 

@@ -13,6 +13,7 @@ use crate::{
         route::{Backend, Match},
         service::{Endpoint, HealthCheck, Policy, UpstreamProtocol},
     },
+    target,
 };
 
 /// Everything a source wants.
@@ -43,6 +44,10 @@ pub struct DraftListener {
     pub certificates: Option<Located<Vec<Certificate>>>,
     /// Forwarding, if it is written.
     pub forwarding: Option<Located<Forwarding>>,
+    /// What is done with paths, if it is written.
+    pub paths: Option<Located<target::Rules>>,
+    /// Trusted proxies in front, if they are written.
+    pub trusted_hops: Option<Located<usize>>,
 }
 
 /// A route that may lack what could not be read.

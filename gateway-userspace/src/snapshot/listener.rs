@@ -2,7 +2,7 @@
 
 use std::{fmt, net::SocketAddr};
 
-use crate::{name::ListenerName, secret::Secret};
+use crate::{name::ListenerName, secret::Secret, target};
 
 /// An address we accept on, and what to do there.
 #[derive(Clone, Debug)]
@@ -19,6 +19,10 @@ pub struct Listener {
     pub certificates: Vec<Certificate>,
     /// How packets of a `Tcp` or `Udp` listener reach the endpoint.
     pub forwarding: Forwarding,
+    /// What is done with paths that applications read differently.
+    pub paths: target::Rules,
+    /// Proxies in front of this one whose word about the client is taken.
+    pub trusted_hops: usize,
 }
 
 /// What a listener speaks.

@@ -29,6 +29,7 @@ use crate::{
         service::{CheckKind, HealthCheck, Policy, UpstreamProtocol},
     },
     source::file::{Loaded, load, parse},
+    target::{Escaped, Repeated, Rules},
 };
 
 fn good(name: &str) -> PathBuf {
@@ -65,6 +66,8 @@ fn the_full_file_comes_to_what_it_says() {
 
     let [web, secure, dns, dns_tcp] = snapshot.listeners.as_slice() else { panic!("four listeners") };
     assert_eq!((web.addr.to_string().as_str(), web.protocol), ("10.0.0.10:80", Protocol::Http));
+    assert_eq!((web.paths.repeated, web.paths.escaped), (Repeated::Keep, Escaped::Keep));
+    assert_eq!((web.trusted_hops, secure.trusted_hops, secure.paths), (2, 0, Rules::DEFAULT));
     assert_eq!(secure.hostname, Some(Hostname::Wildcard("example.org".to_owned())));
     assert!(secure.certificates[0].chain_pem.starts_with(b"-----BEGIN CERTIFICATE-----"));
     assert!(secure.certificates[0].key_pem.expose().starts_with(b"-----BEGIN PRIVATE KEY-----"));

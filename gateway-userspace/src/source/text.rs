@@ -4,6 +4,7 @@ use crate::{
     config::read::Wrong,
     pattern::{self, Pattern},
     snapshot::listener::Hostname,
+    target,
 };
 
 /// A name: a label of metrics and dumps, so it is short and plain. As in Kubernetes (RFC 1123, with dots).
@@ -113,17 +114,14 @@ pub fn path(text: &str) -> Result<String, Wrong> {
             "write it percent-encoded, such as %20",
         ));
     }
-    let mut rest = text;
-    while let Some((_, after)) = rest.split_once('%') {
-        if !after.get(..2).is_some_and(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit())) {
-            return Err(Wrong::new(
-                "a % in it is not followed by two digits",
-                "write %25 for a percent sign",
-            ));
+    match target::normal(text, target::Rules::DEFAULT) {
+        Ok(normal) if normal == text => Ok(text.to_owned()),
+        Ok(normal) => Err(Wrong::new("requests are compared in another form", format!("write {normal}"))),
+        Err(refusal @ target::Refusal::Escape) => {
+            Err(Wrong::new(refusal.to_string(), "write %25 for a percent sign"))
         }
-        rest = after;
+        Err(refusal) => Err(Wrong::new(refusal.to_string(), "write a path that requests can carry")),
     }
-    Ok(text.to_owned())
 }
 
 fn squeeze(text: &str) -> String {
@@ -275,12 +273,14 @@ mod tests {
         for right in ["/", "/api", "/api/", "/a%20b", "/.well-known", "/..."] {
             assert!(path(right).is_ok(), "{right}");
         }
-        for wrong in
-            ["", "api", "/a//b", "/a?b", "/a#b", "/a/../b", "/.", "/a%2Fb", "/a b", "/ü", "/%", "/%é1"]
-        {
+        for wrong in [
+            "", "api", "/a//b", "/a?b", "/a#b", "/a/../b", "/.", "/a%2Fb", "/a b", "/ü", "/%", "/%é1",
+            "/%00", "/%61",
+        ] {
             assert!(path(wrong).is_err(), "{wrong}");
         }
         assert_eq!(path("//a///b").unwrap_err().remedy, "write /a/b");
+        assert_eq!(path("/%61|").unwrap_err().remedy, "write /a%7C");
     }
 
     #[test]

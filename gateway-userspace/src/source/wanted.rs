@@ -22,6 +22,7 @@ use crate::{
         service::{CheckKind, Endpoint, HealthCheck, Policy, UpstreamProtocol},
     },
     source::{certificate, text},
+    target,
 };
 
 /// Reads the three lists; faults go to the reader of `root`.
@@ -55,7 +56,33 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         "nat" => Some(Forwarding::Nat),
         _ => None,
     });
-    DraftListener { place: view.place(), name, addr, protocol, hostname, certificates, forwarding }
+    let paths = view.table("paths").and_then(|paths| path_rules(&paths));
+    DraftListener {
+        place: view.place(),
+        name,
+        addr,
+        protocol,
+        hostname,
+        certificates,
+        forwarding,
+        paths,
+        trusted_hops: if view.has("trustedHops") { view.integer("trustedHops") } else { None },
+    }
+}
+
+fn path_rules(view: &View<'_>) -> Option<Located<target::Rules>> {
+    let repeated = view.word("repeatedSlashes", |word| match word {
+        "merge" => Some(target::Repeated::Merge),
+        "keep" => Some(target::Repeated::Keep),
+        _ => None,
+    });
+    let escaped = view.word("escapedSlashes", |word| match word {
+        "reject" => Some(target::Escaped::Reject),
+        "keep" => Some(target::Escaped::Keep),
+        _ => None,
+    });
+    let value = target::Rules { repeated: repeated?.value, escaped: escaped?.value };
+    Some(Located { value, place: view.place() })
 }
 
 fn addr(view: &View<'_>) -> Option<Located<SocketAddr>> {

@@ -11,6 +11,7 @@ use gateway_userspace::{
         route::{Backend, Match, PathMatch, Route, Rule},
         service::{CheckKind, Endpoint, HealthCheck, Policy, Service, UpstreamProtocol},
     },
+    target,
 };
 
 pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
@@ -21,6 +22,8 @@ pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
         hostname: None,
         certificates: Vec::new(),
         forwarding: Forwarding::Nat,
+        paths: target::Rules::DEFAULT,
+        trusted_hops: 0,
     }
 }
 

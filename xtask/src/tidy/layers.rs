@@ -4,7 +4,7 @@ use super::{Fault, source::Source};
 
 /// Modules of `gateway-userspace/src`, lowest layer first. A module imports only from strictly lower layers.
 const LAYERS: [&[&str]; 9] = [
-    &["name", "limits", "clock", "drain", "secret", "metrics", "place", "duration", "pattern"],
+    &["name", "limits", "clock", "drain", "secret", "metrics", "place", "duration", "pattern", "target"],
     &["config", "snapshot", "endpoint", "maglev", "image"],
     &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client"],
     &["upstream", "prober"],

@@ -69,6 +69,44 @@ pub(super) static LISTENER: Table = Table {
             doc: "How packets reach the endpoint: `nat` translates addresses, and replies come back through this \
                   node. TCP and UDP only.",
         },
+        Field {
+            key: "paths",
+            shape: Shape::Table(&PATHS),
+            presence: Absent("every setting has its default"),
+            doc: "What is done with paths that applications read differently. HTTP and HTTPS only.",
+        },
+        Field {
+            key: "trustedHops",
+            shape: Shape::Integer { min: 0, max: 16 },
+            presence: Default("0"),
+            doc: "Proxies in front of this one whose word about the client is taken. With 0, what a request says in \
+                  `x-forwarded-*`, `forwarded` and `x-real-ip` is dropped; with more, so many entries of \
+                  `x-forwarded-for` and `forwarded` stay, counted from the end, and the host and scheme that they name. \
+                  HTTP and HTTPS only.",
+        },
+    ],
+    one_of: &[],
+};
+
+static PATHS: Table = Table {
+    name: "paths",
+    doc: "Paths are matched and sent in one form: unreserved characters unescaped, other escapes in upper case, without \
+          dot segments. These settings say what becomes of spellings that applications read differently; an escaped \
+          zero byte is always refused.",
+    fields: &[
+        Field {
+            key: "repeatedSlashes",
+            shape: Shape::Word(&["merge", "keep"]),
+            presence: Default("merge"),
+            doc: "Whether several slashes in a row become one.",
+        },
+        Field {
+            key: "escapedSlashes",
+            shape: Shape::Word(&["reject", "keep"]),
+            presence: Default("reject"),
+            doc: "Whether a request with `%2F`, `%5C` or a backslash is refused with 400, or these stay escaped and end no \
+                  segment.",
+        },
     ],
     one_of: &[],
 };
