@@ -26,6 +26,24 @@ pub const BACKEND_REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 /// Time for a client's TLS handshake; then its connection is closed.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time that one of the process's own keys makes session tickets, and then opens them as long again.
+pub const TICKET_KEY_USE: Duration = Duration::from_hours(6);
+
+/// Age of a session ticket beyond which it is refused and the handshake is a full one.
+pub const TICKET_LIFETIME: Duration = Duration::from_hours(12);
+
+/// Bytes of a session ticket that is looked at: it carries the client's certificates. A longer one counts as none.
+pub const TICKET_BYTES: usize = 64 * 1024;
+
+/// Names of a client's certificate that are kept; further ones are left out.
+pub const IDENTITY_NAMES: usize = 64;
+
+/// Bytes of the header field that says who a client is; names beyond it are left out.
+pub const IDENTITY_BYTES: usize = 4 * 1024;
+
+/// Keys of session tickets that nodes share by a file.
+pub const TICKET_KEYS: usize = 16;
+
 /// Time for a connection to an endpoint, TLS included; then the next endpoint is tried.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 

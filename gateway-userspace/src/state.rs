@@ -3,6 +3,7 @@
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use http::HeaderName;
 
 use crate::{
     balance::Balancer,
@@ -59,6 +60,8 @@ pub struct State {
     pub binds: HashMap<BindKey, Bind>,
     /// Services by name.
     pub services: HashMap<ServiceName, Arc<Upstream>>,
+    /// Header fields that say who a client is, on any address: what clients send under these names is removed.
+    pub identity_headers: Vec<HeaderName>,
     /// Endpoints to check, one entry each.
     pub probes: Vec<Probe>,
 }
@@ -84,6 +87,8 @@ impl Bind {
 pub struct HttpBind {
     /// Accepts TLS; none in plain text.
     pub tls: Option<Acceptor>,
+    /// The header field that says who a client is; none where clients have no certificates.
+    pub identity_header: Option<HeaderName>,
     /// Listeners by host name: the most specific one alone takes a request.
     pub listeners: Hosts<HttpListener>,
     /// Counts requests for host names of no listener.

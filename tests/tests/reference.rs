@@ -159,6 +159,7 @@ fn everything() -> Metrics {
     families.open.get_or_create(&bind).inc();
     families.misdirected.get_or_create(&bind).inc();
     families.handshake_failures.get_or_create(&bind).inc();
+    families.handshake(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), false);
     families.probes.get_or_create(&ProbeLabels { service: "s".to_owned(), outcome: "passed" }).inc();
     families.limit(Limit::Connections);
     families.config_reloads.get_or_create(&OutcomeLabels { outcome: "applied" }).inc();

@@ -251,6 +251,8 @@ mod tests {
             protocol,
             hostname: None,
             certificates: Vec::new(),
+            ticket_keys: Vec::new(),
+            clients: None,
             forwarding: Forwarding::Nat,
             paths: crate::target::Rules::DEFAULT,
             trusted_hops: 0,

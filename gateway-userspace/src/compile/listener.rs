@@ -51,8 +51,9 @@ pub(super) fn binds(
         let bind = match first.protocol {
             Protocol::Http => Some(Bind::Http(Box::new(http(snapshot, shared, services, &listeners)))),
             Protocol::Https => tls::acceptor(&listeners, shared, faults).map(|acceptor| {
+                let identity_header = first.clients.as_ref().map(|clients| clients.identity_header.clone());
                 let bind = http(snapshot, shared, services, &listeners);
-                Bind::Http(Box::new(HttpBind { tls: Some(acceptor), ..bind }))
+                Bind::Http(Box::new(HttpBind { tls: Some(acceptor), identity_header, ..bind }))
             }),
             Protocol::Tcp | Protocol::Udp => Some(Bind::Balanced(balanced(snapshot, shared, first))),
         };
@@ -91,7 +92,7 @@ fn http(snapshot: &Snapshot, shared: &Shared, services: &Services, listeners: &[
     }
     let none = RouteLabels { listener: String::new(), route: String::new() };
     let unmatched = unmatched.unwrap_or_else(|| shared.parts.metrics.route(&none));
-    HttpBind { tls: None, listeners: by_host, unmatched }
+    HttpBind { tls: None, identity_header: None, listeners: by_host, unmatched }
 }
 
 /// The pattern for lookups.

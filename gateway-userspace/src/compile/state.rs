@@ -5,7 +5,7 @@ use std::sync::Arc;
 use gateway_common::hash::Seed;
 
 use crate::{
-    compile::{Faults, listener, service},
+    compile::{Faults, listener, service, tls},
     snapshot::Snapshot,
     state::State,
     tls::Context,
@@ -47,7 +47,8 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
     let mut faults = Faults::default();
     let binds = listener::binds(snapshot, shared, &services, &mut faults);
     if faults.0.is_empty() {
-        Ok(State { generation: snapshot.generation, binds, services, probes })
+        let identity_headers = tls::identity_headers(snapshot);
+        Ok(State { generation: snapshot.generation, binds, services, identity_headers, probes })
     } else {
         Err(faults)
     }

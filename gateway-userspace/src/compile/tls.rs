@@ -1,12 +1,20 @@
 //! Certificates of the listeners of one address.
 
+use http::HeaderName;
+
 use crate::{
     compile::{Fault, Faults, state::Shared},
-    snapshot::listener::{Hostname, Listener},
+    secret::Secret,
+    snapshot::{
+        Snapshot,
+        listener::{Hostname, Listener},
+    },
     tls::{
-        accept::Acceptor,
+        accept::{Acceptor, Terms},
         certificate::Certificate,
+        client::Demand,
         resolver::{Names, Resolver},
+        ticket::Ring,
     },
 };
 
@@ -36,12 +44,31 @@ pub(super) fn acceptor(listeners: &[&Listener], shared: &Shared, faults: &mut Fa
     if served == 0 {
         return None;
     }
-    match Acceptor::new(&shared.tls, resolver) {
+    // Listeners of one address agree on the rest.
+    let first = listeners.first()?;
+    let tickets = Ring::given(first.ticket_keys.iter().map(Secret::expose));
+    let clients = first.clients.as_ref().map(|clients| {
+        let demand = if clients.is_required { Demand::Required } else { Demand::Optional };
+        (demand, clients.trust_pem.clone())
+    });
+    match Acceptor::new(&shared.tls, Terms { resolver, tickets, clients }) {
         Ok(acceptor) => Some(acceptor),
         Err(cause) => {
-            let place = listeners.first().map_or_else(String::new, |l| format!("listener `{}`", l.name));
-            faults.0.push(Fault { place, message: format!("TLS cannot be set up: {cause}") });
+            let place = format!("listener `{}`", first.name);
+            faults.0.push(Fault { place, message: cause.to_string() });
             None
         }
     }
+}
+
+/// Names of all header fields that say who a client is; the usual one also where nobody asks for certificates, because
+/// endpoints may believe it.
+pub(super) fn identity_headers(snapshot: &Snapshot) -> Vec<HeaderName> {
+    let mut names = vec![HeaderName::from_static("x-forwarded-client-cert")];
+    for clients in snapshot.listeners.iter().filter_map(|listener| listener.clients.as_ref()) {
+        if !names.contains(&clients.identity_header) {
+            names.push(clients.identity_header.clone());
+        }
+    }
+    names
 }

@@ -35,7 +35,11 @@ pub async fn run(
     let (mut parts, body) = request.into_parts();
     let language = Language::of(&parts);
     let (routed, counted) = match state.binds.get(&downstream.bind) {
-        Some(Bind::Http(bind)) => find(bind, downstream, &mut parts),
+        Some(Bind::Http(bind)) => {
+            // Before routes are looked at: they may ask for an identity like for any field.
+            downstream.identify(&state, bind, &mut parts.headers);
+            find(bind, downstream, &mut parts)
+        }
         Some(Bind::Balanced(_)) | None => return Fault::new(Kind::NoRoute).response(language),
     };
     let method = parts.method.clone();

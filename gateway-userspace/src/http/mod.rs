@@ -12,14 +12,15 @@ pub mod stream;
 use std::{net::SocketAddr, sync::Arc};
 
 use gateway_common::{addr::Protocol, flow::FlowKey};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
 use crate::{
     balance,
     clock::Clock,
     drain::Tasks,
     metrics::Metrics,
-    state::{BindKey, Published},
+    state::{BindKey, HttpBind, Published, State},
+    tls::client::Identity,
 };
 
 /// What a worker serves with.
@@ -59,6 +60,8 @@ pub struct Downstream {
     pub client: HeaderValue,
     /// The name that the connection was opened for, lower case; empty when TLS named none, or without TLS.
     pub server_name: Box<str>,
+    /// Who the client proved to be; none without a certificate.
+    pub identity: Option<Arc<Identity>>,
 }
 
 impl Downstream {
@@ -68,12 +71,22 @@ impl Downstream {
         // An IP address is made of digits, letters, dots and colons, so the other value is never used.
         let client = HeaderValue::try_from(peer.ip().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { bind, scheme, flow, client, server_name: Box::default() }
+        Self { bind, scheme, flow, client, server_name: Box::default(), identity: None }
     }
 
     /// The same, opened for a name by TLS.
     #[must_use]
     pub fn named(self, server_name: Option<&str>) -> Self {
         Self { server_name: server_name.unwrap_or_default().to_ascii_lowercase().into(), ..self }
+    }
+
+    /// Removes what a client says about who it is, and writes what it proved.
+    fn identify(&self, state: &State, bind: &HttpBind, headers: &mut HeaderMap) {
+        for name in &state.identity_headers {
+            headers.remove(name);
+        }
+        if let (Some(identity), Some(name)) = (&self.identity, &bind.identity_header) {
+            headers.insert(name.clone(), identity.header.clone());
+        }
     }
 }

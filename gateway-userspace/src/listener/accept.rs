@@ -131,13 +131,16 @@ async fn serve(
             http::serve::serve(worker, Arc::new(downstream(Scheme::Http)), stream, None, drain).await;
         }
         Served::Http(Some(acceptor)) => {
-            let (stream, spoken) = acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT).await?;
-            let spoken = match spoken {
+            let accepted = acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT).await?;
+            worker.metrics.families.handshake(bind.addr, accepted.is_resumed);
+            let spoken = match accepted.spoken {
                 accept::Spoken::Http1 => Spoken::Http1,
                 accept::Spoken::Http2 => Spoken::Http2,
             };
-            let downstream = downstream(Scheme::Https).named(stream.get_ref().1.server_name());
-            http::serve::serve(worker, Arc::new(downstream), stream, Some(spoken), drain).await;
+            let server_name = accepted.stream.get_ref().1.server_name();
+            let downstream = downstream(Scheme::Https).named(server_name);
+            let downstream = Downstream { identity: accepted.identity, ..downstream };
+            http::serve::serve(worker, Arc::new(downstream), accepted.stream, Some(spoken), drain).await;
         }
     }
     Ok(())

@@ -22,7 +22,10 @@ use crate::{
     clock::Clock,
     drain::{self, Tasks, Trigger},
     http, limits,
-    metrics::{Metrics, names::BindLabels},
+    metrics::{
+        Metrics,
+        names::{BindLabels, HandshakeLabels},
+    },
     net::listen::{self, Place},
     pool::registry::Pools,
     state::{BindKey, Published, Transport},
@@ -206,6 +209,9 @@ impl Workers {
                 families.accepted.remove(&labels);
                 families.open.remove(&labels);
                 families.handshake_failures.remove(&labels);
+                for is_resumed in [false, true] {
+                    families.handshakes.remove(&HandshakeLabels::new(bind.addr, is_resumed));
+                }
             }
             stays
         });

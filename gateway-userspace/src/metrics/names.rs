@@ -1,6 +1,6 @@
 //! Every metric of the agent: name, unit, labels, help. Labels come from closed sets or from the configuration.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
@@ -209,6 +209,22 @@ pub struct OutcomeLabels {
     pub outcome: &'static str,
 }
 
+/// Labels of finished TLS handshakes.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct HandshakeLabels {
+    /// Virtual address and port.
+    pub address: String,
+    /// `full` or `resumed`.
+    pub kind: &'static str,
+}
+
+impl HandshakeLabels {
+    /// Of an address.
+    pub fn new(addr: SocketAddr, is_resumed: bool) -> Self {
+        Self { address: addr.to_string(), kind: if is_resumed { "resumed" } else { "full" } }
+    }
+}
+
 /// Label of the mode.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct ModeLabels {
@@ -227,6 +243,8 @@ pub struct Families {
     pub misdirected: Family<BindLabels, Counter>,
     /// TLS handshakes that failed or took too long.
     pub handshake_failures: Family<BindLabels, Counter>,
+    /// TLS handshakes that succeeded.
+    pub handshakes: Family<HandshakeLabels, Counter>,
     /// Finished probes.
     pub probes: Family<ProbeLabels, Counter>,
     /// Times a bound was reached.
@@ -264,6 +282,7 @@ impl Families {
             "TLS handshakes that failed or took too long",
             families.handshake_failures.clone(),
         );
+        registry.register("tls_handshakes", "TLS handshakes that succeeded", families.handshakes.clone());
         registry.register("probes", "Finished health checks", families.probes.clone());
         registry.register("limit_reached", "Times a bound of the agent was reached", families.limits.clone());
         registry.register(
@@ -283,6 +302,11 @@ impl Families {
             families.kernel_in_step.clone(),
         );
         families
+    }
+
+    /// Counts a TLS handshake.
+    pub fn handshake(&self, addr: SocketAddr, is_resumed: bool) {
+        self.handshakes.get_or_create(&HandshakeLabels::new(addr, is_resumed)).inc();
     }
 
     /// Counts that a bound was reached.

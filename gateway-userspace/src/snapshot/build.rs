@@ -107,7 +107,7 @@ where
 
 fn check_listener(listener: &DraftListener, problems: &mut Problems) {
     let Some(Located { value: protocol, place }) = listener.protocol else { return };
-    match (protocol, &listener.certificates) {
+    match (protocol, &listener.tls) {
         (Protocol::Https, None) => {
             let remedy = "write `tls: {certificates: [{certificateFile: web.pem, keyFile: web.key}]}`, or protocol HTTP";
             problems.fault(place, "HTTPS needs `tls`", remedy);
@@ -181,7 +181,24 @@ fn check_collisions(listeners: &[DraftListener], problems: &mut Problems) {
             let place = hostname.map_or(addr.place, |hostname| hostname.place);
             let message = format!("{} has the same host name on {}", name(other), addr.value);
             problems.fault(place, message, "write another `hostname`, or another port");
+        } else {
+            check_shared_tls(here.first, listener, problems);
         }
+    }
+}
+
+/// Listeners of one address and port share handshakes and sessions: a client that was let in under one name may ask for the
+/// other, and the certificate it had to show must not depend on that.
+fn check_shared_tls(first: &DraftListener, listener: &DraftListener, problems: &mut Problems) {
+    let (Some(theirs), Some(ours)) = (&first.tls, &listener.tls) else { return };
+    let name = first.name.as_ref().map_or("another listener", |name| name.value.as_str());
+    if theirs.value.clients != ours.value.clients {
+        let message = format!("{name} asks other certificates of clients on the same address and port");
+        problems.fault(ours.place, message, "write the same `clientCertificates`, or another port");
+    }
+    if theirs.value.ticket_keys != ours.value.ticket_keys {
+        let message = format!("{name} has other ticket keys on the same address and port");
+        problems.fault(ours.place, message, "write the same `ticketKeysFile`, or another port");
     }
 }
 
@@ -259,24 +276,17 @@ fn check_patterns(routes: &[DraftRoute], problems: &mut Problems) {
 }
 
 fn listener(draft: DraftListener) -> Result<Listener, Place> {
-    let DraftListener {
-        place,
-        name,
-        addr,
-        protocol,
-        hostname,
-        certificates,
-        forwarding,
-        paths,
-        trusted_hops,
-    } = draft;
+    let DraftListener { place, name, addr, protocol, hostname, tls, forwarding, paths, trusted_hops } = draft;
+    let tls = tls.map(|tls| tls.value).unwrap_or_default();
     let (Some(name), Some(addr), Some(protocol)) = (name, addr, protocol) else { return Err(place) };
     Ok(Listener {
         name: name.value,
         addr: addr.value,
         protocol: protocol.value,
         hostname: hostname.map(|hostname| hostname.value),
-        certificates: certificates.map(|certificates| certificates.value).unwrap_or_default(),
+        certificates: tls.certificates,
+        ticket_keys: tls.ticket_keys,
+        clients: tls.clients,
         forwarding: forwarding.map(|forwarding| forwarding.value).unwrap_or_default(),
         paths: paths.map_or(target::Rules::DEFAULT, |paths| paths.value),
         trusted_hops: trusted_hops.map_or(0, |hops| hops.value),

@@ -8,8 +8,9 @@ use std::{net::SocketAddr, time::Duration};
 use crate::{
     name::{ListenerName, RouteName, ServiceName},
     place::{Located, Place},
+    secret::Secret,
     snapshot::{
-        listener::{Certificate, Forwarding, Hostname, Protocol},
+        listener::{Certificate, ClientCertificates, Forwarding, Hostname, Protocol},
         route::{Backend, Match},
         service::{Endpoint, HealthCheck, Policy, UpstreamProtocol},
     },
@@ -40,14 +41,25 @@ pub struct DraftListener {
     pub protocol: Option<Located<Protocol>>,
     /// Host name, if one is written.
     pub hostname: Option<Located<Hostname>>,
-    /// Certificates, if TLS is written.
-    pub certificates: Option<Located<Vec<Certificate>>>,
+    /// TLS, if it is written.
+    pub tls: Option<Located<DraftTls>>,
     /// Forwarding, if it is written.
     pub forwarding: Option<Located<Forwarding>>,
     /// What is done with paths, if it is written.
     pub paths: Option<Located<target::Rules>>,
     /// Trusted proxies in front, if they are written.
     pub trusted_hops: Option<Located<usize>>,
+}
+
+/// TLS of a listener.
+#[derive(Clone, Debug, Default)]
+pub struct DraftTls {
+    /// Certificates.
+    pub certificates: Vec<Certificate>,
+    /// Keys of session tickets.
+    pub ticket_keys: Vec<Secret>,
+    /// Certificates that clients need.
+    pub clients: Option<ClientCertificates>,
 }
 
 /// A route that may lack what could not be read.

@@ -17,6 +17,11 @@ pub struct Listener {
     pub hostname: Option<Hostname>,
     /// Certificates of an `Https` listener, one at least; empty otherwise.
     pub certificates: Vec<Certificate>,
+    /// Keys that session tickets are made with, the first one for new tickets, 32 bytes each; empty uses those of the process.
+    /// The same for all listeners of an address and port; so is the next.
+    pub ticket_keys: Vec<Secret>,
+    /// Certificates that clients need; none asks for no certificate.
+    pub clients: Option<ClientCertificates>,
     /// How packets of a `Tcp` or `Udp` listener reach the endpoint.
     pub forwarding: Forwarding,
     /// What is done with paths that applications read differently.
@@ -106,6 +111,19 @@ pub struct Certificate {
     pub chain_pem: Vec<u8>,
     /// PKCS#8, PKCS#1 or SEC1.
     pub key_pem: Secret,
+}
+
+/// Whose certificates let a client in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientCertificates {
+    /// A client without a certificate is refused.
+    pub is_required: bool,
+    /// Where the bundle came from, for messages.
+    pub origin: String,
+    /// Certificate authorities, as PEM.
+    pub trust_pem: Vec<u8>,
+    /// The header field that tells endpoints who the client is.
+    pub identity_header: http::HeaderName,
 }
 
 #[cfg(test)]

@@ -21,6 +21,30 @@ pub fn check_chain(pem: &[u8]) -> Result<(), Wrong> {
     Err(Wrong::new(format!("it holds {}, no certificate", found(&labels)), remedy))
 }
 
+/// Checks that `pem` holds certificates, and nothing that should be kept secret.
+pub fn check_trust(pem: &[u8]) -> Result<(), Wrong> {
+    let labels = labels(pem)?;
+    if let Some(other) = labels.iter().find(|label| *label != "CERTIFICATE") {
+        let message = format!("it holds a block \"{other}\" beside certificates");
+        return Err(Wrong::new(message, "write the certificates of the authorities alone"));
+    }
+    let roots = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let roots = roots.map_err(|cause| unreadable(&cause))?;
+    if roots.is_empty() {
+        let remedy = "write a file with a `-----BEGIN CERTIFICATE-----` block for each authority";
+        return Err(Wrong::new("it holds no certificate", remedy));
+    }
+    for root in roots {
+        rustls::RootCertStore::empty().add(root).map_err(|cause| unreadable(&cause))?;
+    }
+    Ok(())
+}
+
+fn unreadable(cause: &dyn std::fmt::Display) -> Wrong {
+    let remedy = "write X.509 certificates of authorities";
+    Wrong::new(format!("a certificate of it cannot be read: {cause}"), remedy)
+}
+
 fn leaf(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Wrong> {
     let remedy = "write a chain of X.509 certificates, leaf first";
     let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();

@@ -4,6 +4,7 @@ pub mod certificate;
 pub mod file;
 pub mod summary;
 pub mod text;
+mod tls;
 pub mod wanted;
 pub mod watch;
 

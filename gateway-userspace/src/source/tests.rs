@@ -173,9 +173,9 @@ fn faults_never_show_a_key() {
     )
     .unwrap();
     let text = "agent: {kernel: {seedFile: k}}\nlisteners: [{name: a, address: 10.0.0.1, port: 1, protocol: HTTPS, \
-                tls: {certificates: [{certificateFile: k, keyFile: k}]}}]\n";
+                tls: {certificates: [{certificateFile: k, keyFile: k}], clientCertificates: {trustFile: k}, ticketKeysFile: k}}]\n";
     let faults = parse(&dir.path().join("f.yaml"), text).unwrap_err();
-    assert_eq!(faults.count(), 3, "{faults}");
+    assert_eq!(faults.count(), 5, "{faults}");
     assert!(!faults.to_string().contains("U0VDUkVU"));
 }
 

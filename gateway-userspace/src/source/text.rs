@@ -150,6 +150,18 @@ pub fn header_name(text: &str) -> Result<http::HeaderName, Wrong> {
         .map_err(|_| Wrong::new("a letter of it is not allowed", remedy))
 }
 
+/// The name of a header field that the agent alone may write: no field of HTTP itself has such a name.
+pub fn own_header_name(text: &str) -> Result<http::HeaderName, Wrong> {
+    let name = header_name(text)?;
+    if name.as_str().starts_with("x-forwarded-") && name != "x-forwarded-client-cert" {
+        return Err(Wrong::new("it says something else", "write x-forwarded-client-cert"));
+    }
+    if !name.as_str().starts_with("x-") {
+        return Err(Wrong::new("it does not begin with x-", format!("write x-{name}")));
+    }
+    Ok(name)
+}
+
 /// The value of a header field.
 pub fn header_value(text: &str) -> Result<String, Wrong> {
     const MAX_BYTES: usize = 4_096;
@@ -288,6 +300,10 @@ mod tests {
         assert_eq!(header_name("X-Canary").unwrap().as_str(), "x-canary");
         for wrong in ["", "a b", ":path", "Host", "ü"] {
             assert!(header_name(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(own_header_name("X-Client").unwrap().as_str(), "x-client");
+        for wrong in ["content-length", "x-forwarded-for", "client"] {
+            assert!(own_header_name(wrong).is_err(), "{wrong}");
         }
         assert!(header_value("a b").is_ok());
         for wrong in ["", " a", "a\n"] {

@@ -14,14 +14,13 @@ use crate::{
     name::{ListenerName, RouteName, ServiceName},
     pattern::Text,
     place::Located,
-    secret::Secret,
     snapshot::{
         draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService},
-        listener::{Certificate, Forwarding, Protocol},
+        listener::{Forwarding, Protocol},
         route::{Backend, Match, PathMatch},
         service::{CheckKind, Endpoint, HealthCheck, Policy, UpstreamProtocol},
     },
-    source::{certificate, text},
+    source::{text, tls},
     target,
 };
 
@@ -46,10 +45,8 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
     });
     let hostname = view.text("hostname", text::hostname);
     // TLS that could not be read is still TLS that was written: the checks would else ask for it.
-    let certificates = view.has("tls").then(|| {
-        let tls = view.table("tls");
-        let certificates = tls.map(|tls| tls.tables("certificates")).unwrap_or_default();
-        let value = certificates.iter().filter_map(|view| certificate(view, files)).collect();
+    let tls = view.has("tls").then(|| {
+        let value = view.table("tls").map(|view| tls::read(&view, files)).unwrap_or_default();
         Located { value, place: view.place_of("tls") }
     });
     let forwarding = view.word("forwarding", |word| match word {
@@ -63,7 +60,7 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         addr,
         protocol,
         hostname,
-        certificates,
+        tls,
         forwarding,
         paths,
         trusted_hops: if view.has("trustedHops") { view.integer("trustedHops") } else { None },
@@ -90,25 +87,6 @@ fn addr(view: &View<'_>) -> Option<Located<SocketAddr>> {
     let port: Option<Located<u16>> = view.integer("port");
     let (address, port) = (address?, port?);
     Some(address.map(|address| SocketAddr::new(address, port.value)))
-}
-
-fn certificate(view: &View<'_>, files: &Files) -> Option<Certificate> {
-    let chain = view.text("certificateFile", |name| {
-        let pem = files.read(name, certificate::MAX_BYTES)?;
-        certificate::check_chain(&pem)?;
-        Ok((files.path(name).display().to_string(), pem))
-    });
-    let key = view.text("keyFile", |name| {
-        let pem = files.read(name, certificate::MAX_BYTES)?;
-        certificate::check_key(&pem)?;
-        // A chain that is wrong has a fault of its own.
-        if let Some(chain) = &chain {
-            certificate::check_pair(&chain.value.1, &pem)?;
-        }
-        Ok(Secret::new(&pem))
-    });
-    let ((origin, chain_pem), key_pem) = (chain?.value, key?.value);
-    Some(Certificate { origin, chain_pem, key_pem })
 }
 
 fn route(view: &View<'_>) -> DraftRoute {

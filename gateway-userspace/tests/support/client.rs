@@ -11,8 +11,11 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion,
+    client::{
+        WantsClientCert,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use tokio::{
@@ -104,17 +107,59 @@ pub async fn get(addr: SocketAddr, host: &str, path: &str) -> Answer {
 
 /// A TLS connection that trusts anybody: the tests look at the certificate themselves.
 pub async fn tls(addr: SocketAddr, name: &str, alpn: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
-        .with_no_client_auth();
+    let mut config = builder(rustls::ALL_VERSIONS).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    tls_with(addr, name, config).await
+}
+
+/// The same with these settings.
+pub async fn tls_with(
+    addr: SocketAddr,
+    name: &str,
+    config: ClientConfig,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    tls_of(addr, name, Arc::new(config)).await
+}
+
+/// The same with settings that hold sessions.
+pub async fn tls_of(
+    addr: SocketAddr,
+    name: &str,
+    config: Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(addr).await?;
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    TlsConnector::from(config).connect(name, stream).await
+}
+
+/// Settings of a client that trusts anybody.
+pub fn builder(
+    versions: &[&'static SupportedProtocolVersion],
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    builder_of(versions, None)
+}
+
+/// The same, with these signatures alone.
+pub fn builder_of(
+    versions: &[&'static SupportedProtocolVersion],
+    schemes: Option<Vec<SignatureScheme>>,
+) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let schemes = schemes.unwrap_or_else(|| provider.signature_verification_algorithms.supported_schemes());
+    ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(schemes)))
+}
+
+/// Sends a request and reads, as long as it takes for tickets to arrive.
+pub async fn read_a_little(stream: &mut TlsStream<TcpStream>) -> std::io::Result<()> {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n").await?;
+    match stream.read(&mut [0; 256]).await? {
+        0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(()),
+    }
 }
 
 pub fn served_certificate(stream: &TlsStream<TcpStream>) -> Vec<u8> {
@@ -131,7 +176,7 @@ pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> String {
 }
 
 #[derive(Debug)]
-struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+struct Anybody(Vec<SignatureScheme>);
 
 impl ServerCertVerifier for Anybody {
     fn verify_server_cert(
@@ -164,6 +209,6 @@ impl ServerCertVerifier for Anybody {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.clone()
     }
 }

@@ -21,6 +21,8 @@ pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
         protocol,
         hostname: None,
         certificates: Vec::new(),
+        ticket_keys: Vec::new(),
+        clients: None,
         forwarding: Forwarding::Nat,
         paths: target::Rules::DEFAULT,
         trusted_hops: 0,

@@ -16,6 +16,7 @@ macro_rules! text {
 
 mod agent;
 mod service;
+mod tls;
 mod wanted;
 
 use agent::AGENT;

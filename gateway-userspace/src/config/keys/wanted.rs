@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ADDRESS, FILE, KEY_FILE, NAME, PORT, WEIGHT};
+use super::{ADDRESS, NAME, PORT, WEIGHT, tls::TLS};
 use crate::config::shape::{
     Field, List,
     Presence::{Absent, Default, Required},
@@ -106,39 +106,6 @@ static PATHS: Table = Table {
             presence: Default("reject"),
             doc: "Whether a request with `%2F`, `%5C` or a backslash is refused with 400, or these stay escaped and end no \
                   segment.",
-        },
-    ],
-    one_of: &[],
-};
-
-static TLS: Table = Table {
-    name: "tls",
-    doc: "TLS of an HTTPS listener.",
-    fields: &[Field {
-        key: "certificates",
-        shape: Shape::List(&List { item: Shape::Table(&CERTIFICATE), min: 1, max: 64 }),
-        presence: Required("[{certificateFile: web.pem, keyFile: web.key}]"),
-        doc: "Certificates with their keys; the client's server name picks one.",
-    }],
-    one_of: &[],
-};
-
-static CERTIFICATE: Table = Table {
-    name: "certificate",
-    doc: "A certificate chain and its key. Relative paths start at the folder of the configuration file; the files \
-          are watched, too.",
-    fields: &[
-        Field {
-            key: "certificateFile",
-            shape: Shape::Text(&FILE),
-            presence: Required("web.pem"),
-            doc: "PEM file with the chain, leaf first.",
-        },
-        Field {
-            key: "keyFile",
-            shape: Shape::Text(&KEY_FILE),
-            presence: Required("web.key"),
-            doc: "PEM file with the key, unencrypted: PKCS#8, PKCS#1 or SEC1.",
         },
     ],
     one_of: &[],

@@ -1,0 +1,95 @@
+//! The keys of `tls` below a listener.
+
+use super::{FILE, KEY_FILE};
+use crate::config::shape::{
+    Field, List,
+    Presence::{Absent, Default, Required},
+    Shape, Table, Text,
+};
+
+text!(TICKET_KEYS_FILE, "a usable file", "tickets.keys", "^.+$");
+text!(
+    IDENTITY_HEADER,
+    "the name of a header field",
+    "x-forwarded-client-cert",
+    "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+);
+
+/// TLS of a listener.
+pub(super) static TLS: Table = Table {
+    name: "tls",
+    doc: "TLS of an HTTPS listener.",
+    fields: &[
+        Field {
+            key: "certificates",
+            shape: Shape::List(&List { item: Shape::Table(&CERTIFICATE), min: 1, max: 64 }),
+            presence: Required("[{certificateFile: web.pem, keyFile: web.key}]"),
+            doc: "Certificates with their keys; the client's server name picks one, and of several for a name the first \
+                  that the client can use, RSA last.",
+        },
+        Field {
+            key: "clientCertificates",
+            shape: Shape::Table(&CLIENT_CERTIFICATES),
+            presence: Absent("clients are asked for no certificate"),
+            doc: "Which certificates clients need. The same for all listeners of an address and port.",
+        },
+        Field {
+            key: "ticketKeysFile",
+            shape: Shape::Text(&TICKET_KEYS_FILE),
+            presence: Absent("keys of the process, which change every six hours"),
+            doc: "File with keys of session tickets, for nodes that clients should be able to resume on alike: a line of \
+                  64 hexadecimal digits for each, at most 16, `#` before comments. The first makes new tickets, all are \
+                  accepted. The same for all listeners of an address and port.",
+        },
+    ],
+    one_of: &[],
+};
+
+static CERTIFICATE: Table = Table {
+    name: "certificate",
+    doc: "A certificate chain and its key. Relative paths start at the folder of the configuration file; the files \
+          are watched, too.",
+    fields: &[
+        Field {
+            key: "certificateFile",
+            shape: Shape::Text(&FILE),
+            presence: Required("web.pem"),
+            doc: "PEM file with the chain, leaf first.",
+        },
+        Field {
+            key: "keyFile",
+            shape: Shape::Text(&KEY_FILE),
+            presence: Required("web.key"),
+            doc: "PEM file with the key, unencrypted: PKCS#8, PKCS#1 or SEC1.",
+        },
+    ],
+    one_of: &[],
+};
+
+static CLIENT_CERTIFICATES: Table = Table {
+    name: "clientCertificates",
+    doc: "Which certificates clients need, and what endpoints learn of them.",
+    fields: &[
+        Field {
+            key: "trustFile",
+            shape: Shape::Text(&FILE),
+            presence: Required("clients-ca.pem"),
+            doc: "PEM file with the certificate authorities that a client's certificate has to lead to.",
+        },
+        Field {
+            key: "mode",
+            shape: Shape::Word(&["required", "optional"]),
+            presence: Default("required"),
+            doc: "`required` ends the handshake of a client without a certificate; `optional` lets it in without an \
+                  identity. A certificate that is not good ends the handshake in both.",
+        },
+        Field {
+            key: "identityHeader",
+            shape: Shape::Text(&IDENTITY_HEADER),
+            presence: Default("x-forwarded-client-cert"),
+            doc: "Header field that tells endpoints who the client is: `Hash=`, `Subject=`, and `URI=` and `DNS=` for each \
+                  name, with `;` between them. What clients send under this name is removed, on every listener.",
+        },
+    ],
+    one_of: &[],
+};

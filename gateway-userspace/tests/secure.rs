@@ -1,0 +1,250 @@
+//! TLS over loopback: who is let in, which certificate is shown, what resumes where.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by failing, and its tasks end with it"
+)]
+
+mod support;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use gateway_userspace::{
+    pattern::Text,
+    secret::Secret,
+    snapshot::{
+        Snapshot,
+        listener::{ClientCertificates, Protocol},
+        route::Match,
+    },
+};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rustls::{
+    ClientConfig, HandshakeKind, SignatureScheme,
+    client::Resumption,
+    pki_types::{PrivateKeyDer, pem::PemObject},
+    version::{TLS12, TLS13},
+};
+use support::{
+    client::{self, Client},
+    free_addr,
+    origin::Origin,
+    proxy::Proxy,
+    wanted::{self, prefix, route, rule, simple},
+};
+
+/// An authority, and certificates from it.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn client(
+        &self,
+        name: &str,
+    ) -> (Vec<rustls::pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let mut params = CertificateParams::new(vec![format!("{name}.test")]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.subject_alt_names.push(SanType::URI(format!("spiffe://test/{name}").try_into().unwrap()));
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (
+            vec![certificate.der().clone()],
+            PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap(),
+        )
+    }
+}
+
+/// The simple snapshot behind TLS.
+fn secure(addr: SocketAddr, endpoints: &[SocketAddr]) -> Snapshot {
+    let mut snapshot = simple(addr, endpoints);
+    snapshot.listeners[0].protocol = Protocol::Https;
+    snapshot.listeners[0].certificates = vec![wanted::certificate("a.test")];
+    snapshot
+}
+
+fn clients(authority: &Authority, is_required: bool) -> ClientCertificates {
+    ClientCertificates {
+        is_required,
+        origin: "ca.pem".to_owned(),
+        trust_pem: authority.pem.clone().into_bytes(),
+        identity_header: "x-who".parse().unwrap(),
+    }
+}
+
+fn with_identity(authority: &Authority, name: &str) -> ClientConfig {
+    let (chain, key) = authority.client(name);
+    client::builder(&[&TLS13, &TLS12]).with_client_auth_cert(chain, key).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_a_good_certificate_is_refused_where_one_is_required() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let mut snapshot = secure(addr, &[origin.addr]);
+    snapshot.listeners[0].clients = Some(clients(&ours, true));
+    let proxy = Proxy::start(&snapshot);
+    let nobody = client::builder(&[&TLS13]).with_no_client_auth();
+    for config in [nobody, with_identity(&theirs, "app")] {
+        let refused = match client::tls_with(addr, "a.test", config).await {
+            // With TLS 1.3 a client learns of the refusal when it reads.
+            Ok(stream) => Client::over_http1(stream).await.get("a.test", "/").await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused);
+    }
+    let failures = format!("sluice_tls_handshake_failures_total{{address=\"{addr}\",protocol=\"tcp\"}}");
+    assert_eq!(proxy.metric(&failures), 2.0);
+    assert_eq!(origin.requests(), 0);
+    let stream = client::tls_with(addr, "a.test", with_identity(&ours, "app")).await.unwrap();
+    assert_eq!(Client::over_http1(stream).await.get("a.test", "/").await.unwrap().status.as_u16(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_and_routes_learn_who_a_client_is_and_nobody_can_pretend() {
+    let authority = Authority::new("ours");
+    let (origin, other) = (Origin::named("a").await, Origin::named("b").await);
+    let (addr, plain) = (free_addr(), free_addr());
+    let mut snapshot = secure(addr, &[origin.addr]);
+    snapshot.listeners[0].clients = Some(clients(&authority, false));
+    snapshot.listeners.push(wanted::listener("plain", plain, Protocol::Http));
+    snapshot.services.push(wanted::service("named", &[other.addr]));
+    let who =
+        Match { headers: vec![("x-who".parse().unwrap(), Text::Exact("root".to_owned()))], ..prefix("/") };
+    snapshot.routes[0].rules.push(rule(who.clone(), &[("named", 1)]));
+    snapshot.routes.push(route(
+        "plain",
+        "plain",
+        vec![rule(prefix("/"), &[("api", 1)]), rule(who, &[("named", 1)])],
+    ));
+    let _proxy = Proxy::start(&snapshot);
+    let ask = |mut client: Client| async move {
+        let request = http::Request::get("/").header("host", "a.test").header("x-who", "root");
+        let request = request.header("x-forwarded-client-cert", "root").body(http_body_util::Full::default());
+        let answer = client.send(request.unwrap()).await.unwrap();
+        assert_eq!(answer.header("origin"), "a", "the route of another client");
+        assert_eq!(answer.header("seen-x-forwarded-client-cert"), "");
+        answer.header("seen-x-who").to_owned()
+    };
+    assert_eq!(ask(Client::http1(plain).await).await, "");
+    let nobody = client::builder(&[&TLS13]).with_no_client_auth();
+    let stream = client::tls_with(addr, "a.test", nobody).await.unwrap();
+    assert_eq!(ask(Client::over_http1(stream).await).await, "");
+    let config = Arc::new(with_identity(&authority, "app"));
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let stream = client::tls_of(addr, "a.test", Arc::clone(&config)).await.unwrap();
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(kind));
+        let seen = ask(Client::over_http1(stream).await).await;
+        assert!(seen.contains(";Subject=\"CN=app\";URI=\"spiffe://test/app\";DNS=\"app.test\""), "{seen}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_does_not_resume_where_clients_are_trusted_differently() {
+    let authority = Authority::new("ours");
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let mut snapshot = secure(addr, &[origin.addr]);
+    let proxy = Proxy::start(&snapshot);
+    let config = Arc::new(client::builder(&[&TLS13]).with_no_client_auth());
+    let kind = async || -> std::io::Result<Option<HandshakeKind>> {
+        let mut stream = client::tls_of(addr, "a.test", Arc::clone(&config)).await?;
+        client::read_a_little(&mut stream).await?;
+        Ok(stream.get_ref().1.handshake_kind())
+    };
+    assert_eq!(kind().await.unwrap(), Some(HandshakeKind::Full));
+    assert_eq!(kind().await.unwrap(), Some(HandshakeKind::Resumed));
+    snapshot.listeners[0].clients = Some(clients(&authority, true));
+    proxy.apply(&snapshot).unwrap();
+    assert!(kind().await.is_err(), "a ticket from before must not stand for a certificate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_resume_on_another_node_and_while_keys_rotate() {
+    let keys = |bytes: &[u8]| bytes.iter().map(|byte| Secret::new(&[*byte; 32])).collect::<Vec<_>>();
+    let origin = Origin::named("a").await;
+    let addrs = [free_addr(), free_addr()];
+    let mut snapshots = addrs.map(|addr| secure(addr, &[origin.addr]));
+    snapshots[1].listeners[0].certificates = snapshots[0].listeners[0].certificates.clone();
+    for snapshot in &mut snapshots {
+        snapshot.listeners[0].ticket_keys = keys(&[1]);
+    }
+    let nodes = snapshots.each_ref().map(Proxy::start);
+    for version in [&TLS13, &TLS12] {
+        let mut config = client::builder(&[version]).with_no_client_auth();
+        config.resumption = Resumption::in_memory_sessions(16);
+        let config = Arc::new(config);
+        let kind = async |node: usize| {
+            let mut stream = client::tls_of(addrs[node], "a.test", Arc::clone(&config)).await.unwrap();
+            client::read_a_little(&mut stream).await.unwrap();
+            stream.get_ref().1.handshake_kind().unwrap()
+        };
+        for (snapshot, node) in snapshots.iter_mut().zip(&nodes) {
+            snapshot.listeners[0].ticket_keys = keys(&[1]);
+            node.apply(snapshot).unwrap();
+        }
+        assert_eq!(kind(0).await, HandshakeKind::Full, "{version:?}");
+        for _ in 0..5 {
+            assert_eq!(kind(1).await, HandshakeKind::Resumed, "{version:?}");
+        }
+        // One node after the other learns the new key, turns to it, and forgets the old one.
+        for step in [&[1, 2][..], &[2, 1]] {
+            for node in [0, 1] {
+                snapshots[node].listeners[0].ticket_keys = keys(step);
+                nodes[node].apply(&snapshots[node]).unwrap();
+                for node in [1, 0, 1, 0] {
+                    assert_eq!(kind(node).await, HandshakeKind::Resumed, "{version:?} {step:?}");
+                }
+            }
+        }
+        for (snapshot, node) in snapshots.iter_mut().zip(&nodes) {
+            snapshot.listeners[0].ticket_keys = keys(&[3]);
+            node.apply(snapshot).unwrap();
+        }
+        assert_eq!(kind(0).await, HandshakeKind::Full, "{version:?}: keys that are gone open nothing");
+    }
+    let resumed = format!("sluice_tls_handshakes_total{{address=\"{}\",kind=\"resumed\"}}", addrs[1]);
+    assert!(nodes[1].metric(&resumed) >= 26.0, "{}", nodes[1].metric(&resumed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_keys_for_a_name_a_client_gets_ecdsa_unless_it_only_knows_rsa() {
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let mut snapshot = secure(addr, &[origin.addr]);
+    let ecdsa = snapshot.listeners[0].certificates[0].clone();
+    let rsa = KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+    let certificate = CertificateParams::new(vec!["a.test".to_owned()]).unwrap().self_signed(&rsa).unwrap();
+    let mut pair = ecdsa.clone();
+    (pair.chain_pem, pair.key_pem) =
+        (certificate.pem().into_bytes(), Secret::new(rsa.serialize_pem().as_bytes()));
+    // In the order that needs the rule.
+    snapshot.listeners[0].certificates.insert(0, pair);
+    let _proxy = Proxy::start(&snapshot);
+    for version in [&TLS13, &TLS12] {
+        for (schemes, is_rsa) in [
+            (vec![SignatureScheme::RSA_PSS_SHA256, SignatureScheme::ECDSA_NISTP256_SHA256], false),
+            (vec![SignatureScheme::RSA_PSS_SHA256], true),
+        ] {
+            let config = client::builder_of(&[version], Some(schemes)).with_no_client_auth();
+            let stream = client::tls_with(addr, "a.test", config).await.unwrap();
+            let served = client::served_certificate(&stream);
+            assert_eq!(served == certificate.der().to_vec(), is_rsa, "{version:?}");
+            if version == &TLS13 {
+                let group = stream.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+                assert_eq!(group, rustls::NamedGroup::X25519MLKEM768);
+            }
+        }
+    }
+}
