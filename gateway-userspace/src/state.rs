@@ -7,6 +7,7 @@ use http::HeaderName;
 
 use crate::{
     balance::Balancer,
+    filter::Filters,
     metrics::shard::RouteStats,
     name::{ListenerName, RouteName, ServiceName},
     net::connect,
@@ -105,9 +106,18 @@ pub struct HttpListener {
     /// Proxies in front of this one whose word about the client is taken.
     pub trusted_hops: usize,
     /// Its routes.
-    pub table: Table<Arc<Rule>>,
+    pub table: Table<Matched>,
     /// Counts requests that no route takes.
     pub unmatched: Arc<RouteStats>,
+}
+
+/// One match.
+#[derive(Clone, Debug)]
+pub struct Matched {
+    /// What follows.
+    pub rule: Arc<Rule>,
+    /// Length of the prefix that matches, without a slash at its end; zero where no prefix is asked for.
+    pub prefix_bytes: usize,
 }
 
 /// What follows a match.
@@ -117,6 +127,8 @@ pub struct Rule {
     pub route: RouteName,
     /// Where requests go.
     pub backends: Backends,
+    /// What is done besides.
+    pub filters: Option<Arc<Filters>>,
     /// Bound on the whole exchange.
     pub request_timeout: Option<Duration>,
     /// Bound on each try.

@@ -266,9 +266,10 @@ fn answer(served: &State, line: &str) -> String {
         return "nothing listens".to_owned();
     };
     let Some(listener) = bind.listeners.lookup(host).next() else { return "no listener".to_owned() };
-    let Some(rule) = listener.table.find(&request) else {
+    let Some(matched) = listener.table.find(&request) else {
         return format!("listener {}, no route", listener.name.as_str());
     };
+    let rule = &matched.rule;
     let services: HashMap<_, _> =
         served.services.iter().map(|(name, service)| (Arc::as_ptr(service), name)).collect();
     let shares = rule.backends.shares().map(|(weight, service)| {

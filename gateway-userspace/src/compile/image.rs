@@ -264,7 +264,13 @@ mod tests {
             .iter()
             .map(|(service, weight)| Backend { service: ServiceName::new(service), weight: *weight })
             .collect();
-        let rule = Rule { matches: Vec::new(), backends, request_timeout: None, backend_timeout: None };
+        let rule = Rule {
+            matches: Vec::new(),
+            backends,
+            filters: None,
+            request_timeout: None,
+            backend_timeout: None,
+        };
         Route {
             name: RouteName::new(name),
             listeners: vec![ListenerName::new(listener)],

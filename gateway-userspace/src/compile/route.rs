@@ -14,7 +14,7 @@ use crate::{
         listener::{Hostname, Listener},
         route::{Match, PathMatch, Route, Rule},
     },
-    state::{self, Backends},
+    state::{self, Backends, Matched},
 };
 
 /// The table of one listener. What is otherwise equal is settled by the routes' names, then by the order of their rules.
@@ -23,7 +23,7 @@ pub(super) fn table(
     shared: &Shared,
     services: &Services,
     listener: &Listener,
-) -> Table<Arc<state::Rule>> {
+) -> Table<Matched> {
     let mut table = Table::default();
     let mut routes: Vec<_> =
         snapshot.routes.iter().filter(|route| route.listeners.contains(&listener.name)).collect();
@@ -38,6 +38,7 @@ pub(super) fn table(
             let compiled = Arc::new(state::Rule {
                 route: route.name.clone(),
                 backends: backends(rule, services),
+                filters: rule.filters.clone(),
                 request_timeout: rule.request_timeout,
                 backend_timeout: rule.backend_timeout,
                 stats: shared.parts.metrics.route(&labels),
@@ -48,7 +49,7 @@ pub(super) fn table(
                         host(hostname.as_ref()),
                         path(wanted),
                         conditions(wanted),
-                        Arc::clone(&compiled),
+                        Matched { rule: Arc::clone(&compiled), prefix_bytes: prefix_bytes(wanted) },
                     );
                 }
             }
@@ -100,6 +101,13 @@ fn path(wanted: &Match) -> Path<'_> {
         PathMatch::Exact(path) => Path::Exact(path),
         PathMatch::Pattern(pattern) => Path::Pattern(pattern),
         PathMatch::Prefix(path) => Path::Prefix(path),
+    }
+}
+
+fn prefix_bytes(wanted: &Match) -> usize {
+    match &wanted.path {
+        PathMatch::Exact(_) | PathMatch::Pattern(_) => 0,
+        PathMatch::Prefix(path) => path.trim_end_matches('/').len(),
     }
 }
 

@@ -18,7 +18,7 @@ pub struct ResponseBody(Source);
 #[derive(Debug)]
 enum Source {
     /// Said by the gateway.
-    Text(Option<&'static str>),
+    Text(Option<Bytes>),
     /// Streamed from an endpoint.
     Upstream(Streamed),
 }
@@ -48,9 +48,9 @@ impl std::error::Error for TooLate {}
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl ResponseBody {
-    /// One line of text, or nothing.
-    pub const fn text(text: &'static str) -> Self {
-        Self(Source::Text(if text.is_empty() { None } else { Some(text) }))
+    /// A text, or nothing.
+    pub fn text(text: Bytes) -> Self {
+        Self(Source::Text(Some(text).filter(|text| !text.is_empty())))
     }
 
     /// A response that streams from an endpoint over `lease`.
@@ -104,9 +104,7 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.get_mut().0 {
-            Source::Text(text) => {
-                Poll::Ready(text.take().map(|text| Ok(Frame::data(Bytes::from_static(text.as_bytes())))))
-            }
+            Source::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             Source::Upstream(streamed) => streamed.poll_frame(cx),
         }
     }
@@ -121,7 +119,7 @@ impl Body for ResponseBody {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Source::Text(text) => {
-                SizeHint::with_exact(u64::try_from(text.map_or(0, str::len)).unwrap_or(u64::MAX))
+                SizeHint::with_exact(u64::try_from(text.as_ref().map_or(0, Bytes::len)).unwrap_or(u64::MAX))
             }
             Source::Upstream(streamed) => streamed.incoming.size_hint(),
         }

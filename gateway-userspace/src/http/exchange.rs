@@ -11,6 +11,7 @@ use crate::{
         Downstream, Scheme, Worker,
         body::ResponseBody,
         fault::{Fault, Kind, Language, Retry},
+        filtered::{self, Remembered},
         header,
     },
     limits,
@@ -20,7 +21,7 @@ use crate::{
         body::{Keeper, RequestBody},
     },
     route,
-    state::{Bind, HttpBind, HttpListener, Rule},
+    state::{Bind, HttpBind, HttpListener, Matched, Rule},
     upstream::{Freshness, Upstream},
 };
 
@@ -43,14 +44,19 @@ pub async fn run(
         Some(Bind::Balanced(_)) | None => return Fault::new(Kind::NoRoute).response(language),
     };
     let method = parts.method.clone();
+    let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
+    let filters = filters.map(|filters| (filters, Remembered::of(filters, &parts.method, &parts.headers)));
     let done = match routed {
-        Ok(routed) => within_deadline(worker, downstream, routed, parts, body).await,
+        Ok(routed) => serve(worker, downstream, routed, parts, body).await,
         Err(fault) => Err(fault),
     };
-    let response = done.unwrap_or_else(|fault| {
+    let mut response = done.unwrap_or_else(|fault| {
         counted.fault(worker.idx, fault.kind);
         fault.response(language)
     });
+    if let Some((filters, remembered)) = filters {
+        filtered::respond(filters, &remembered, response.headers_mut());
+    }
     log(worker, downstream, &method, response.status(), counted, worker.clock.now().duration_since(started));
     drop(state);
     response
@@ -60,7 +66,8 @@ pub async fn run(
 #[derive(Clone, Copy)]
 struct Routed<'s> {
     listener: &'s HttpListener,
-    rule: &'s Arc<Rule>,
+    rule: &'s Rule,
+    prefix_bytes: usize,
 }
 
 /// Route: the most specific listener for the host name, then its most specific route.
@@ -81,8 +88,7 @@ fn find<'s>(
     if !header::is_sound(authority) {
         return fault(Kind::BadRequest, &bind.unmatched);
     }
-    let host = header::host_name(authority).into_owned();
-    let listener = bind.listeners.lookup(&host).next();
+    let listener = bind.listeners.lookup(&header::host_name(authority)).next();
     if downstream.scheme == Scheme::Https && !is_of_connection(bind, downstream, listener) {
         return fault(Kind::Misdirected, &bind.unmatched);
     }
@@ -93,14 +99,16 @@ fn find<'s>(
         return (Err(refused), &listener.unmatched);
     }
     let request = route::Request {
-        host: &host,
+        host: &header::host_name(header::authority(parts).unwrap_or_default()),
         path: parts.uri.path(),
         query: parts.uri.query(),
         method: &parts.method,
         headers: &parts.headers,
     };
     match listener.table.find(&request) {
-        Some(rule) => (Ok(Routed { listener, rule }), &rule.stats),
+        Some(Matched { rule, prefix_bytes }) => {
+            (Ok(Routed { listener, rule, prefix_bytes: *prefix_bytes }), &rule.stats)
+        }
         None => fault(Kind::NoRoute, &listener.unmatched),
     }
 }
@@ -117,19 +125,45 @@ fn is_of_connection(bind: &HttpBind, downstream: &Downstream, listener: Option<&
     }
 }
 
+/// Answers, or makes what the endpoint gets and sends it.
+async fn serve(
+    worker: &Worker,
+    downstream: &Downstream,
+    routed: Routed<'_>,
+    mut parts: Parts,
+    body: RequestBody,
+) -> Result<Response<ResponseBody>, Fault> {
+    let Routed { listener, rule, prefix_bytes } = routed;
+    let filters = rule.filters.as_deref();
+    if let Some(filters) = filters {
+        if let Some(response) = filtered::answer(filters, downstream, &parts, prefix_bytes) {
+            return Ok(response);
+        }
+        filtered::rewrite(filters, &mut parts, prefix_bytes)?;
+    }
+    let service = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
+    let onward = header::Onward {
+        downstream,
+        trusted_hops: listener.trusted_hops,
+        host: filters.and_then(|filters| filters.rewrite.as_ref()?.host.as_ref()),
+        protocol: service.definition().protocol,
+        has_body: !body.is_empty(),
+    };
+    let mut head = header::to_upstream(parts, &onward)?;
+    if let Some(filters) = filters {
+        filters.request_headers.apply(&mut head.headers);
+    }
+    within_deadline(worker, downstream, rule, service, Message::new(head, body)).await
+}
+
 /// Bounds the exchange, and hands what is left of the time to the body.
 async fn within_deadline(
     worker: &Worker,
     downstream: &Downstream,
-    routed: Routed<'_>,
-    parts: Parts,
-    body: RequestBody,
+    rule: &Rule,
+    service: &Upstream,
+    message: Message,
 ) -> Result<Response<ResponseBody>, Fault> {
-    let Routed { listener, rule } = routed;
-    let service = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
-    let protocol = service.definition().protocol;
-    let head = header::to_upstream(parts, downstream, listener.trusted_hops, protocol, !body.is_empty())?;
-    let message = Message::new(head, body);
     let Some(timeout) = rule.request_timeout else {
         let (response, lease) = forward(worker, downstream, service, rule.backend_timeout, message).await?;
         return receive(response, lease, None);

@@ -1,5 +1,6 @@
 //! Why a request failed, and the one table from that to a response. `docs/reference/faults.md` is made from it.
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, request::Parts};
 
 use crate::http::body::ResponseBody;
@@ -144,12 +145,12 @@ impl Fault {
         let mut response;
         match language {
             Language::Http => {
-                response = Response::new(ResponseBody::text(row.text));
+                response = Response::new(ResponseBody::text(Bytes::from_static(row.text.as_bytes())));
                 *response.status_mut() = row.status;
                 response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
             }
             Language::Grpc => {
-                response = Response::new(ResponseBody::text(""));
+                response = Response::new(ResponseBody::text(Bytes::new()));
                 let headers = response.headers_mut();
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
                 headers.insert(GRPC_STATUS, HeaderValue::from(u16::from(row.grpc.number())));

@@ -41,9 +41,15 @@ pub fn normalize(parts: &mut Parts, rules: target::Rules) -> Result<(), Fault> {
         Cow::Borrowed(_) => return Ok(()),
         Cow::Owned(normal) => normal,
     };
+    set_path(parts, normal)
+}
+
+/// Gives a request another path; its query stays.
+pub fn set_path(parts: &mut Parts, path: String) -> Result<(), Fault> {
+    let bad = Fault::new(Kind::BadRequest);
     let whole = match parts.uri.query() {
-        Some(query) => format!("{normal}?{query}"),
-        None => normal,
+        Some(query) => format!("{path}?{query}"),
+        None => path,
     };
     let mut uri = std::mem::take(&mut parts.uri).into_parts();
     uri.path_and_query = Some(PathAndQuery::try_from(whole).map_err(|_| bad)?);
@@ -99,14 +105,24 @@ pub fn is_idempotent(method: &Method) -> bool {
     )
 }
 
+/// How a request goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Onward<'a> {
+    /// Where it came from.
+    pub downstream: &'a Downstream,
+    /// Proxies in front whose word is taken.
+    pub trusted_hops: usize,
+    /// Another host than the one it asked for.
+    pub host: Option<&'a HeaderValue>,
+    /// What the endpoint speaks.
+    pub protocol: Protocol,
+    /// Whether a body follows.
+    pub has_body: bool,
+}
+
 /// Makes the head of the request as the endpoint gets it.
-pub fn to_upstream(
-    mut parts: Parts,
-    downstream: &Downstream,
-    trusted_hops: usize,
-    protocol: Protocol,
-    has_body: bool,
-) -> Result<Parts, Fault> {
+pub fn to_upstream(mut parts: Parts, onward: &Onward<'_>) -> Result<Parts, Fault> {
+    let Onward { downstream, trusted_hops, protocol, has_body, .. } = *onward;
     let bad = |_| Fault::new(Kind::BadRequest);
     let host = match parts.uri.authority() {
         Some(authority) => Some(HeaderValue::try_from(authority.as_str()).map_err(bad)?),
@@ -116,6 +132,7 @@ pub fn to_upstream(
         parts.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip_hop_by_hop(&mut parts.headers);
     forwarded::add(&mut parts.headers, downstream, host.as_ref(), trusted_hops);
+    let host = onward.host.cloned().or(host);
     join_cookies(&mut parts.headers);
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
@@ -213,12 +230,16 @@ mod tests {
         state::{BindKey, Transport},
     };
 
+    fn onward(downstream: &Downstream, protocol: Protocol, has_body: bool) -> Onward<'_> {
+        Onward { downstream, trusted_hops: 0, host: None, protocol, has_body }
+    }
+
     fn upstream(request: Request<()>, protocol: Protocol) -> Parts {
         let addr = SocketAddr::from(([203, 0, 113, 1], 443));
         let bind = BindKey { addr, transport: Transport::Tcp };
         let peer = SocketAddr::from(([198, 51, 100, 7], 4000));
         let downstream = Downstream::new(bind, Scheme::Https, peer, addr);
-        to_upstream(request.into_parts().0, &downstream, 0, protocol, false).unwrap()
+        to_upstream(request.into_parts().0, &onward(&downstream, protocol, false)).unwrap()
     }
 
     #[test]
@@ -286,9 +307,9 @@ mod tests {
         let addr = SocketAddr::from(([203, 0, 113, 1], 80));
         let bind = BindKey { addr, transport: Transport::Tcp };
         let downstream = Downstream::new(bind, Scheme::Http, addr, addr);
-        let with = to_upstream(request(), &downstream, 0, Protocol::Http1, true).unwrap();
+        let with = to_upstream(request(), &onward(&downstream, Protocol::Http1, true)).unwrap();
         assert_eq!(with.headers.get("transfer-encoding").unwrap(), "chunked");
-        let without = to_upstream(request(), &downstream, 0, Protocol::Http1, false).unwrap();
+        let without = to_upstream(request(), &onward(&downstream, Protocol::Http1, false)).unwrap();
         assert!(!without.headers.contains_key("transfer-encoding"));
     }
 

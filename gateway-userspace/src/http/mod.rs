@@ -3,6 +3,7 @@
 pub mod body;
 pub mod exchange;
 pub mod fault;
+pub mod filtered;
 pub mod forwarded;
 pub mod head;
 pub mod header;

@@ -3,10 +3,13 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use crate::{
-    duration, limits,
+    duration,
+    filter::{Answer, rewrite::PathRewrite},
+    limits,
     pattern::Text,
     place::{Located, Place},
     snapshot::{
@@ -211,6 +214,7 @@ fn check_rule(rule: &DraftRule, problems: &mut Problems) {
         let message = format!("{longer} is longer than `request`, which is {bound}");
         problems.fault(backend.place, message, format!("write at most {bound}"));
     }
+    check_filters(rule, problems);
     let mut seen = std::collections::HashSet::new();
     for backend in &rule.backends {
         if !seen.insert(&backend.value.service) {
@@ -221,6 +225,39 @@ fn check_rule(rule: &DraftRule, problems: &mut Problems) {
     if !rule.backends.is_empty() && rule.backends.iter().all(|backend| backend.value.weight == 0) {
         let message = "every backend has weight 0, so nothing is served";
         problems.warning(rule.place, message, "give one of them a weight above 0");
+    }
+}
+
+/// A rule forwards or answers; a prefix is replaced where one matched.
+fn check_filters(rule: &DraftRule, problems: &mut Problems) {
+    let filters = rule.filters.as_ref().map(|filters| &filters.value);
+    let answer = filters.and_then(|filters| filters.answer.as_ref());
+    match (answer, rule.backends.first()) {
+        (None, None) if !rule.has_effect => {
+            let remedy = "write `backends: [{service: app}]`, or a filter that answers";
+            problems.fault(rule.place, "nothing becomes of what it matches", remedy);
+        }
+        (Some(_), Some(backend)) => {
+            problems.fault(
+                backend.place,
+                "a filter of the rule answers, so no backend is asked",
+                "remove one of both",
+            );
+        }
+        (None, _) | (Some(_), None) => {}
+    }
+    let Some(Located { value: filters, place }) = &rule.filters else { return };
+    let rewritten = filters.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref());
+    let redirected = match &filters.answer {
+        Some(Answer::Redirect(redirect)) => redirect.path.as_ref(),
+        Some(Answer::Respond(_)) | None => None,
+    };
+    let is_prefix = |path: &&PathRewrite| matches!(path, PathRewrite::Prefix(_));
+    let replaces = rewritten.into_iter().chain(redirected).any(|path| is_prefix(&path));
+    let mut matches = rule.matches.iter().flat_map(|matches| &matches.value);
+    if replaces && !matches.all(|wanted| matches!(wanted.path, PathMatch::Prefix(_))) {
+        let remedy = "write ReplaceFullPath, or matches of type PathPrefix alone";
+        problems.fault(*place, "a prefix is replaced where a match has none", remedy);
     }
 }
 
@@ -321,6 +358,7 @@ fn rule(draft: DraftRule) -> Rule {
     Rule {
         matches: if written.is_empty() { vec![everything()] } else { written },
         backends: draft.backends.into_iter().map(|backend| backend.value).collect(),
+        filters: draft.filters.map(|filters| Arc::new(filters.value)),
         request_timeout: bound(draft.request_timeout),
         backend_timeout: match draft.backend_timeout {
             None => Some(limits::BACKEND_REQUEST_TIMEOUT),

@@ -6,6 +6,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use crate::{
+    filter::Filters,
     name::{ListenerName, RouteName, ServiceName},
     place::{Located, Place},
     secret::Secret,
@@ -86,6 +87,10 @@ pub struct DraftRule {
     pub matches: Option<Located<Vec<Match>>>,
     /// Backends.
     pub backends: Vec<Located<Backend>>,
+    /// Whether backends or an answer are written, even if they could not be read.
+    pub has_effect: bool,
+    /// What is done besides, if anything is written.
+    pub filters: Option<Located<Filters>>,
     /// Bound on the whole exchange; zero is none.
     pub request_timeout: Option<Located<Duration>>,
     /// Bound on each try; zero is none.

@@ -1,8 +1,9 @@
 //! Wanted routes, with the meaning of the Gateway API.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
+    filter::Filters,
     name::{ListenerName, RouteName, ServiceName},
     pattern::{Pattern, Text},
     snapshot::listener::Hostname,
@@ -26,8 +27,10 @@ pub struct Route {
 pub struct Rule {
     /// Any of these; never empty: "everything" is the match of path prefix `/`.
     pub matches: Vec<Match>,
-    /// Where requests go, by weight.
+    /// Where requests go, by weight; empty where a filter answers.
     pub backends: Vec<Backend>,
+    /// What is done besides; none forwards requests as they are.
+    pub filters: Option<Arc<Filters>>,
     /// Bound on the whole exchange, from the first byte of the request.
     pub request_timeout: Option<Duration>,
     /// Bound on each try.

@@ -2,6 +2,7 @@
 
 pub mod certificate;
 pub mod file;
+mod filter;
 pub mod summary;
 pub mod text;
 mod tls;

@@ -80,11 +80,11 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(rule.matches[0].query, [("v".to_owned(), Text::Exact("2".to_owned()))]);
     assert_eq!((rule.backends[0].weight, rule.backends[1].weight), (3, 1));
     assert_eq!(rule.request_timeout, Some(Duration::from_secs(10)));
-    let expressions = &snapshot.routes[0].rules[1].matches[0];
+    let expressions = &snapshot.routes[0].rules[3].matches[0];
     assert!(matches!(&expressions.path, PathMatch::Pattern(pattern) if pattern.as_str() == "/v[0-9]+/.*"));
     assert!(matches!(&expressions.headers[0].1, Text::Pattern(pattern) if pattern.as_str() == "b+"));
     assert!(matches!(&expressions.query[0].1, Text::Pattern(pattern) if pattern.as_str() == "[a-z]*"));
-    let [everything] = snapshot.routes[0].rules[2].matches.as_slice() else {
+    let [everything] = snapshot.routes[0].rules[4].matches.as_slice() else {
         panic!("one match stands for none")
     };
     assert_eq!(everything.path, PathMatch::Prefix("/".to_owned()));

@@ -20,7 +20,7 @@ use crate::{
         route::{Backend, Match, PathMatch},
         service::{CheckKind, Endpoint, HealthCheck, Policy, UpstreamProtocol},
     },
-    source::{text, tls},
+    source::{filter, text, tls},
     target,
 };
 
@@ -106,10 +106,14 @@ fn rule(view: &View<'_>) -> DraftRule {
     });
     let backends = view.tables("backends").iter().filter_map(backend).collect();
     let timeouts = view.table("timeouts");
+    let filters = view.table("filters");
+    let answers = filters.is_some_and(|view| view.has("redirect") || view.has("respond"));
     DraftRule {
         place: view.place(),
         matches,
         backends,
+        has_effect: answers || view.has("backends"),
+        filters: filters.map(|view| filter::filters(&view)),
         request_timeout: timeouts.and_then(|timeouts| timeouts.duration("request")),
         backend_timeout: timeouts.and_then(|timeouts| timeouts.duration("backendRequest")),
     }

@@ -59,6 +59,7 @@ pub fn rule(matched: Match, backends: &[(&str, u32)]) -> Rule {
     Rule {
         matches: vec![matched],
         backends: backends.iter().map(backend).collect(),
+        filters: None,
         request_timeout: None,
         backend_timeout: None,
     }

@@ -4,7 +4,10 @@ use super::{Fault, source::Source};
 
 /// Modules of `gateway-userspace/src`, lowest layer first. A module imports only from strictly lower layers.
 const LAYERS: [&[&str]; 9] = [
-    &["name", "limits", "clock", "drain", "secret", "metrics", "place", "duration", "pattern", "target"],
+    &[
+        "name", "limits", "clock", "drain", "secret", "metrics", "place", "duration", "pattern", "target",
+        "filter",
+    ],
     &["config", "snapshot", "endpoint", "maglev", "image"],
     &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client"],
     &["upstream", "prober"],

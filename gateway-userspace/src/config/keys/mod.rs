@@ -15,6 +15,7 @@ macro_rules! text {
 }
 
 mod agent;
+mod filter;
 mod service;
 mod tls;
 mod wanted;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ADDRESS, NAME, PORT, WEIGHT, tls::TLS};
+use super::{ADDRESS, NAME, PORT, WEIGHT, filter::FILTERS, tls::TLS};
 use crate::config::shape::{
     Field, List,
     Presence::{Absent, Default, Required},
@@ -158,8 +158,14 @@ static RULE: Table = Table {
         Field {
             key: "backends",
             shape: Shape::List(&List { item: Shape::Table(&BACKEND), min: 1, max: 64 }),
-            presence: Required("[{service: app}]"),
-            doc: "Where requests go, by weight.",
+            presence: Absent("nothing is forwarded"),
+            doc: "Where requests go, by weight. Required, unless a filter answers.",
+        },
+        Field {
+            key: "filters",
+            shape: Shape::Table(&FILTERS),
+            presence: Absent("requests are forwarded as they are"),
+            doc: "What is done besides. HTTP and HTTPS only.",
         },
         Field {
             key: "timeouts",

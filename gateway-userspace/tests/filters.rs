@@ -1,0 +1,174 @@
+//! What a rule does besides forwarding, over loopback and from the configuration file on: redirects, rewrites, header
+//! fields, answers of the gateway's own, CORS.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by failing; the harness shares its modules"
+)]
+
+mod support;
+
+use std::{net::SocketAddr, path::Path};
+
+use gateway_userspace::source::file::parse;
+use http::{HeaderMap, Request};
+use http_body_util::Full;
+use support::{
+    client::{Answer, Client},
+    free_addr,
+    origin::Origin,
+    proxy::Proxy,
+};
+
+/// A proxy with these rules, as the file has them, on one listener; `app` is the only service.
+fn proxy(addr: SocketAddr, origin: SocketAddr, rules: &str) -> Proxy {
+    let text = format!(
+        "listeners: [{{name: web, address: {}, port: {}, protocol: HTTP}}]\n\
+         routes:\n  - name: all\n    listeners: [web]\n    rules:\n{rules}\n\
+         services: [{{name: app, endpoints: [{{address: {}, port: {}}}]}}]\n",
+        addr.ip(),
+        addr.port(),
+        origin.ip(),
+        origin.port(),
+    );
+    let loaded = parse(Path::new("filters.yaml"), &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+    Proxy::start(&loaded.snapshot)
+}
+
+async fn ask(addr: SocketAddr, method: &str, path: &str, fields: &[(&str, &str)]) -> Answer {
+    let mut request = Request::builder().method(method).uri(path).header("host", "A.test");
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    Client::http1(addr).await.send(request.body(Full::default()).unwrap()).await.unwrap()
+}
+
+fn all(headers: &HeaderMap, name: &str) -> Vec<String> {
+    headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_sent_elsewhere() {
+    let origin = Origin::named("a").await;
+    let addr = free_addr();
+    let port = addr.port();
+    let _proxy = proxy(
+        addr,
+        origin.addr,
+        "    - {matches: [{path: {value: /old}}], filters: {redirect: {path: {value: /new}, status: 301}}}\n\
+         \x20   - {matches: [{path: {value: /secure}}], filters: {redirect: {scheme: https, status: 308}}}\n\
+         \x20   - {matches: [{path: {value: /host}}], filters: {redirect: {hostname: b.test, port: 8080}}}\n\
+         \x20   - {matches: [{path: {value: /full}}], filters: {redirect: {path: {type: ReplaceFullPath, value: /all}, status: 307}}}\n\
+         \x20   - {matches: [{path: {value: /see}}], filters: {redirect: {status: 303}}}",
+    );
+    for (path, status, location) in [
+        ("/old/x?q=1", 301, format!("http://a.test:{port}/new/x?q=1")),
+        ("/old", 301, format!("http://a.test:{port}/new")),
+        ("/secure/%61?q", 308, "https://a.test/secure/a?q".to_owned()),
+        ("/host/x", 302, "http://b.test:8080/host/x".to_owned()),
+        ("/full/x/y", 307, format!("http://a.test:{port}/all")),
+        ("/see", 303, format!("http://a.test:{port}/see")),
+    ] {
+        let answer = ask(addr, "GET", path, &[]).await;
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("location")),
+            (status, location.as_str()),
+            "{path}"
+        );
+        assert!(answer.body.is_empty());
+    }
+    assert_eq!(origin.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn targets_and_fields_change_on_the_way() {
+    let origin = Origin::named("a").await;
+    let addr = free_addr();
+    let _proxy = proxy(
+        addr,
+        origin.addr,
+        "    - matches: [{path: {value: /v1}}]\n\
+         \x20     backends: [{service: app}]\n\
+         \x20     filters:\n\
+         \x20       rewrite: {hostname: app.internal, path: {value: /}}\n\
+         \x20       requestHeaders: {set: [{name: X-Set, value: s}], add: [{name: x-add, value: b}], remove: [x-gone]}\n\
+         \x20       responseHeaders: {set: [{name: origin, value: hidden}], add: [{name: x-extra, value: e}], remove: [seen-x-set]}\n\
+         \x20   - matches: [{path: {type: Exact, value: /one}}]\n\
+         \x20     backends: [{service: app}]\n\
+         \x20     filters: {rewrite: {path: {type: ReplaceFullPath, value: /two}}}",
+    );
+    let fields = [("x-set", "1"), ("x-set", "2"), ("x-add", "a"), ("x-gone", "g"), ("x-stays", "y")];
+    let answer = ask(addr, "GET", "/v1/users?q=1", &fields).await;
+    assert_eq!(answer.header("seen-target"), "/users?q=1");
+    assert_eq!(
+        (answer.header("seen-host"), answer.header("seen-x-forwarded-host")),
+        ("app.internal", "A.test")
+    );
+    assert_eq!(all(&answer.headers, "seen-x-add"), ["a", "b"]);
+    assert_eq!((answer.header("seen-x-gone"), answer.header("seen-x-stays")), ("", "y"));
+    assert_eq!(
+        (answer.header("origin"), answer.header("x-extra"), answer.header("seen-x-set")),
+        ("hidden", "e", "")
+    );
+    assert_eq!(ask(addr, "GET", "/v1", &[]).await.header("seen-target"), "/");
+    assert_eq!(ask(addr, "GET", "/one?q", &[]).await.header("seen-target"), "/two?q");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateway_answers_by_itself() {
+    let origin = Origin::named("a").await;
+    let addr = free_addr();
+    let proxy = proxy(
+        addr,
+        origin.addr,
+        "    - {matches: [{path: {value: /closed}}], filters: {respond: {status: 503, body: \"come back later\", contentType: text/x-note}, responseHeaders: {set: [{name: retry-after, value: \"60\"}]}}}\n\
+         \x20   - {matches: [{path: {value: /none}}], filters: {respond: {status: 204}}}",
+    );
+    let answer = ask(addr, "GET", "/closed", &[]).await;
+    assert_eq!((answer.status.as_u16(), answer.body.as_ref()), (503, &b"come back later"[..]));
+    assert_eq!((answer.header("content-type"), answer.header("retry-after")), ("text/x-note", "60"));
+    assert_eq!(ask(addr, "HEAD", "/closed", &[]).await.header("content-length"), "15");
+    let answer = ask(addr, "GET", "/none", &[]).await;
+    assert_eq!((answer.status.as_u16(), answer.body.len(), answer.header("content-type")), (204, 0, ""));
+    // What somebody wrote is no fault.
+    assert!(!proxy.metrics.encode().unwrap().contains("sluice_request_faults_total{"));
+    assert_eq!(origin.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browsers_are_told_who_may_read() {
+    let origin = Origin::named("a").await;
+    let addr = free_addr();
+    let _proxy = proxy(
+        addr,
+        origin.addr,
+        "    - backends: [{service: app}]\n\
+         \x20     filters: {cors: {origins: [\"https://*.foo.com\", \"https://bar.com\"], methods: [GET, PUT], headers: [x-a, X-B], exposed: [x-c], credentials: allow, maxAge: 1h}}",
+    );
+    let preflight = |origin: &'static str| [("origin", origin), ("access-control-request-method", "PUT")];
+    let answer = ask(addr, "OPTIONS", "/x", &preflight("https://a.foo.com")).await;
+    assert_eq!(answer.status, 200);
+    for (name, value) in [
+        ("access-control-allow-origin", "https://a.foo.com"),
+        ("access-control-allow-methods", "GET, PUT"),
+        ("access-control-allow-headers", "x-a, x-b"),
+        ("access-control-allow-credentials", "true"),
+        ("access-control-max-age", "3600"),
+        ("vary", "origin"),
+    ] {
+        assert_eq!(all(&answer.headers, name), [value], "{name}");
+    }
+    let stranger = ask(addr, "OPTIONS", "/x", &preflight("https://evil.test")).await;
+    assert_eq!((stranger.status.as_u16(), stranger.header("access-control-allow-origin")), (200, ""));
+    assert_eq!(origin.requests(), 0, "preflights end here");
+    let answer = ask(addr, "GET", "/x", &[("origin", "https://bar.com")]).await;
+    assert_eq!((answer.header("origin"), answer.header("seen-target")), ("a", "/x"));
+    assert_eq!(answer.header("access-control-allow-origin"), "https://bar.com");
+    assert_eq!(answer.header("access-control-expose-headers"), "x-c");
+    // A browser must be able to read that it failed.
+    let options = ask(addr, "OPTIONS", "/x", &[("origin", "https://bar.com")]).await;
+    assert_eq!(options.header("seen-method"), "OPTIONS", "not every OPTIONS is a preflight");
+}
