@@ -65,8 +65,17 @@ pub const UPSTREAM_STREAMS: usize = 100;
 /// Bytes of a request's body that are remembered while it is sent; a longer one cannot be sent again.
 pub const REPLAY_BYTES: usize = 64 * 1024;
 
-/// Tries of one request on different endpoints, the first included.
+/// Tries of one connection on different endpoints, the first included.
 pub const TRIES: usize = 3;
+
+/// Retries of one request where its rule says nothing.
+pub const RETRIES: usize = TRIES - 1;
+
+/// Retries of one request that a rule may ask for.
+pub const RETRIES_AT_MOST: usize = 10;
+
+/// Wait before a retry where its rule says nothing. As in Envoy.
+pub const RETRY_BACKOFF: Duration = Duration::from_millis(25);
 
 /// Downstream connections of one worker, or fewer where descriptors are scarce; beyond it the oldest waiting ones stay in
 /// the kernel's queue.

@@ -12,6 +12,7 @@ use crate::{
     name::{ListenerName, RouteName, ServiceName},
     net::connect,
     prober::Probe,
+    retry,
     route::{Table, host::Hosts},
     target,
     tls::accept::Acceptor,
@@ -133,6 +134,8 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// Bound on each try.
     pub backend_timeout: Option<Duration>,
+    /// When requests are sent again.
+    pub retry: retry::Policy,
     /// Counts its requests.
     pub stats: Arc<RouteStats>,
 }

@@ -12,6 +12,7 @@ use crate::{
     name::ServiceName,
     net::connect,
     pool::{Lease, OpenError, Origin, Pool, Protocol, registry::Pools},
+    retry::{self, Budget},
 };
 
 /// How a service is reached; two that are equal are the same service.
@@ -27,6 +28,8 @@ pub struct Definition {
     pub policy: Policy,
     /// Bound on opening a connection.
     pub connect_timeout: Duration,
+    /// How many retries it bears.
+    pub retries: retry::Limits,
 }
 
 /// What services are made from, once per process.
@@ -52,6 +55,7 @@ pub struct Upstream {
     /// By the index of the balancer's members.
     pools: Box<[Arc<Pool>]>,
     stats: Arc<ServiceStats>,
+    budget: Budget,
     tasks: Tasks,
     options: connect::Options,
 }
@@ -79,6 +83,7 @@ impl Upstream {
         let pools = members.iter().map(|m| parts.pools.resolve(&m.endpoint, definition.protocol)).collect();
         Self {
             stats: parts.metrics.service(definition.name.as_str()),
+            budget: Budget::new(definition.retries, parts.metrics.n_workers()),
             balancer: Balancer::new(definition.policy, members, seed),
             definition,
             pools,
@@ -95,6 +100,11 @@ impl Upstream {
     /// Where tries are counted.
     pub fn stats(&self) -> &ServiceStats {
         &self.stats
+    }
+
+    /// What is left of the retries that it bears.
+    pub const fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Its live endpoints.

@@ -49,7 +49,7 @@ pub enum Policy {
 /// Members that one request has tried. Bounded by the number of tries.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tried {
-    idxs: [usize; limits::TRIES],
+    idxs: [usize; limits::RETRIES_AT_MOST + 1],
     len: usize,
 }
 

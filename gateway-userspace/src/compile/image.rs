@@ -270,6 +270,7 @@ mod tests {
             filters: None,
             request_timeout: None,
             backend_timeout: None,
+            retry: crate::retry::Policy::DEFAULT,
         };
         Route {
             name: RouteName::new(name),
@@ -288,6 +289,7 @@ mod tests {
             balance: Policy::RoundRobin,
             health: None,
             connect_timeout: crate::limits::CONNECT_TIMEOUT,
+            retries: crate::retry::Limits::DEFAULT,
         }
     }
 

@@ -41,6 +41,7 @@ pub(super) fn table(
                 filters: rule.filters.clone(),
                 request_timeout: rule.request_timeout,
                 backend_timeout: rule.backend_timeout,
+                retry: rule.retry.clone(),
                 stats: shared.parts.metrics.route(&labels),
             });
             for hostname in &hostnames {

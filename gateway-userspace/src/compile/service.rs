@@ -54,6 +54,7 @@ pub(super) fn definition(wanted: &Service) -> Definition {
             service::Policy::Maglev => Policy::Maglev,
         },
         connect_timeout: wanted.connect_timeout,
+        retries: wanted.retries,
     }
 }
 

@@ -1,28 +1,25 @@
 //! The life of one request: route, pick, connect or reuse, send, receive, log.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response, StatusCode, request::Parts};
 use tokio::time::Sleep;
 
 use crate::{
-    balance::Tried,
     http::{
         Downstream, Scheme, Worker,
         body::ResponseBody,
-        fault::{Fault, Kind, Language, Retry},
+        fault::{Fault, Kind, Language},
         filtered::{self, Remembered},
+        forward::{Forward, Forwarded, Message},
         header,
     },
     limits,
     metrics::shard::RouteStats,
-    pool::{
-        Lease, OpenError, Origin, SendError,
-        body::{Keeper, RequestBody},
-    },
+    pool::body::RequestBody,
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule},
-    upstream::{Freshness, Upstream},
+    upstream::Upstream,
 };
 
 /// Serves one request with the state of this moment.
@@ -164,181 +161,21 @@ async fn within_deadline(
     service: &Upstream,
     message: Message,
 ) -> Result<Response<ResponseBody>, Fault> {
+    let forward = Forward { worker, downstream, service, rule };
     let Some(timeout) = rule.request_timeout else {
-        let (response, lease) = forward(worker, downstream, service, rule.backend_timeout, message).await?;
-        return receive(response, lease, None);
+        return receive(forward.run(message).await?, None);
     };
     let mut deadline = Box::pin(tokio::time::sleep(timeout));
     tokio::select! {
         biased;
-        forwarded = forward(worker, downstream, service, rule.backend_timeout, message) => {
-            let (response, lease) = forwarded?;
-            receive(response, lease, Some(deadline))
-        }
+        forwarded = forward.run(message) => receive(forwarded?, Some(deadline)),
         () = deadline.as_mut() => Err(Fault::new(Kind::RequestTimeout)),
     }
 }
 
-type Answer = (Response<hyper::body::Incoming>, (Lease, crate::endpoint::Active));
-
-/// Pick, connect or reuse, send; and again elsewhere, as long as that cannot do harm.
-async fn forward(
-    worker: &Worker,
-    downstream: &Downstream,
-    service: &Upstream,
-    timeout: Option<Duration>,
-    mut message: Message,
-) -> Result<Answer, Fault> {
-    let mut tried = Tried::default();
-    let mut last = Fault::new(Kind::NoEndpoint);
-    // The endpoint whose kept connection turned out to be dead: it gets a new connection before another is picked.
-    let mut again = None;
-    let mut n_endpoints = 0;
-    while again.is_some() || n_endpoints < limits::TRIES {
-        let (picked, freshness) = if let Some(picked) = again.take() {
-            (picked, Freshness::New)
-        } else {
-            n_endpoints += 1;
-            (service.pick(&downstream.flow, &tried).ok_or(last)?, Freshness::Any)
-        };
-        let mut lease = match service.connect_or_reuse(picked, worker.idx, freshness).await {
-            Ok(lease) => lease,
-            Err(cause) => {
-                tried.push(picked);
-                last = Fault::new(unopened(&cause));
-                continue;
-            }
-        };
-        service.stats().tried(worker.idx);
-        let active = lease.endpoint().begin();
-        let failed = match send(&mut lease, message, timeout).await {
-            Ok(response) => return Ok((response, (lease, active))),
-            Err(failed) => failed,
-        };
-        let is_down = lease.endpoint().health() == crate::endpoint::Health::Down;
-        last = failed.fault(is_down);
-        let whole = match last.retry {
-            Retry::Never => None,
-            Retry::IfIdempotent | Retry::Safe => failed.message,
-        };
-        message = whole.ok_or(last)?;
-        if lease.origin() != Origin::Opened && freshness == Freshness::Any && !is_down {
-            again = Some(picked);
-        } else {
-            tried.push(picked);
-        }
-        service.stats().retried(worker.idx);
-    }
-    Err(last)
-}
-
-fn unopened(cause: &OpenError) -> Kind {
-    match cause {
-        OpenError::Full => Kind::Overload,
-        OpenError::Io(cause) if cause.kind() == io::ErrorKind::AddrNotAvailable => Kind::LocalPorts,
-        OpenError::Io(_) => Kind::Connect,
-    }
-}
-
-/// A request that may have to be sent more than once.
-struct Message {
-    head: Parts,
-    body: RequestBody,
-}
-
-/// Why a message got no answer, and the message itself when it may be sent again.
-struct Failed {
-    cause: Cause,
-    message: Option<Message>,
-}
-
-enum Cause {
-    Send(SendError),
-    Timeout,
-}
-
-impl Failed {
-    const fn fault(&self, is_down: bool) -> Fault {
-        Fault::new(match &self.cause {
-            Cause::Timeout => Kind::TryTimeout,
-            Cause::Send(SendError::Body) => Kind::ClientGone,
-            Cause::Send(SendError::Protocol) => Kind::Protocol,
-            Cause::Send(SendError::Refused) => Kind::Refused,
-            Cause::Send(SendError::Closed | SendError::Unsent(_)) if is_down => Kind::EndpointDown,
-            Cause::Send(SendError::Closed | SendError::Unsent(_)) => Kind::Reset,
-        })
-    }
-}
-
-impl Message {
-    const fn new(head: Parts, body: RequestBody) -> Self {
-        Self { head, body }
-    }
-
-    /// What to send, and what is kept for another try.
-    fn split(self) -> (Request<RequestBody>, Kept) {
-        let (body, keeper) = self.body.lend();
-        let kept = Kept { head: self.head.clone(), keeper };
-        (Request::from_parts(self.head, body), kept)
-    }
-}
-
-/// What is needed to send a request again.
-struct Kept {
-    head: Parts,
-    /// None when there is no body.
-    keeper: Option<Keeper>,
-}
-
-impl Kept {
-    fn message(self) -> Option<Message> {
-        let body = match self.keeper {
-            None => RequestBody::empty(),
-            Some(keeper) => keeper.take_back()?,
-        };
-        Some(Message { head: self.head, body })
-    }
-}
-
-/// Send one try, within its time.
-async fn send(
-    lease: &mut Lease,
-    message: Message,
-    timeout: Option<Duration>,
-) -> Result<Response<hyper::body::Incoming>, Failed> {
-    let (request, kept) = message.split();
-    let sent = match timeout {
-        None => lease.send(request).await,
-        Some(timeout) => {
-            let Ok(sent) = tokio::time::timeout(timeout, lease.send(request)).await else {
-                lease.withdraw();
-                return Err(Failed { cause: Cause::Timeout, message: None });
-            };
-            sent
-        }
-    };
-    sent.map_err(|cause| match cause {
-        SendError::Unsent(request) => {
-            let (head, body) = request.into_parts();
-            let message = Some(Message { head, body });
-            Failed { cause: Cause::Send(SendError::Closed), message }
-        }
-        SendError::Closed => {
-            // The endpoint may have done what it was asked for.
-            let message = if header::is_idempotent(&kept.head.method) { kept.message() } else { None };
-            Failed { cause: Cause::Send(cause), message }
-        }
-        SendError::Refused => Failed { cause: Cause::Send(cause), message: kept.message() },
-        SendError::Body | SendError::Protocol => Failed { cause: Cause::Send(cause), message: None },
-    })
-}
-
 /// Receive: the head goes on, the body streams behind it.
-fn receive(
-    response: Response<hyper::body::Incoming>,
-    (lease, active): (Lease, crate::endpoint::Active),
-    deadline: Option<Pin<Box<Sleep>>>,
-) -> Result<Response<ResponseBody>, Fault> {
+fn receive(forwarded: Forwarded, deadline: Option<Pin<Box<Sleep>>>) -> Result<Response<ResponseBody>, Fault> {
+    let Forwarded { response, lease, active } = forwarded;
     let (mut parts, incoming) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         // We never ask for it.
@@ -359,19 +196,4 @@ fn log(
 ) {
     counted.record(worker.idx, status.as_u16(), elapsed);
     tracing::trace!(%method, status = status.as_u16(), bind = %downstream.bind, ?elapsed, "request");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn running_out_of_ports_is_told_from_an_endpoint_that_refuses() {
-        // What connect(2) says when every local port towards the address is taken.
-        let exhausted = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
-        assert_eq!(unopened(&OpenError::Io(exhausted)), Kind::LocalPorts);
-        let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
-        assert_eq!(unopened(&OpenError::Io(refused)), Kind::Connect);
-        assert_eq!(unopened(&OpenError::Full), Kind::Overload);
-    }
 }

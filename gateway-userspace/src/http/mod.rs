@@ -4,6 +4,7 @@ pub mod body;
 pub mod exchange;
 pub mod fault;
 pub mod filtered;
+mod forward;
 pub mod forwarded;
 pub mod head;
 pub mod header;

@@ -83,6 +83,11 @@ impl Metrics {
         self.services.resolve(service, self.n_shards)
     }
 
+    /// The number of data path threads.
+    pub const fn n_workers(&self) -> usize {
+        self.n_shards
+    }
+
     /// Sets what is asked at every scrape.
     pub fn sample_with(&self, sample: impl Fn() -> Samples + Send + Sync + 'static) {
         *self.sampler.0.write() = Some(Box::new(sample));

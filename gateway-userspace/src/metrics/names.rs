@@ -150,6 +150,8 @@ pub enum Limit {
     Connections,
     /// Idle connections to an endpoint.
     PoolIdle,
+    /// Retries that a service bears.
+    RetryBudget,
     /// Connections to an endpoint.
     UpstreamConnections,
     /// UDP flows of a worker.
@@ -158,13 +160,15 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Connections, Self::PoolIdle, Self::UpstreamConnections, Self::UdpFlows];
+    pub const ALL: [Self; 5] =
+        [Self::Connections, Self::PoolIdle, Self::RetryBudget, Self::UpstreamConnections, Self::UdpFlows];
 
     /// The value of the label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Connections => "connections",
             Self::PoolIdle => "pool_idle",
+            Self::RetryBudget => "retry_budget",
             Self::UpstreamConnections => "upstream_connections",
             Self::UdpFlows => "udp_flows",
         }

@@ -12,6 +12,7 @@ use crate::{
     limits,
     pattern::Text,
     place::{Located, Place},
+    retry,
     snapshot::{
         Snapshot, attach,
         draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService, Problem, Severity},
@@ -364,13 +365,15 @@ fn rule(draft: DraftRule) -> Rule {
             None => Some(limits::BACKEND_REQUEST_TIMEOUT),
             written @ Some(_) => bound(written),
         },
+        retry: draft.retry.map_or(retry::Policy::DEFAULT, |retry| retry.value),
     }
 }
 
 fn service(draft: DraftService) -> Result<Service, Place> {
-    let DraftService { place, name, endpoints, protocol, balance, health, connect_timeout } = draft;
+    let DraftService { place, name, endpoints, protocol, balance, health, connect_timeout, retries } = draft;
     let (Some(name), Some(protocol)) = (name, protocol) else { return Err(place) };
     let (Some(balance), Some(connect_timeout)) = (balance, connect_timeout) else { return Err(place) };
+    let Some(retries) = retries else { return Err(place) };
     Ok(Service {
         name: name.value,
         endpoints: endpoints.into_iter().map(|endpoint| endpoint.value).collect(),
@@ -378,5 +381,6 @@ fn service(draft: DraftService) -> Result<Service, Place> {
         balance,
         health: health.map(|health| health.value),
         connect_timeout,
+        retries,
     })
 }

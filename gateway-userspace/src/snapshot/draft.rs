@@ -9,6 +9,7 @@ use crate::{
     filter::Filters,
     name::{ListenerName, RouteName, ServiceName},
     place::{Located, Place},
+    retry,
     secret::Secret,
     snapshot::{
         listener::{Certificate, ClientCertificates, Forwarding, Hostname, Protocol},
@@ -95,6 +96,8 @@ pub struct DraftRule {
     pub request_timeout: Option<Located<Duration>>,
     /// Bound on each try; zero is none.
     pub backend_timeout: Option<Located<Duration>>,
+    /// When requests are sent again, if it is written.
+    pub retry: Option<Located<retry::Policy>>,
 }
 
 /// A service that may lack what could not be read.
@@ -114,6 +117,8 @@ pub struct DraftService {
     pub health: Option<Located<HealthCheck>>,
     /// Bound on opening a connection.
     pub connect_timeout: Option<Duration>,
+    /// How many retries it bears.
+    pub retries: Option<retry::Limits>,
 }
 
 /// Something that makes no sense together with the rest.

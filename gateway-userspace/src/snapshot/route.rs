@@ -6,6 +6,7 @@ use crate::{
     filter::Filters,
     name::{ListenerName, RouteName, ServiceName},
     pattern::{Pattern, Text},
+    retry,
     snapshot::listener::Hostname,
 };
 
@@ -35,6 +36,8 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// Bound on each try.
     pub backend_timeout: Option<Duration>,
+    /// When requests are sent again.
+    pub retry: retry::Policy,
 }
 
 /// A match; all its parts must hold.

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use crate::name::ServiceName;
+use crate::{name::ServiceName, retry};
 
 /// A named group of endpoints.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct Service {
     pub health: Option<HealthCheck>,
     /// Bound on opening a connection.
     pub connect_timeout: Duration,
+    /// How many retries it bears.
+    pub retries: retry::Limits,
 }
 
 /// One wanted endpoint.

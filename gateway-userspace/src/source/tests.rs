@@ -23,6 +23,7 @@ use crate::{
     limits,
     pattern::Text,
     place::Place,
+    retry,
     snapshot::{
         listener::{Hostname, Protocol},
         route::PathMatch,
@@ -80,6 +81,14 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(rule.matches[0].query, [("v".to_owned(), Text::Exact("2".to_owned()))]);
     assert_eq!((rule.backends[0].weight, rule.backends[1].weight), (3, 1));
     assert_eq!(rule.request_timeout, Some(Duration::from_secs(10)));
+    assert_eq!((rule.retry.attempts, rule.retry.backoff), (3, Duration::from_millis(100)));
+    assert!(rule.retry.includes(503) && rule.retry.includes(500) && !rule.retry.includes(501));
+    assert_eq!(snapshot.routes[0].rules[1].retry, retry::Policy::DEFAULT);
+    let budgets: Vec<_> = snapshot.services.iter().map(|service| service.retries).collect();
+    assert_eq!(
+        budgets,
+        [retry::Limits { percent: 50, per_second: 100 }, retry::Limits::DEFAULT, retry::Limits::DEFAULT]
+    );
     let expressions = &snapshot.routes[0].rules[3].matches[0];
     assert!(matches!(&expressions.path, PathMatch::Pattern(pattern) if pattern.as_str() == "/v[0-9]+/.*"));
     assert!(matches!(&expressions.headers[0].1, Text::Pattern(pattern) if pattern.as_str() == "b+"));

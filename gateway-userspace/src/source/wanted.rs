@@ -14,6 +14,7 @@ use crate::{
     name::{ListenerName, RouteName, ServiceName},
     pattern::Text,
     place::Located,
+    retry,
     snapshot::{
         draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService},
         listener::{Forwarding, Protocol},
@@ -116,7 +117,21 @@ fn rule(view: &View<'_>) -> DraftRule {
         filters: filters.map(|view| filter::filters(&view)),
         request_timeout: timeouts.and_then(|timeouts| timeouts.duration("request")),
         backend_timeout: timeouts.and_then(|timeouts| timeouts.duration("backendRequest")),
+        retry: view.table("retry").and_then(|retry| retry_policy(&retry)),
     }
+}
+
+fn retry_policy(view: &View<'_>) -> Option<Located<retry::Policy>> {
+    let attempts = view.integer("attempts");
+    let statuses = view.texts("statuses", text::statuses);
+    let backoff = view.duration("backoff");
+    let value = retry::Policy {
+        attempts: attempts?.value,
+        statuses: statuses.into_iter().map(|range| range.value).collect(),
+        backoff: backoff?.value,
+        is_written: true,
+    };
+    Some(Located { value, place: view.place() })
 }
 
 fn match_(view: &View<'_>) -> Option<Match> {
@@ -222,7 +237,14 @@ fn service(view: &View<'_>) -> DraftService {
         balance: balance.map(|balance| balance.value),
         health: view.table("health").and_then(|health| health_check(&health)),
         connect_timeout: view.duration("connectTimeout").map(|timeout| timeout.value),
+        retries: view.table_or_defaults("retryBudget").and_then(|budget| retry_limits(&budget)),
     }
+}
+
+fn retry_limits(view: &View<'_>) -> Option<retry::Limits> {
+    let percent = view.integer("percent");
+    let per_second = view.integer("perSecond");
+    Some(retry::Limits { percent: percent?.value, per_second: per_second?.value })
 }
 
 fn endpoint(view: &View<'_>) -> Option<Located<Endpoint>> {

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use gateway_userspace::{
     name::{ListenerName, RouteName, ServiceName},
+    retry,
     secret::Secret,
     snapshot::{
         Snapshot,
@@ -62,6 +63,7 @@ pub fn rule(matched: Match, backends: &[(&str, u32)]) -> Rule {
         filters: None,
         request_timeout: None,
         backend_timeout: None,
+        retry: retry::Policy::DEFAULT,
     }
 }
 
@@ -82,6 +84,7 @@ pub fn service(name: &str, endpoints: &[SocketAddr]) -> Service {
         balance: Policy::RoundRobin,
         health: None,
         connect_timeout: Duration::from_millis(500),
+        retries: retry::Limits::DEFAULT,
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Fault, source::Source};
 const LAYERS: [&[&str]; 9] = [
     &[
         "name", "limits", "clock", "drain", "secret", "metrics", "place", "duration", "pattern", "target",
-        "filter",
+        "filter", "retry",
     ],
     &["config", "snapshot", "endpoint", "maglev", "image"],
     &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client"],
@@ -19,11 +19,14 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Imports within a layer, each with its reason. They must not form a circle.
-const SIDEWAYS: [(&str, &str, &str); 1] = [(
-    "image",
-    "endpoint",
-    "the image holds live endpoints, whose health reaches the kernel without a new image",
-)];
+const SIDEWAYS: [(&str, &str, &str); 2] = [
+    (
+        "image",
+        "endpoint",
+        "the image holds live endpoints, whose health reaches the kernel without a new image",
+    ),
+    ("retry", "limits", "where nothing is written about retries, the bounds of the agent hold"),
+];
 
 /// Something that only some modules may name.
 struct Fence {

@@ -59,10 +59,36 @@ pub(super) static SERVICE: Table = Table {
             doc: "Bound on opening a connection.",
         },
         Field {
+            key: "retryBudget",
+            shape: Shape::Table(&RETRY_BUDGET),
+            presence: Absent("every setting has its default"),
+            doc: "How many retries it bears.",
+        },
+        Field {
             key: "health",
             shape: Shape::Table(&HEALTH),
             presence: Absent("endpoints are trusted"),
             doc: "How the agent knows that an endpoint is alive.",
+        },
+    ],
+    one_of: &[],
+};
+
+static RETRY_BUDGET: Table = Table {
+    name: "retryBudget",
+    doc: "How many retries a service bears. Retries of requests that no endpoint has begun with do not count.",
+    fields: &[
+        Field {
+            key: "percent",
+            shape: Shape::Integer { min: 0, max: 100 },
+            presence: Default("20"),
+            doc: "Retries in percent of requests; up to 100 are saved by each worker.",
+        },
+        Field {
+            key: "perSecond",
+            shape: Shape::Integer { min: 0, max: 10_000 },
+            presence: Default("10"),
+            doc: "Retries per second of each worker that are allowed however few the requests are.",
         },
     ],
     one_of: &[],

@@ -15,6 +15,7 @@ text!(HOSTNAME, "a host name", "*.example.org", r"^(\*\.)?[A-Za-z0-9]([-A-Za-z0-
 text!(HEADER_NAME, "the name of a header field", "x-canary", "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$");
 text!(HEADER_VALUE, "the value of a header field", "1", r"^\S(.*\S)?$");
 text!(QUERY, "text", "2", "^.+$");
+text!(STATUSES, "a status or a range of statuses", "502-504", "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$", true);
 text!(PATH_VALUE, "a path", "/api", "^.+$");
 
 const TEXT_TYPE: Field = Field {
@@ -173,6 +174,14 @@ static RULE: Table = Table {
             presence: Absent("the defaults of each"),
             doc: "Bounds on time. HTTP and HTTPS only.",
         },
+        Field {
+            key: "retry",
+            shape: Shape::Table(&RETRY),
+            presence: Absent(
+                "two retries, on other endpoints, when an endpoint could not do what it was asked for",
+            ),
+            doc: "When requests are sent again. HTTP and HTTPS only.",
+        },
     ],
     one_of: &[],
 };
@@ -296,6 +305,38 @@ static BACKEND: Table = Table {
     ],
     one_of: &[],
 };
+
+static RETRY: Table = Table {
+    name: "retry",
+    doc: "When requests are sent again. What no endpoint has begun with is always eligible; what one may have begun with \
+          only if sending it twice has the effect of once (GET, HEAD, OPTIONS, PUT, DELETE, TRACE); nothing is once its \
+          response has begun to reach the client, or when more of its body than 64 KiB was sent. Retries that an endpoint \
+          has to bear are within `retryBudget` of the service. Endpoints that were tried come last.",
+    fields: &[
+        Field {
+            key: "attempts",
+            shape: Shape::Integer { min: 0, max: ATTEMPTS },
+            presence: Default("2"),
+            doc: "Retries of one request, on top of the first try.",
+        },
+        Field {
+            key: "statuses",
+            shape: Shape::List(&List { item: Shape::Text(&STATUSES), min: 1, max: 16 }),
+            presence: Absent("no status"),
+            doc: "Statuses of endpoints that call for another try.",
+        },
+        Field {
+            key: "backoff",
+            shape: Shape::Duration { min: Duration::ZERO, max: Duration::from_mins(1) },
+            presence: Default("25ms"),
+            doc: "The least wait before the first retry; it doubles with each, up to tenfold, and varies by half.",
+        },
+    ],
+    one_of: &[],
+};
+
+#[expect(clippy::as_conversions, reason = "widening, in a constant, where `From` cannot be called")]
+const ATTEMPTS: u64 = crate::limits::RETRIES_AT_MOST as u64;
 
 static TIMEOUTS: Table = Table {
     name: "timeouts",

@@ -1,0 +1,303 @@
+//! One request on its way to an endpoint: pick, connect or reuse, send; and again, as long as that cannot do harm.
+
+use std::io;
+
+use futures_util::FutureExt as _;
+use http::{Request, Response, request::Parts};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+use crate::{
+    balance::Tried,
+    endpoint::{Active, Health},
+    http::{
+        Downstream, Worker,
+        body::ResponseBody,
+        fault::{Fault, Kind, Retry},
+        header,
+    },
+    metrics::names::Limit,
+    pool::{
+        Lease, OpenError, Origin, SendError,
+        body::{Keeper, RequestBody},
+    },
+    state::Rule,
+    upstream::{Freshness, Upstream},
+};
+
+/// What a request is sent with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Forward<'a> {
+    pub(super) worker: &'a Worker,
+    pub(super) downstream: &'a Downstream,
+    pub(super) service: &'a Upstream,
+    pub(super) rule: &'a Rule,
+}
+
+/// The head of a response, and what its body comes over.
+pub(super) struct Forwarded {
+    pub(super) response: Response<Incoming>,
+    pub(super) lease: Lease,
+    pub(super) active: Active,
+}
+
+/// A request that may have to be sent more than once.
+pub(super) struct Message {
+    head: Parts,
+    body: RequestBody,
+}
+
+/// How far a request has come.
+struct Course {
+    tried: Tried,
+    /// The endpoint whose kept connection turned out to be dead: it gets a new connection before another is picked.
+    again: Option<usize>,
+    n_retries: usize,
+    last: Fault,
+}
+
+/// Why a try came to nothing.
+struct Failed {
+    fault: Fault,
+    /// What is sent next, where another try does no harm.
+    message: Option<Box<Message>>,
+    burden: Burden,
+}
+
+/// What another try costs.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Burden {
+    /// Nothing: no endpoint has begun with the request, and the same endpoint may have it.
+    SameEndpoint,
+    /// Nothing, but this endpoint shall not have it now.
+    OtherEndpoint,
+    /// An endpoint has had the request already: another try is more load.
+    Charged,
+}
+
+impl Forward<'_> {
+    /// Sends a message until something comes of it.
+    pub(super) async fn run(&self, mut message: Message) -> Result<Forwarded, Fault> {
+        self.service.budget().deposit(self.worker.idx);
+        let last = Fault::new(Kind::NoEndpoint);
+        let mut course = Course { tried: Tried::default(), again: None, n_retries: 0, last };
+        loop {
+            let (picked, freshness) = self.next(&mut course).await?;
+            let failed = match self.once(picked, freshness, message, course.n_retries).await {
+                Ok(forwarded) => return Ok(forwarded),
+                Err(failed) => failed,
+            };
+            course.last = failed.fault;
+            message = *failed.message.ok_or(failed.fault)?;
+            if failed.burden == Burden::SameEndpoint {
+                course.again = Some(picked);
+                continue;
+            }
+            course.tried.push(picked);
+            if course.n_retries >= self.rule.retry.attempts {
+                return Err(failed.fault);
+            }
+            if failed.burden == Burden::Charged {
+                tokio::time::sleep(self.rule.retry.wait(course.n_retries)).await;
+            }
+            course.n_retries += 1;
+        }
+    }
+
+    /// The endpoint to try, and how.
+    async fn next(&self, course: &mut Course) -> Result<(usize, Freshness), Fault> {
+        if let Some(picked) = course.again.take() {
+            self.service.stats().retried(self.worker.idx);
+            return Ok((picked, Freshness::New));
+        }
+        if course.n_retries > 0 {
+            self.service.stats().retried(self.worker.idx);
+        }
+        let flow = &self.downstream.flow;
+        if let Some(picked) = self.service.pick(flow, &course.tried) {
+            return Ok((picked, Freshness::Any));
+        }
+        // Every endpoint was tried. One that refused is asked again, others only where somebody wants that.
+        let retry = &self.rule.retry;
+        if course.n_retries == 0 || !(retry.is_written || course.last.kind == Kind::Refused) {
+            return Err(course.last);
+        }
+        course.tried = Tried::default();
+        tokio::time::sleep(retry.wait(course.n_retries)).await;
+        let picked = self.service.pick(flow, &course.tried).ok_or(course.last)?;
+        Ok((picked, Freshness::Any))
+    }
+
+    /// One try.
+    async fn once(
+        &self,
+        picked: usize,
+        freshness: Freshness,
+        message: Message,
+        n_retries: usize,
+    ) -> Result<Forwarded, Failed> {
+        let mut lease = match self.service.connect_or_reuse(picked, self.worker.idx, freshness).await {
+            Ok(lease) => lease,
+            Err(cause) => {
+                let fault = Fault::new(unopened(&cause));
+                return Err(Failed {
+                    fault,
+                    message: Some(Box::new(message)),
+                    burden: Burden::OtherEndpoint,
+                });
+            }
+        };
+        self.service.stats().tried(self.worker.idx);
+        let active = lease.endpoint().begin();
+        let (request, kept) = message.split();
+        let sent = match self.rule.backend_timeout {
+            None => lease.send(request).await,
+            Some(timeout) => {
+                let Ok(sent) = tokio::time::timeout(timeout, lease.send(request)).await else {
+                    lease.withdraw();
+                    return Err(self.timed_out(kept, n_retries));
+                };
+                sent
+            }
+        };
+        match sent {
+            Ok(response) => {
+                let forwarded = Forwarded { response, lease, active };
+                self.judge(forwarded, kept, n_retries)
+            }
+            Err(cause) => Err(self.failed(&lease, freshness, cause, kept)),
+        }
+    }
+
+    /// A try that took too long is repeated only where somebody wants that: the endpoint may still be at it.
+    fn timed_out(&self, kept: Kept, n_retries: usize) -> Failed {
+        let wanted = self.rule.retry.is_written && n_retries < self.rule.retry.attempts;
+        let message = if wanted && kept.is_idempotent() && self.withdraw() { kept.message() } else { None };
+        Failed {
+            fault: Fault::new(Kind::TryTimeout),
+            message: message.map(Box::new),
+            burden: Burden::Charged,
+        }
+    }
+
+    /// Whether a response is the last word. One that is not is dropped, with its connection unless its body is at hand.
+    fn judge(&self, forwarded: Forwarded, kept: Kept, n_retries: usize) -> Result<Forwarded, Failed> {
+        let retry = &self.rule.retry;
+        let is_wanted = n_retries < retry.attempts && retry.includes(forwarded.response.status().as_u16());
+        if !is_wanted || !kept.is_idempotent() || !self.withdraw() {
+            return Ok(forwarded);
+        }
+        let Some(message) = kept.message() else { return Ok(forwarded) };
+        let Forwarded { response, lease, active } = forwarded;
+        let mut body = ResponseBody::upstream(response.into_body(), lease, active, None);
+        // Frames that an answer of an overloaded endpoint may have; more are not worth the wait.
+        for _ in 0..FRAMES {
+            match body.frame().now_or_never() {
+                Some(Some(Ok(_))) => {}
+                Some(None | Some(Err(_))) | None => break,
+            }
+        }
+        let fault = Fault::new(Kind::NoEndpoint);
+        Err(Failed { fault, message: Some(Box::new(message)), burden: Burden::Charged })
+    }
+
+    fn failed(&self, lease: &Lease, freshness: Freshness, cause: SendError, kept: Kept) -> Failed {
+        let is_down = lease.endpoint().health() == Health::Down;
+        let is_kept = lease.origin() != Origin::Opened && freshness == Freshness::Any && !is_down;
+        let fault = Fault::new(match &cause {
+            SendError::Body => Kind::ClientGone,
+            SendError::Protocol => Kind::Protocol,
+            SendError::Refused => Kind::Refused,
+            SendError::Closed | SendError::Unsent(_) if is_down => Kind::EndpointDown,
+            SendError::Closed | SendError::Unsent(_) => Kind::Reset,
+        });
+        let (message, is_seen) = match cause {
+            SendError::Unsent(request) => {
+                let (head, body) = request.into_parts();
+                (Some(Message { head, body }), false)
+            }
+            // The endpoint may have done what it was asked for.
+            SendError::Closed => (if kept.is_idempotent() { kept.message() } else { None }, !is_down),
+            SendError::Refused => (kept.message(), true),
+            SendError::Body | SendError::Protocol => (None, false),
+        };
+        let message = message.filter(|_| fault.retry != Retry::Never);
+        let burden = match (is_kept, is_seen) {
+            (true, _) => Burden::SameEndpoint,
+            (false, true) => Burden::Charged,
+            (false, false) => Burden::OtherEndpoint,
+        };
+        let message = message.filter(|_| burden != Burden::Charged || self.withdraw());
+        Failed { fault, message: message.map(Box::new), burden }
+    }
+
+    /// Takes a retry out of the service's budget.
+    fn withdraw(&self) -> bool {
+        let is_granted = self.service.budget().withdraw(self.worker.idx, self.worker.clock.now());
+        if !is_granted {
+            self.worker.metrics.families.limit(Limit::RetryBudget);
+        }
+        is_granted
+    }
+}
+
+/// Frames of a body that are taken before its connection is given up.
+const FRAMES: usize = 4;
+
+fn unopened(cause: &OpenError) -> Kind {
+    match cause {
+        OpenError::Full => Kind::Overload,
+        OpenError::Io(cause) if cause.kind() == io::ErrorKind::AddrNotAvailable => Kind::LocalPorts,
+        OpenError::Io(_) => Kind::Connect,
+    }
+}
+
+impl Message {
+    /// A request as the endpoint gets it.
+    pub(super) const fn new(head: Parts, body: RequestBody) -> Self {
+        Self { head, body }
+    }
+
+    /// What to send, and what is kept for another try.
+    fn split(self) -> (Request<RequestBody>, Kept) {
+        let (body, keeper) = self.body.lend();
+        let kept = Kept { head: self.head.clone(), keeper };
+        (Request::from_parts(self.head, body), kept)
+    }
+}
+
+/// What is needed to send a request again.
+struct Kept {
+    head: Parts,
+    /// None when there is no body.
+    keeper: Option<Keeper>,
+}
+
+impl Kept {
+    fn is_idempotent(&self) -> bool {
+        header::is_idempotent(&self.head.method)
+    }
+
+    fn message(self) -> Option<Message> {
+        let body = match self.keeper {
+            None => RequestBody::empty(),
+            Some(keeper) => keeper.take_back()?,
+        };
+        Some(Message { head: self.head, body })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_out_of_ports_is_told_from_an_endpoint_that_refuses() {
+        // What connect(2) says when every local port towards the address is taken.
+        let exhausted = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+        assert_eq!(unopened(&OpenError::Io(exhausted)), Kind::LocalPorts);
+        let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
+        assert_eq!(unopened(&OpenError::Io(refused)), Kind::Connect);
+        assert_eq!(unopened(&OpenError::Full), Kind::Overload);
+    }
+}

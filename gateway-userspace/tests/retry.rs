@@ -1,0 +1,214 @@
+//! Sending requests again, over loopback: when it is done, when it would do harm, and how much of it a service bears.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::float_cmp,
+    clippy::indexing_slicing,
+    clippy::as_conversions,
+    clippy::cast_precision_loss,
+    reason = "a test says what went wrong by failing; its numbers are small and exact"
+)]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use gateway_userspace::{retry, snapshot::Snapshot};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use support::{
+    client::{self, Client},
+    free_addr,
+    origin::Origin,
+    proxy::Proxy,
+    wanted::simple,
+};
+
+/// Answers `status` after `delay` so many times, and then 200 with the body at once.
+async fn failing(n: usize, status: u16, delay: Duration) -> Origin {
+    let left = Arc::new(AtomicUsize::new(n));
+    Origin::serve("127.0.0.1:0".parse().unwrap(), move |request: Request<Incoming>| {
+        let fails = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        async move {
+            if fails && delay.is_zero() {
+                return Response::builder().status(status).body(Full::new(Bytes::from("failed"))).unwrap();
+            }
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            if fails {
+                tokio::time::sleep(delay).await;
+                return Response::builder().status(status).body(Full::new(body)).unwrap();
+            }
+            Response::new(Full::new(body))
+        }
+    })
+    .await
+}
+
+fn policy(attempts: usize, statuses: &[u16]) -> retry::Policy {
+    retry::Policy {
+        attempts,
+        statuses: statuses.iter().map(|status| *status..=*status).collect(),
+        backoff: Duration::from_millis(10),
+        is_written: true,
+    }
+}
+
+fn with(addr: SocketAddr, endpoints: &[SocketAddr], policy: &retry::Policy) -> Snapshot {
+    let mut snapshot = simple(addr, endpoints);
+    snapshot
+        .routes
+        .iter_mut()
+        .flat_map(|route| &mut route.rules)
+        .for_each(|rule| rule.retry = policy.clone());
+    snapshot
+}
+
+fn timeouts(snapshot: &mut Snapshot, each: Option<u64>, whole: Option<u64>) {
+    for rule in snapshot.routes.iter_mut().flat_map(|route| &mut route.rules) {
+        rule.backend_timeout = each.map(Duration::from_millis);
+        rule.request_timeout = whole.map(Duration::from_millis);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn listed_statuses_are_tried_again_as_often_as_asked_for() {
+    for (n, method, expected, n_requests) in [
+        (2, "GET", 200, 3),
+        (3, "PUT", 200, 4),
+        (4, "GET", 500, 4),
+        (1, "POST", 500, 1),
+        (1, "PATCH", 500, 1),
+    ] {
+        let origin = failing(n, 500, Duration::ZERO).await;
+        let addr = free_addr();
+        let proxy = Proxy::with_workers(&with(addr, &[origin.addr], &policy(3, &[500, 502])), 1);
+        let answer = Client::http1(addr).await.call(method, "a.test", "/", "whole").await.unwrap();
+        assert_eq!((answer.status.as_u16(), origin.requests()), (expected, n_requests), "{method} after {n}");
+        let body: &[u8] = if expected == 200 { b"whole" } else { b"failed" };
+        assert_eq!(answer.body.as_ref(), body, "the last answer, and the body of every try");
+        let retries = "sluice_upstream_retries_total{service=\"api\"}";
+        assert_eq!(proxy.metric(retries), (n_requests - 1) as f64);
+        assert_eq!(origin.connections(), 1, "small answers leave their connection whole");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_statuses_and_rules_without_retries_are_passed_on() {
+    let origin = failing(100, 503, Duration::ZERO).await;
+    for policy in [policy(3, &[500]), policy(0, &[503]), retry::Policy::DEFAULT] {
+        let addr = free_addr();
+        let before = origin.requests();
+        let _proxy = Proxy::start(&with(addr, &[origin.addr], &policy));
+        assert_eq!(client::get(addr, "a.test", "/").await.status, 503);
+        assert_eq!(origin.requests() - before, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_that_take_too_long_are_repeated_within_the_time_of_the_request() {
+    // Each try may take 200 ms, and those that fail take 300.
+    for (n, method, whole, expected, n_requests) in [
+        (2, "GET", None, 200, 3),
+        (3, "GET", None, 504, 3),
+        (1, "POST", None, 504, 1),
+        (9, "GET", Some(250), 504, 2),
+    ] {
+        let origin = failing(n, 200, Duration::from_millis(300)).await;
+        let addr = free_addr();
+        let mut snapshot = with(addr, &[origin.addr], &policy(2, &[]));
+        timeouts(&mut snapshot, Some(200), whole);
+        let _proxy = Proxy::with_workers(&snapshot, 1);
+        let answer = Client::http1(addr).await.call(method, "a.test", "/", "x").await.unwrap();
+        assert_eq!((answer.status.as_u16(), origin.requests()), (expected, n_requests), "{method} after {n}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_word_a_slow_try_is_not_repeated() {
+    let origin = failing(1, 200, Duration::from_millis(300)).await;
+    let addr = free_addr();
+    let mut snapshot = simple(addr, &[origin.addr]);
+    timeouts(&mut snapshot, Some(100), None);
+    let _proxy = Proxy::start(&snapshot);
+    assert_eq!(client::get(addr, "a.test", "/").await.status, 504);
+    assert_eq!(origin.requests(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_that_were_tried_come_last() {
+    let bad = failing(usize::MAX, 503, Duration::ZERO).await;
+    let good = Origin::named("good").await;
+    let addr = free_addr();
+    let mut snapshot = with(addr, &[bad.addr, good.addr], &policy(1, &[503]));
+    snapshot.services.iter_mut().for_each(|service| service.retries.percent = 100);
+    let _proxy = Proxy::with_workers(&snapshot, 1);
+    let mut client = Client::http1(addr).await;
+    for _ in 0..40 {
+        assert_eq!(client.get("a.test", "/").await.unwrap().header("origin"), "good");
+    }
+    assert!(bad.requests() >= 10, "{} of 40", bad.requests());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_refuses_connections_is_asked_again_only_where_that_is_wanted() {
+    let addr = free_addr();
+    let nobody = free_addr();
+    let patient = retry::Policy { backoff: Duration::from_millis(200), ..policy(3, &[]) };
+    let _proxy = Proxy::with_workers(&with(addr, &[nobody], &patient), 1);
+    let asked = tokio::spawn(async move { client::get(addr, "a.test", "/").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let _late = Origin::at(nobody, "late").await;
+    assert_eq!(asked.await.unwrap().header("origin"), "late");
+    let addr = free_addr();
+    let _proxy = Proxy::with_workers(&simple(addr, &[free_addr()]), 1);
+    let started = Instant::now();
+    assert_eq!(client::get(addr, "a.test", "/").await.status, 503);
+    assert!(started.elapsed() < Duration::from_millis(500));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_bears_so_many_retries_and_no_more() {
+    let origin = failing(usize::MAX, 503, Duration::ZERO).await;
+    let addr = free_addr();
+    let mut snapshot =
+        with(addr, &[origin.addr], &retry::Policy { backoff: Duration::ZERO, ..policy(3, &[503]) });
+    snapshot.services.iter_mut().for_each(|service| {
+        service.retries = retry::Limits { percent: 10, per_second: 0 };
+    });
+    let proxy = Proxy::with_workers(&snapshot, 1);
+    let mut client = Client::http1(addr).await;
+    for _ in 0..200 {
+        assert_eq!(client.get("a.test", "/").await.unwrap().status, 503);
+    }
+    let retries = proxy.metric("sluice_upstream_retries_total{service=\"api\"}");
+    assert_eq!(retries, 20.0, "a tenth of the requests");
+    assert!(proxy.metric("sluice_limit_reached_total{limit=\"retry_budget\"}") >= 180.0);
+    assert_eq!(origin.requests(), 220);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_body_is_sent_once() {
+    let origin = failing(1, 503, Duration::from_millis(1)).await;
+    let short = failing(1, 503, Duration::ZERO).await;
+    for (origin, len, n_requests) in [(origin, 200_000, 1), (short, 10, 2)] {
+        let addr = free_addr();
+        let mut snapshot = with(addr, &[origin.addr], &policy(3, &[503]));
+        // The first origin reads the whole body, and is then too slow.
+        timeouts(&mut snapshot, Some(500), None);
+        let _proxy = Proxy::with_workers(&snapshot, 1);
+        let request =
+            Request::put("/").header("host", "a.test").body(Full::new(Bytes::from(vec![b'x'; len]))).unwrap();
+        let _answer = Client::http1(addr).await.send(request).await;
+        assert_eq!(origin.requests(), n_requests, "{len} bytes");
+    }
+}
