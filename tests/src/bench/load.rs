@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::proxy::GRPC_PATH;
 use crate::netns::Ns;
 
 /// How clients speak.
@@ -12,10 +13,16 @@ use crate::netns::Ns;
 pub enum Speech {
     /// HTTP/1.1 in plain text.
     Http1,
+    /// HTTP/1.1 in plain text, a connection for each request.
+    Http1Close,
+    /// HTTP/1.1 in plain text, for a file of this many bytes.
+    File(usize),
     /// HTTP/1.1 over TLS.
     Https1,
     /// HTTP/2 over TLS.
     Http2,
+    /// Unary calls over HTTP/2 and TLS.
+    Grpc,
 }
 
 /// How much is asked.
@@ -39,9 +46,9 @@ pub struct Measured {
 }
 
 /// Connections of each load.
-pub const CONNECTIONS: u32 = 32;
+pub const CONNECTIONS: u32 = 64;
 /// Streams that HTTP/2 has open on each connection at saturation.
-const STREAMS: u32 = 4;
+pub const STREAMS: u32 = 16;
 /// Core that load and backend run on.
 pub const CORE: &str = "1";
 
@@ -50,21 +57,27 @@ pub const CORE: &str = "1";
 /// # Errors
 /// When a client cannot be run, or not every answer was good.
 pub fn run(ns: &Ns, speech: Speech, port: u16, amount: Amount, time: Duration) -> Result<Measured> {
-    match (speech, amount) {
-        (Speech::Http1 | Speech::Https1, Amount::Saturation) => wrk(ns, speech, port, time),
-        (Speech::Http2, Amount::Saturation) | (_, Amount::Rate(_)) => h2load(ns, speech, port, amount, time),
+    let is_h2 = matches!(speech, Speech::Http2 | Speech::Grpc);
+    match amount {
+        Amount::Saturation if !is_h2 => wrk(ns, speech, port, time),
+        Amount::Saturation | Amount::Rate(_) => h2load(ns, speech, port, amount, time),
     }
 }
 
 fn url(speech: Speech, port: u16) -> String {
-    let scheme = if speech == Speech::Http1 { "http" } else { "https" };
-    format!("{scheme}://127.0.0.1:{port}/")
+    match speech {
+        Speech::Http1 | Speech::Http1Close => format!("http://127.0.0.1:{port}/"),
+        Speech::File(len) => format!("http://127.0.0.1:{port}/file/{len}"),
+        Speech::Https1 | Speech::Http2 => format!("https://127.0.0.1:{port}/"),
+        Speech::Grpc => format!("https://127.0.0.1:{port}{GRPC_PATH}"),
+    }
 }
 
 fn wrk(ns: &Ns, speech: Speech, port: u16, time: Duration) -> Result<Measured> {
     let seconds = time.as_secs().max(1);
+    let close = if speech == Speech::Http1Close { "-H Connection:close" } else { "" };
     let arguments =
-        format!("-c {CORE} wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 5s {}", url(speech, port));
+        format!("-c {CORE} wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 5s {close} {}", url(speech, port));
     read_wrk(&ns.tool("taskset", &arguments)?)
 }
 
@@ -93,7 +106,15 @@ fn h2load(ns: &Ns, speech: Speech, port: u16, amount: Amount, time: Duration) ->
             (CONNECTIONS, format!("-m1 --rps={pace} -D {}", time.as_secs().max(1)))
         }
     };
-    let version = if speech == Speech::Http2 { "" } else { "--h1" };
+    let message = tempfile::NamedTempFile::new()?;
+    std::fs::write(message.path(), b"\0\0\0\0\x05hello")?;
+    let version = match speech {
+        Speech::Http2 => String::new(),
+        Speech::Grpc => {
+            format!("-H content-type:application/grpc -H te:trailers -d {}", message.path().display())
+        }
+        Speech::Http1 | Speech::Http1Close | Speech::Https1 | Speech::File(_) => "--h1".to_owned(),
+    };
     let log_file = match amount {
         Amount::Saturation => String::new(),
         Amount::Rate(_) => format!("--log-file={}", log.path().display()),
@@ -118,7 +139,7 @@ fn read_h2load(text: &str) -> Result<Measured> {
     };
     let requests = line("requests: ")?;
     let statuses = line("status codes: ")?;
-    let time = line("finished in ")?.split("s,").next().and_then(|time| time.trim().parse().ok());
+    let time = line("finished in ")?.split(',').next().and_then(seconds);
     let (Some(done), Some(good)) = (count(requests, " done"), count(statuses, " 2xx")) else {
         anyhow::bail!("cannot read what h2load printed:\n{text}");
     };
@@ -129,6 +150,15 @@ fn read_h2load(text: &str) -> Result<Measured> {
         "not every answer was good:\n{text}"
     );
     Ok(Measured { n_requests: good, seconds: time.context("h2load told no time")?, latencies_us: Vec::new() })
+}
+
+/// A time with its unit, in seconds.
+fn seconds(time: &str) -> Option<f64> {
+    let units = [("ms", 1e-3), ("us", 1e-6), ("s", 1.0)];
+    units.iter().find_map(|(unit, factor)| {
+        let number: f64 = time.trim().strip_suffix(unit)?.parse().ok()?;
+        Some(number * factor)
+    })
 }
 
 /// Lines of start, status and duration, both times in microseconds.
@@ -168,6 +198,14 @@ mod tests {
         assert!((measured.seconds - 2.0).abs() < 1e-9);
         read_h2load(&text("1999 2xx, 0 3xx, 0 4xx, 1 5xx")).expect_err("one answer was bad");
         read_h2load(&text("10 2xx, 0 3xx, 0 4xx, 0 5xx")).expect_err("answers are missing");
+    }
+
+    #[test]
+    fn times_have_units() {
+        for (time, expected) in [("2.00s", 2.0), (" 999.50ms", 0.9995), ("12us", 0.000_012)] {
+            assert!((seconds(time).expect(time) - expected).abs() < 1e-9, "{time}");
+        }
+        assert_eq!(seconds("soon"), None);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The benchmarks: what they share, and the command line of `sluice-bench`.
 
+pub mod client;
 pub mod forward;
 pub mod frames;
 pub mod l4;
 pub mod l7;
 pub mod load;
 pub mod proxy;
+pub mod rivals;
 pub mod routes;
 pub mod subject;
 pub mod tables;

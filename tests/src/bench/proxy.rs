@@ -10,18 +10,40 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 
-use crate::{agent, netns::Ns};
+use super::rivals;
+use crate::{
+    agent,
+    netns::{Ns, tool},
+};
 
 /// Core that the proxy under test runs on.
 const CORE: &str = "0";
 /// Bytes of each response.
 pub const RESPONSE: usize = 1_024;
 /// Port of the backend.
-const BACKEND: u16 = 9_000;
+pub const BACKEND: u16 = 9_000;
+/// Port of the backend of gRPC.
+pub const GRPC_BACKEND: u16 = 9_001;
+/// The method of gRPC that is called.
+pub const GRPC_PATH: &str = "/unary";
+/// Bytes of the files that the backend has, under `/file/`.
+pub const FILES: [usize; 2] = [64 * 1_024, 10 * 1_024 * 1_024];
+
+/// How many connections may be idle at once: the agent keeps half of its descriptors for the other side.
+///
+/// # Errors
+/// When the kernel does not tell how many descriptors there may be.
+pub fn most_idle() -> Result<usize> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(usize::try_from(most)?.saturating_sub(2_000) / 2)
+}
 
 /// A process tree that ends with this value.
 #[derive(Debug)]
@@ -41,6 +63,24 @@ impl Process {
     /// # Errors
     /// When the process is gone.
     pub fn cpu(&self) -> Result<Duration> {
+        Ok(Duration::from_millis(self.tree()?.iter().map(|(_, used)| used).sum::<u64>() * 10))
+    }
+
+    /// Bytes of memory of this process and all below it; what they share counts once.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn memory(&self) -> Result<u64> {
+        let mut sum = 0;
+        for (pid, _) in self.tree()? {
+            let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+            sum += read_share(&text).context("the kernel does not tell how much memory is used")?;
+        }
+        Ok(sum)
+    }
+
+    /// Every process at and below this one, and the ticks that it used.
+    fn tree(&self) -> Result<Vec<(u32, u64)>> {
         let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
         let mut ticks: HashMap<u32, u64> = HashMap::new();
         for entry in fs::read_dir("/proc")? {
@@ -54,13 +94,13 @@ impl Process {
             ticks.insert(pid, used);
         }
         let mut left = vec![self.0.id()];
-        let mut sum = 0;
+        let mut tree = Vec::new();
         while let Some(pid) = left.pop() {
-            sum += ticks.get(&pid).copied().unwrap_or(0);
+            tree.extend(ticks.get(&pid).map(|used| (pid, *used)));
             left.extend(children.get(&pid).into_iter().flatten());
         }
         ensure!(ticks.contains_key(&self.0.id()), "the proxy is gone");
-        Ok(Duration::from_millis(sum * 10))
+        Ok(tree)
     }
 }
 
@@ -92,6 +132,30 @@ fn read_stat(stat: &str) -> Option<(u32, u64)> {
     Some((parent, user + system))
 }
 
+/// Bytes of the proportional share of memory, from `/proc/PID/smaps_rollup`.
+fn read_share(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1_024)
+}
+
+/// Processor time that the whole machine has used since it started.
+///
+/// # Errors
+/// When the kernel does not tell it.
+pub fn machine_cpu() -> Result<Duration> {
+    let text = fs::read_to_string("/proc/stat")?;
+    Ok(Duration::from_millis(read_machine(&text).context("/proc/stat tells no times")? * 10))
+}
+
+/// Ticks of all that is not idle and not counted twice, from `/proc/stat`.
+fn read_machine(text: &str) -> Option<u64> {
+    let words = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
+    let ticks: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
+    // User, nice, system, (idle, wait), interrupts, soft interrupts; guests are within user.
+    let at = |idx: usize| ticks.get(idx).copied().unwrap_or(0);
+    (ticks.len() >= 8).then(|| at(0) + at(1) + at(2) + at(5) + at(6))
+}
+
 /// A proxy under test.
 #[derive(Debug)]
 pub struct Proxy {
@@ -109,6 +173,10 @@ pub struct Proxy {
 pub const SLUICE: &str = "sluice";
 /// The baseline of ratios.
 pub const NGINX: &str = "nginx";
+/// The proxy that many know for its speed.
+pub const HAPROXY: &str = "haproxy";
+/// The proxy that meshes are made of.
+pub const ENVOY: &str = "envoy";
 /// The floor of what our libraries cost.
 pub const BARE: &str = "bare hyper";
 
@@ -117,7 +185,7 @@ pub const BARE: &str = "bare hyper";
 pub struct Stage {
     /// All of them.
     pub proxies: Vec<Proxy>,
-    _backend: Process,
+    _backends: [Process; 2],
     /// Where they are.
     pub ns: Ns,
     folder: tempfile::TempDir,
@@ -132,21 +200,20 @@ impl Stage {
         let ns = Ns::new("bench")?;
         let folder = tempfile::tempdir()?;
         let dir = folder.path();
-        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
-        fs::write(dir.join("proxy.pem"), made.cert.pem())?;
-        fs::write(dir.join("proxy.key"), made.signing_key.serialize_pem())?;
-        let backend = nginx(&ns, dir, "backend", super::load::CORE, &backend_config())?;
+        prepare(&ns, dir)?;
+        let backends =
+            [nginx(&ns, dir, "backend", super::load::CORE, &rivals::backend(dir))?, grpc(&ns, dir)?];
         let proxies = vec![
-            Proxy {
-                name: NGINX,
-                process: nginx(&ns, dir, "proxy", CORE, &proxy_config(dir, 8_000))?,
-                plain: 8_000,
-                secure: 8_443,
-            },
-            Proxy { name: BARE, process: bare(&ns, dir, 8_100)?, plain: 8_100, secure: 8_543 },
-            Proxy { name: SLUICE, process: sluice(&ns, dir, 8_200)?, plain: 8_200, secure: 8_643 },
+            start(&ns, dir, NGINX, 8_000, |plain, secure| {
+                nginx(&ns, dir, NGINX, CORE, &rivals::nginx(dir, plain, secure))
+            })?,
+            start(&ns, dir, HAPROXY, 8_001, |plain, secure| haproxy(&ns, dir, plain, secure))?,
+            start(&ns, dir, ENVOY, 8_002, |plain, secure| envoy(&ns, dir, plain, secure))?,
+            start(&ns, dir, BARE, 8_003, |plain, secure| bare(&ns, dir, plain, secure))?,
+            start(&ns, dir, SLUICE, 8_004, |plain, secure| sluice(&ns, dir, plain, secure))?,
         ];
-        let stage = Self { proxies, _backend: backend, ns, folder };
+        let stage = Self { proxies, _backends: backends, ns, folder };
+        stage.listening(GRPC_BACKEND).context("nghttpd")?;
         for proxy in &stage.proxies {
             for port in [proxy.plain, proxy.secure] {
                 stage.listening(port).with_context(|| {
@@ -157,6 +224,11 @@ impl Stage {
             stage.answers(proxy)?;
         }
         Ok(stage)
+    }
+
+    /// The certificate that every proxy shows.
+    pub fn certificate(&self) -> PathBuf {
+        self.folder.path().join("proxy.pem")
     }
 
     fn listening(&self, port: u16) -> Result<()> {
@@ -193,72 +265,85 @@ impl Stage {
     }
 }
 
+/// Certificates, files and settings that all of them share.
+fn prepare(ns: &Ns, dir: &Path) -> Result<()> {
+    // Children inherit it.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    ns.run(|| fs::write("/proc/sys/net/ipv4/ip_local_port_range", "10000 65535"))?;
+    ns.run(|| fs::write("/proc/sys/net/ipv4/tcp_tw_reuse", "1"))?;
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()])?;
+    let (chain, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    fs::write(dir.join("both.pem"), format!("{chain}{key}"))?;
+    fs::write(dir.join("proxy.pem"), chain)?;
+    fs::write(dir.join("proxy.key"), key)?;
+    fs::create_dir(dir.join("file"))?;
+    for len in FILES {
+        fs::write(dir.join("file").join(len.to_string()), vec![b'x'; len])?;
+    }
+    // One message of gRPC: not compressed, five bytes.
+    fs::write(dir.join(GRPC_PATH.trim_start_matches('/')), b"\0\0\0\0\x05hello")?;
+    // Whatever user a server's worker becomes has to read them.
+    tool("chmod", &format!("-R a+rX {}", dir.display()))
+}
+
+fn start(
+    ns: &Ns,
+    dir: &Path,
+    name: &'static str,
+    plain: u16,
+    process: impl FnOnce(u16, u16) -> Result<Process>,
+) -> Result<Proxy> {
+    let secure = plain + 443;
+    let process = process(plain, secure).with_context(|| format!("{name} in {} of {ns:?}", dir.display()))?;
+    Ok(Proxy { name, process, plain, secure })
+}
+
 fn nginx(ns: &Ns, dir: &Path, name: &str, core: &str, config: &str) -> Result<Process> {
     let file = dir.join(format!("{name}.conf"));
     fs::write(&file, config.replace("PID", &dir.join(format!("{name}.pid")).display().to_string()))?;
     let (file, prefix) = (file.display().to_string(), dir.display().to_string());
-    let log = if name == "proxy" { NGINX } else { name };
     let words = ["nginx", "-p", &prefix, "-c", &file, "-e", "stderr", "-g", "daemon off;"];
-    Process::start(ns, core, &words, &dir.join(format!("{log}.log")))
+    Process::start(ns, core, &words, &dir.join(format!("{name}.log")))
 }
 
-/// What all nginx have in common: one worker, no access log, connections that stay.
-const COMMON: &str = "worker_processes 1; pid PID; error_log stderr;
-events { worker_connections 4096; }
-http {
-  access_log off; keepalive_requests 100000000; keepalive_time 1h; tcp_nodelay on;
-  client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-";
-
-fn backend_config() -> String {
-    let body = "x".repeat(RESPONSE);
-    format!(
-        "{COMMON}  server {{ listen 127.0.0.1:{BACKEND}; location / {{ default_type text/plain; return 200 {body}; }} }}\n}}\n"
-    )
+/// Answers every call with the same message, and with the trailer that says that all is well.
+fn grpc(ns: &Ns, dir: &Path) -> Result<Process> {
+    let (port, root) = (GRPC_BACKEND.to_string(), dir.display().to_string());
+    let trailer = "--trailer=grpc-status: 0";
+    let words = ["nghttpd", "--no-tls", trailer, "-m", "1000", "-a", "127.0.0.1", "-d", &root, &port];
+    Process::start(ns, super::load::CORE, &words, &dir.join("nghttpd.log"))
 }
 
-fn proxy_config(dir: &Path, plain: u16) -> String {
-    let dir = dir.display();
-    let secure = plain + 443;
-    format!(
-        "{COMMON}  upstream backend {{ server 127.0.0.1:{BACKEND}; keepalive 256; keepalive_requests 100000000; keepalive_time 1h; }}
-  ssl_certificate {dir}/proxy.pem; ssl_certificate_key {dir}/proxy.key; ssl_protocols TLSv1.3;
-  server {{
-    listen 127.0.0.1:{plain}; listen 127.0.0.1:{secure} ssl http2;
-    location / {{
-      proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";
-      proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-    }}
-  }}
-}}
-"
-    )
+fn haproxy(ns: &Ns, dir: &Path, plain: u16, secure: u16) -> Result<Process> {
+    let file = dir.join("haproxy.cfg");
+    fs::write(&file, rivals::haproxy(dir, plain, secure))?;
+    let words = ["haproxy", "-db", "-f", &file.display().to_string()];
+    Process::start(ns, CORE, &words, &dir.join(format!("{HAPROXY}.log")))
 }
 
-fn bare(ns: &Ns, dir: &Path, plain: u16) -> Result<Process> {
+fn envoy(ns: &Ns, dir: &Path, plain: u16, secure: u16) -> Result<Process> {
+    let file = dir.join("envoy.json");
+    fs::write(&file, rivals::envoy(dir, plain, secure))?;
+    let program = std::env::var("SLUICE_ENVOY").unwrap_or_else(|_| "envoy".to_owned());
+    let file = file.display().to_string();
+    let words =
+        [&program, "-c", &file, "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"];
+    Process::start(ns, CORE, &words, &dir.join(format!("{ENVOY}.log")))
+}
+
+fn bare(ns: &Ns, dir: &Path, plain: u16, secure: u16) -> Result<Process> {
     let program = std::env::current_exe()?.display().to_string();
-    let [plain, secure, backend] = [plain, plain + 443, BACKEND].map(|port| format!("127.0.0.1:{port}"));
+    let [plain, secure, backend] = [plain, secure, BACKEND].map(|port| format!("127.0.0.1:{port}"));
     let file = |name: &str| -> PathBuf { dir.join(name) };
     let (chain, key) = (file("proxy.pem").display().to_string(), file("proxy.key").display().to_string());
     let words = [&program, "forward", &plain, &secure, &backend, &chain, &key];
     Process::start(ns, CORE, &words, &file(&format!("{BARE}.log")))
 }
 
-fn sluice(ns: &Ns, dir: &Path, plain: u16) -> Result<Process> {
-    let secure = plain + 443;
-    let config = format!(
-        "agent: {{ workers: 1, kernel: {{ mode: off }} }}
-listeners:
-  - {{ name: plain, address: 127.0.0.1, port: {plain}, protocol: HTTP }}
-  - {{ name: secure, address: 127.0.0.1, port: {secure}, protocol: HTTPS, tls: {{ certificates: [{{ certificateFile: proxy.pem, keyFile: proxy.key }}] }} }}
-routes:
-  - {{ name: all, listeners: [plain, secure], rules: [{{ backends: [{{ service: backend }}] }}] }}
-services:
-  - {{ name: backend, endpoints: [{{ address: 127.0.0.1, port: {BACKEND} }}], health: {{ tcp: {{}} }} }}
-"
-    );
+fn sluice(ns: &Ns, dir: &Path, plain: u16, secure: u16) -> Result<Process> {
     let file = dir.join("sluice.yaml");
-    fs::write(&file, config)?;
+    fs::write(&file, rivals::sluice(plain, secure))?;
     let (program, file) = (agent::binary().display().to_string(), file.display().to_string());
     Process::start(ns, CORE, &[&program, "agent", "--config", &file], &dir.join(format!("{SLUICE}.log")))
 }
@@ -272,5 +357,13 @@ mod tests {
         let stat = "42 (a) b (c) S 7 42 42 0 -1 4194304 1 0 0 0 120 30 5 5 20 0 1 0 1 1 1";
         assert_eq!(read_stat(stat), Some((7, 150)));
         assert_eq!(read_stat("nonsense"), None);
+    }
+
+    #[test]
+    fn memory_and_the_machine_are_read() {
+        assert_eq!(read_share("1000-2000 ---p\nRss:  10 kB\nPss:    7 kB\nPss_Dirty: 1 kB\n"), Some(7_168));
+        assert_eq!(read_share("Rss: 1 kB\n"), None);
+        assert_eq!(read_machine("cpu  1 2 4 100 100 8 16 0 32 0\ncpu0 1\n"), Some(31));
+        assert_eq!(read_machine("cpu0 1 2 3\n"), None);
     }
 }
