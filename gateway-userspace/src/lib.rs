@@ -25,6 +25,7 @@ pub mod drain;
 pub mod duration;
 pub mod endpoint;
 pub mod filter;
+pub mod h1;
 pub mod health;
 pub mod http;
 pub mod image;

@@ -149,8 +149,8 @@ impl Upstream {
     fn grow(&self, pool: Arc<Pool>, worker: usize) {
         let (timeout, options) = (self.definition.connect_timeout, self.options);
         drop(self.tasks.spawn("pool growth", async move {
-            if let Ok(mut lease) = open(&pool, worker, timeout, options).await {
-                lease.finish();
+            if let Ok(lease) = open(&pool, worker, timeout, options).await {
+                lease.give_back();
             }
             pool.grown(worker);
         }));

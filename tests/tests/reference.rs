@@ -24,6 +24,7 @@ use gateway_userspace::{
             BindLabels, EndpointSample, FaultKind, Limit, ModeLabels, OutcomeLabels, PacketSample,
             PoolSample, ProbeLabels, Samples, ServiceSample,
         },
+        refusal::Refusal,
         shard::RouteLabels,
     },
 };
@@ -135,8 +136,10 @@ fn metrics() {
     let kinds = FaultKind::ALL.iter().map(|kind| kind.as_str()).collect();
     writeln!(text, "- `kind` of a fault: {}", list(kinds)).unwrap();
     writeln!(text, "- `limit`: {}", list(Limit::ALL.iter().map(|limit| limit.as_str()).collect())).unwrap();
+    let reasons = Refusal::ALL.iter().map(|reason| reason.as_str()).collect();
+    writeln!(text, "- `reason` of a refused request: {}", list(reasons)).unwrap();
     writeln!(text, "- `hook`: {}", list(Hook::ALL.iter().map(|hook| hook.name()).collect())).unwrap();
-    text.push_str("- `reason`: [maps.md](maps.md)\n");
+    text.push_str("- `reason` of packets: [maps.md](maps.md)\n");
     expect::file(&expect::root().join("docs/reference/metrics.md"), &text);
 }
 
@@ -162,6 +165,7 @@ fn everything() -> Metrics {
     families.handshake(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), false);
     families.probes.get_or_create(&ProbeLabels { service: "s".to_owned(), outcome: "passed" }).inc();
     families.limit(Limit::Connections);
+    families.refuse(Refusal::Host);
     families.config_reloads.get_or_create(&OutcomeLabels { outcome: "applied" }).inc();
     families.kernel_mode.get_or_create(&ModeLabels { mode: "ebpf" }).set(1);
     metrics.sample_with(|| Samples {

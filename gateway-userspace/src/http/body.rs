@@ -9,13 +9,20 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
-use crate::{endpoint::Active, pool::Lease};
+use crate::{
+    endpoint::Active,
+    pool::{Lease, incoming::Incoming},
+};
 
 /// A response body.
 #[derive(Debug)]
 pub struct ResponseBody(Source);
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and lives in its connection or task"
+)]
 enum Source {
     /// Said by the gateway.
     Text(Option<Bytes>),
@@ -25,7 +32,7 @@ enum Source {
 
 #[derive(Debug)]
 struct Streamed {
-    incoming: hyper::body::Incoming,
+    incoming: Incoming,
     lease: Option<Lease>,
     /// Counts the request as long as its response is under way.
     _active: Active,
@@ -55,7 +62,7 @@ impl ResponseBody {
 
     /// A response that streams from an endpoint over `lease`.
     pub fn upstream(
-        incoming: hyper::body::Incoming,
+        incoming: Incoming,
         lease: Lease,
         active: Active,
         deadline: Option<Pin<Box<Sleep>>>,
@@ -68,7 +75,7 @@ impl Streamed {
     /// Gives the connection back as soon as nothing more will come.
     fn finish(&mut self) {
         if let Some(mut lease) = self.lease.take() {
-            lease.finish();
+            lease.finish(&mut self.incoming);
         }
     }
 
@@ -82,7 +89,7 @@ impl Streamed {
         if frame.is_none() || self.incoming.is_end_stream() {
             self.finish();
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 }
 

@@ -5,7 +5,6 @@ use std::io;
 use futures_util::FutureExt as _;
 use http::{Request, Response, request::Parts};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use crate::{
     balance::Tried,
@@ -20,6 +19,7 @@ use crate::{
     pool::{
         Lease, OpenError, Origin, SendError,
         body::{Keeper, RequestBody},
+        incoming::Incoming,
     },
     state::Rule,
     upstream::{Freshness, Upstream},

@@ -6,7 +6,7 @@ pub mod fault;
 pub mod filtered;
 mod forward;
 pub mod forwarded;
-pub mod head;
+mod h1;
 pub mod header;
 pub mod serve;
 pub mod stream;

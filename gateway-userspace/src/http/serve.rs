@@ -11,20 +11,17 @@ use std::{
     task::Poll,
 };
 
+use bytes::BytesMut;
 use http::Request;
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     drain::{Drain, Tasks},
     http::{
-        Downstream, Worker, exchange,
-        stream::{Checked, Spoken},
+        Downstream, Worker, exchange, h1,
+        stream::{self, Guarded, Spoken},
     },
     limits,
     pool::body::RequestBody,
@@ -47,57 +44,33 @@ pub async fn serve<S>(
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut stream = Checked::new(stream);
-    let spoken = match spoken {
-        Some(Spoken::Http1) => Spoken::Http1,
+    let mut stream = stream;
+    let (spoken, ahead) = match spoken {
+        Some(Spoken::Http1) => (Spoken::Http1, BytesMut::new()),
         // Also what was agreed on has to begin in time.
         None | Some(Spoken::Http2) => {
-            match tokio::time::timeout(limits::HEAD_TIMEOUT, stream.detect()).await {
-                Ok(Ok(Spoken::Http1)) if spoken.is_some() => return,
-                Ok(Ok(spoken)) => spoken,
+            match tokio::time::timeout(limits::HEAD_TIMEOUT, stream::detect(&mut stream)).await {
+                Ok(Ok((Spoken::Http1, _))) if spoken.is_some() => return,
+                Ok(Ok(detected)) => detected,
                 Ok(Err(_)) | Err(_) => return,
             }
         }
     };
-    let ended = match spoken {
-        Spoken::Http1 => http1(worker, downstream, stream, drain).await,
-        Spoken::Http2 => http2(worker, downstream, stream, drain).await,
-    };
-    if let Err(cause) = ended {
-        tracing::debug!(%cause, "a downstream connection broke off");
-    }
-}
-
-async fn http1<S>(
-    worker: Arc<Worker>,
-    downstream: Arc<Downstream>,
-    mut stream: Checked<S>,
-    drain: Drain,
-) -> hyper::Result<()>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    stream.check_heads(limits::HEAD_TIMEOUT);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (worker, downstream) = (Arc::clone(&worker), Arc::clone(&downstream));
-        async move {
-            Ok::<_, Infallible>(exchange::run(&worker, &downstream, request.map(RequestBody::from)).await)
+    match spoken {
+        Spoken::Http1 => h1::serve(worker, downstream, stream, ahead, drain).await,
+        Spoken::Http2 => {
+            let ended = http2(worker, downstream, Guarded::new(stream, ahead), drain).await;
+            if let Err(cause) = ended {
+                tracing::debug!(%cause, "a downstream connection broke off");
+            }
         }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // Covers the wait for a request too; a head that has begun is bounded by the stream.
-        .header_read_timeout(limits::DOWNSTREAM_IDLE)
-        .max_headers(limits::HEADERS)
-        .max_header_size(limits::HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    until_drained(pin!(connection), drain, std::future::pending(), http1::Connection::graceful_shutdown).await
+    }
 }
 
 async fn http2<S>(
     worker: Arc<Worker>,
     downstream: Arc<Downstream>,
-    stream: Checked<S>,
+    stream: Guarded<S>,
     drain: Drain,
 ) -> hyper::Result<()>
 where

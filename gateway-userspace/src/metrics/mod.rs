@@ -5,6 +5,7 @@
 //! configured.
 
 pub mod names;
+pub mod refusal;
 pub mod shard;
 
 use std::{fmt, sync::Arc};

@@ -9,7 +9,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::metrics::Sampler;
+use crate::metrics::{
+    Sampler,
+    refusal::{Refusal, RefusalLabels},
+};
 
 /// What every name begins with.
 pub const PREFIX: &str = "sluice";
@@ -251,6 +254,8 @@ pub struct Families {
     pub handshakes: Family<HandshakeLabels, Counter>,
     /// Finished probes.
     pub probes: Family<ProbeLabels, Counter>,
+    /// Requests of HTTP/1 whose bytes were refused.
+    pub refused: Family<RefusalLabels, Counter>,
     /// Times a bound was reached.
     pub limits: Family<LimitLabels, Counter>,
     /// Generation of the snapshot being served.
@@ -288,6 +293,11 @@ impl Families {
         );
         registry.register("tls_handshakes", "TLS handshakes that succeeded", families.handshakes.clone());
         registry.register("probes", "Finished health checks", families.probes.clone());
+        registry.register(
+            "requests_refused",
+            "Requests of HTTP/1 whose bytes were refused",
+            families.refused.clone(),
+        );
         registry.register("limit_reached", "Times a bound of the agent was reached", families.limits.clone());
         registry.register(
             "config_generation",
@@ -311,6 +321,11 @@ impl Families {
     /// Counts a TLS handshake.
     pub fn handshake(&self, addr: SocketAddr, is_resumed: bool) {
         self.handshakes.get_or_create(&HandshakeLabels::new(addr, is_resumed)).inc();
+    }
+
+    /// Counts that the bytes of a request were refused.
+    pub fn refuse(&self, reason: Refusal) {
+        self.refused.get_or_create(&RefusalLabels { reason }).inc();
     }
 
     /// Counts that a bound was reached.

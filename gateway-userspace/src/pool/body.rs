@@ -34,10 +34,12 @@ enum Source {
     Lent(Arc<Mutex<Option<Stream>>>),
 }
 
+/// A body as its codec reads it.
+type Client = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
+
 /// What comes from the client, and what of it has been passed on.
-#[derive(Debug)]
 struct Stream {
-    incoming: Incoming,
+    incoming: Client,
     /// Passed on in an earlier try, and to be passed on again.
     again: VecDeque<Bytes>,
     /// Passed on in this try.
@@ -47,15 +49,21 @@ struct Stream {
     is_whole: bool,
 }
 
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream").field("n_passed", &self.n_passed).finish_non_exhaustive()
+    }
+}
+
 impl Stream {
-    const fn new(incoming: Incoming) -> Self {
+    const fn new(incoming: Client) -> Self {
         Self { incoming, again: VecDeque::new(), passed: VecDeque::new(), n_passed: 0, is_whole: true }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = match self.again.pop_front() {
             Some(data) => Frame::data(data),
-            None => match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            None => match ready!(self.incoming.as_mut().poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 other => return Poll::Ready(other),
             },
@@ -109,14 +117,22 @@ impl Keeper {
 
 impl From<Incoming> for RequestBody {
     fn from(incoming: Incoming) -> Self {
-        let hint = incoming.size_hint();
-        let source =
-            if incoming.is_end_stream() { Source::Empty } else { Source::Own(Stream::new(incoming)) };
-        Self { source, hint, stall: None }
+        if incoming.is_end_stream() { Self::empty() } else { Self::new(incoming) }
     }
 }
 
 impl RequestBody {
+    /// What a codec reads.
+    pub fn new<B>(incoming: B) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let hint = incoming.size_hint();
+        let client = Box::pin(http_body_util::BodyExt::map_err(incoming, Into::into));
+        Self { source: Source::Own(Stream::new(client)), hint, stall: None }
+    }
+
     /// No body.
     pub fn empty() -> Self {
         Self { source: Source::Empty, hint: SizeHint::with_exact(0), stall: None }
@@ -145,7 +161,7 @@ impl RequestBody {
 
 /// The client's body broke off.
 #[derive(Debug)]
-pub struct Broken(hyper::Error);
+pub struct Broken(BoxError);
 
 impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -155,7 +171,7 @@ impl std::fmt::Display for Broken {
 
 impl std::error::Error for Broken {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
+        Some(&*self.0)
     }
 }
 
@@ -183,7 +199,8 @@ impl std::fmt::Display for TakenBack {
 
 impl std::error::Error for TakenBack {}
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// Whatever a body fails with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Body for RequestBody {
     type Data = Bytes;

@@ -3,6 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
+    os::fd::{AsRawFd as _, RawFd},
     pin::Pin,
     sync::{
         Arc, Weak,
@@ -11,16 +12,17 @@ use std::{
     time::Duration,
 };
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::AbortHandle};
 
 use crate::{
     drain::Tasks,
     limits,
     metrics::names::Limit,
-    pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire},
+    pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire, http1::Connection},
 };
 
 /// Bytes that an endpoint may send ahead on one stream of HTTP/2, and on a connection: all streams together, so that
@@ -28,9 +30,6 @@ use crate::{
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * 100;
 const _: () = assert!(limits::UPSTREAM_STREAMS == 100, "the window of a connection follows from it");
-
-/// Bytes of a response that wait in the codec of HTTP/1.
-const READ_BUFFER_BYTES: usize = 64 * 1024;
 
 /// How often it is looked at how many streams an endpoint allows.
 const BOUND_INTERVAL: Duration = Duration::from_millis(250);
@@ -41,8 +40,29 @@ const BOUND_INTERVAL: Duration = Duration::from_millis(250);
 const PING_INTERVAL: Duration = Duration::from_secs(310);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// What a connection lives by.
+#[derive(Debug)]
+pub(super) enum Driver {
+    /// The task that drives it.
+    Task(AbortHandle),
+    /// Its descriptor, which is open as long as it is listed.
+    Socket(RawFd),
+}
+
+impl Driver {
+    /// Ends the connection. Whoever waits for it learns it at once.
+    fn cut(&self) {
+        match self {
+            Self::Task(task) => task.abort(),
+            // One that is not connected any more is cut already.
+            Self::Socket(socket) => drop(shutdown(*socket, Shutdown::Both)),
+        }
+    }
+}
+
 /// One open connection, counted for the node and for its home.
-struct Counted {
+#[derive(Debug)]
+pub(super) struct Counted {
     pool: Weak<Pool>,
     home: usize,
     driver: u64,
@@ -66,14 +86,10 @@ impl Pool {
     {
         let counted = self.count(home)?;
         let stream = connect.await.map_err(OpenError::Io)?;
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(limits::HEADERS)
-            .max_buf_size(READ_BUFFER_BYTES)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|cause| OpenError::Io(io::Error::other(cause)))?;
-        self.drive(counted, connection);
-        Ok(Lease { pool: Arc::clone(self), home, wire: Wire::Http1(sender), origin: Origin::Opened })
+        self.drivers.lock().insert(counted.driver, Driver::Socket(stream.as_raw_fd()));
+        self.watch();
+        let connection = Box::new(Connection::new(counted, stream));
+        Ok(Lease { pool: Arc::clone(self), home, wire: Wire::Http1(connection), origin: Origin::Opened })
     }
 
     pub(super) async fn open_h2c<F>(self: &Arc<Self>, home: usize, connect: F) -> Result<Lease, OpenError>
@@ -151,7 +167,7 @@ impl Pool {
             drop(counted);
         });
         // The lock is held since before the task began, so its entry is there when it removes it.
-        drivers.insert(driver, task.abort_handle());
+        drivers.insert(driver, Driver::Task(task.abort_handle()));
         drop(drivers);
         self.watch();
     }
@@ -182,11 +198,9 @@ impl Pool {
             connections.idle.clear();
             connections.shared.clear();
         }
-        // Whoever ends takes itself off the list, so the list is not held meanwhile.
-        let drivers: Vec<_> = self.drivers.lock().values().cloned().collect();
-        for driver in drivers {
-            driver.abort();
-        }
+        // The list is held meanwhile, so that no descriptor on it is closed and becomes another's. Cutting ends nothing in
+        // this place: tasks are woken, and sockets are closed by whoever leases them.
+        self.drivers.lock().values().for_each(Driver::cut);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Connections to one endpoint, kept between requests: one shard per worker, a rule for stealing, counts node-wide.
 //!
-//! A connection is driven by a task on the worker that opened it, its home; its handle may be used by any worker, and
-//! returns to the shard of its home. States of an HTTP/1.1 connection: open and idle in its shard, or leased to one
+//! A connection belongs to the worker that opened it, its home; it may be used by any worker, and returns to the shard of
+//! its home. One of HTTP/2 is driven by a task there, one of HTTP/1.1 by whoever leases it. States of an HTTP/1.1 connection: open and idle in its shard, or leased to one
 //! request, or gone. An HTTP/2 connection stands in its shard as long as it lives and carries many leases.
 //! A worker without an idle connection takes one from another shard before it opens one, and then opens one of its own in
 //! the background, as long as it has less than its share: a request never waits for a connection that exists, and in
@@ -10,6 +10,8 @@
 
 pub mod body;
 pub mod handshake;
+mod http1;
+pub mod incoming;
 pub mod registry;
 
 use std::{
@@ -24,10 +26,7 @@ use std::{
 };
 
 use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
+use hyper::client::conn::http2;
 use parking_lot::Mutex;
 use tokio::{net::TcpStream, task::AbortHandle};
 
@@ -37,6 +36,9 @@ use crate::{
     metrics::names::Limit,
     pool::{
         body::{Broken, RequestBody, Stalled},
+        handshake::Driver,
+        http1::Connection,
+        incoming::Incoming,
         registry::{Key, Shared},
     },
 };
@@ -59,8 +61,8 @@ pub struct Pool {
     shards: Box<[Shard]>,
     open: AtomicUsize,
     stolen: AtomicU64,
-    /// Tasks that drive connections, to cut them. Bounded by the cap on connections.
-    drivers: Mutex<HashMap<u64, AbortHandle>>,
+    /// What every connection lives by, to cut them. Bounded by the cap on connections.
+    drivers: Mutex<HashMap<u64, Driver>>,
     next_driver: AtomicU64,
     watcher: Mutex<Option<AbortHandle>>,
 }
@@ -90,7 +92,7 @@ struct Connections {
 
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    connection: Box<Connection>,
     since: Instant,
 }
 
@@ -114,7 +116,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 enum Wire {
-    Http1(http1::SendRequest<RequestBody>),
+    Http1(Box<Connection>),
     H2c(http2::SendRequest<RequestBody>, Arc<Multiplexed>),
     /// Given back, or never to be used again.
     None,
@@ -259,7 +261,9 @@ impl Pool {
         let Some(shard) = self.shards.get(worker) else { return };
         let now = self.shared.clock.now();
         let mut connections = shard.connections.lock();
-        connections.idle.retain(|idle| !idle.sender.is_closed() && now.duration_since(idle.since) < limit);
+        connections
+            .idle
+            .retain_mut(|idle| now.duration_since(idle.since) < limit && idle.connection.is_idle());
         connections.shared.retain(|connection| {
             let busy = connection.streams.load(Ordering::Acquire) > 0;
             !connection.sender.is_closed() && (busy || now.duration_since(*connection.used.lock()) < limit)
@@ -279,7 +283,7 @@ impl Pool {
         Some(Lease { pool: Arc::clone(self), home, wire, origin })
     }
 
-    fn put(&self, home: usize, sender: http1::SendRequest<RequestBody>) {
+    fn put(&self, home: usize, connection: Box<Connection>) {
         let Some(shard) = self.shards.get(home) else { return };
         let since = self.shared.clock.now();
         let mut connections = shard.connections.lock();
@@ -288,7 +292,7 @@ impl Pool {
             drop(connections.idle.remove(0));
             self.shared.families.limit(Limit::PoolIdle);
         }
-        connections.idle.push(Idle { sender, since });
+        connections.idle.push(Idle { connection, since });
     }
 }
 
@@ -302,16 +306,10 @@ impl Drop for Pool {
 
 impl Connections {
     /// The connection that was used last and is still good.
-    fn pop(&mut self) -> Option<http1::SendRequest<RequestBody>> {
-        let mut idx = self.idle.len();
-        while let Some(idle) = idx.checked_sub(1).and_then(|idx| self.idle.get(idx)) {
-            idx -= 1;
-            if idle.sender.is_ready() {
-                return Some(self.idle.remove(idx).sender);
-            }
-            // Neither ready nor closed: its last request is not quite finished.
-            if idle.sender.is_closed() {
-                drop(self.idle.remove(idx));
+    fn pop(&mut self) -> Option<Box<Connection>> {
+        while let Some(mut idle) = self.idle.pop() {
+            if idle.connection.is_idle() {
+                return Some(idle.connection);
             }
         }
         None
@@ -348,11 +346,11 @@ impl Lease {
     /// Sends a request and waits for the head of the response.
     pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.wire {
-            Wire::Http1(sender) => sender.try_send_request(request).await,
+            Wire::Http1(_) => return self.send_http1(request).await,
             Wire::H2c(sender, _) => sender.try_send_request(request).await,
             Wire::None => return Err(SendError::Unsent(Box::new(request))),
         };
-        sent.map_err(|mut failed| {
+        sent.map(|response| response.map(Incoming::from)).map_err(|mut failed| {
             let kind = match failed.take_message() {
                 Some(request) => SendError::Unsent(Box::new(request)),
                 None => classify(failed.error()),
@@ -365,6 +363,19 @@ impl Lease {
         })
     }
 
+    /// The connection goes with the response, and comes back in [`Lease::finish`].
+    async fn send_http1(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+        let unsent = |request| Err(SendError::Unsent(Box::new(request)));
+        let Wire::Http1(mut connection) = std::mem::replace(&mut self.wire, Wire::None) else {
+            return unsent(request);
+        };
+        // A moment may have passed since it was taken or opened.
+        if !connection.is_idle() {
+            return unsent(request);
+        }
+        Ok(http1::send(connection, request).await?.map(Incoming::from))
+    }
+
     /// Nobody else shall begin with a connection that failed, or that gave no answer; what is under way on it may go on.
     pub fn withdraw(&self) {
         if let Wire::H2c(_, connection) = &self.wire
@@ -374,11 +385,26 @@ impl Lease {
         }
     }
 
-    /// The response has been read to its end: the connection can serve the next request.
-    pub fn finish(&mut self) {
+    /// The connection was not used after all.
+    pub fn give_back(mut self) {
         match std::mem::replace(&mut self.wire, Wire::None) {
-            Wire::Http1(sender) if !sender.is_closed() => self.pool.put(self.home, sender),
-            Wire::Http1(_) | Wire::None => {}
+            Wire::Http1(connection) => self.pool.put(self.home, connection),
+            Wire::H2c(_, connection) => self.pool.leave(&connection),
+            Wire::None => {}
+        }
+    }
+
+    /// The response has been read to its end: the connection can serve the next request.
+    pub fn finish(&mut self, incoming: &mut Incoming) {
+        match std::mem::replace(&mut self.wire, Wire::None) {
+            // Nothing was received over it.
+            Wire::Http1(connection) => drop(connection),
+            // It went with the response.
+            Wire::None => {
+                if let Some(connection) = incoming.take() {
+                    self.pool.put(self.home, connection);
+                }
+            }
             Wire::H2c(_, connection) => self.pool.leave(&connection),
         }
     }

@@ -8,7 +8,7 @@ const LAYERS: [&[&str]; 9] = [
         "name", "limits", "clock", "drain", "secret", "metrics", "place", "duration", "pattern", "target",
         "filter", "retry",
     ],
-    &["config", "snapshot", "endpoint", "maglev", "image"],
+    &["config", "snapshot", "endpoint", "maglev", "image", "h1"],
     &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client"],
     &["upstream", "prober"],
     &["state"],

@@ -1,0 +1,349 @@
+//! One downstream connection of HTTP/1: request after request, each served by [`exchange`](crate::http::exchange), with
+//! one read and one write for most of them.
+//!
+//! States: waiting for a head (idle, or within one), a request under way, its response on the way out, and then either the
+//! next head or the end. A connection goes on only if both sides say so and the request was read to its last byte; where
+//! that is in doubt it is closed, after what was sent has had the time to arrive.
+
+mod reply;
+mod timer;
+mod wire;
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::{
+    drain::Drain,
+    h1::{
+        head::{self, Head},
+        out::Body,
+    },
+    http::{
+        Downstream, Worker,
+        body::ResponseBody,
+        exchange,
+        h1::{
+            timer::{Timer, Wait},
+            wire::{NoHead, Uploaded, Wire},
+        },
+    },
+    limits,
+    metrics::refusal::Refusal,
+    pool::body::RequestBody,
+};
+
+/// How long, and how much, is read from a client whose request is not read to its end: what is in its way back would be
+/// lost if the connection were reset.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 256 * 1_024;
+
+/// Serves a connection to its end. `ahead` was read before.
+pub(super) async fn serve<S>(
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    stream: S,
+    ahead: BytesMut,
+    drain: Drain,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut connection = Connection {
+        wire: Arc::new(Mutex::new(Wire::new(stream, ahead))),
+        worker,
+        downstream,
+        timer: Timer::default(),
+        drain: drain.clone(),
+        is_first: true,
+    };
+    let mut drain = drain;
+    let mut begun = pin!(drain.begun());
+    let mut is_asked = false;
+    loop {
+        let mut wait = Wait::default();
+        let next = poll_fn(|cx| {
+            // To be woken; once is enough, because the task stays the same.
+            if !is_asked && begun.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(End::Close));
+            }
+            is_asked = true;
+            connection.poll_next(&mut wait, cx)
+        });
+        let ended = match next.await {
+            Ok(head) => connection.exchange(head).await,
+            Err(end) => Err(end),
+        };
+        match ended {
+            Ok(()) => {}
+            Err(End::Close) => return connection.close().await,
+            Err(End::Linger) => return connection.linger().await,
+            Err(End::Cut) => return,
+        }
+    }
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum End {
+    /// Everything was said.
+    Close,
+    /// The client may still be sending what nobody wants.
+    Linger,
+    /// The client left, or must see that something is missing.
+    Cut,
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        Self::Cut
+    }
+}
+
+struct Connection<S> {
+    wire: Arc<Mutex<Wire<S>>>,
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    timer: Timer,
+    drain: Drain,
+    is_first: bool,
+}
+
+/// What is known about a request while its response is made.
+#[derive(Clone, Debug)]
+struct Asked {
+    method: Method,
+    version: Version,
+    keeps_alive: bool,
+}
+
+impl<S> Connection<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    /// The next request, read and understood.
+    fn poll_next(&mut self, wait: &mut Wait, cx: &mut Context<'_>) -> Poll<Result<Head, End>> {
+        let mut wire = self.wire.lock();
+        let was_in_head = wire.is_in_head();
+        let refusal = match wire.poll_head(cx) {
+            Poll::Ready(Ok(bytes)) => match head::parse(&bytes) {
+                Ok(head) => return Poll::Ready(Ok(head)),
+                Err(refusal) => refusal,
+            },
+            Poll::Ready(Err(NoHead::Refused(refusal))) => refusal,
+            Poll::Ready(Err(NoHead::Closed)) => return Poll::Ready(Err(End::Cut)),
+            Poll::Pending => {
+                let is_in_head = wire.is_in_head();
+                if !is_in_head && self.drain.has_begun() {
+                    return Poll::Ready(Err(End::Close));
+                }
+                if is_in_head && !was_in_head {
+                    *wait = Wait::default();
+                }
+                // The first head has to come at once, the others after a while; each has to end in time.
+                let is_short = is_in_head || self.is_first;
+                let bound = if is_short { limits::HEAD_TIMEOUT } else { limits::DOWNSTREAM_IDLE };
+                ready!(self.timer.poll(wait, bound, cx));
+                if !is_in_head {
+                    return Poll::Ready(Err(End::Close));
+                }
+                Refusal::Slow
+            }
+        };
+        self.worker.metrics.families.refuse(refusal);
+        tracing::debug!(reason = refusal.as_str(), "the bytes of a request were refused");
+        reply::refuse(&mut wire.out, refusal);
+        Poll::Ready(Err(End::Linger))
+    }
+
+    /// Serves one request. No error means that the connection goes on.
+    async fn exchange(&mut self, head: Head) -> Result<(), End> {
+        self.is_first = false;
+        let asked = Asked {
+            method: head.parts.method.clone(),
+            version: head.parts.version,
+            keeps_alive: head.keeps_alive,
+        };
+        let body = {
+            let mut wire = self.wire.lock();
+            wire.begin(head.framing, head.awaits_continue);
+            if wire.is_read() { None } else { Some(Arc::clone(&self.wire)) }
+        };
+        let body = body.map_or_else(RequestBody::empty, |wire| RequestBody::new(Uploaded { wire }));
+        let response = self.response(Request::from_parts(head.parts, body)).await?;
+        let keeps_alive = self.reply(&asked, response).await?;
+        let mut wire = self.wire.lock();
+        let is_read = wire.skip();
+        if let Some(refusal) = wire.refusal() {
+            self.worker.metrics.families.refuse(refusal);
+        }
+        match (keeps_alive, is_read) {
+            (true, true) => Ok(()),
+            (false, true) => Err(End::Close),
+            (_, false) => Err(End::Linger),
+        }
+    }
+
+    /// Waits for the response, and for the client to leave.
+    async fn response(&mut self, request: Request<RequestBody>) -> Result<Response<ResponseBody>, End> {
+        let mut exchange = pin!(exchange::run(&self.worker, &self.downstream, request));
+        poll_fn(|cx| match exchange.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Ok(response)),
+            Poll::Pending => self.wire.lock().poll_gone(cx).map(|()| Err(End::Cut)),
+        })
+        .await
+    }
+
+    /// Writes a response; whether the connection goes on.
+    async fn reply(&mut self, asked: &Asked, response: Response<ResponseBody>) -> Result<bool, End> {
+        let (mut parts, body) = response.into_parts();
+        let mut reply = {
+            let mut wire = self.wire.lock();
+            // A body that is being read somewhere may still come to its end.
+            let is_wanted = Arc::strong_count(&self.wire) > 1;
+            // What is behind a request to connect may be meant for somebody else.
+            let keeps_alive = asked.keeps_alive
+                && asked.method != Method::CONNECT
+                && !self.drain.has_begun()
+                && (is_wanted || wire.skip());
+            wire.answer();
+            let form = reply::head(&mut wire.out, asked, &mut parts, &body.size_hint(), keeps_alive);
+            // Without a body, the connection to the endpoint is free before the head is written.
+            let body = (form != Body::None).then_some(body);
+            Reply { body, form, keeps_alive: keeps_alive && form != Body::UntilClose }
+        };
+        let mut wait = Wait::default();
+        poll_fn(|cx| self.poll_reply(&mut reply, &mut wait, cx)).await?;
+        Ok(reply.keeps_alive)
+    }
+
+    fn poll_reply(
+        &mut self,
+        reply: &mut Reply,
+        wait: &mut Wait,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End>> {
+        loop {
+            let mut is_waiting = false;
+            if let Some(body) = &mut reply.body
+                && self.wire.lock().out.has_room()
+            {
+                // Not with the lock: whoever gets a response may still be reading the request.
+                match Pin::new(body).poll_frame(cx) {
+                    Poll::Ready(frame) => reply.push(&mut self.wire.lock(), frame)?,
+                    Poll::Pending => is_waiting = true,
+                }
+            }
+            match self.wire.lock().poll_write(cx) {
+                Poll::Ready(Ok(())) => *wait = Wait::default(),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Cut)),
+                Poll::Pending => {
+                    // A client that takes nothing is left.
+                    ready!(self.timer.poll(wait, limits::STALL, cx));
+                    return Poll::Ready(Err(End::Cut));
+                }
+            }
+            if reply.body.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            if is_waiting {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Writes what waits, and says that it was all.
+    async fn close(&mut self) {
+        let mut wait = Wait::default();
+        poll_fn(|cx| {
+            let mut wire = self.wire.lock();
+            let closed = match wire.poll_write(cx) {
+                Poll::Ready(Ok(())) => wire.poll_shutdown(cx),
+                closed @ (Poll::Ready(Err(_)) | Poll::Pending) => closed,
+            };
+            if closed.is_ready() { Poll::Ready(()) } else { self.timer.poll(&mut wait, LINGER, cx) }
+        })
+        .await;
+    }
+
+    /// Closes, and reads on for a while what the client is still sending.
+    async fn linger(&mut self) {
+        self.close().await;
+        let (mut wait, mut n_bytes) = (Wait::default(), 0);
+        poll_fn(|cx| {
+            loop {
+                match self.wire.lock().poll_forget(cx) {
+                    Poll::Ready(Ok(n @ 1..)) if n_bytes < LINGER_BYTES => n_bytes += n,
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return self.timer.poll(&mut wait, LINGER, cx),
+                }
+            }
+        })
+        .await;
+    }
+}
+
+/// A response on its way out.
+struct Reply {
+    /// None at its end.
+    body: Option<ResponseBody>,
+    form: Body,
+    keeps_alive: bool,
+}
+
+type Piece = Option<Result<http_body::Frame<Bytes>, crate::pool::body::BoxError>>;
+
+impl Reply {
+    /// The next piece of the body.
+    fn push<S>(&mut self, wire: &mut Wire<S>, piece: Piece) -> Result<(), End> {
+        let trailers = match piece {
+            None => None,
+            Some(Err(cause)) => {
+                tracing::debug!(%cause, "a response broke off");
+                return Err(End::Cut);
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => {
+                    wire.out.data(&mut self.form, data).map_err(|_| End::Cut)?;
+                    let is_end = self.body.as_ref().is_none_or(ResponseBody::is_end_stream);
+                    if !is_end && self.form != Body::Length(0) {
+                        return Ok(());
+                    }
+                    None
+                }
+                Err(frame) => frame.into_trailers().ok(),
+            },
+        };
+        self.body = None;
+        // A response that is shorter than it said must not look whole.
+        if wire.out.end(self.form, trailers.as_ref()) { Ok(()) } else { Err(End::Cut) }
+    }
+}
+
+/// The status that answers bytes which are refused.
+const fn status(refusal: Refusal) -> StatusCode {
+    match refusal {
+        Refusal::Chunk
+        | Refusal::Coding
+        | Refusal::Field
+        | Refusal::Host
+        | Refusal::Length
+        | Refusal::Line
+        | Refusal::LineEnd
+        | Refusal::Target => StatusCode::BAD_REQUEST,
+        Refusal::Expect => StatusCode::EXPECTATION_FAILED,
+        Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Refusal::Slow => StatusCode::REQUEST_TIMEOUT,
+        Refusal::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+    }
+}

@@ -1,0 +1,291 @@
+//! The two directions of one downstream HTTP/1 connection: requests as they arrive, responses as they leave. Shared by the
+//! loop that serves it and by the body of the request that is under way.
+//!
+//! An idle connection holds no buffer: reads go to the stack first, and what arrived is as large as it is.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{
+    h1::{
+        Framing,
+        chunk::{Chunks, Piece},
+        head::{self, Finder},
+        out::Out,
+    },
+    metrics::refusal::Refusal,
+    pool::body::BoxError,
+};
+
+/// Bytes that are read at once: of heads, and of bodies.
+const HEAD_READ_BYTES: usize = 4 * 1_024;
+const BODY_READ_BYTES: usize = 16 * 1_024;
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Wire<S> {
+    stream: S,
+    /// Read and not taken yet.
+    bytes: BytesMut,
+    finder: Finder,
+    /// What is still to come of the body of the request.
+    rest: Rest,
+    /// The client waits to be told that its body is wanted.
+    awaits_continue: bool,
+    /// Why the body is malformed.
+    refusal: Option<Refusal>,
+    /// What is written.
+    pub(super) out: Out,
+}
+
+#[derive(Debug)]
+enum Rest {
+    Length(u64),
+    Chunks(Chunks),
+    /// Nothing more, or nothing that can be understood.
+    End {
+        is_good: bool,
+    },
+}
+
+/// What is next of a body.
+enum Next {
+    Piece(Frame<Bytes>),
+    End,
+    /// More bytes have to tell.
+    Later,
+}
+
+/// Why no request came.
+#[derive(Debug)]
+pub(super) enum NoHead {
+    /// The client left.
+    Closed,
+    /// Its bytes are refused.
+    Refused(Refusal),
+}
+
+impl From<Refusal> for NoHead {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl<S> Wire<S> {
+    /// `bytes` were read before.
+    pub(super) fn new(stream: S, bytes: BytesMut) -> Self {
+        Self {
+            stream,
+            bytes,
+            finder: Finder::default(),
+            rest: Rest::End { is_good: true },
+            awaits_continue: false,
+            refusal: None,
+            out: Out::default(),
+        }
+    }
+
+    /// Whether a request has begun.
+    pub(super) fn is_in_head(&self) -> bool {
+        !self.bytes.is_empty()
+    }
+
+    /// Whether the body of the last request has been read to its end.
+    pub(super) const fn is_read(&self) -> bool {
+        matches!(self.rest, Rest::End { is_good: true })
+    }
+
+    /// A request begins, with a body as its head says.
+    pub(super) fn begin(&mut self, framing: Framing, awaits_continue: bool) {
+        self.rest = match framing {
+            Framing::None | Framing::UntilClose => Rest::End { is_good: true },
+            Framing::Length(length) => Rest::Length(length),
+            Framing::Chunked => Rest::Chunks(Chunks::default()),
+        };
+        self.awaits_continue = awaits_continue && !self.is_read();
+    }
+
+    /// Reads over what has arrived of a body that nobody wants; true when that was all of it.
+    pub(super) fn skip(&mut self) -> bool {
+        while let Ok(Next::Piece(_)) = self.piece() {}
+        // Whoever was not told to send its body may do so or not, and nobody can tell which.
+        self.is_read() && !self.awaits_continue
+    }
+
+    /// Why the body is malformed; once.
+    pub(super) const fn refusal(&mut self) -> Option<Refusal> {
+        self.refusal.take()
+    }
+
+    /// No more of the body will be asked for.
+    pub(super) fn answer(&mut self) {
+        self.awaits_continue = false;
+    }
+
+    /// The next piece of the body that is here.
+    fn piece(&mut self) -> Result<Next, Refusal> {
+        match &mut self.rest {
+            Rest::End { .. } => Ok(Next::End),
+            Rest::Length(_) if self.bytes.is_empty() => Ok(Next::Later),
+            Rest::Length(left) => {
+                let len = usize::try_from(*left).unwrap_or(usize::MAX).min(self.bytes.len());
+                *left -= u64::try_from(len).unwrap_or(*left);
+                if *left == 0 {
+                    self.rest = Rest::End { is_good: true };
+                }
+                Ok(Next::Piece(Frame::data(self.bytes.split_to(len).freeze())))
+            }
+            Rest::Chunks(chunks) => match chunks.next(&mut self.bytes) {
+                Ok(Piece::Data(data)) => Ok(Next::Piece(Frame::data(data))),
+                Ok(Piece::Nothing) => Ok(Next::Later),
+                Ok(Piece::End(trailers)) => {
+                    self.rest = Rest::End { is_good: true };
+                    Ok(trailers.map_or(Next::End, |trailers| Next::Piece(Frame::trailers(trailers))))
+                }
+                Err(refusal) => {
+                    self.rest = Rest::End { is_good: false };
+                    self.refusal = Some(refusal);
+                    Err(refusal)
+                }
+            },
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    /// Reads what has arrived; zero at the end.
+    fn poll_fill<const N: usize>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut room = [MaybeUninit::uninit(); N];
+        let mut read = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+        self.bytes.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    }
+
+    /// The bytes of the next head.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, NoHead>> {
+        loop {
+            if head::skip_empty_lines(&mut self.bytes)?
+                && let Some(len) = self.finder.find(&self.bytes)?
+            {
+                self.finder = Finder::default();
+                return Poll::Ready(Ok(self.bytes.split_to(len).freeze()));
+            }
+            match self.poll_fill::<HEAD_READ_BYTES>(cx) {
+                Poll::Ready(Ok(1..)) => {}
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(NoHead::Closed)),
+                Poll::Pending => {
+                    if self.bytes.is_empty() {
+                        self.bytes = BytesMut::new();
+                        self.out.shrink();
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Resolves when the client leaves while it is waiting for its response.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // What it says meanwhile belongs to its next request; of that no more is read than fits one read.
+        while self.is_read() && self.bytes.is_empty() {
+            match ready!(self.poll_fill::<HEAD_READ_BYTES>(cx)) {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Writes until nothing waits.
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.out.poll_write(&mut self.stream, cx)
+    }
+
+    /// Says that nothing more will be written.
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    /// Reads and forgets; zero at the end.
+    pub(super) fn poll_forget(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.bytes.clear();
+        self.poll_fill::<BODY_READ_BYTES>(cx)
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.awaits_continue {
+            self.awaits_continue = false;
+            self.out.text(b"HTTP/1.1 100 Continue\r\n\r\n");
+            // Nothing else waits: the response has not begun. What cannot be written now goes with it.
+            let _written = self.poll_write(cx);
+        }
+        loop {
+            match self.piece() {
+                Ok(Next::Piece(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Ok(Next::End) => return Poll::Ready(None),
+                Ok(Next::Later) => {}
+                Err(refusal) => return Poll::Ready(Some(Err(BoxError::from(BrokenOff(Some(refusal)))))),
+            }
+            if let Ok(0) | Err(_) = ready!(self.poll_fill::<BODY_READ_BYTES>(cx)) {
+                self.rest = Rest::End { is_good: false };
+                return Poll::Ready(Some(Err(BoxError::from(BrokenOff(None)))));
+            }
+        }
+    }
+}
+
+/// The body of a request ended before it was complete.
+#[derive(Debug)]
+struct BrokenOff(Option<Refusal>);
+
+impl std::fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(refusal) => write!(f, "the body is malformed: {}", refusal.as_str()),
+            None => f.write_str("the client closed the connection"),
+        }
+    }
+}
+
+impl std::error::Error for BrokenOff {}
+
+/// The body of the request that is under way.
+#[derive(Debug)]
+pub(super) struct Uploaded<S> {
+    pub(super) wire: Arc<Mutex<Wire<S>>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Body for Uploaded<S> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.wire.lock().poll_body(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.wire.lock().rest, Rest::End { is_good: true })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.wire.lock().rest {
+            Rest::Length(left) => SizeHint::with_exact(*left),
+            Rest::Chunks(_) => SizeHint::default(),
+            Rest::End { .. } => SizeHint::with_exact(0),
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! Requests of HTTP/1 as bytes, judged by what the endpoint receives: each is either taken, and then means to the endpoint
+//! what it meant to us, or refused with its status, counted under its reason, and nothing behind it is looked at. Every
+//! case is followed by one more request, so that bytes that count for one message here and for two there show.
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test says what went wrong by failing, and its tasks end with it"
+)]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use support::{free_addr, origin::Origin, proxy::Proxy, wanted::simple};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+/// What has to become of the bytes.
+#[derive(Clone, Debug)]
+enum Expected {
+    /// The endpoint gets these: method, target and body.
+    Taken(Vec<(String, String, String)>),
+    /// The client gets this status, and it counts under this reason.
+    Refused(u16, &'static str),
+}
+
+#[derive(Debug)]
+struct Case {
+    bytes: Vec<u8>,
+    expected: Expected,
+}
+
+const SENTINEL: &str = "GET /sentinel HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+
+fn refused(bytes: impl AsRef<[u8]>, status: u16, reason: &'static str) -> Case {
+    Case { bytes: bytes.as_ref().to_vec(), expected: Expected::Refused(status, reason) }
+}
+
+fn taken(bytes: impl AsRef<[u8]>, requests: &[(&str, &str, &str)]) -> Case {
+    let requests = requests.iter().map(|(m, t, b)| ((*m).to_owned(), (*t).to_owned(), (*b).to_owned()));
+    Case { bytes: bytes.as_ref().to_vec(), expected: Expected::Taken(requests.collect()) }
+}
+
+/// A head with these fields behind `Host`.
+fn get(fields: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n")
+}
+
+fn post(fields: &str, body: &str) -> String {
+    format!("POST /p HTTP/1.1\r\nHost: a\r\n{fields}\r\n{body}")
+}
+
+fn chunked(body: &str) -> String {
+    post("Transfer-Encoding: chunked\r\n", body)
+}
+
+fn lines() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for line in [
+        "GET / HTTP/1.1 ",
+        "GET  / HTTP/1.1",
+        "GET /  HTTP/1.1",
+        "GET\t/ HTTP/1.1",
+        " GET / HTTP/1.1",
+        "GET /a b HTTP/1.1",
+        "GET HTTP/1.1",
+        "G(T / HTTP/1.1",
+        "G:T / HTTP/1.1",
+        "\"GET\" / HTTP/1.1",
+        "G\x7fT / HTTP/1.1",
+        "G\0T / HTTP/1.1",
+    ] {
+        cases.push(refused(format!("{line}\r\nHost: a\r\n\r\n"), 400, ""));
+    }
+    for version in ["HTTP/1.2", "HTTP/2.0", "HTTP/0.9", "HTTP/3.0"] {
+        cases.push(refused(format!("GET / {version}\r\nHost: a\r\n\r\n"), 505, "version"));
+    }
+    for version in
+        ["http/1.1", "HTTP/1.10", "HTTP/11", "HTTP/1,1", "HTP/1.1", "HTTP/+1.1", "HTTP/1.", "HTTP/"]
+    {
+        cases.push(refused(format!("GET / {version}\r\nHost: a\r\n\r\n"), 400, "line"));
+    }
+    for target in [
+        "*",
+        "a",
+        "a/b",
+        "?q",
+        "/a#f",
+        "/a\\b",
+        "/a\"b",
+        "/a<b",
+        "/a>b",
+        "/\u{e9}",
+        "/\u{7f}",
+        "ftp://a/",
+        "ws://a/",
+        "http:///a",
+        "http://",
+        "a:80",
+        "file:///etc",
+        "javascript:1",
+    ] {
+        cases.push(refused(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"), 400, "target"));
+    }
+    for target in ["/", "/a/b?c=d&e=%20", "/%41", "/a;b=c", "/a//b", "/?", "/~!$&'()*+,=:@"] {
+        let mut case = taken(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"), &[("GET", target, "")]);
+        // The form of paths is another test's matter.
+        if let Expected::Taken(requests) = &mut case.expected {
+            requests[0].1.clear();
+        }
+        cases.push(case);
+    }
+    cases.push(taken("GET http://a/abs HTTP/1.1\r\nHost: b\r\n\r\n", &[("GET", "/abs", "")]));
+    cases.push(taken("\r\n\r\nGET /late HTTP/1.1\r\nHost: a\r\n\r\n", &[("GET", "/late", "")]));
+    for method in ["HEAD", "DELETE", "OPTIONS", "PUT", "PATCH", "PROPFIND", "M-SEARCH", "get"] {
+        cases.push(taken(format!("{method} /m HTTP/1.1\r\nHost: a\r\n\r\n"), &[(method, "/m", "")]));
+    }
+    cases
+}
+
+fn line_ends() -> Vec<Case> {
+    [
+        "GET / HTTP/1.1\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n\n",
+        "GET / HTTP/1.1\n\n",
+        "GET / HTTP/1.1\r\nHost: a\nX: 1\r\n\r\n",
+        "GET / HTTP/1.1\nHost: a\n\n",
+        "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "\r\n\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "\r\rGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\n\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\n\r\nhello",
+    ]
+    .map(|bytes| refused(bytes, 400, "line_end"))
+    .into()
+}
+
+fn fields() -> Vec<Case> {
+    let mut cases = Vec::new();
+    // Every byte that is no part of a name, within a name.
+    for byte in
+        (0..=255_u8).filter(|byte| !byte.is_ascii_alphanumeric() && !b"!#$%&'*+-.^_`|~:\r\n".contains(byte))
+    {
+        let mut bytes = b"GET / HTTP/1.1\r\nHost: a\r\nX".to_vec();
+        bytes.push(byte);
+        bytes.extend_from_slice(b"Y: 1\r\n\r\n");
+        cases.push(refused(bytes, 400, "field"));
+    }
+    // Every byte that is no part of a value, within a value.
+    for byte in (0..32_u8).chain([127]).filter(|byte| !b"\t\r\n".contains(byte)) {
+        let mut bytes = b"GET / HTTP/1.1\r\nHost: a\r\nX: a".to_vec();
+        bytes.push(byte);
+        bytes.extend_from_slice(b"b\r\n\r\n");
+        cases.push(refused(bytes, 400, "field"));
+    }
+    for field in [
+        "X : 1",
+        "X\t: 1",
+        ": 1",
+        " X: 1",
+        "\tX: 1",
+        "X",
+        "X: 1\r\n folded",
+        "X: 1\r\n\tfolded",
+        "X: 1\r\n \r\n Y: 2",
+    ] {
+        cases.push(refused(get(&format!("{field}\r\n")), 400, "field"));
+    }
+    cases.push(refused("GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400, "field"));
+    cases.push(refused("GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400, ""));
+    for field in ["X:1", "X:  1  ", "X:", "X: \t", "X: \u{e9}", "x-y_z.~!: 1"] {
+        cases.push(taken(get(&format!("{field}\r\n")), &[("GET", "/", "")]));
+    }
+    for hosts in
+        ["", "Host: a\r\nHost: a\r\n", "Host: a\r\nHost: b\r\n", "HOST: a\r\nhost: b\r\n", "X-Host: a\r\n"]
+    {
+        cases.push(refused(format!("GET / HTTP/1.1\r\n{hosts}\r\n"), 400, "host"));
+    }
+    cases.push(refused(get("Expect: 200-ok\r\n"), 417, "expect"));
+    cases.push(refused(get(&format!("X: {}\r\n", "x".repeat(33_000))), 431, "head_too_large"));
+    cases.push(refused(get(&"X: 1\r\n".repeat(100)), 431, "head_too_large"));
+    cases
+}
+
+fn lengths() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for length in [
+        "+5",
+        "-5",
+        "0x5",
+        "5,5",
+        "5, 5",
+        "5 5",
+        "",
+        " ",
+        "5;",
+        "five",
+        "5.0",
+        "5e0",
+        "\"5\"",
+        "\u{b2}",
+        "99999999999999999999",
+        "18446744073709551616",
+        "_5",
+        "05,",
+    ] {
+        cases.push(refused(post(&format!("Content-Length: {length}\r\n"), "hello"), 400, "length"));
+    }
+    for fields in [
+        "Content-Length: 5\r\nContent-Length: 5\r\n",
+        "Content-Length: 5\r\nContent-Length: 6\r\n",
+        "Content-Length: 0\r\nContent-Length: 5\r\n",
+        "content-length: 5\r\nCONTENT-LENGTH: 5\r\n",
+        "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        "Transfer-Encoding: chunked\r\nX: 1\r\nContent-Length: 0\r\n",
+    ] {
+        cases.push(refused(post(fields, "0\r\n\r\n"), 400, "length"));
+    }
+    for coding in [
+        "gzip, chunked",
+        "chunked, gzip",
+        "chunked, chunked",
+        "identity",
+        "gzip",
+        "chunked;q=1",
+        "xchunked",
+        "chunked,",
+        ",chunked",
+        "\"chunked\"",
+        "",
+        "chunk",
+        "chunked identity",
+        "identity, chunked",
+        "cow",
+        "\u{b}chunked2",
+    ] {
+        let reason = if coding.starts_with('\u{b}') { "field" } else { "coding" };
+        cases.push(refused(post(&format!("Transfer-Encoding: {coding}\r\n"), "0\r\n\r\n"), 400, reason));
+    }
+    cases
+}
+
+fn codings() -> Vec<Case> {
+    let mut cases = Vec::new();
+    cases.push(refused(
+        post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", "0\r\n\r\n"),
+        400,
+        "coding",
+    ));
+    cases.push(refused(
+        post("Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n", "0\r\n\r\n"),
+        400,
+        "coding",
+    ));
+    cases.push(refused(
+        "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "coding",
+    ));
+    for (fields, body) in [
+        ("Content-Length: 5\r\n", "hello"),
+        ("Content-Length: 005\r\n", "hello"),
+        ("Content-Length:\t5 \r\n", "hello"),
+        ("Content-Length: 0\r\n", ""),
+        ("", ""),
+        ("content-length: 36\r\n", "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n\0"),
+        ("Content-Length: 5\r\nExpect: 100-continue\r\n", "hello"),
+    ] {
+        cases.push(taken(post(fields, body), &[("POST", "/p", body)]));
+    }
+    for method in ["GET", "DELETE", "PUT"] {
+        let bytes = format!("{method} /b HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+        cases.push(taken(bytes, &[(method, "/b", "hi")]));
+        let bytes = format!(
+            "{method} /c HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+        );
+        cases.push(taken(bytes, &[(method, "/c", "hi")]));
+    }
+    cases
+}
+
+fn chunks() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (body, whole) in [
+        ("0\r\n\r\n", ""),
+        ("5\r\nhello\r\n0\r\n\r\n", "hello"),
+        ("2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n", "hello"),
+        ("005\r\nhello\r\n000\r\n\r\n", "hello"),
+        ("A\r\n0123456789\r\n0\r\n\r\n", "0123456789"),
+        ("a\r\n0123456789\r\n0\r\n\r\n", "0123456789"),
+        ("5;x\r\nhello\r\n0\r\n\r\n", "hello"),
+        ("5;x=y;z=\"w\"\r\nhello\r\n0;last\r\n\r\n", "hello"),
+        ("5 ;x\r\nhello\r\n0\r\n\r\n", "hello"),
+        ("5\r\nhello\r\n0\r\nX-Trailer: 1\r\n\r\n", "hello"),
+        ("7\r\n0\r\n\r\nGE\r\n0\r\n\r\n", "0\r\n\r\nGE"),
+    ] {
+        cases.push(taken(chunked(body), &[("POST", "/p", whole)]));
+        let transfer = post("TRANSFER-ENCODING:  Chunked \r\n", body);
+        cases.push(taken(transfer, &[("POST", "/p", whole)]));
+    }
+    cases
+}
+
+fn pipelines() -> Vec<Case> {
+    let two = "GET /1 HTTP/1.1\r\nHost: a\r\n\r\nPOST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi";
+    let many = (0..20).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect::<Vec<_>>().concat();
+    let targets: Vec<String> = (0..20).map(|n| format!("/{n}")).collect();
+    let each: Vec<(&str, &str, &str)> = targets.iter().map(|target| ("GET", target.as_str(), "")).collect();
+    vec![
+        taken(two, &[("GET", "/1", ""), ("POST", "/2", "hi")]),
+        taken(many, &each),
+        taken(format!("{}\r\n{}", get(""), get("")), &[("GET", "/", ""), ("GET", "/", "")]),
+    ]
+}
+
+type Seen = Arc<Mutex<Vec<(String, String, String)>>>;
+
+/// An endpoint that reads bytes by rules of its own, and remembers what they said.
+async fn endpoint(seen: Seen) -> Origin {
+    Origin::raw(move |mut stream| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let mut bytes = Vec::new();
+            let mut room = [0; 4096];
+            loop {
+                while let Some((request, len)) = understand(&bytes) {
+                    bytes.drain(..len);
+                    seen.lock().unwrap().push(request);
+                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+                    if stream.write_all(answer).await.is_err() {
+                        return;
+                    }
+                }
+                match stream.read(&mut room).await {
+                    Ok(n @ 1..) => bytes.extend_from_slice(&room[..n]),
+                    _ => return,
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// The first request of `bytes` once it is whole, and its length.
+fn understand(bytes: &[u8]) -> Option<((String, String, String), usize)> {
+    let text: String =
+        bytes.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' }).collect();
+    let (head, rest) = text.split_once("\r\n\r\n")?;
+    let mut lines = head.split("\r\n");
+    let mut words = lines.next()?.split(' ');
+    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
+    let fields: Vec<(String, &str)> = lines
+        .filter_map(|line| line.split_once(": "))
+        .map(|(name, value)| (name.to_lowercase(), value))
+        .collect();
+    let field = |name: &str| fields.iter().find(|(present, _)| present == name).map(|(_, value)| *value);
+    assert!(!(field("content-length").is_some() && field("transfer-encoding").is_some()), "{head}");
+    let begin = head.len() + 4;
+    if let Some(length) = field("content-length") {
+        let length: usize = length.parse().unwrap();
+        let body = rest.get(..length)?.to_owned();
+        return Some(((method, target, body), begin + length));
+    }
+    if field("transfer-encoding").is_none() {
+        return Some(((method, target, String::new()), begin));
+    }
+    let (mut body, mut at) = (String::new(), 0);
+    loop {
+        let (size, _) = rest.get(at..)?.split_once("\r\n")?;
+        assert!(!size.contains(';'), "an extension was passed on");
+        at += size.len() + 2;
+        let size = usize::from_str_radix(size, 16).unwrap();
+        if size == 0 {
+            let end = rest.get(at..)?.find("\r\n\r\n").map(|end| end + 4);
+            let end = if rest.get(at..)?.starts_with("\r\n") { 2 } else { end? };
+            return Some(((method, target, body), begin + at + end));
+        }
+        body.push_str(rest.get(at..at + size)?);
+        assert_eq!(rest.get(at + size..at + size + 2)?, "\r\n");
+        at += size + 2;
+    }
+}
+
+/// Statuses of the responses to `bytes`, and whether the connection ended.
+async fn send(addr: SocketAddr, bytes: &[u8]) -> (Vec<u16>, bool) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    // Whoever refuses early may have closed by then.
+    let _sent = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let read = stream.read_to_end(&mut answer);
+    let ended = tokio::time::timeout(Duration::from_secs(5), read).await.is_ok();
+    let text = String::from_utf8_lossy(&answer);
+    let statuses = text.split("HTTP/1.1 ").skip(1).filter_map(|rest| rest.get(..3)?.parse().ok());
+    (statuses.filter(|status| *status != 100).collect(), ended)
+}
+
+fn corpus() -> Vec<Case> {
+    [lines(), line_ends(), fields(), lengths(), codings(), chunks(), pipelines()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_mean_to_the_endpoint_what_they_mean_to_us() {
+    let seen = Seen::default();
+    let (origin, addr) = (endpoint(Arc::clone(&seen)).await, free_addr());
+    let proxy = Proxy::start(&simple(addr, &[origin.addr]));
+    let cases = corpus();
+    assert!(cases.len() >= 200, "{} cases", cases.len());
+    println!("{} cases", cases.len());
+    for case in cases {
+        seen.lock().unwrap().clear();
+        let text = String::from_utf8_lossy(&case.bytes).into_owned();
+        let text = text.get(..120).unwrap_or(&text);
+        let before = total(&proxy);
+        let (statuses, ended) = send(addr, &[&case.bytes[..], SENTINEL.as_bytes()].concat()).await;
+        assert!(ended, "{text:?}: the connection was left open");
+        let got = seen.lock().unwrap().clone();
+        match case.expected {
+            Expected::Taken(mut requests) => {
+                requests.push(("GET".to_owned(), "/sentinel".to_owned(), String::new()));
+                let blank = |(mut got, wanted): ((String, String, String), &(String, String, String))| {
+                    if wanted.1.is_empty() {
+                        got.1.clear();
+                    }
+                    got
+                };
+                assert_eq!(got.len(), requests.len(), "{text:?}: the endpoint got {got:?}");
+                let got: Vec<_> = got.into_iter().zip(&requests).map(blank).collect();
+                assert_eq!(got, requests, "{text:?}");
+                assert!(statuses.iter().all(|status| *status == 200), "{text:?}: {statuses:?}");
+                assert!((total(&proxy) - before).abs() < 1e-9, "{text:?} counts as refused");
+            }
+            Expected::Refused(status, reason) => {
+                assert!(got.is_empty(), "{text:?}: the endpoint got {got:?}");
+                assert_eq!(statuses.len(), 1, "{text:?}: {statuses:?}");
+                assert!(
+                    status == statuses[0] || (status == 0 && statuses[0] >= 400),
+                    "{text:?}: {statuses:?}"
+                );
+                assert!((total(&proxy) - before - 1.0).abs() < 1e-9, "{text:?} is not counted");
+                if !reason.is_empty() {
+                    let series = format!("sluice_requests_refused_total{{reason=\"{reason}\"}}");
+                    assert!(proxy.metric(&series) > 0.0, "{text:?} is not counted as {reason}");
+                }
+            }
+        }
+    }
+}
+
+/// Requests refused so far.
+fn total(proxy: &Proxy) -> f64 {
+    let reasons = [
+        "chunk",
+        "coding",
+        "expect",
+        "field",
+        "head_too_large",
+        "host",
+        "length",
+        "line",
+        "line_end",
+        "slow",
+        "target",
+        "version",
+    ];
+    let series = reasons.map(|reason| format!("sluice_requests_refused_total{{reason=\"{reason}\"}}"));
+    series.iter().map(|series| proxy.metric(series)).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_malformed_body_ends_the_connection_and_no_request_of_it_is_whole() {
+    let seen = Seen::default();
+    let (origin, addr) = (endpoint(Arc::clone(&seen)).await, free_addr());
+    let proxy = Proxy::start(&simple(addr, &[origin.addr]));
+    let mut n_refused = 0.0;
+    for body in [
+        "x\r\n",
+        "\r\n",
+        "-1\r\na\r\n",
+        "0x2\r\nab\r\n",
+        " 2\r\nab\r\n",
+        "2 \r\nab\r\n",
+        "2\r\nabc\r\n",
+        "2\nab\r\n",
+        "2\r\nab\n0\r\n\r\n",
+        "2;a\rb\r\nab\r\n",
+        "0000000000000002\r\nab\r\n",
+        "fffffffffffffffff\r\n",
+        "ffffffffffffffff\r\n",
+        "1g\r\n",
+        "2,\r\nab\r\n",
+        "+2\r\nab\r\n",
+        "0\r\nX : 1\r\n\r\n",
+        "0\r\nX: 1\n\r\n",
+        "0\r\nContent-Length: 5\r\n\r\n",
+        "0\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "0\r\nHost: b\r\n\r\n",
+        "0\r\n X: 1\r\n\r\n",
+        "0\n\r\n",
+        "0\r\n\n",
+    ] {
+        seen.lock().unwrap().clear();
+        let (statuses, ended) = send(addr, [chunked(body), SENTINEL.to_owned()].concat().as_bytes()).await;
+        assert!(ended, "{body:?}: the connection was left open");
+        assert_eq!(statuses, [400], "{body:?}");
+        assert_eq!(*seen.lock().unwrap(), [], "{body:?}");
+        n_refused += 1.0;
+        assert!((total(&proxy) - n_refused).abs() < 1e-9, "{body:?} is not counted");
+    }
+}
