@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use crate::{
+    access,
     address::Netlink,
     admin::{
         self, View,
@@ -109,7 +110,9 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
     if let Some(records) = kernel.as_ref().and_then(|kernel| kernel.lock().take_records()) {
         drop(tasks.spawn("kernel records", records.log()));
     }
-    let mut control = assemble(&agent, kernel.clone(), &metrics, &board, &tasks)?;
+    let access = agent.access_log.as_ref().map(|settings| access::Log::start(settings, &metrics));
+    let access = access.transpose().context("agent.accessLog.output: cannot be opened")?;
+    let mut control = assemble(&agent, kernel.clone(), &metrics, &board, (&tasks, access.clone()))?;
     let view = Arc::new(Window {
         metrics: Arc::clone(&metrics),
         board: Arc::clone(&board),
@@ -146,6 +149,9 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
     let cut = workers.drain(agent.drain_deadline).await;
     prober.stop();
     stop_admin.start();
+    if let Some(access) = access {
+        access.close(limits::ACCESS_LOG_PATIENCE);
+    }
     if cut > 0 {
         tracing::warn!(cut, "connections were cut at the deadline");
     }
@@ -159,7 +165,7 @@ fn assemble(
     kernel: Option<Arc<Mutex<Kernel>>>,
     metrics: &Arc<Metrics>,
     board: &Arc<Board>,
-    tasks: &Tasks,
+    (tasks, access): (&Tasks, Option<Arc<access::Log>>),
 ) -> anyhow::Result<Control> {
     let n_workers = agent.workers.get();
     let clock = Clock::real();
@@ -193,6 +199,8 @@ fn assemble(
         metrics: Arc::clone(metrics),
         pools,
         clock: clock.clone(),
+        access,
+        trace: agent.trace,
     })?;
     let kernel = match kernel {
         Some(kernel) => {

@@ -3,7 +3,7 @@
 //! A module imports only from strictly lower layers; `cargo xtask tidy` holds the table:
 //! 0. [`name`], [`limits`], [`clock`], [`drain`], [`duration`], [`secret`], [`place`], [`pattern`], [`target`], [`filter`], [`retry`], [`metrics`]: words, bounds, time, shutdown, numbers.
 //! 1. [`config`], [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables; reading the file.
-//! 2. [`source`], [`kernel`], [`address`], [`net`], [`tls`], [`health`], [`balance`], [`pool`], [`route`], [`client`]: one
+//! 2. [`source`], [`kernel`], [`address`], [`net`], [`tls`], [`health`], [`balance`], [`pool`], [`route`], [`client`], [`access`]: one
 //!    capability each, unknown to each other.
 //! 3. [`upstream`], [`prober`]: send this to that service; is this endpoint alive.
 //! 4. [`state`]: the compiled whole, and its publication.
@@ -12,6 +12,7 @@
 //! 7. [`control`]: the control loop.
 //! 8. [`app`]: the only place that knows all.
 
+pub mod access;
 pub mod address;
 pub mod admin;
 pub mod app;

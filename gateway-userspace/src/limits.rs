@@ -90,6 +90,12 @@ pub const UDP_FLOWS: usize = 16_384;
 /// Silence after which a UDP flow is forgotten.
 pub const UDP_FLOW_IDLE: Duration = Duration::from_mins(1);
 
+/// Bytes of the access log that each worker holds for the writer, which has as much in hand; beyond it lines are dropped.
+pub const ACCESS_LOG_BYTES: usize = 1024 * 1024;
+
+/// Time for the rest of the access log to be written when the agent ends.
+pub const ACCESS_LOG_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Bytes of a configuration file.
 pub const CONFIG_BYTES: u64 = 16 * 1024 * 1024;
 

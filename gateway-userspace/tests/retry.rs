@@ -121,7 +121,7 @@ async fn tries_that_take_too_long_are_repeated_within_the_time_of_the_request() 
         (2, "GET", None, 200, 3),
         (3, "GET", None, 504, 3),
         (1, "POST", None, 504, 1),
-        (9, "GET", Some(250), 504, 2),
+        (9, "GET", Some(350), 504, 2),
     ] {
         let origin = failing(n, 200, Duration::from_millis(300)).await;
         let addr = free_addr();

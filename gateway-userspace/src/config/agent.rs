@@ -4,11 +4,11 @@ use std::{num::NonZeroUsize, path::PathBuf, sync::OnceLock};
 
 use crate::{
     config::{
-        AgentSettings, AttachMode, Interfaces, KernelMode, KernelSettings, LogFormat, LogLevel, LogSettings,
-        SeedSource,
+        AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, Interfaces, KernelMode,
+        KernelSettings, LogFormat, LogLevel, LogSettings, SeedSource, TraceSettings,
         files::Files,
         read::{View, Wrong},
-        text,
+        shape, text,
     },
     secret::Secret,
 };
@@ -25,12 +25,20 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
     let drain_deadline = agent.duration("drainDeadline");
     let admin = agent.table_or_defaults("admin").and_then(|admin| admin.text("address", text::socket_addr));
     let log = agent.table_or_defaults("log").and_then(|log| read_log(&log));
+    // A log that could not be read is one that was written.
+    let access_log = match agent.table("accessLog") {
+        Some(view) => read_access_log(&view).map(Some),
+        None => Some(None).filter(|_| !agent.has("accessLog")),
+    };
+    let trace = agent.table_or_defaults("trace").and_then(|trace| read_trace(&trace));
     let kernel = agent.table_or_defaults("kernel").and_then(|kernel| read_kernel(&kernel, files));
     Some(AgentSettings {
         workers: workers?,
         drain_deadline: drain_deadline?.value,
         admin: admin?.value,
         log: log?,
+        access_log: access_log?,
+        trace: trace?,
         kernel: kernel?,
     })
 }
@@ -50,6 +58,43 @@ fn read_log(log: &View<'_>) -> Option<LogSettings> {
         _ => None,
     });
     Some(LogSettings { level: level?.value, format: format?.value })
+}
+
+fn read_access_log(view: &View<'_>) -> Option<AccessSettings> {
+    let output = view.text("output", |path| {
+        let absolute = PathBuf::from(path);
+        let wrong = || Wrong::new("it is relative", "write stdout, or a path that begins with /");
+        match path {
+            "stdout" => Ok(AccessOutput::Stdout),
+            _ if absolute.is_absolute() => Ok(AccessOutput::File(absolute)),
+            _ => Err(wrong()),
+        }
+    });
+    let fields = view.texts("fields", |word| {
+        let known = AccessField::ALL.iter().find(|field| field.as_str() == word).copied();
+        known.ok_or_else(|| {
+            let meant = shape::meant(word, AccessField::WORDS.iter().copied());
+            let all = || format!("write some of {}", AccessField::WORDS.join(", "));
+            Wrong::new("there is none of that name", meant.map_or_else(all, |meant| format!("write {meant}")))
+        })
+    });
+    let sample_percent = view.integer("samplePercent");
+    let fields = if view.has("fields") {
+        fields.into_iter().map(|field| field.value).collect()
+    } else {
+        AccessField::ALL.to_vec()
+    };
+    Some(AccessSettings { output: output?.value, fields, sample_percent: sample_percent?.value })
+}
+
+fn read_trace(view: &View<'_>) -> Option<TraceSettings> {
+    let is_created = view.word("absent", |word| match word {
+        "create" => Some(true),
+        "leave" => Some(false),
+        _ => None,
+    });
+    let sampled_percent = view.integer("sampledPercent");
+    Some(TraceSettings { is_created: is_created?.value, sampled_percent: sampled_percent?.value })
 }
 
 fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {

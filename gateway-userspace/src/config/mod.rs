@@ -37,6 +37,10 @@ pub struct AgentSettings {
     pub admin: SocketAddr,
     /// The log.
     pub log: LogSettings,
+    /// The log of requests; none writes nothing.
+    pub access_log: Option<AccessSettings>,
+    /// Trace context of requests.
+    pub trace: TraceSettings,
     /// What the agent does in the kernel.
     pub kernel: KernelSettings,
 }
@@ -72,6 +76,89 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+/// The log of requests.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AccessSettings {
+    /// Where it is written.
+    pub output: AccessOutput,
+    /// What each line has.
+    pub fields: Vec<AccessField>,
+    /// Share of the requests that are written.
+    pub sample_percent: u32,
+}
+
+/// Where the log of requests is written.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AccessOutput {
+    /// To standard output.
+    Stdout,
+    /// To the end of this file.
+    File(PathBuf),
+}
+
+/// Trace context of requests.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct TraceSettings {
+    /// Whether a request without one gets one.
+    pub is_created: bool,
+    /// Share of those that say that they are recorded.
+    pub sampled_percent: u32,
+}
+
+macro_rules! access_fields {
+    ($($name:ident, $word:literal, $doc:literal;)*) => {
+        /// What a line of the log of requests may have.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        pub enum AccessField {
+            $(#[doc = $doc] $name,)*
+        }
+
+        impl AccessField {
+            /// All of them, in the order of a line.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Their words.
+            pub const WORDS: &'static [&'static str] = &[$($word,)*];
+
+            /// The word of the configuration, and the key in a line.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)*
+                }
+            }
+
+            /// Its place in [`AccessField::ALL`].
+            #[expect(clippy::as_conversions, reason = "a fieldless enum's number, the order of `ALL`")]
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+access_fields! {
+    Time, "time", "When the request began, RFC 3339 in UTC with milliseconds.";
+    Listener, "listener", "Name of the listener; absent when none serves the host name.";
+    Route, "route", "Name of the route; absent when none matches.";
+    Client, "client", "Address of the client's connection.";
+    ServerName, "serverName", "The name that the TLS connection was opened for.";
+    Method, "method", "Method.";
+    Host, "host", "Host that was asked for, as it was written.";
+    Target, "target", "Path and query as they came.";
+    Protocol, "protocol", "What the client speaks, such as HTTP/2.0.";
+    UserAgent, "userAgent", "The field of that name.";
+    Trace, "trace", "Trace that the request belongs to, 32 digits.";
+    Status, "status", "Status of the response.";
+    Fault, "fault", "Kind of the fault that the gateway answered for; absent when there was none.";
+    Service, "service", "Name of the service; absent when nothing was forwarded.";
+    Endpoint, "endpoint", "Address of the endpoint that answered.";
+    Retries, "retries", "Retries before that.";
+    HeadTime, "headTime", "Microseconds until the head of the response.";
+    BytesSent, "bytesSent", "Bytes of the response's body.";
+    Duration, "duration", "Microseconds until the response had ended.";
+    Complete, "complete", "Whether the response ended as it should.";
 }
 
 /// What the agent does in the kernel.

@@ -10,13 +10,18 @@ use http_body::{Body, Frame, SizeHint};
 use tokio::time::Sleep;
 
 use crate::{
+    access::Line,
     endpoint::Active,
     pool::{Lease, incoming::Incoming},
 };
 
 /// A response body.
 #[derive(Debug)]
-pub struct ResponseBody(Source);
+pub struct ResponseBody {
+    source: Source,
+    /// The line of the access log that ends with this body.
+    line: Option<Box<Line>>,
+}
 
 #[derive(Debug)]
 #[expect(
@@ -57,7 +62,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 impl ResponseBody {
     /// A text, or nothing.
     pub fn text(text: Bytes) -> Self {
-        Self(Source::Text(Some(text).filter(|text| !text.is_empty())))
+        Self { source: Source::Text(Some(text).filter(|text| !text.is_empty())), line: None }
     }
 
     /// A response that streams from an endpoint over `lease`.
@@ -67,7 +72,24 @@ impl ResponseBody {
         active: Active,
         deadline: Option<Pin<Box<Sleep>>>,
     ) -> Self {
-        Self(Source::Upstream(Streamed { incoming, lease: Some(lease), _active: active, deadline }))
+        let streamed = Streamed { incoming, lease: Some(lease), _active: active, deadline };
+        Self { source: Source::Upstream(streamed), line: None }
+    }
+}
+
+impl ResponseBody {
+    /// Hands over the line of the access log, to be ended with this body.
+    pub fn log(&mut self, line: Option<Box<Line>>) {
+        self.line = line;
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        // A body of known length, or none at all, is not polled beyond its last byte.
+        if self.line.is_some() && self.is_end_stream() {
+            self.line.as_mut().into_iter().for_each(|line| line.complete());
+        }
     }
 }
 
@@ -110,21 +132,30 @@ impl Body for ResponseBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.get_mut().0 {
-            Source::Text(text) => Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
-            Source::Upstream(streamed) => streamed.poll_frame(cx),
+        let this = self.get_mut();
+        let frame = match &mut this.source {
+            Source::Text(text) => text.take().map(|text| Ok(Frame::data(text))),
+            Source::Upstream(streamed) => ready!(streamed.poll_frame(cx)),
+        };
+        if let Some(line) = &mut this.line {
+            match &frame {
+                Some(Ok(frame)) => line.sent(frame.data_ref().map_or(0, Bytes::len)),
+                Some(Err(_)) => {}
+                None => line.complete(),
+            }
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
+        match &self.source {
             Source::Text(text) => text.is_none(),
             Source::Upstream(streamed) => streamed.incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
+        match &self.source {
             Source::Text(text) => {
                 SizeHint::with_exact(u64::try_from(text.as_ref().map_or(0, Bytes::len)).unwrap_or(u64::MAX))
             }

@@ -1,25 +1,26 @@
 //! The life of one request: route, pick, connect or reuse, send, receive, log.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Instant};
 
-use http::{Method, Request, Response, StatusCode, request::Parts};
+use http::{Method, Request, Response, StatusCode, header as names, request::Parts, uri::PathAndQuery};
 use tokio::time::Sleep;
 
 use crate::{
+    access::Line,
+    config::AccessField,
     http::{
         Downstream, Scheme, Worker,
         body::ResponseBody,
         fault::{Fault, Kind, Language},
         filtered::{self, Remembered},
         forward::{Forward, Forwarded, Message},
-        header,
+        header, trace,
     },
     limits,
     metrics::shard::RouteStats,
     pool::body::RequestBody,
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule},
-    upstream::Upstream,
 };
 
 /// Serves one request with the state of this moment.
@@ -32,31 +33,62 @@ pub async fn run(
     let state = worker.published.load();
     let (mut parts, body) = request.into_parts();
     let language = Language::of(&parts);
-    let (routed, counted) = match state.binds.get(&downstream.bind) {
-        Some(Bind::Http(bind)) => {
-            // Before routes are looked at: they may ask for an identity like for any field.
-            downstream.identify(&state, bind, &mut parts.headers);
-            find(bind, downstream, &mut parts)
-        }
-        Some(Bind::Balanced(_)) | None => return Fault::new(Kind::NoRoute).response(language),
+    let Some(Bind::Http(bind)) = state.binds.get(&downstream.bind) else {
+        return Fault::new(Kind::NoRoute).response(language);
     };
-    let method = parts.method.clone();
+    trace::propagate(&mut parts.headers, worker.trace);
+    let mut line = begin(worker, downstream, &parts, started);
+    // Before routes are looked at: they may ask for an identity like for any field.
+    downstream.identify(&state, bind, &mut parts.headers);
+    let (routed, counted) = find(bind, downstream, &mut parts);
     let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
     let filters = filters.map(|filters| (filters, Remembered::of(filters, &parts.method, &parts.headers)));
     let done = match routed {
-        Ok(routed) => serve(worker, downstream, routed, parts, body).await,
+        Ok(routed) => serve(worker, downstream, routed, Request::from_parts(parts, body), &mut line).await,
         Err(fault) => Err(fault),
     };
     let mut response = done.unwrap_or_else(|fault| {
         counted.fault(worker.idx, fault.kind);
+        if let Some(line) = &mut line {
+            line.display(AccessField::Fault, fault.kind.as_str());
+        }
         fault.response(language)
     });
     if let Some((filters, remembered)) = filters {
         filtered::respond(filters, &remembered, response.headers_mut());
     }
-    log(worker, downstream, &method, response.status(), counted, worker.clock.now().duration_since(started));
+    let elapsed = worker.clock.now().duration_since(started);
+    counted.record(worker.idx, response.status().as_u16(), elapsed);
+    if let Some(line) = &mut line {
+        line.number(AccessField::Status, response.status().as_u16().into());
+        line.duration(AccessField::HeadTime, elapsed);
+    }
+    response.body_mut().log(line);
     drop(state);
     response
+}
+
+/// Begins the line of the access log with what the client said.
+fn begin(worker: &Worker, downstream: &Downstream, parts: &Parts, started: Instant) -> Option<Box<Line>> {
+    let mut line = worker.access.as_ref()?.begin(worker.idx, &worker.clock, started)?;
+    line.text(AccessField::Client, downstream.client.as_bytes());
+    if !downstream.server_name.is_empty() {
+        line.text(AccessField::ServerName, downstream.server_name.as_bytes());
+    }
+    line.text(AccessField::Method, parts.method.as_str().as_bytes());
+    if let Some(authority) = header::authority(parts) {
+        line.text(AccessField::Host, authority.as_bytes());
+    }
+    let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    line.text(AccessField::Target, target.as_bytes());
+    line.display(AccessField::Protocol, format_args!("{:?}", parts.version));
+    if let Some(agent) = parts.headers.get(names::USER_AGENT) {
+        line.text(AccessField::UserAgent, agent.as_bytes());
+    }
+    if let Some(id) = trace::id(&parts.headers) {
+        line.text(AccessField::Trace, id);
+    }
+    Some(line)
 }
 
 /// Where a request goes.
@@ -127,10 +159,15 @@ async fn serve(
     worker: &Worker,
     downstream: &Downstream,
     routed: Routed<'_>,
-    mut parts: Parts,
-    body: RequestBody,
+    request: Request<RequestBody>,
+    line: &mut Option<Box<Line>>,
 ) -> Result<Response<ResponseBody>, Fault> {
     let Routed { listener, rule, prefix_bytes } = routed;
+    let (mut parts, body) = request.into_parts();
+    if let Some(line) = line {
+        line.display(AccessField::Listener, &listener.name);
+        line.display(AccessField::Route, &rule.route);
+    }
     let filters = rule.filters.as_deref();
     if let Some(filters) = filters {
         if let Some(response) = filtered::answer(filters, downstream, &parts, prefix_bytes) {
@@ -139,6 +176,9 @@ async fn serve(
         filtered::rewrite(filters, &mut parts, prefix_bytes)?;
     }
     let service = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
+    if let Some(line) = line {
+        line.display(AccessField::Service, &service.definition().name);
+    }
     let onward = header::Onward {
         downstream,
         trusted_hops: listener.trusted_hops,
@@ -150,32 +190,34 @@ async fn serve(
     if let Some(filters) = filters {
         filters.request_headers.apply(&mut head.headers);
     }
-    within_deadline(worker, downstream, rule, service, Message::new(head, body)).await
+    let forward = Forward { worker, downstream, service, rule };
+    let (forwarded, deadline) = within_deadline(forward, Message::new(head, body)).await?;
+    if let Some(line) = line {
+        line.display(AccessField::Endpoint, forwarded.lease.endpoint().addr());
+        line.number(AccessField::Retries, u64::try_from(forwarded.n_retries).unwrap_or(u64::MAX));
+    }
+    receive(forwarded, deadline)
 }
 
-/// Bounds the exchange, and hands what is left of the time to the body.
-async fn within_deadline(
-    worker: &Worker,
-    downstream: &Downstream,
-    rule: &Rule,
-    service: &Upstream,
-    message: Message,
-) -> Result<Response<ResponseBody>, Fault> {
-    let forward = Forward { worker, downstream, service, rule };
-    let Some(timeout) = rule.request_timeout else {
-        return receive(forward.run(message).await?, None);
+/// When the rest of an exchange must be over.
+type Deadline = Option<Pin<Box<Sleep>>>;
+
+/// Bounds the exchange; what is left of the time is for the body.
+async fn within_deadline(forward: Forward<'_>, message: Message) -> Result<(Forwarded, Deadline), Fault> {
+    let Some(timeout) = forward.rule.request_timeout else {
+        return Ok((forward.run(message).await?, None));
     };
     let mut deadline = Box::pin(tokio::time::sleep(timeout));
     tokio::select! {
         biased;
-        forwarded = forward.run(message) => receive(forwarded?, Some(deadline)),
+        forwarded = forward.run(message) => Ok((forwarded?, Some(deadline))),
         () = deadline.as_mut() => Err(Fault::new(Kind::RequestTimeout)),
     }
 }
 
 /// Receive: the head goes on, the body streams behind it.
-fn receive(forwarded: Forwarded, deadline: Option<Pin<Box<Sleep>>>) -> Result<Response<ResponseBody>, Fault> {
-    let Forwarded { response, lease, active } = forwarded;
+fn receive(forwarded: Forwarded, deadline: Deadline) -> Result<Response<ResponseBody>, Fault> {
+    let Forwarded { response, lease, active, .. } = forwarded;
     let (mut parts, incoming) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         // We never ask for it.
@@ -183,17 +225,4 @@ fn receive(forwarded: Forwarded, deadline: Option<Pin<Box<Sleep>>>) -> Result<Re
     }
     header::to_downstream(&mut parts)?;
     Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease, active, deadline)))
-}
-
-/// Log: numbers always, a line when somebody asked for it.
-fn log(
-    worker: &Worker,
-    downstream: &Downstream,
-    method: &Method,
-    status: StatusCode,
-    counted: &RouteStats,
-    elapsed: Duration,
-) {
-    counted.record(worker.idx, status.as_u16(), elapsed);
-    tracing::trace!(%method, status = status.as_u16(), bind = %downstream.bind, ?elapsed, "request");
 }

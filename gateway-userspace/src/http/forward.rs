@@ -39,6 +39,7 @@ pub(super) struct Forwarded {
     pub(super) response: Response<Incoming>,
     pub(super) lease: Lease,
     pub(super) active: Active,
+    pub(super) n_retries: usize,
 }
 
 /// A request that may have to be sent more than once.
@@ -162,7 +163,7 @@ impl Forward<'_> {
         };
         match sent {
             Ok(response) => {
-                let forwarded = Forwarded { response, lease, active };
+                let forwarded = Forwarded { response, lease, active, n_retries };
                 self.judge(forwarded, kept, n_retries)
             }
             Err(cause) => Err(self.failed(&lease, freshness, cause, kept)),
@@ -188,7 +189,7 @@ impl Forward<'_> {
             return Ok(forwarded);
         }
         let Some(message) = kept.message() else { return Ok(forwarded) };
-        let Forwarded { response, lease, active } = forwarded;
+        let Forwarded { response, lease, active, .. } = forwarded;
         let mut body = ResponseBody::upstream(response.into_body(), lease, active, None);
         // Frames that an answer of an overloaded endpoint may have; more are not worth the wait.
         for _ in 0..FRAMES {

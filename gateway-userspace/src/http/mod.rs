@@ -10,6 +10,7 @@ mod h1;
 pub mod header;
 pub mod serve;
 pub mod stream;
+pub mod trace;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -17,8 +18,9 @@ use gateway_common::{addr::Protocol, flow::FlowKey};
 use http::{HeaderMap, HeaderValue};
 
 use crate::{
-    balance,
+    access, balance,
     clock::Clock,
+    config::TraceSettings,
     drain::Tasks,
     metrics::Metrics,
     state::{BindKey, HttpBind, Published, State},
@@ -36,6 +38,10 @@ pub struct Worker {
     pub metrics: Arc<Metrics>,
     /// Measures time.
     pub clock: Clock,
+    /// The log of requests.
+    pub access: Option<Arc<access::Log>>,
+    /// Trace context of requests.
+    pub trace: TraceSettings,
     /// Runs the streams of HTTP/2.
     pub tasks: Tasks,
 }

@@ -19,7 +19,9 @@ use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Semaphore};
 
 use crate::{
+    access,
     clock::Clock,
+    config::TraceSettings,
     drain::{self, Tasks, Trigger},
     http, limits,
     metrics::{
@@ -46,6 +48,10 @@ pub struct Settings {
     pub pools: Arc<Pools>,
     /// Time.
     pub clock: Clock,
+    /// The log of requests.
+    pub access: Option<Arc<access::Log>>,
+    /// Trace context of requests.
+    pub trace: TraceSettings,
 }
 
 /// All workers.
@@ -251,6 +257,8 @@ impl Thread {
             published: Arc::clone(&settings.published),
             metrics: Arc::clone(&settings.metrics),
             clock: settings.clock.clone(),
+            access: settings.access.clone(),
+            trace: settings.trace,
             tasks: Tasks::default(),
         });
         let pools = Arc::clone(&settings.pools);

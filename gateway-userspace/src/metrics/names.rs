@@ -149,6 +149,8 @@ impl FaultKind {
 /// A bound that was reached; the closed set behind the label `limit`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum Limit {
+    /// Bytes of the access log that wait to be written, in lines that were dropped.
+    AccessLog,
     /// Downstream connections of a worker.
     Connections,
     /// Idle connections to an endpoint.
@@ -163,12 +165,19 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Connections, Self::PoolIdle, Self::RetryBudget, Self::UpstreamConnections, Self::UdpFlows];
+    pub const ALL: [Self; 6] = [
+        Self::AccessLog,
+        Self::Connections,
+        Self::PoolIdle,
+        Self::RetryBudget,
+        Self::UpstreamConnections,
+        Self::UdpFlows,
+    ];
 
     /// The value of the label.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::AccessLog => "access_log",
             Self::Connections => "connections",
             Self::PoolIdle => "pool_idle",
             Self::RetryBudget => "retry_budget",

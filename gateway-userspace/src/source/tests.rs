@@ -13,7 +13,8 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::{
     config::{
-        AttachMode, InterfacePattern, Interfaces, KernelMode, LogFormat, LogLevel, SeedSource,
+        AccessField, AccessOutput, AccessSettings, AttachMode, InterfacePattern, Interfaces, KernelMode,
+        LogFormat, LogLevel, SeedSource, TraceSettings,
         fault::Collector,
         keys, read,
         schema::json_schema,
@@ -57,6 +58,10 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(agent.drain_deadline, Duration::from_secs(45));
     assert_eq!(agent.admin.to_string(), "[::1]:9902");
     assert_eq!((agent.log.level, agent.log.format), (LogLevel::Debug, LogFormat::Json));
+    let fields = vec![AccessField::Time, AccessField::Status, AccessField::Duration];
+    let output = AccessOutput::File(PathBuf::from("/var/log/sluice/access.log"));
+    assert_eq!(agent.access_log, Some(AccessSettings { output, fields, sample_percent: 10 }));
+    assert_eq!(agent.trace, TraceSettings { is_created: false, sampled_percent: 1 });
     assert_eq!((agent.kernel.mode, agent.kernel.attach), (KernelMode::Required, AttachMode::Generic));
     let Interfaces::Matching(patterns) = &agent.kernel.interfaces else { panic!("interfaces are written") };
     assert_eq!(patterns.iter().map(InterfacePattern::as_str).collect::<Vec<_>>(), ["eth0", "veth*"]);
@@ -113,6 +118,8 @@ fn defaults_are_those_of_the_limits() {
     let agent = sound("nothing.yaml").config.agent;
     assert_eq!(agent.drain_deadline, limits::DRAIN_DEADLINE);
     assert_eq!((agent.log.level, agent.log.format), (LogLevel::Info, LogFormat::Text));
+    assert_eq!(agent.access_log, None);
+    assert_eq!(agent.trace, TraceSettings { is_created: true, sampled_percent: 100 });
     assert_eq!((agent.kernel.mode, agent.kernel.attach), (KernelMode::Auto, AttachMode::Auto));
     assert_eq!(agent.kernel.interfaces, Interfaces::DefaultRoute);
     assert_eq!(agent.kernel.seed, SeedSource::Node);

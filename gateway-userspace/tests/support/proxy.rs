@@ -7,11 +7,13 @@ use std::{
 
 use gateway_common::hash::Seed;
 use gateway_userspace::{
+    access,
     clock::Clock,
     compile::{
         Faults,
         state::{Shared, state},
     },
+    config::{AccessSettings, TraceSettings},
     drain::Tasks,
     endpoint::{EndpointId, Registry},
     listener::{Settings, Workers},
@@ -51,7 +53,16 @@ impl Proxy {
         Self::at(Place::Steered, snapshot, 2)
     }
 
+    /// With a log of requests.
+    pub fn logged(snapshot: &Snapshot, settings: &AccessSettings) -> Self {
+        Self::all(Place::Virtual, snapshot, 2, Some(settings))
+    }
+
     fn at(place: Place, snapshot: &Snapshot, n_workers: usize) -> Self {
+        Self::all(place, snapshot, n_workers, None)
+    }
+
+    fn all(place: Place, snapshot: &Snapshot, n_workers: usize, access: Option<&AccessSettings>) -> Self {
         let metrics = Arc::new(Metrics::new(n_workers));
         let registry = Arc::new(Registry::default());
         let tasks = Tasks::default();
@@ -78,6 +89,8 @@ impl Proxy {
             metrics: Arc::clone(&metrics),
             pools: Arc::clone(&pools),
             clock,
+            access: access.map(|settings| access::Log::start(settings, &metrics).unwrap()),
+            trace: TraceSettings { is_created: true, sampled_percent: 100 },
         };
         let workers = Mutex::new(Some(Workers::start(&settings).unwrap()));
         let proxy = Self { published, registry, metrics, pools, shared, workers, place };

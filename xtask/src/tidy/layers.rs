@@ -9,7 +9,7 @@ const LAYERS: [&[&str]; 9] = [
         "filter", "retry",
     ],
     &["config", "snapshot", "endpoint", "maglev", "image", "h1"],
-    &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client"],
+    &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client", "access"],
     &["upstream", "prober"],
     &["state"],
     &["compile", "http", "tcp", "udp"],

@@ -5,13 +5,15 @@ use std::time::Duration;
 use super::SEED_FILE;
 use crate::config::shape::{
     Field, List,
-    Presence::{Absent, Default},
+    Presence::{Absent, Default, Required},
     Shape, Table, Text,
 };
 
 text!(SOCKET_ADDRESS, "an IP address and a port", "127.0.0.1:9901", r"^[0-9a-fA-F.:\[\]]+:[0-9]+$");
 text!(DIRECTORY, "the absolute path of a directory", "/sys/fs/bpf", "^/.*$");
 text!(INTERFACE, "the name of an interface, or a pattern of one", "eth*", "^[^/ ]{1,31}$");
+text!(ACCESS_OUTPUT, "`stdout` or the path of a file", "/var/log/sluice/access.log", "^(stdout|/.+)$");
+text!(ACCESS_FIELD, "a field of the access log", "status", "^[a-zA-Z]+$");
 text!(PORTS, "a range of ports", "61000-65535", "^[0-9]+-[0-9]+$");
 
 /// Settings of the process.
@@ -42,6 +44,18 @@ pub(super) static AGENT: Table = Table {
             shape: Shape::Table(&LOG),
             presence: Absent("every setting has its default"),
             doc: "The log, on standard error.",
+        },
+        Field {
+            key: "accessLog",
+            shape: Shape::Table(&ACCESS_LOG),
+            presence: Absent("no log of requests"),
+            doc: "The log of requests: one JSON object per line.",
+        },
+        Field {
+            key: "trace",
+            shape: Shape::Table(&TRACE),
+            presence: Absent("every setting has its default"),
+            doc: "Trace context of requests (W3C). What is valid passes on; what is not is dropped.",
         },
         Field {
             key: "kernel",
@@ -80,6 +94,56 @@ static LOG: Table = Table {
             shape: Shape::Word(&["text", "json"]),
             presence: Default("text"),
             doc: "Lines for people or for machines.",
+        },
+    ],
+    one_of: &[],
+};
+
+static ACCESS_LOG: Table = Table {
+    name: "accessLog",
+    doc: "The log of requests. Lines are written in batches, a few times a second; what the output does not keep up with is \
+          dropped and counted in `sluice_limit_reached_total{limit=\"access_log\"}`. A file that is moved away is made anew.",
+    fields: &[
+        Field {
+            key: "output",
+            shape: Shape::Text(&ACCESS_OUTPUT),
+            presence: Required("/var/log/sluice/access.log"),
+            doc: "`stdout`, or the absolute path of a file that is appended to.",
+        },
+        Field {
+            key: "fields",
+            shape: Shape::List(&List { item: Shape::Text(&ACCESS_FIELD), min: 1, max: 32 }),
+            presence: Absent("all of them"),
+            doc: "What a line has: `time`, `listener`, `route`, `client`, `serverName`, `method`, `host`, `target`, \
+                  `protocol`, `userAgent`, `trace`, `status`, `fault`, `service`, `endpoint`, `retries`, `headTime`, \
+                  `bytesSent`, `duration`, `complete`. Times are microseconds; what does not apply is absent.",
+        },
+        Field {
+            key: "samplePercent",
+            shape: Shape::Integer { min: 0, max: 100 },
+            presence: Default("100"),
+            doc: "Share of the requests that are written, drawn for each.",
+        },
+    ],
+    one_of: &[],
+};
+
+static TRACE: Table = Table {
+    name: "trace",
+    doc: "Trace context of requests: `traceparent` and `tracestate`.",
+    fields: &[
+        Field {
+            key: "absent",
+            shape: Shape::Word(&["create", "leave"]),
+            presence: Default("create"),
+            doc: "What becomes of a request without a context: it gets one, or none.",
+        },
+        Field {
+            key: "sampledPercent",
+            shape: Shape::Integer { min: 0, max: 100 },
+            presence: Default("100"),
+            doc: "Share of the contexts made here that ask endpoints to record; endpoints that follow their parent record \
+                  these and no others.",
         },
     ],
     one_of: &[],

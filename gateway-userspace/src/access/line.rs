@@ -1,0 +1,173 @@
+//! One line: an object that grows while its request is served, and is handed over when its response has ended.
+
+use std::{
+    io::Write as _,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::{
+    access::{Log, wall},
+    clock::Clock,
+    config::AccessField,
+};
+
+/// The line of a request that is being served. Dropped, it is whole.
+#[derive(Debug)]
+pub struct Line {
+    log: Arc<Log>,
+    worker: usize,
+    clock: Clock,
+    started: Instant,
+    text: Vec<u8>,
+    n_sent: u64,
+    is_whole: bool,
+}
+
+impl Line {
+    pub(super) fn new(log: Arc<Log>, worker: usize, clock: Clock, started: Instant) -> Self {
+        let mut text = Vec::with_capacity(512);
+        text.push(b'{');
+        let mut line = Self { log, worker, clock, started, text, n_sent: 0, is_whole: false };
+        if line.key(AccessField::Time) {
+            write_time(&mut line.text, wall());
+        }
+        line
+    }
+
+    /// Adds text that came from a peer; bytes beyond ASCII stand as the characters of those numbers.
+    pub fn text(&mut self, field: AccessField, value: &[u8]) {
+        if self.key(field) {
+            write_text(&mut self.text, value);
+        }
+    }
+
+    /// Adds something that prints as plain text.
+    pub fn display(&mut self, field: AccessField, value: impl std::fmt::Display) {
+        if self.key(field) {
+            self.text.push(b'"');
+            self.write(format_args!("{value}"));
+            self.text.push(b'"');
+        }
+    }
+
+    /// Adds a number.
+    pub fn number(&mut self, field: AccessField, value: u64) {
+        if self.key(field) {
+            self.write(format_args!("{value}"));
+        }
+    }
+
+    /// Adds a time, in microseconds.
+    pub fn duration(&mut self, field: AccessField, value: Duration) {
+        self.number(field, u64::try_from(value.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts bytes of the body.
+    pub fn sent(&mut self, n_bytes: usize) {
+        self.n_sent = self.n_sent.saturating_add(u64::try_from(n_bytes).unwrap_or(u64::MAX));
+    }
+
+    /// The body has ended as it should.
+    pub const fn complete(&mut self) {
+        self.is_whole = true;
+    }
+
+    fn key(&mut self, field: AccessField) -> bool {
+        let is_wanted = self.log.fields.has(field);
+        if is_wanted {
+            if self.text.len() > 1 {
+                self.text.push(b',');
+            }
+            self.text.push(b'"');
+            self.text.extend_from_slice(field.as_str().as_bytes());
+            self.text.extend_from_slice(b"\":");
+        }
+        is_wanted
+    }
+
+    fn write(&mut self, text: std::fmt::Arguments<'_>) {
+        // A vector takes everything.
+        drop(self.text.write_fmt(text));
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.number(AccessField::BytesSent, self.n_sent);
+        let elapsed = self.clock.now().saturating_duration_since(self.started);
+        self.duration(AccessField::Duration, elapsed);
+        if self.key(AccessField::Complete) {
+            self.text.extend_from_slice(if self.is_whole { b"true" } else { b"false" });
+        }
+        self.text.extend_from_slice(b"}\n");
+        self.log.push(self.worker, &self.text);
+    }
+}
+
+/// Text as JSON has it (RFC 8259, section 7).
+fn write_text(to: &mut Vec<u8>, value: &[u8]) {
+    to.push(b'"');
+    for byte in value {
+        match byte {
+            b'"' | b'\\' => to.extend_from_slice(&[b'\\', *byte]),
+            0x20..=0x7e => to.push(*byte),
+            _ => {
+                let digit =
+                    |nibble: u8| b"0123456789abcdef".get(usize::from(nibble)).copied().unwrap_or(b'0');
+                to.extend_from_slice(&[b'\\', b'u', b'0', b'0', digit(byte >> 4), digit(byte & 15)]);
+            }
+        }
+    }
+    to.push(b'"');
+}
+
+/// A time as RFC 3339 has it, in UTC, with milliseconds.
+fn write_time(to: &mut Vec<u8>, time: SystemTime) {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second, ms) = (second / 3_600, second / 60 % 60, second % 60, since.subsec_millis());
+    // A vector takes everything.
+    drop(write!(to, "\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z\""));
+}
+
+/// Year, month and day of the Gregorian calendar, from days since 1970. Years begin in March, so that the leap day is the
+/// last one; 400 years have 146,097 days.
+const fn date(days: u64) -> (u64, u64, u64) {
+    // From the first of March of the year 0.
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    // Five months from March have 153 days, again and again.
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    (era * 400 + year + next, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (seconds, ms, expected) in [
+            (0, 0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399, 999, "2000-02-28T23:59:59.999Z"),
+            (951_782_400, 1, "2000-02-29T00:00:00.001Z"),
+            (951_868_800, 0, "2000-03-01T00:00:00.000Z"),
+            (1_709_210_096, 7, "2024-02-29T12:34:56.007Z"),
+            (1_735_689_599, 0, "2024-12-31T23:59:59.000Z"),
+            (4_107_542_400, 0, "2100-03-01T00:00:00.000Z"),
+        ] {
+            let mut text = Vec::new();
+            write_time(
+                &mut text,
+                SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(ms),
+            );
+            assert_eq!(String::from_utf8(text).unwrap(), format!("\"{expected}\""));
+        }
+    }
+}
