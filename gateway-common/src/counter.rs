@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// Value of [`Reasons`](crate::map::Reasons): one reason at one hook.
+/// One reason at one hook.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct Count {
@@ -10,6 +10,14 @@ pub struct Count {
     pub packets: u64,
     /// Bytes from the link-layer header on; zero at `sk_lookup`.
     pub bytes: u64,
+}
+
+/// Value of [`Reasons`](crate::map::Reasons): the reasons of one hook, by their numbers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+pub struct HookCounts {
+    /// By the number of the reason.
+    pub reasons: [Count; Reason::ROOM],
 }
 
 /// Value of [`ServiceCounts`](crate::map::ServiceCounts).
@@ -30,6 +38,8 @@ pub struct ServiceCount {
     pub steered: u64,
     /// Packets dropped, whatever the reason.
     pub dropped: u64,
+    /// Flows that should have been remembered while their slot changed, and found no place.
+    pub unrecorded: u64,
 }
 
 /// Value of [`EndpointCounts`](crate::map::EndpointCounts).
@@ -48,7 +58,7 @@ pub struct EndpointCount {
     pub new_flows: u64,
 }
 
-/// Where a program is attached. Together with a [`Reason`] it is the index into [`Reasons`](crate::map::Reasons).
+/// Where a program is attached. Its number is the index into [`Reasons`](crate::map::Reasons).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Hook {
     /// XDP on ingress.
@@ -62,6 +72,9 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// Room for hooks.
+    pub const LIMIT: u32 = 8;
+
     /// All hooks, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::XdpBalance, Self::TcIngress, Self::TcEgress, Self::SkLookup];
 
@@ -119,6 +132,9 @@ macro_rules! reasons {
             /// Room for reasons at each hook.
             pub const LIMIT: u32 = 64;
 
+            /// The same, as the length of an array.
+            pub const ROOM: usize = 64;
+
             /// Every reason, in the order of the numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
@@ -169,7 +185,7 @@ reasons! {
     NoTranslation = 9 "no_translation" Passed,
     /// Leaves from an address and port that no translation holds.
     NotTranslated = 10 "not_translated" Passed,
-    /// Translated and sent to an endpoint.
+    /// Translated or tunnelled, and sent to an endpoint.
     Forwarded = 16 "forwarded" Forwarded,
     /// Translated and handed to the stack for an endpoint on this node.
     ForwardedLocal = 17 "forwarded_local" Forwarded,
@@ -193,7 +209,7 @@ reasons! {
     NoNextHop = 38 "no_next_hop" Dropped,
     /// Every translation port that was tried towards this endpoint is taken.
     PortsExhausted = 39 "ports_exhausted" Dropped,
-    /// The kernel refused to record the flow.
+    /// The flow table could not be reached.
     FlowNotRecorded = 40 "flow_not_recorded" Dropped,
     /// The kernel refused to change the packet.
     RewriteFailed = 41 "rewrite_failed" Dropped,
@@ -201,10 +217,17 @@ reasons! {
     NoSocket = 42 "no_socket" Dropped,
     /// The service's forwarding mode is one that this build does not know.
     UnknownMode = 43 "unknown_mode" Dropped,
+    /// The packet is larger than the way to the endpoint takes.
+    TooBig = 44 "too_big" Dropped,
+    /// The flow table has no place for the flow that may be taken from another.
+    FlowTableFull = 45 "flow_table_full" Dropped,
+    /// Another processor was recording the same flow.
+    FlowContended = 46 "flow_contended" Dropped,
 }
 
 const _: () = assert!(size_of::<Count>() == 16);
-const _: () = assert!(size_of::<ServiceCount>() == 56);
+const _: () = assert!(size_of::<HookCounts>() == 1_024);
+const _: () = assert!(size_of::<ServiceCount>() == 64);
 const _: () = assert!(size_of::<EndpointCount>() == 40);
 
 #[cfg(test)]

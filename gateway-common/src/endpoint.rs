@@ -14,7 +14,7 @@ pub struct Endpoint {
     pub source: Addr,
     /// How a packet leaves this node towards the endpoint.
     pub next_hop: NextHop,
-    /// Port of the endpoint.
+    /// Port of the endpoint; zero when packets keep theirs.
     pub port: Port,
     /// May it receive packets.
     pub state: EndpointState,
@@ -24,13 +24,21 @@ pub struct Endpoint {
     pub service: u32,
     /// Counts the endpoints this row has held; a flow that remembers another generation is stale.
     pub generation: u32,
-    /// Weight as configured or as the agent set it, for whoever reads the map; slots decide.
-    pub weight: u32,
+    /// Bytes of an IP packet that the way takes; zero when it is not known.
+    pub mtu: u16,
+    /// VLAN tag of frames that go there; zero for none.
+    pub vlan: u16,
 }
 
 impl Endpoint {
     /// The endpoint is a socket of this node: only the destination is translated, and the stack delivers.
     pub const LOCAL: u8 = 1;
+
+    /// The port that a packet to this virtual port goes to.
+    #[inline(always)]
+    pub fn port_for(&self, port: Port) -> Port {
+        if self.port == Port::NONE { port } else { self.port }
+    }
 
     /// Whether packets for it are delivered by this node's own stack.
     #[inline(always)]

@@ -7,7 +7,7 @@ use crate::{
     endpoint::NextHop,
 };
 
-/// Key of [`Flows`](crate::map::Flows) and [`Translations`](crate::map::Translations): the 5-tuple as the packet carries it.
+/// The 5-tuple of a packet as it carries it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Pod, Zeroable)]
 pub struct FlowKey {
@@ -25,7 +25,7 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
-    /// The padding is zero by construction: the kernel hashes every byte of a key.
+    /// From its parts.
     #[inline(always)]
     pub const fn new(
         source: Addr,
@@ -44,110 +44,179 @@ impl FlowKey {
     }
 }
 
-/// Value of [`Flows`](crate::map::Flows): the direction from the client to the endpoint.
+/// Entries in a bucket of [`Flows`](crate::map::Flows).
+pub const WAYS: usize = 4;
+
+/// Value of [`Flows`](crate::map::Flows): four entries, one cache line each. A flow stands in one of two buckets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct FlowBucket {
+    /// The entries.
+    pub flows: [Flow; WAYS],
+}
+
+/// One flow, in both directions.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct Flow {
+    /// Whose entry this is. Written first and last, so that nobody reads half an entry.
+    pub head: Head,
+    /// The client.
+    pub client: Addr,
+    /// The client's port; zero for what is remembered about a client of a service with affinity.
+    pub client_port: Port,
+    /// The virtual port.
+    pub port: Port,
+    /// Row of the service.
+    pub service: u32,
     /// Row of the endpoint.
     pub endpoint: u32,
     /// [`Endpoint::generation`](crate::endpoint::Endpoint::generation) when the flow was recorded.
     pub generation: u32,
-    /// Last packet, in [`Tick`]s.
-    pub seen: Tick,
-    /// Port that translated packets carry as their source; the client's own for a local endpoint.
+    /// When the entry is over unless another packet comes.
+    pub expires: Tick,
+    /// Port that translated packets carry as their source; zero without translation.
     pub source_port: Port,
     /// How far the connection has come.
     pub phase: Phase,
     pad: u8,
+    /// The way back to the client, learned from the client's own packets; unknown without translation.
+    pub next_hop: NextHop,
 }
 
-impl Flow {
-    /// A flow just seen for the first time.
+/// Head of an entry: what is compared and exchanged as one word.
+// Aligned, because the compiler copies it in pieces otherwise, and the verifier refuses pieces at odd places.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Head {
+    /// Bits of the flow's hash.
+    pub tag: u16,
+    /// Counts the flows that the entry has held.
+    pub version: u16,
+    /// VLAN tag of the client's frames; zero for none.
+    pub vlan: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Whether there is a flow.
+    pub state: HeadState,
+}
+
+impl Head {
+    /// As one word.
     #[inline(always)]
-    pub const fn new(endpoint: u32, generation: u32, seen: Tick, source_port: Port, phase: Phase) -> Self {
-        let [low, high] = source_port.number().to_ne_bytes();
-        let rest = u32::from_ne_bytes([low, high, phase.number, 0]);
-        bytemuck::must_cast([endpoint, generation, seen.count, rest])
+    pub const fn word(self) -> u64 {
+        bytemuck::must_cast(self)
+    }
+
+    /// From one word.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        bytemuck::must_cast(word)
     }
 }
 
-/// Value of [`Translations`](crate::map::Translations): the direction from the endpoint to the client.
-/// The key is the 5-tuple of the endpoint's packet.
+/// Whether an entry holds a flow: a closed set, as one byte.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
-pub struct Translation {
-    /// The client.
-    pub client: Addr,
-    /// The virtual address.
-    pub addr: Addr,
-    /// The way back to the client, learned from the client's own packets.
-    pub next_hop: NextHop,
-    /// The client's port.
-    pub client_port: Port,
-    /// The virtual port.
-    pub port: Port,
-    /// Number of the service.
-    pub service: u32,
-    /// Row of the endpoint.
-    pub endpoint: u32,
-    /// Last packet of either direction, in [`Tick`]s.
-    pub seen: Tick,
-    /// How far the connection has come.
-    pub phase: Phase,
-    pad: [u8; 7],
+pub struct HeadState {
+    number: u8,
 }
 
-impl Translation {
-    /// The padding is zero by construction.
-    #[inline(always)]
-    pub const fn new(
-        key: &FlowKey,
-        service: u32,
-        endpoint: u32,
-        next_hop: NextHop,
-        seen: Tick,
-        phase: Phase,
-    ) -> Self {
-        let [c0, c1]: [u64; 2] = bytemuck::must_cast(key.source);
-        let [a0, a1]: [u64; 2] = bytemuck::must_cast(key.destination);
-        let [h0, h1, h2, h3]: [u32; 4] = bytemuck::must_cast(next_hop);
-        let [cp0, cp1] = key.source_port.number().to_ne_bytes();
-        let [p0, p1] = key.destination_port.number().to_ne_bytes();
-        let ports = u32::from_ne_bytes([cp0, cp1, p0, p1]);
-        let phase = u32::from_ne_bytes([phase.number, 0, 0, 0]);
-        bytemuck::must_cast([
-            c0,
-            c1,
-            a0,
-            a1,
-            words(h0, h1),
-            words(h2, h3),
-            words(ports, service),
-            words(endpoint, seen.count),
-            words(phase, 0),
-        ])
+impl HeadState {
+    /// Nothing, or nothing any more.
+    pub const FREE: Self = Self { number: 0 };
+    /// A processor is writing the entry.
+    pub const BUSY: Self = Self { number: 1 };
+    /// A flow.
+    pub const LIVE: Self = Self { number: 2 };
+
+    /// The byte in the map.
+    pub const fn number(self) -> u8 {
+        self.number
     }
 }
 
-/// Value of [`ScratchMap`](crate::map::ScratchMap): the entries of one flow while a program puts them together.
+/// Places in a bucket of [`Replies`](crate::map::Replies).
+pub const REPLY_WAYS: usize = 8;
+
+/// Value of [`Replies`](crate::map::Replies): from the 5-tuple of an endpoint's packets to entries of
+/// [`Flows`](crate::map::Flows), one cache line.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct ReplyBucket {
+    /// The places.
+    pub replies: [Reply; REPLY_WAYS],
+}
+
+/// One place of [`ReplyBucket`]; all zero when it is free.
+// Aligned, because it is read and written as one word.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Reply {
+    /// Bits of the hash of the endpoint's 5-tuple, never zero.
+    pub tag: u32,
+    /// Index of the entry: bucket times four plus place, in the lower 24 bits; above them the lowest bits of the version
+    /// that it had.
+    pub flow: u32,
+}
+
+impl Reply {
+    /// Bits of [`Reply::flow`] that hold the index.
+    pub const INDEX_BITS: u32 = 24;
+
+    /// A place for a version of an entry.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, reason = "widening in a const function")]
+    pub const fn new(tag: u32, index: u32, version: u16) -> Self {
+        Self { tag, flow: (version as u32) << Self::INDEX_BITS | index & Self::INDEX_MASK }
+    }
+
+    const INDEX_MASK: u32 = (1 << Self::INDEX_BITS) - 1;
+
+    /// Index of the entry.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self.flow & Self::INDEX_MASK
+    }
+
+    /// Whether it was made for this version of the entry.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, reason = "widening in a const function")]
+    pub const fn is_of(self, version: u16) -> bool {
+        self.flow >> Self::INDEX_BITS == version as u32 & 0xff
+    }
+
+    /// As one word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        bytemuck::must_cast(self)
+    }
+
+    /// From one word.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        bytemuck::must_cast(word)
+    }
+}
+
+/// Value of [`ServiceFlows`](crate::map::ServiceFlows): what a service holds in [`Flows`](crate::map::Flows).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct FlowCount {
+    /// Entries, of open flows and of those that are over but whose place nobody has taken yet.
+    pub entries: u64,
+}
+
+/// Value of [`ScratchMap`](crate::map::ScratchMap): what a program notes while it looks at a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct Scratch {
-    /// The 5-tuple of the endpoint's packets.
-    pub reply_key: FlowKey,
-    /// What will stand under it.
-    pub translation: Translation,
-    /// What will stand under the client's 5-tuple.
-    pub flow: Flow,
+    /// Its notes, in a form of its own.
+    pub words: [u64; 32],
 }
 
-/// Two words as they lie in memory.
-#[inline(always)]
-const fn words(first: u32, second: u32) -> u64 {
-    bytemuck::must_cast([first, second])
-}
-
-/// A coarse instant: nanoseconds since boot divided by 2^30, so one tick is 1.07 s. Wraps after 146 years.
+/// A coarse instant: the kernel's timer interrupts since boot, shifted so that one tick is about a second. Wraps after a
+/// century.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct Tick {
@@ -155,15 +224,15 @@ pub struct Tick {
 }
 
 impl Tick {
-    /// From nanoseconds of the kernel's coarse monotonic clock.
+    /// From a number of timer interrupts; see [`tick_shift`].
     #[inline(always)]
     #[expect(
         clippy::as_conversions,
         clippy::cast_possible_truncation,
-        reason = "bits above 2^62 ns are 146 years away"
+        reason = "the upper bits are a century away"
     )]
-    pub const fn from_ns(ns: u64) -> Self {
-        Self { count: (ns >> 30) as u32 }
+    pub const fn from_jiffies(jiffies: u64, shift: u8) -> Self {
+        Self { count: (jiffies >> (shift & 63)) as u32 }
     }
 
     /// From a number of ticks.
@@ -178,10 +247,28 @@ impl Tick {
         self.count
     }
 
-    /// Ticks since `earlier`.
+    /// The instant so many ticks later.
     #[inline(always)]
-    pub const fn since(self, earlier: Self) -> u32 {
-        self.count.wrapping_sub(earlier.count)
+    #[must_use]
+    pub const fn after(self, ticks: u32) -> Self {
+        Self { count: self.count.wrapping_add(ticks) }
+    }
+
+    /// Whether this instant is before another. Instants more than half the range apart mean nothing.
+    #[inline(always)]
+    pub const fn is_before(self, other: Self) -> bool {
+        self.count.wrapping_sub(other.count) > u32::MAX / 2
+    }
+}
+
+/// Bits by which timer interrupts are shifted, from their number in a second: a tick is then between two thirds of a
+/// second and four thirds.
+pub const fn tick_shift(interrupts_per_second: u32) -> u8 {
+    let wide = interrupts_per_second.saturating_mul(4) / 3;
+    match wide.checked_ilog2() {
+        Some(0..=15) | None if wide < 2 => 0,
+        Some(shift @ 0..=15) => shift.to_le_bytes()[0],
+        Some(_) | None => 15,
     }
 }
 
@@ -202,6 +289,36 @@ impl Phase {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
-const _: () = assert!(size_of::<Flow>() == 16);
-const _: () = assert!(size_of::<Translation>() == 72);
-const _: () = assert!(size_of::<Scratch>() == 128);
+const _: () = assert!(size_of::<Flow>() == 64);
+const _: () = assert!(size_of::<FlowBucket>() == 256);
+const _: () = assert!(size_of::<ReplyBucket>() == 64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_is_about_a_second() {
+        for per_second in [24, 100, 250, 300, 1_000, 1_024, 1_200] {
+            let tick = f64::from(1_u32 << tick_shift(per_second)) / f64::from(per_second);
+            assert!((0.66..=1.34).contains(&tick), "{per_second} in a second: {tick} s");
+        }
+        assert_eq!([tick_shift(0), tick_shift(1)], [0, 0]);
+    }
+
+    #[test]
+    fn an_instant_is_before_another_across_the_wrap() {
+        assert!(Tick::new(3).is_before(Tick::new(5)));
+        assert!(!Tick::new(5).is_before(Tick::new(5)));
+        assert!(!Tick::new(6).is_before(Tick::new(5)));
+        assert!(Tick::new(u32::MAX).is_before(Tick::new(u32::MAX).after(3)));
+    }
+
+    #[test]
+    fn a_reply_knows_its_entry_and_version() {
+        let reply = Reply::new(7, 0x00ab_cdef, 0x1234);
+        assert_eq!(reply.index(), 0x00ab_cdef);
+        assert!(reply.is_of(0x1234) && reply.is_of(0x0034) && !reply.is_of(0x1235));
+        assert_eq!(Reply::from_word(reply.word()), reply);
+    }
+}

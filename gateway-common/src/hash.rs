@@ -1,10 +1,13 @@
 //! The hashes that every node of a cluster and both sides of the kernel line must agree on. Fixed for ever.
 
+use core::fmt;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
     addr::{Addr, Port},
     flow::FlowKey,
+    service::ServiceKey,
 };
 
 /// The cluster's seed. A secret: whoever knows it can aim flows at one endpoint.
@@ -33,9 +36,43 @@ impl Seed {
     }
 }
 
+/// The seed, spread out for [`flow`]: one secret word for each word that is hashed.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Keys {
+    words: [u32; 10],
+}
+
+impl fmt::Debug for Keys {
+    /// Nothing of it: it is as secret as the seed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys(..)")
+    }
+}
+
+impl Seed {
+    /// The words that [`flow`] takes.
+    pub const fn keys(&self) -> Keys {
+        let [a, b] = self.words;
+        let first = spread(a, b, 1);
+        let second = spread(a, b, 2);
+        let third = spread(a, b, 3);
+        let fourth = spread(a, b, 4);
+        let fifth = spread(a, b, 5);
+        bytemuck::must_cast([first, second, third, fourth, fifth])
+    }
+}
+
+/// The `n`th of a sequence of words that looks random without the seed.
+const fn spread(a: u64, b: u64, n: u64) -> u64 {
+    finish(absorb(absorb(b, a), n), !b).to_le()
+}
+
 /// Odd constants with well-spread bits: the fractional parts of the golden ratio and of the square root of two.
 const K1: u64 = 0x9e37_79b9_7f4a_7c15;
 const K2: u64 = 0x6a09_e667_f3bc_c909;
+/// The same of the square root of three.
+const K3: u64 = 0xbb67_ae85_84ca_a73b;
 
 #[inline(always)]
 const fn absorb(state: u64, word: u64) -> u64 {
@@ -57,23 +94,62 @@ const fn pair(high: u32, low: u32) -> u64 {
 }
 
 /// Hash of a flow's 5-tuple as its client sends it. All 64 bits are usable; [`slot`] uses the high ones.
+///
+/// Products of pairs of words, each with a secret word added, summed up (the NH hash of Black et al., "UMAC: Fast and
+/// Secure Message Authentication", CRYPTO 1999), then mixed. Two tuples collide in the sum with a probability of 2^-32
+/// for whoever does not know the seed, and the products do not wait for each other. IPv4 takes two of them.
 #[inline(always)]
 #[expect(clippy::as_conversions, reason = "widening, in a function the kernel runs per packet")]
-pub const fn flow(seed: &Seed, key: &FlowKey) -> u64 {
-    let [s0, s1, s2, s3] = key.source.words();
-    let [d0, d1, d2, d3] = key.destination.words();
-    let [seed_a, seed_b] = seed.words;
-    let ports = pair(
-        (key.source_port.number() as u32) << 16 | key.destination_port.number() as u32,
-        key.protocol.number() as u32,
-    );
-    let mut state = seed_a;
-    state = absorb(state, pair(s0, s1));
-    state = absorb(state, pair(s2, s3));
-    state = absorb(state, pair(d0, d1));
-    state = absorb(state, pair(d2, d3));
-    state = absorb(state, ports);
-    finish(state, seed_b)
+pub const fn flow(keys: &Keys, key: &FlowKey, v6: bool) -> u64 {
+    let ports = (key.source_port.number() as u32) << 16 | key.destination_port.number() as u32;
+    tuple(keys, key.source, key.destination, ports, key.protocol.number() as u32, v6)
+}
+
+/// Hash of a client's address alone, for services that keep a client on its endpoint.
+#[inline(always)]
+pub const fn client(keys: &Keys, client: Addr, virtual_addr: Addr, v6: bool) -> u64 {
+    tuple(keys, client, virtual_addr, 0, 0, v6)
+}
+
+#[inline(always)]
+const fn tuple(keys: &Keys, source: Addr, destination: Addr, ports: u32, protocol: u32, v6: bool) -> u64 {
+    let [k0, k1, k2, k3, k4, k5, k6, k7, k8, k9] = keys.words;
+    let [s0, s1, s2, s3] = source.words();
+    let [d0, d1, d2, d3] = destination.words();
+    let mut sum = product(s3, k0, d3, k1).wrapping_add(product(ports, k2, protocol, k3));
+    if v6 {
+        sum = sum.wrapping_add(product(s0, k4, d0, k5));
+        sum = sum.wrapping_add(product(s1, k6, d1, k7));
+        sum = sum.wrapping_add(product(s2, k8, d2, k9));
+    }
+    mix(sum)
+}
+
+#[inline(always)]
+#[expect(clippy::as_conversions, reason = "widening, in a function the kernel runs per packet")]
+const fn product(a: u32, key_a: u32, b: u32, key_b: u32) -> u64 {
+    (a.wrapping_add(key_a) as u64).wrapping_mul(b.wrapping_add(key_b) as u64)
+}
+
+/// Spreads a sum over all bits: the high half of the product depends on every bit, the low half gets it by the last step.
+#[inline(always)]
+const fn mix(sum: u64) -> u64 {
+    let mixed = (sum ^ (sum >> 32)).wrapping_mul(K1);
+    mixed ^ (mixed >> 32)
+}
+
+/// The two buckets of [`ServiceIndex`](crate::map::ServiceIndex) where a virtual address, port and protocol may stand.
+/// Not secret: only the agent writes there.
+#[inline(always)]
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "halves of a word")]
+pub const fn service(key: &ServiceKey) -> [u32; 2] {
+    let [a, b]: [u64; 2] = bytemuck::must_cast(key.addr);
+    let rest = (key.port.number() as u64) << 8 | key.protocol.number() as u64;
+    // Three products that do not wait for each other.
+    let sum = a.wrapping_mul(K2).wrapping_add(b.wrapping_mul(K1)).wrapping_add(rest.wrapping_mul(K3));
+    // Twice: addresses that follow each other would lead to buckets that do, and moves between them in circles.
+    let mixed = mix(mix(sum).wrapping_mul(K2));
+    [mixed as u32, (mixed >> 32) as u32]
 }
 
 /// Maps a hash onto `0..n_slots` without a division (Lemire, "Fast Random Integer Generation in an Interval", 2019).
@@ -107,10 +183,54 @@ mod tests {
             Port::new(443),
             Protocol::TCP,
         );
-        assert_eq!(flow(&seed, &key), FLOW);
+        assert_eq!(flow(&seed.keys(), &key, false), FLOW);
         assert_eq!(endpoint(&seed, Addr::v4([203, 0, 113, 1]), Port::new(80)), ENDPOINT);
     }
 
-    const FLOW: u64 = 4_819_717_774_861_314_676;
+    /// How uneven a hash fills places: the variance over the mean, which is one for a hash without a pattern.
+    fn unevenness(hashes: impl Iterator<Item = u32>) -> f64 {
+        let mut counts = [0_u32; 1_024];
+        let mut n = 0_u32;
+        for hash in hashes {
+            counts[usize::try_from(hash).unwrap() & 1_023] += 1;
+            n += 1;
+        }
+        let mean = f64::from(n) / 1_024.0;
+        counts.iter().map(|count| (f64::from(*count) - mean).powi(2)).sum::<f64>() / 1_024.0 / mean
+    }
+
+    #[test]
+    fn clients_in_a_row_spread_evenly() {
+        let keys = Seed::new([3, 4]).keys();
+        let clients = |v6: bool| {
+            (0..200_u8).flat_map(move |host| {
+                (0..100_u16).map(move |port| {
+                    let (source, destination) = if v6 {
+                        let mut client = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                        client[15] = host;
+                        (Addr::v6(client), Addr::v6([0xfd; 16]))
+                    } else {
+                        (Addr::v4([192, 0, 2, host]), Addr::v4([198, 51, 100, 1]))
+                    };
+                    FlowKey::new(source, Port::new(40_000 + port), destination, Port::new(443), Protocol::TCP)
+                })
+            })
+        };
+        for v6 in [false, true] {
+            let part = |shift: u32| {
+                clients(v6)
+                    .map(move |key| u32::try_from(flow(&keys, &key, v6) >> shift & 0xffff_ffff).unwrap())
+            };
+            for (what, hashes) in [("buckets", part(0)), ("ways and ports", part(32)), ("tags", part(48))] {
+                let found = unevenness(hashes);
+                assert!((0.7..1.3).contains(&found), "{what} of IPv{}: {found}", if v6 { 6 } else { 4 });
+            }
+            let slots = clients(v6).map(|key| slot(flow(&keys, &key, v6), 1_021));
+            let found = unevenness(slots);
+            assert!((0.7..1.4).contains(&found), "slots of IPv{}: {found}", if v6 { 6 } else { 4 });
+        }
+    }
+
+    const FLOW: u64 = 11_522_090_875_357_237_077;
     const ENDPOINT: [u64; 2] = [4_856_296_318_774_559_841, 15_741_924_316_220_075_526];
 }

@@ -3,11 +3,11 @@
 use bytemuck::Pod;
 
 use crate::{
-    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
+    counter::{EndpointCount, Hook, HookCounts, ServiceCount},
     endpoint::Endpoint,
     filter::{self, FilterWord},
-    flow::{Flow, FlowKey, Scratch, Translation},
-    service::{Service, ServiceKey},
+    flow::{FlowBucket, FlowCount, ReplyBucket, Scratch},
+    service::{PortRange, Service, ServiceBucket},
     settings::Settings,
     slot::SlotChunk,
 };
@@ -19,10 +19,6 @@ pub enum Kind {
     Array,
     /// `BPF_MAP_TYPE_ARRAY` with `BPF_F_MMAPABLE` (Linux 5.5).
     MappedArray,
-    /// `BPF_MAP_TYPE_HASH`, preallocated.
-    Hash,
-    /// `BPF_MAP_TYPE_LRU_HASH`.
-    LruHash,
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
     PerCpuArray,
     /// `BPF_MAP_TYPE_SOCKMAP`; cannot carry BTF.
@@ -90,31 +86,41 @@ pub struct Description {
     pub help: &'static str,
 }
 
+/// Buckets of [`ServiceIndex`]: two places each, which are never more than two thirds full.
+pub const INDEX_BUCKETS: u32 = 8_192;
+
+/// Services that a node may hold.
+pub const SERVICES: u32 = 10_240;
+
 maps! {
-    /// Virtual address, port and protocol to service.
-    Services "SERVICES" Hash [10_240] ServiceKey => Service;
+    /// Where services stand, by virtual address, port and protocol: a hash table with two places in a bucket and two buckets for a key.
+    ServiceIndex "SERVICE_INDEX" MappedArray [INDEX_BUCKETS] u32 => ServiceBucket;
+    /// Services by their numbers.
+    Services "SERVICES" MappedArray [SERVICES] u32 => Service;
+    /// Services of ranges of ports.
+    PortRanges "PORT_RANGES" MappedArray [4_096] u32 => PortRange;
     /// Slot tables of all services, two halves each, in chunks of sixteen slots.
     Slots "SLOTS" MappedArray [65_536] u32 => SlotChunk;
     /// Endpoint rows of all services.
-    Endpoints "ENDPOINTS" Array [131_072] u32 => Endpoint;
-    /// Flows from clients, by the 5-tuple of the client's packet.
-    Flows "FLOWS" LruHash [262_144] FlowKey => Flow;
-    /// Flows from endpoints, by the 5-tuple of the endpoint's packet.
-    Translations "TRANSLATIONS" LruHash [262_144] FlowKey => Translation;
+    Endpoints "ENDPOINTS" MappedArray [131_072] u32 => Endpoint;
+    /// Flows: a hash table with four places in a bucket and two buckets for a flow.
+    Flows "FLOWS" MappedArray [131_072] u32 => FlowBucket;
+    /// The way from an endpoint's packets to their flows: a hash table with eight places in a bucket.
+    Replies "REPLIES" MappedArray [65_536] u32 => ReplyBucket;
+    /// Places that services hold in the flow table.
+    ServiceFlows "SERVICE_FLOWS" MappedArray [SERVICES] u32 => FlowCount;
     /// Bitmap over the destination addresses that are ours.
     Filter "FILTER" Array [filter::WORDS] u32 => FilterWord;
     /// The agent's settings, one row.
     SettingsMap "SETTINGS" Array [1] u32 => Settings;
     /// Listening sockets of the agent.
     Sockets "SOCKETS" SockMap [4_096] u32 => u64;
-    /// Room where a program puts a new flow's entries together: its stack is too small for them. Holds nothing between packets.
+    /// Room where a program notes what it knows of a packet: its stack is too small for that. Means nothing between packets.
     ScratchMap "SCRATCH" PerCpuArray [1] u32 => Scratch;
-    /// Packets by hook and reason; the index is `hook * 64 + reason`.
-    Reasons "REASONS" PerCpuArray [Reason::LIMIT * 4] u32 => Count;
+    /// Packets by hook and reason.
+    Reasons "REASONS" PerCpuArray [Hook::LIMIT] u32 => HookCounts;
     /// Packets and flows by service.
-    ServiceCounts "SERVICE_COUNTS" PerCpuArray [10_240] u32 => ServiceCount;
+    ServiceCounts "SERVICE_COUNTS" PerCpuArray [SERVICES] u32 => ServiceCount;
     /// Packets and flows by endpoint row.
     EndpointCounts "ENDPOINT_COUNTS" PerCpuArray [131_072] u32 => EndpointCount;
 }
-
-const _: () = assert!(Hook::ALL.len() == 4, "REASONS has room for four hooks");

@@ -1,8 +1,13 @@
 //! Settings: what the agent switches while the programs run.
 
+use core::fmt;
+
 use bytemuck::{Pod, Zeroable};
 
-use crate::{addr::Port, hash::Seed};
+use crate::{
+    addr::{Addr, Port},
+    hash::{Keys, Seed},
+};
 
 /// Value of [`SettingsMap`](crate::map::SettingsMap), a single row.
 #[repr(C)]
@@ -10,38 +15,108 @@ use crate::{addr::Port, hash::Seed};
 pub struct Settings {
     /// The cluster's seed.
     pub seed: Seed,
+    /// The seed spread out, for the hash of flows.
+    pub keys: Keys,
+    /// Buckets of [`Flows`](crate::map::Flows) less one; their number is a power of two.
+    pub flow_mask: u32,
+    /// Buckets of [`Replies`](crate::map::Replies) less one.
+    pub reply_mask: u32,
+    /// Ticks after which a flow that never got beyond its first packet may lose its place.
+    pub opening_ticks: u32,
+    /// Ticks after which a silent open TCP flow may lose its place.
+    pub open_ticks: u32,
+    /// Ticks after which a closed TCP flow may lose its place: longer than TIME-WAIT.
+    pub closing_ticks: u32,
+    /// Ticks after which a silent UDP flow selects an endpoint again and may lose its place.
+    pub udp_ticks: u32,
     /// First port that translated packets may carry as their source.
     pub first_port: Port,
     /// Ports from there on; zero switches translation towards remote endpoints off.
     pub n_ports: u16,
-    /// Ticks after which a flow that never got beyond its first packet may lose its port.
-    pub opening_ticks: u32,
-    /// Ticks after which a silent open TCP flow may lose its port.
-    pub open_ticks: u32,
-    /// Ticks after which a closed TCP flow may lose its port: longer than TIME-WAIT.
-    pub closing_ticks: u32,
-    /// Ticks after which a silent UDP flow selects an endpoint again and may lose its port.
-    pub udp_ticks: u32,
-    pad: [u8; 4],
+    /// See [`tick_shift`](crate::flow::tick_shift).
+    pub tick_shift: u8,
+    pad: [u8; 3],
+    /// Outer source of tunnels over IPv4; the last 16 bits follow from the flow, so that the receiver's queues share the
+    /// load.
+    pub tunnel_v4: Addr,
+    /// Outer source of tunnels over IPv6; the last 32 bits follow from the flow.
+    pub tunnel_v6: Addr,
+    /// Destination port of tunnels over UDP.
+    pub tunnel_port: Port,
+    pad_end: [u8; 6],
+}
+
+impl fmt::Debug for Settings {
+    /// Without the seed, which is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("first_port", &self.first_port).finish_non_exhaustive()
+    }
 }
 
 impl Settings {
     /// The padding is zero by construction.
-    pub const fn new(seed: Seed, first_port: Port, n_ports: u16, timeouts: Timeouts) -> Self {
+    pub const fn new(seed: Seed, ports: Ports, tables: Tables, timeouts: Timeouts, tunnel: Tunnel) -> Self {
         Self {
             seed,
-            first_port,
-            n_ports,
+            keys: seed.keys(),
+            flow_mask: tables.flow_buckets.saturating_sub(1),
+            reply_mask: tables.reply_buckets.saturating_sub(1),
             opening_ticks: timeouts.opening,
             open_ticks: timeouts.open,
             closing_ticks: timeouts.closing,
             udp_ticks: timeouts.udp,
-            pad: [0; 4],
+            first_port: ports.first,
+            n_ports: ports.count,
+            tick_shift: timeouts.tick_shift,
+            pad: [0; 3],
+            tunnel_v4: tunnel.v4,
+            tunnel_v6: tunnel.v6,
+            tunnel_port: tunnel.port,
+            pad_end: [0; 6],
         }
     }
 }
 
-/// The four timeouts of [`Settings`], in ticks.
+/// The ports of translation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Ports {
+    /// See [`Settings::first_port`].
+    pub first: Port,
+    /// See [`Settings::n_ports`].
+    pub count: u16,
+}
+
+/// Sizes of the flow tables, powers of two.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Tables {
+    /// Buckets of [`Flows`](crate::map::Flows).
+    pub flow_buckets: u32,
+    /// Buckets of [`Replies`](crate::map::Replies).
+    pub reply_buckets: u32,
+}
+
+/// How tunnelled packets look on the outside.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Tunnel {
+    /// See [`Settings::tunnel_v4`].
+    pub v4: Addr,
+    /// See [`Settings::tunnel_v6`].
+    pub v6: Addr,
+    /// See [`Settings::tunnel_port`].
+    pub port: Port,
+}
+
+impl Tunnel {
+    /// Sources that belong to nobody: a private range, and the range whose packets are to be dropped (RFC 1918,
+    /// RFC 6666). The port is that of GUE (IANA, 6080).
+    pub const DEFAULT: Self = Self {
+        v4: Addr::v4([172, 16, 0, 0]),
+        v6: Addr::v6([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        port: Port::new(6_080),
+    };
+}
+
+/// How long silent flows are remembered, in ticks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Timeouts {
     /// See [`Settings::opening_ticks`].
@@ -52,6 +127,8 @@ pub struct Timeouts {
     pub closing: u32,
     /// See [`Settings::udp_ticks`].
     pub udp: u32,
+    /// See [`Settings::tick_shift`].
+    pub tick_shift: u8,
 }
 
-const _: () = assert!(size_of::<Settings>() == 40);
+const _: () = assert!(size_of::<Settings>() == 128);

@@ -1,183 +1,254 @@
-//! A client's packet to a service: its flow, else a new endpoint; then translated and on its way.
+//! A client's packet to a service: its flow, else its slot, else a new endpoint; then translated or tunnelled, and on its
+//! way.
 
 use gateway_common::{
     addr::Port,
     counter::Reason,
-    endpoint::Endpoint,
-    flow::{Flow, Tick},
-    hash,
-    service::Service,
+    endpoint::{Endpoint, EndpointState},
+    service::{Mode, Track},
     settings::Settings,
 };
 
 use crate::{
+    arrival::Arrival,
     env::{Env, Maps},
-    packet::{self, Packet},
-    port::Claim,
+    outcome::Stage,
+    packet, record,
     rewrite::{self, Edit},
-    select::{Chosen, select},
+    select::{self, Chosen},
+    table::{self, Found, row::FlowRows},
     track,
+    tunnel::{self, Tunnel},
     verdict::Verdict,
     way::Way,
 };
 
-/// One packet to one service, and the instant it came.
-struct Arrival<'a> {
-    packet: &'a Packet,
-    service: &'a Service,
-    settings: &'a Settings,
-    now: Tick,
-}
-
-/// An endpoint that shall receive the packet, and the way there.
-struct Target<'a> {
-    row: u32,
-    endpoint: &'a Endpoint,
-    /// Unknown for an endpoint on this node.
-    way: Way,
-}
-
-impl Arrival<'_> {
-    /// The hash that decides slot and port.
-    #[inline(always)]
-    fn hash(&self) -> u64 {
-        hash::flow(&self.settings.seed, self.packet.key())
-    }
-}
-
-/// Balances one packet to a service whose mode is translation.
+/// Balances one packet.
 #[inline(always)]
-pub fn forward<E: Env>(env: &mut E, packet: &Packet, service: &Service, settings: &Settings) -> Verdict {
-    let arrival = Arrival { packet, service, settings, now: env.maps().now() };
-    match run(env, &arrival) {
+pub fn forward<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Verdict {
+    match run(env, arrival, settings) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::Drop(reason),
     }
 }
 
+// One way to the end for all packets: what is inlined twice, the verifier goes through more than twice.
 #[inline(always)]
-fn run<E: Env>(env: &mut E, arrival: &Arrival<'_>) -> Result<Verdict, Reason> {
-    let packet = arrival.packet;
-    let row = env.maps().flow(packet.key());
-    let flow = row.as_ref().map_or(Flow::default(), |row| row.get());
-    let lasts = row.is_some() && !track::begins_anew(arrival.settings, &flow, packet, arrival.now);
-    let staying = if lasts { present(env.maps(), arrival, &flow) } else { None };
-    let chosen = match staying {
-        Some(chosen) => chosen,
-        None => select(env.maps(), arrival.service, packet.v6, arrival.hash())?,
+fn run<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Result<Verdict, Reason> {
+    let port = if arrival.track == Track::ALWAYS {
+        remembered(env, arrival, settings)?
+    } else {
+        by_slot(env.maps(), arrival)?;
+        Port::NONE
     };
-    // When nothing better was found than what the flow has, the flow is not new either.
-    let is_new = !lasts || flow.endpoint != chosen.row || flow.generation != chosen.endpoint.generation;
-    let target = aim(env, packet, chosen.row, &chosen.endpoint)?;
-    let port = settle(env, arrival, &target, &flow, is_new)?;
-    send(env, arrival, &target, port, is_new)
+    let endpoint = env.maps().endpoint(arrival.row).ok_or(Reason::BadSlot)?;
+    let way = aim(env, arrival, &endpoint)?;
+    send(env, arrival, settings, &endpoint, way, port)
+}
+
+/// A service that remembers all its flows. Notes the row of the endpoint; returns the port.
+#[inline(always)]
+fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Result<Port, Reason> {
+    let found = table::find(env.maps(), &arrival.spot, &arrival.who);
+    let staying = found.as_ref().and_then(|found| present(env.maps(), arrival, found).zip(Some(found)));
+    if let Some((chosen, found)) = staying {
+        arrival.row = chosen.row;
+        arrival.is_new = 0;
+        if let Some(port) = refresh(env, arrival, settings, found, &chosen.endpoint) {
+            return Ok(port);
+        }
+    } else {
+        arrival.row = record::seat(env.maps(), arrival, settings)?;
+        arrival.notes_entry(found.as_ref());
+        arrival.is_new = 1;
+        arrival.phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);
+        arrival.preferred = Port::NONE;
+        arrival.way_back = packet::way_back(env);
+    }
+    record::take(env.maps(), arrival)?;
+    let port = env.maps().apart(Stage::Record, arrival).get()?;
+    Ok(port_of(port))
+}
+
+/// A service that remembers flows of slots that change, or none: the slot decides as long as nothing speaks against it.
+/// Notes the row of the endpoint.
+#[inline(always)]
+fn by_slot<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+    if arrival.table.n_slots == 0 {
+        return Err(Reason::NoEndpoint);
+    }
+    let slot = select::slot(maps, &arrival.table, arrival.hash).ok_or(Reason::BadSlot)?;
+    let is_settled =
+        arrival.track != Track::CHANGE || slot.endpoint == slot.former && !table::holds_any(maps, arrival.id);
+    if is_settled
+        && let Some(chosen) = select::local(maps, &arrival.seat(), slot.endpoint)
+        && chosen.endpoint.state == EndpointState::ACTIVE
+    {
+        arrival.row = chosen.row;
+        arrival.is_new = u8::from(arrival.packet.flags.opens());
+        return Ok(());
+    }
+    arrival.slot = slot;
+    record::in_change(maps, arrival)
+}
+
+#[inline(always)]
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "it was one before")]
+const fn port_of(number: u32) -> Port {
+    Port::new(number as u16)
 }
 
 /// The endpoint of a flow, if it may still receive the packet.
 #[inline(always)]
-fn present<M: Maps>(maps: &M, arrival: &Arrival<'_>, flow: &Flow) -> Option<Chosen<M::Row<Endpoint>>> {
-    let endpoint = maps.endpoint(flow.endpoint)?;
-    track::may_stay(arrival.service, &endpoint, flow, arrival.packet)
-        .then_some(Chosen { row: flow.endpoint, endpoint })
+fn present<M: Maps>(
+    maps: &M,
+    arrival: &Arrival,
+    found: &Found<M::Row<FlowRows>>,
+) -> Option<Chosen<M::Row<Endpoint>>> {
+    if track::begins_anew(&found.held, &arrival.packet, arrival.now) {
+        return None;
+    }
+    let endpoint = maps.endpoint(found.held.endpoint)?;
+    track::may_stay(arrival.id, &endpoint, &found.held, &arrival.packet)
+        .then_some(Chosen { row: found.held.endpoint, endpoint })
 }
 
-/// Finds the way to an endpoint, before anything is recorded or changed.
+/// Finds the way to an endpoint, before anything is recorded or changed. Unknown for an endpoint on this node.
 #[inline(always)]
-fn aim<'a, E: Env>(
-    env: &mut E,
-    packet: &Packet,
-    row: u32,
-    endpoint: &'a Endpoint,
-) -> Result<Target<'a>, Reason> {
+fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -> Result<Way, Reason> {
     if endpoint.is_local() {
-        return Ok(Target { row, endpoint, way: Way::UNKNOWN });
+        return Ok(Way::UNKNOWN);
     }
-    if packet.ttl <= 1 {
+    if arrival.packet.ttl <= 1 {
         return Err(Reason::TtlExpired);
     }
     let way = Way::from(&endpoint.next_hop);
     if way.is_known() {
-        return Ok(Target { row, endpoint, way });
+        return Ok(way);
     }
-    let bytes = packet.ip_bytes(env);
-    let way = env.next_hop(endpoint, packet.key().protocol, bytes).ok_or(Reason::NoNextHop)?;
-    Ok(Target { row, endpoint, way })
+    env.next_hop(endpoint, arrival.packet.key().protocol, arrival.packet.ip_bytes()).ok_or(Reason::NoNextHop)
 }
 
-/// Sees to it that both directions are recorded; returns the source port.
-///
-/// The directions are separate entries that the kernel may evict one by one, so once per tick, and when the phase
-/// changes, both are made whole again.
+/// Keeps a flow alive, once per tick and when its phase changes; returns its port. None when the entry has to be written
+/// anew: the client is behind another router now, and half of an old way and half of a new one would lead nowhere; or the
+/// flow was silent for so long that another may have taken its port.
 #[inline(always)]
-fn settle<E: Env>(
+fn refresh<E: Env>(
     env: &E,
-    arrival: &Arrival<'_>,
-    target: &Target<'_>,
-    flow: &Flow,
-    is_new: bool,
-) -> Result<Port, Reason> {
-    let key = arrival.packet.key();
-    let flags = arrival.packet.flags;
-    let phase = if is_new {
-        track::first_phase(key.protocol, flags)
-    } else {
-        track::forward_phase(flow.phase, key.protocol, flags)
-    };
-    if !is_new && flow.seen == arrival.now && flow.phase == phase {
-        return Ok(flow.source_port);
+    arrival: &mut Arrival,
+    settings: &Settings,
+    found: &Found<<E::Maps as Maps>::Row<FlowRows>>,
+    endpoint: &Endpoint,
+) -> Option<Port> {
+    let held = &found.held;
+    let phase = track::forward_phase(held.phase, arrival.packet.key().protocol, arrival.packet.flags);
+    let expires = arrival.expires(settings, phase);
+    if held.expires == expires && held.phase == phase {
+        return Some(held.source_port);
     }
-    let mut claim = Claim {
-        key,
-        service: arrival.service.id,
-        row: target.row,
-        endpoint: target.endpoint,
-        way_back: packet::way_back(env),
-        now: arrival.now,
-        phase,
-        port: if is_new { Port::NONE } else { flow.source_port },
-    };
-    claim.take(env.maps(), arrival.settings, arrival.hash())?;
-    Ok(claim.port)
+    let row = found.place.row();
+    if held.source_port != Port::NONE && !endpoint.is_local() {
+        arrival.way_back = packet::way_back(env);
+        if row.way::<E::Maps>() != arrival.way_back || held.expires.is_before(arrival.now) {
+            arrival.phase = phase;
+            arrival.preferred = held.source_port;
+            arrival.notes_entry(Some(found));
+            return None;
+        }
+    }
+    row.refresh::<E::Maps>(held, expires, phase);
+    Some(held.source_port)
 }
 
-/// Translates the packet and counts it.
+/// Translates or tunnels the packet, and counts it.
 #[inline(always)]
 fn send<E: Env>(
     env: &mut E,
-    arrival: &Arrival<'_>,
-    target: &Target<'_>,
+    arrival: &Arrival,
+    settings: &Settings,
+    endpoint: &Endpoint,
+    way: Way,
     port: Port,
-    is_new: bool,
 ) -> Result<Verdict, Reason> {
-    let Target { row, endpoint, way } = target;
-    let key = arrival.packet.key();
+    let mode = arrival.mode;
+    let bytes = u64::from(env.len_bytes());
     let local = endpoint.is_local();
-    let edit = Edit {
-        source: if local { key.source } else { endpoint.source },
-        destination: endpoint.addr,
-        source_port: port,
-        destination_port: endpoint.port,
-    };
-    let done = if local {
-        rewrite::in_place(env, arrival.packet, &edit)
+    if !local {
+        fits(env, arrival, endpoint)?;
+    }
+    let done = if mode == Mode::NAT {
+        translate(env, arrival, endpoint, way, port)
+    } else if local {
+        // The endpoint owns the virtual address.
+        Some(())
     } else {
-        rewrite::forward(env, arrival.packet, &edit, *way)
+        direct(env, arrival, settings, endpoint, way)
     };
     done.ok_or(Reason::RewriteFailed)?;
-    let bytes = u64::from(env.len_bytes());
-    env.maps().count_service(arrival.service.id, |count| {
+    env.maps().count_service(arrival.id, |count| {
         count.packets += 1;
         count.bytes += bytes;
-        count.new_flows += u64::from(is_new);
+        count.new_flows += u64::from(arrival.is_new);
     });
-    env.maps().count_endpoint(*row, |count| {
+    env.maps().count_endpoint(arrival.row, |count| {
         count.packets += 1;
         count.bytes += bytes;
-        count.new_flows += u64::from(is_new);
+        count.new_flows += u64::from(arrival.is_new);
     });
     if local {
         Ok(Verdict::HandOver(Reason::ForwardedLocal))
     } else {
         Ok(Verdict::Transmit(Reason::Forwarded, way.interface()))
     }
+}
+
+/// Whether the packet, with what is put in front of it, fits the way to the endpoint.
+#[inline(always)]
+fn fits<E: Env>(env: &E, arrival: &Arrival, endpoint: &Endpoint) -> Result<(), Reason> {
+    let mode = arrival.mode;
+    let extra = if arrival.is_tunnelled() { tunnel::room(mode, endpoint).bytes() } else { 0 };
+    let mtu = u32::from(endpoint.mtu);
+    let bytes = env.segment_bytes().unwrap_or(arrival.packet.bytes);
+    if mtu != 0 && bytes.wrapping_add(extra) > mtu { Err(Reason::TooBig) } else { Ok(()) }
+}
+
+#[inline(always)]
+fn translate<E: Env>(
+    env: &mut E,
+    arrival: &Arrival,
+    endpoint: &Endpoint,
+    way: Way,
+    port: Port,
+) -> Option<()> {
+    let key = arrival.packet.key();
+    let local = endpoint.is_local();
+    let edit = Edit {
+        source: if local { key.source } else { endpoint.source },
+        destination: endpoint.addr,
+        source_port: port,
+        destination_port: endpoint.port_for(key.destination_port),
+    };
+    if local {
+        rewrite::in_place(env, &arrival.packet, &edit)
+    } else {
+        rewrite::forward(env, &arrival.packet, &edit, way)
+    }
+}
+
+/// Sends the packet as it is, over the link or through a tunnel; the endpoint answers the client by itself.
+#[inline(always)]
+fn direct<E: Env>(
+    env: &mut E,
+    arrival: &Arrival,
+    settings: &Settings,
+    endpoint: &Endpoint,
+    way: Way,
+) -> Option<()> {
+    rewrite::hop(env, &arrival.packet)?;
+    let mode = arrival.mode;
+    if mode == Mode::DSR_L2 {
+        return env.store_link(way);
+    }
+    let tunnel = Tunnel { packet: &arrival.packet, endpoint, settings, way, hash: arrival.hash };
+    tunnel::enter(env, &tunnel, tunnel::room(mode, endpoint))
 }

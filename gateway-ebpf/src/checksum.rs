@@ -56,7 +56,16 @@ pub const fn update(old: [u8; 2], diff: Diff) -> [u8; 2] {
     (!(sum as u16)).to_ne_bytes()
 }
 
-/// The same for UDP: zero means "no checksum" and stays (RFC 768), and a sum of zero is sent as all ones.
+/// The checksum of an IPv4 header without options whose checksum field is zero (RFC 791).
+#[inline(always)]
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "folded below 2^16 first")]
+pub const fn of_header(words: [u32; 5]) -> [u8; 2] {
+    let [a, b, c, d, e] = words;
+    let sum = Diff { sum: a as u64 + b as u64 + c as u64 + d as u64 + e as u64 };
+    (!(sum.fold16() as u16)).to_ne_bytes()
+}
+
+/// [`update`] for UDP: zero means "no checksum" and stays (RFC 768), and a sum of zero is sent as all ones.
 #[inline(always)]
 pub const fn update_udp(old: [u8; 2], diff: Diff) -> [u8; 2] {
     if u16::from_ne_bytes(old) == 0 {
@@ -100,6 +109,13 @@ mod tests {
             let updated = update(before.to_ne_bytes(), Diff::ZERO.replace(old, new));
             assert_eq!(u16::from_ne_bytes(updated), after);
         }
+    }
+
+    #[test]
+    fn a_header_sums_up() {
+        // The header of the example in Wikipedia's article on the IPv4 header checksum has 0xb861.
+        let words = [0x4500_0073_u32, 0x0000_4000, 0x4011_0000, 0xc0a8_0001, 0xc0a8_00c7].map(u32::to_be);
+        assert_eq!(of_header(words), [0xb8, 0x61]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Counting: every packet once on arrival and once under the reason it ended with.
 
-use gateway_common::counter::{Hook, Reason};
+use gateway_common::counter::Hook;
 
 use crate::{
     env::{Env, Maps},
@@ -12,18 +12,16 @@ use crate::{
 pub fn counted<E: Env>(env: &mut E, pipeline: impl FnOnce(&mut E) -> Verdict) -> Verdict {
     let hook = env.hook();
     let bytes = u64::from(env.len_bytes());
-    env.maps().count_reason(hook.index(Reason::Received), bytes);
     let verdict = pipeline(env);
-    env.maps().count_reason(hook.index(verdict.reason()), bytes);
+    env.maps().count_packet(hook, verdict.reason(), bytes);
     verdict
 }
 
 /// The same for a connection at the socket lookup, which has no bytes.
 #[inline(always)]
 pub fn counted_lookup<M: Maps>(maps: &M, pipeline: impl FnOnce(&M) -> Verdict) -> Verdict {
-    maps.count_reason(Hook::SkLookup.index(Reason::Received), 0);
     let verdict = pipeline(maps);
-    maps.count_reason(Hook::SkLookup.index(verdict.reason()), 0);
+    maps.count_packet(Hook::SkLookup, verdict.reason(), 0);
     verdict
 }
 

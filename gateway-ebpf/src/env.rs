@@ -1,6 +1,6 @@
 //! The environment of the pipeline: all that differs between the kernel and the host.
 
-use core::{cell::Cell, ops::Deref};
+use core::{ops::Deref, sync::atomic::AtomicU64};
 
 use bytemuck::Pod;
 use gateway_common::{
@@ -8,76 +8,67 @@ use gateway_common::{
     counter::{EndpointCount, Hook, Reason, ServiceCount},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{Flow, FlowKey, Phase, Scratch, Tick, Translation},
-    service::{Service, ServiceKey},
+    flow::Tick,
+    service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
     slot::Slot,
 };
 
 use crate::{
+    arrival::Arrival,
     checksum::{self, Diff},
+    outcome::{Outcome, Stage},
+    table::row::{FlowRows, ReplyRows},
     way::Way,
 };
 
-/// The maps and the clock.
-///
-/// Rows are references into the map, not copies: a row of a flow table that was looked up must not be used after
-/// the next insertion into the same table, because the kernel may have recycled it.
+/// The maps and the clock. Rows are references into the maps, not copies.
 pub trait Maps {
     /// A reference to a value inside a map.
-    type Row<T: 'static>: Deref<Target = T>;
+    type Row<T: 'static>: Deref<Target = T> + Clone;
 
-    /// The kernel's coarse monotonic clock.
-    fn now(&self) -> Tick;
+    /// The present. The shift is [`Settings::tick_shift`].
+    fn now(&self, shift: u8) -> Tick;
     /// One word of the filter; zero when the index is out of range.
     fn filter_word(&self, index: u32) -> FilterWord;
     /// The agent's settings.
     fn settings(&self) -> Option<Self::Row<Settings>>;
-    /// The service at a virtual address.
-    /// A copy, taken at once: the kernel gives the place of a value that was replaced to the next one that is written.
-    fn service(&self, key: &ServiceKey) -> Option<Service>;
+    /// A bucket of the service index.
+    fn service_bucket(&self, bucket: u32) -> Option<Self::Row<ServiceBucket>>;
+    /// A row of the port ranges.
+    fn port_range(&self, row: u32) -> Option<Self::Row<PortRange>>;
+    /// A service by its number.
+    fn service(&self, id: u32) -> Option<Self::Row<Service>>;
+    /// The table of a service that is current: which one it is, is read once.
+    fn current(service: &Self::Row<Service>) -> Table;
     /// Slot `index` modulo sixteen of a chunk.
     fn slot(&self, chunk: u32, index: u32) -> Option<Slot>;
     /// A row of the endpoints.
     fn endpoint(&self, row: u32) -> Option<Self::Row<Endpoint>>;
-    /// What is remembered about a flow, by the client's 5-tuple.
-    fn flow(&self, key: &FlowKey) -> Option<Self::Row<Cell<Flow>>>;
-    /// What is remembered about a flow, by the endpoint's 5-tuple.
-    fn translation(&self, key: &FlowKey) -> Option<Self::Row<Cell<Translation>>>;
-    /// Records a flow, or replaces what was recorded.
-    fn record_flow(&self, key: &FlowKey, flow: &Flow) -> Record;
-    /// Records a translation unless there is one under this key.
-    fn record_translation(&self, key: &FlowKey, translation: &Translation) -> Record;
-    /// Forgets a translation.
-    fn forget_translation(&self, key: &FlowKey);
-    /// Says that a translation is alive. Nothing else of the row is written: an LRU table may have given its place to
-    /// another flow meanwhile, whose addresses must stay its own.
-    fn refresh_translation(row: &Self::Row<Cell<Translation>>, seen: Tick, phase: Phase);
-    /// Says that a flow is alive, likewise.
-    fn refresh_flow(row: &Self::Row<Cell<Flow>>, seen: Tick, phase: Phase);
-    /// Says that a flow is ending, likewise.
-    fn close_flow(row: &Self::Row<Cell<Flow>>);
-    /// Records a translation, or replaces what was recorded.
-    fn replace_translation(&self, key: &FlowKey, translation: &Translation) -> Record;
-    /// Lends this processor's room for the entries of a flow. What it held before means nothing.
-    fn scratch<R>(&self, use_it: impl FnOnce(&mut Scratch) -> R) -> Option<R>;
-    /// Adds one packet to a row of the reasons.
-    fn count_reason(&self, index: u32, bytes: u64);
+    /// A bucket of the flow table.
+    fn flows(&self, bucket: u32) -> Option<Self::Row<FlowRows>>;
+    /// A bucket of the table of replies.
+    fn replies(&self, bucket: u32) -> Option<Self::Row<ReplyRows>>;
+    /// Number of entries that a service holds in the flow table.
+    fn service_flows(&self, id: u32) -> Option<Self::Row<AtomicU64>>;
+    /// Reads a word, once and as a whole.
+    fn load(word: &AtomicU64) -> u64;
+    /// Writes a word as a whole.
+    fn store(word: &AtomicU64, value: u64);
+    /// Replaces a word by another if it still is what it was; says whether it did. A barrier for all other accesses.
+    fn exchange(word: &AtomicU64, old: u64, new: u64) -> bool;
+    /// Replaces a word. A barrier likewise.
+    fn swap(word: &AtomicU64, new: u64);
+    /// Adds to a word, around the end of its range.
+    fn add(word: &AtomicU64, number: u64);
+    /// Does a part of the work apart: [`record::stage`](crate::record::stage), in a function of its own.
+    fn apart(&self, stage: Stage, arrival: &mut Arrival) -> Outcome;
+    /// Adds a packet to what its hook received, and to the reason that it ended with.
+    fn count_packet(&self, hook: Hook, reason: Reason, bytes: u64);
     /// Changes the counts of a service; nothing happens when the number is out of range.
     fn count_service(&self, id: u32, change: impl FnOnce(&mut ServiceCount));
     /// Changes the counts of an endpoint row; nothing happens when the number is out of range.
     fn count_endpoint(&self, row: u32, change: impl FnOnce(&mut EndpointCount));
-}
-
-/// What came of writing to a flow table.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Record {
-    /// It is written.
-    Written,
-    /// There is an entry already.
-    Exists,
-    /// The kernel refused.
-    Refused,
 }
 
 /// One packet at one hook.
@@ -95,12 +86,26 @@ pub trait Env {
     fn hook(&self) -> Hook;
     /// Bytes of the packet from its link-layer header on, also those that [`Env::load`] does not reach.
     fn len_bytes(&self) -> u32;
+    /// Bytes of each segment that the stack or the hardware will make of this packet, from the IP header on; none when
+    /// it stays whole.
+    fn segment_bytes(&self) -> Option<u32> {
+        None
+    }
     /// Index of the interface where the packet came in.
     fn ingress(&self) -> u32;
     /// Reads a header at `offset` bytes from the link-layer header; `None` when it runs past the end.
     fn load<T: Pod>(&self, offset: u32) -> Option<T>;
     /// Writes a header; `None` when it runs past the end or the packet cannot be written.
     fn store<T: Pod>(&mut self, offset: u32, header: &T) -> Option<()>;
+    /// Addresses the frame.
+    #[inline(always)]
+    fn store_link(&mut self, way: Way) -> Option<()> {
+        let (first, last) = way.link();
+        self.store(0, &first)?;
+        self.store(8, &last)
+    }
+    /// Makes room between the link-layer header and the IP header. The link-layer header has to be written again.
+    fn make_room(&mut self, room: Room) -> Option<()>;
     /// Asks the kernel's routing and neighbor tables for the way of a packet to an endpoint. `ip_bytes` counts from the
     /// IP header on.
     fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way>;
@@ -123,6 +128,23 @@ pub trait Env {
             checksum::update(old, diff)
         };
         self.store(fix.offset, &new)
+    }
+}
+
+/// Room for the outer headers of a tunnel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Room {
+    /// Whether the outer header is IPv6.
+    pub v6: bool,
+    /// Whether there is a UDP header too.
+    pub udp: bool,
+}
+
+impl Room {
+    /// Bytes of the headers.
+    #[inline(always)]
+    pub const fn bytes(self) -> u32 {
+        (if self.v6 { 40 } else { 20 }) + (if self.udp { 8 } else { 0 })
     }
 }
 

@@ -3,52 +3,61 @@
 use gateway_common::{
     counter::Reason,
     service::{Mode, ServiceKey},
+    settings::Settings,
 };
 
 use crate::{
-    Aligned, balance,
+    Aligned,
+    arrival::Arrival,
+    balance,
     count::{counted, dropped},
     env::{Env, Maps},
-    packet::{self, Side},
-    port, reply,
+    index,
+    packet::{self, Packet, Side},
+    reply,
     verdict::Verdict,
 };
 
 /// The whole ingress pipeline for one packet, counted.
 #[inline(always)]
-pub fn ingress<E: Env>(env: &mut E) -> Verdict {
-    counted(env, run)
+pub fn ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
+    counted(env, |env| run(env, arrival))
 }
 
 #[inline(always)]
-fn run<E: Env>(env: &mut E) -> Verdict {
-    let packet = match packet::parse(env, Side::Destination) {
-        Ok(packet) => packet,
-        Err(verdict) => return verdict,
-    };
+fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
+    if let Err(verdict) = packet::parse(env, Side::Destination, &mut arrival.packet) {
+        return verdict;
+    }
     let Some(settings) = env.maps().settings() else {
         return Verdict::Pass(Reason::NoService);
     };
-    let key = packet.key();
-    let may_be_reply = port::is_translation_port(&settings, key.destination_port);
-    if may_be_reply && let Some(translation) = env.maps().translation(key) {
-        let held = translation.get();
-        if !reply::is_local(&held, key) {
-            let verdict = reply::to_client(env, &packet, &translation);
-            return dropped(env.maps(), held.service, verdict);
-        }
+    let may_be_reply = is_translation_port(&settings, &arrival.packet);
+    if may_be_reply && let Some(verdict) = reply::to_client(env, &arrival.packet, &settings) {
+        return verdict;
     }
+    let key = arrival.packet.key();
     let service_key = Aligned(ServiceKey::new(key.destination, key.destination_port, key.protocol));
-    let Some(service) = env.maps().service(&service_key.0) else {
+    let Some(id) = index::service(env.maps(), &service_key.0) else {
         return Verdict::Pass(if may_be_reply { Reason::NoTranslation } else { Reason::NoService });
+    };
+    let Some(service) = env.maps().service(id) else {
+        return Verdict::Pass(Reason::NoService);
     };
     if service.mode == Mode::AGENT {
         return Verdict::Pass(Reason::Agent);
     }
-    let verdict = if service.mode == Mode::NAT {
-        balance::forward(env, &packet, &service, &settings)
+    let verdict = if service.mode.number() <= Mode::LAST.number() {
+        arrival.is_to(env.maps(), id, &service, &settings);
+        balance::forward(env, arrival, &settings)
     } else {
         Verdict::Drop(Reason::UnknownMode)
     };
-    dropped(env.maps(), service.id, verdict)
+    dropped(env.maps(), id, verdict)
+}
+
+/// Whether the packet goes to a port that translated packets may carry.
+#[inline(always)]
+fn is_translation_port(settings: &Settings, packet: &Packet) -> bool {
+    packet.key().destination_port.number().wrapping_sub(settings.first_port.number()) < settings.n_ports
 }

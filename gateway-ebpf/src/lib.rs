@@ -7,18 +7,23 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod arrival;
 pub mod balance;
 pub mod checksum;
 pub mod count;
 pub mod env;
+pub mod index;
 pub mod ingress;
+pub mod outcome;
 pub mod packet;
-pub mod port;
+pub mod record;
 pub mod reply;
 pub mod rewrite;
 pub mod select;
 pub mod steer;
+pub mod table;
 pub mod track;
+pub mod tunnel;
 pub mod verdict;
 pub mod way;
 

@@ -1,6 +1,7 @@
 //! The kernel programs: one function per hook, one expression each.
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(clippy::needless_pass_by_value, reason = "the signature that the macros of the programs ask for")]
 
 mod hook;

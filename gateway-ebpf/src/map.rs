@@ -2,50 +2,75 @@
 #![expect(unsafe_code, reason = "rows of maps are raw pointers, and the license is a section of its own")]
 #![expect(clippy::as_conversions, reason = "capacities are u32 in the definitions and usize in the statics")]
 
-use core::cell::Cell;
+use core::sync::atomic::AtomicU64;
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SockMap},
+    btf_maps::{Array, PerCpuArray, SockMap},
     helpers,
     macros::btf_map,
 };
 use gateway_common::{
-    counter::{Count, EndpointCount, ServiceCount},
+    counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{Flow, FlowKey, Phase, Scratch, Tick, Translation},
+    flow::{FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
     map::{self, MapDef},
-    service::{Service, ServiceKey},
+    service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
     slot::{Slot, SlotChunk},
 };
-use gateway_ebpf::env::{Maps, Record};
+use gateway_ebpf::{
+    arrival::Arrival,
+    env::Maps,
+    outcome::{Outcome, Stage},
+    table::row::{FlowRows, ReplyRows},
+};
+
+use crate::hook::{apart, word};
 
 const fn capacity<M: MapDef>() -> usize {
     M::CAPACITY as usize
 }
 
-type Key<M> = <M as MapDef>::Key;
 type Value<M> = <M as MapDef>::Value;
 
 #[btf_map]
-static SERVICES: HashMap<Key<map::Services>, Value<map::Services>, { capacity::<map::Services>() }> =
-    HashMap::new();
+static SERVICE_INDEX: Array<
+    Value<map::ServiceIndex>,
+    { capacity::<map::ServiceIndex>() },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
+#[btf_map]
+static SERVICES: Array<Value<map::Services>, { capacity::<map::Services>() }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+#[btf_map]
+static PORT_RANGES: Array<
+    Value<map::PortRanges>,
+    { capacity::<map::PortRanges>() },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
 #[btf_map]
 static SLOTS: Array<Value<map::Slots>, { capacity::<map::Slots>() }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
 #[btf_map]
-static ENDPOINTS: Array<Value<map::Endpoints>, { capacity::<map::Endpoints>() }> = Array::new();
+static ENDPOINTS: Array<
+    Value<map::Endpoints>,
+    { capacity::<map::Endpoints>() },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
 #[btf_map]
-static FLOWS: LruHashMap<Key<map::Flows>, Value<map::Flows>, { capacity::<map::Flows>() }> =
-    LruHashMap::new();
+static FLOWS: Array<Value<map::Flows>, { capacity::<map::Flows>() }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 #[btf_map]
-static TRANSLATIONS: LruHashMap<
-    Key<map::Translations>,
-    Value<map::Translations>,
-    { capacity::<map::Translations>() },
-> = LruHashMap::new();
+static REPLIES: Array<Value<map::Replies>, { capacity::<map::Replies>() }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+#[btf_map]
+static SERVICE_FLOWS: Array<
+    Value<map::ServiceFlows>,
+    { capacity::<map::ServiceFlows>() },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
 #[btf_map]
 static FILTER: Array<Value<map::Filter>, { capacity::<map::Filter>() }> = Array::new();
 #[btf_map]
@@ -68,22 +93,25 @@ static ENDPOINT_COUNTS: PerCpuArray<Value<map::EndpointCounts>, { capacity::<map
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";
 
-/// `BPF_ANY` of `linux/bpf.h`.
-const ANY: u64 = 0;
-/// `BPF_NOEXIST` of `linux/bpf.h`.
-const NOEXIST: u64 = 1;
-/// `-EEXIST` of Linux.
-const EXISTS: i32 = -17;
+/// This processor's room for notes; the program asks for it once.
+#[inline(always)]
+pub(crate) fn scratch() -> Option<&'static mut Scratch> {
+    let row: *mut Scratch = SCRATCH.get_ptr_mut(0)?;
+    // SAFETY: the row belongs to this processor, nothing else runs there in between, and the caller asks once.
+    Some(unsafe { &mut *row })
+}
 
 /// The pipeline's view of the maps above.
 pub(crate) struct KernelMaps;
 
-/// Lends a row of a flow table that the pipeline reads and writes as a whole.
-macro_rules! cell {
-    ($row:expr, $value:ty) => {{
-        let row: *mut $value = $row?;
-        // SAFETY: the kernel keeps the row in place while the program runs, and a cell has the layout of its value.
-        Some(unsafe { &*row.cast::<Cell<$value>>() })
+/// Lends a value under the type through which processors share it.
+macro_rules! shared {
+    ($value:expr => $plain:ty as $shared:ty) => {{
+        const _: () = assert!(size_of::<$plain>() == size_of::<$shared>());
+        let value: *const $plain = $value?;
+        // SAFETY: the kernel keeps the value in place while the program runs; the shared type has the same bytes, and its
+        // fields are atomic, so that others may write at the same time.
+        Some(unsafe { &*value.cast::<$shared>() })
     }};
 }
 
@@ -91,9 +119,9 @@ impl Maps for KernelMaps {
     type Row<T: 'static> = &'static T;
 
     #[inline(always)]
-    fn now(&self) -> Tick {
-        // SAFETY: the helper takes no pointer.
-        Tick::from_ns(unsafe { helpers::bpf_ktime_get_coarse_ns() })
+    fn now(&self, shift: u8) -> Tick {
+        // SAFETY: the helper takes no pointer. The JIT makes one load of it.
+        Tick::from_jiffies(unsafe { helpers::bpf_jiffies64() }, shift)
     }
 
     #[inline(always)]
@@ -107,10 +135,26 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
-    fn service(&self, key: &ServiceKey) -> Option<Service> {
-        let row: *const Service = SERVICES.get_ptr(key)?;
-        // SAFETY: the kernel keeps the row's memory while the program runs, and every bit pattern is a service.
-        Some(unsafe { row.read_volatile() })
+    fn service_bucket(&self, bucket: u32) -> Option<&'static ServiceBucket> {
+        SERVICE_INDEX.get(bucket)
+    }
+
+    #[inline(always)]
+    fn port_range(&self, row: u32) -> Option<&'static PortRange> {
+        PORT_RANGES.get(row)
+    }
+
+    #[inline(always)]
+    fn service(&self, id: u32) -> Option<&'static Service> {
+        SERVICES.get(id)
+    }
+
+    #[inline(always)]
+    fn current(service: &&'static Service) -> Table {
+        // SAFETY: a field of a live value. Volatile, because the agent may change it meanwhile, and it must be read once.
+        let current = unsafe { (&raw const service.current).read_volatile() };
+        let [even, odd] = &service.tables;
+        *if current & 1 == 0 { even } else { odd }
     }
 
     #[inline(always)]
@@ -131,73 +175,65 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
-    fn flow(&self, key: &FlowKey) -> Option<&'static Cell<Flow>> {
-        cell!(FLOWS.get_ptr_mut(key), Flow)
+    fn flows(&self, bucket: u32) -> Option<&'static FlowRows> {
+        shared!(FLOWS.get_ptr(bucket) => FlowBucket as FlowRows)
     }
 
     #[inline(always)]
-    fn translation(&self, key: &FlowKey) -> Option<&'static Cell<Translation>> {
-        cell!(TRANSLATIONS.get_ptr_mut(key), Translation)
+    fn replies(&self, bucket: u32) -> Option<&'static ReplyRows> {
+        shared!(REPLIES.get_ptr(bucket) => ReplyBucket as ReplyRows)
     }
 
     #[inline(always)]
-    fn record_flow(&self, key: &FlowKey, flow: &Flow) -> Record {
-        written(FLOWS.insert(key, flow, ANY))
+    fn service_flows(&self, id: u32) -> Option<&'static AtomicU64> {
+        let row: *const FlowCount = SERVICE_FLOWS.get_ptr(id)?;
+        // SAFETY: the first field of a live value, which is a `u64`; all who write it do so atomically.
+        Some(unsafe { &*row.cast::<AtomicU64>() })
     }
 
     #[inline(always)]
-    fn record_translation(&self, key: &FlowKey, translation: &Translation) -> Record {
-        written(TRANSLATIONS.insert(key, translation, NOEXIST))
+    fn load(word: &AtomicU64) -> u64 {
+        word::load(word)
     }
 
     #[inline(always)]
-    fn forget_translation(&self, key: &FlowKey) {
-        // One that another processor forgot first is as good.
-        let _gone = TRANSLATIONS.remove(key);
+    fn store(word: &AtomicU64, value: u64) {
+        word::store(word, value);
     }
 
     #[inline(always)]
-    fn refresh_translation(row: &&'static Cell<Translation>, seen: Tick, phase: Phase) {
-        // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
-        let row = unsafe { &mut *row.as_ptr() };
-        row.seen = seen;
-        row.phase = phase;
+    fn exchange(word: &AtomicU64, old: u64, new: u64) -> bool {
+        word::exchange(word, old, new)
     }
 
     #[inline(always)]
-    fn refresh_flow(row: &&'static Cell<Flow>, seen: Tick, phase: Phase) {
-        // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
-        let row = unsafe { &mut *row.as_ptr() };
-        row.seen = seen;
-        row.phase = phase;
+    fn swap(word: &AtomicU64, new: u64) {
+        word::swap(word, new);
     }
 
     #[inline(always)]
-    fn close_flow(row: &&'static Cell<Flow>) {
-        // SAFETY: the kernel keeps the row's memory while the program runs, and nothing else here refers to it.
-        let row = unsafe { &mut *row.as_ptr() };
-        row.phase = Phase::CLOSING;
+    fn add(word: &AtomicU64, number: u64) {
+        word::add(word, number);
     }
 
     #[inline(always)]
-    fn replace_translation(&self, key: &FlowKey, translation: &Translation) -> Record {
-        written(TRANSLATIONS.insert(key, translation, ANY))
+    fn apart(&self, stage: Stage, arrival: &mut Arrival) -> Outcome {
+        apart::call(stage, arrival)
     }
 
     #[inline(always)]
-    fn scratch<R>(&self, use_it: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
-        let row: *mut Scratch = SCRATCH.get_ptr_mut(0)?;
-        // SAFETY: the row belongs to this processor, nothing else runs there in between, and the pipeline borrows it
-        // once at a time.
-        Some(use_it(unsafe { &mut *row }))
-    }
-
-    #[inline(always)]
-    fn count_reason(&self, index: u32, bytes: u64) {
-        change(REASONS.get_ptr_mut(index), |count: &mut Count| {
-            count.packets += 1;
-            count.bytes += bytes;
-        });
+    fn count_packet(&self, hook: Hook, reason: Reason, bytes: u64) {
+        const { assert!(Reason::LIMIT == 64, "the number of a reason has six bits") };
+        let number = usize::try_from(word::below_64(u64::from(reason.number()))).unwrap_or(0);
+        let Some(row) = REASONS.get_ptr_mut(hook.number()) else { return };
+        let row: *mut HookCounts = row;
+        let counts = row.cast::<Count>();
+        // SAFETY: the row belongs to this processor, nothing else runs there in between, and its first count is one of them.
+        add(unsafe { &mut *counts }, bytes);
+        // SAFETY: the number is below that of the counts.
+        let count = unsafe { counts.add(number) };
+        // SAFETY: as for the first.
+        add(unsafe { &mut *count }, bytes);
     }
 
     #[inline(always)]
@@ -212,18 +248,15 @@ impl Maps for KernelMaps {
 }
 
 #[inline(always)]
+const fn add(count: &mut Count, bytes: u64) {
+    count.packets += 1;
+    count.bytes += bytes;
+}
+
+#[inline(always)]
 fn change<T>(row: Option<*mut T>, by: impl FnOnce(&mut T)) {
     if let Some(row) = row {
         // SAFETY: the row belongs to this processor, and nothing else runs there in between.
         by(unsafe { &mut *row });
-    }
-}
-
-#[inline(always)]
-fn written(result: Result<(), i32>) -> Record {
-    match result {
-        Ok(()) => Record::Written,
-        Err(EXISTS) => Record::Exists,
-        Err(_) => Record::Refused,
     }
 }

@@ -1,120 +1,153 @@
 //! A packet on its way back from an endpoint to its client.
 
-use core::cell::Cell;
-
 use gateway_common::{
     addr::{Addr, Port},
     counter::Reason,
-    flow::{FlowKey, Phase, Translation},
+    flow::FlowKey,
+    settings::Settings,
 };
 
 use crate::{
-    Aligned,
+    arrival::Arrival,
     count::{counted, dropped},
     env::{Env, Maps},
     packet::{self, Packet, Side},
     rewrite::{self, Edit},
+    table::{
+        reply::{self, Answered},
+        row::FlowRows,
+    },
     track,
     verdict::Verdict,
-    way::Way,
 };
 
-/// Whether a translation is that of an endpoint on this node: only its destination was translated, so replies carry
-/// the client's own address.
-#[inline(always)]
-pub fn is_local(translation: &Translation, key: &FlowKey) -> bool {
-    translation.client_port == key.destination_port && translation.client == key.destination
+/// A packet of an endpoint, and what its flow says.
+struct Reply<R> {
+    answered: Answered<R>,
+    /// The virtual address that the client knows.
+    addr: Addr,
+    /// Whether the endpoint is on this node.
+    is_local: bool,
 }
 
-/// Translates the reply of a remote endpoint and sends it to the client.
+/// Sees to it that the packet is that endpoint's.
 #[inline(always)]
-pub fn to_client<E: Env>(
+fn seen<M: Maps>(
+    maps: &M,
+    key: &FlowKey,
+    answered: Answered<M::Row<FlowRows>>,
+) -> Option<Reply<M::Row<FlowRows>>> {
+    let endpoint = maps.endpoint(answered.held.endpoint)?;
+    let is_its = endpoint.generation == answered.held.generation
+        && endpoint.addr == key.source
+        && endpoint.port_for(answered.who.port()) == key.source_port;
+    let is_local = endpoint.is_local();
+    // Only the destination was translated for an endpoint on this node, so replies carry the client's own address.
+    let is_to_client =
+        answered.who.client() == key.destination && answered.who.client_port() == key.destination_port;
+    let service = maps.service(answered.who.service())?;
+    let addr = service.addr;
+    (is_its && is_local == is_to_client && addr != Addr::UNSPECIFIED).then_some(Reply {
+        answered,
+        addr,
+        is_local,
+    })
+}
+
+/// Translates the reply of a remote endpoint and sends it to the client; none when it is no reply.
+#[inline(always)]
+pub fn to_client<E: Env>(env: &mut E, packet: &Packet, settings: &Settings) -> Option<Verdict> {
+    let answered = reply::find(env.maps(), settings, packet.key(), packet.is_v6())?;
+    let reply = seen(env.maps(), packet.key(), answered).filter(|reply| !reply.is_local)?;
+    let service = reply.answered.who.service();
+    let verdict = send(env, packet, settings, &reply);
+    Some(dropped(env.maps(), service, verdict))
+}
+
+#[inline(always)]
+fn send<E: Env>(
     env: &mut E,
     packet: &Packet,
-    row: &<E::Maps as Maps>::Row<Cell<Translation>>,
+    settings: &Settings,
+    reply: &Reply<<E::Maps as Maps>::Row<FlowRows>>,
 ) -> Verdict {
     if packet.ttl <= 1 {
         return Verdict::Drop(Reason::TtlExpired);
     }
-    let held = row.get();
     // Learned from the client's own packet, so it is known unless something else wrote the entry.
-    let way = Way::from(&held.next_hop);
+    let way = reply.answered.way_back;
     if !way.is_known() {
         return Verdict::Drop(Reason::NoNextHop);
     }
-    refresh(env.maps(), packet, row, &held);
-    let edit = edit(&held, held.client, held.client_port);
+    refresh(env.maps(), packet, settings, &reply.answered);
+    let who = &reply.answered.who;
+    let edit = edit(reply, who.client(), who.client_port());
     if rewrite::forward(env, packet, &edit, way).is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
     }
-    count(env, &held);
+    count(env, &reply.answered);
     Verdict::Transmit(Reason::Replied, way.interface())
 }
 
 /// The whole egress pipeline for one packet, counted: replies of endpoints on this node get the virtual address as
 /// their source.
 #[inline(always)]
-pub fn egress<E: Env>(env: &mut E) -> Verdict {
-    counted(env, run_egress)
+pub fn egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
+    counted(env, |env| run_egress(env, &mut arrival.packet))
 }
 
 #[inline(always)]
-fn run_egress<E: Env>(env: &mut E) -> Verdict {
-    let packet = match packet::parse(env, Side::Source) {
-        Ok(packet) => packet,
+fn run_egress<E: Env>(env: &mut E, packet: &mut Packet) -> Verdict {
+    match packet::parse(env, Side::Source, packet) {
+        Ok(()) => {}
         Err(Verdict::Drop(_)) => return Verdict::Pass(Reason::NotTranslated),
         Err(verdict) => return verdict,
-    };
-    let key = packet.key();
-    let Some(row) = env.maps().translation(key) else {
-        return Verdict::Pass(Reason::NotTranslated);
-    };
-    let held = row.get();
-    if !is_local(&held, key) {
-        return Verdict::Pass(Reason::NotTranslated);
     }
-    refresh(env.maps(), &packet, &row, &held);
-    let edit = edit(&held, key.destination, key.destination_port);
-    let verdict = if rewrite::in_place(env, &packet, &edit).is_none() {
+    let Some(settings) = env.maps().settings() else {
+        return Verdict::Pass(Reason::NotTranslated);
+    };
+    let reply = reply::find_local(env.maps(), &settings, packet.key(), packet.is_v6())
+        .and_then(|answered| seen(env.maps(), packet.key(), answered));
+    let Some(reply) = reply.filter(|reply| reply.is_local) else {
+        return Verdict::Pass(Reason::NotTranslated);
+    };
+    refresh(env.maps(), packet, &settings, &reply.answered);
+    let key = packet.key();
+    let edit = edit(&reply, key.destination, key.destination_port);
+    let verdict = if rewrite::in_place(env, packet, &edit).is_none() {
         Verdict::Drop(Reason::RewriteFailed)
     } else {
-        count(env, &held);
+        count(env, &reply.answered);
         Verdict::HandOver(Reason::Replied)
     };
-    dropped(env.maps(), held.service, verdict)
+    dropped(env.maps(), reply.answered.who.service(), verdict)
 }
 
 #[inline(always)]
-fn edit(held: &Translation, destination: Addr, destination_port: Port) -> Edit {
-    Edit { source: held.addr, destination, source_port: held.port, destination_port }
+fn edit<R>(reply: &Reply<R>, destination: Addr, destination_port: Port) -> Edit {
+    Edit { source: reply.addr, destination, source_port: reply.answered.who.port(), destination_port }
 }
 
-/// Keeps the translation alive, and tells the other direction when the connection ends.
+/// Keeps the flow alive.
 #[inline(always)]
-fn refresh<M: Maps>(maps: &M, packet: &Packet, row: &M::Row<Cell<Translation>>, held: &Translation) {
-    let now = maps.now();
+fn refresh<M: Maps>(maps: &M, packet: &Packet, settings: &Settings, answered: &Answered<M::Row<FlowRows>>) {
+    let held = &answered.held;
     let phase = track::reply_phase(held.phase, packet.flags);
-    if held.seen == now && held.phase == phase {
-        return;
-    }
-    M::refresh_translation(row, now, phase);
-    if phase == Phase::CLOSING && held.phase != phase {
-        let client_key =
-            Aligned(FlowKey::new(held.client, held.client_port, held.addr, held.port, packet.key().protocol));
-        if let Some(flow) = maps.flow(&client_key.0) {
-            M::close_flow(&flow);
-        }
+    let now = maps.now(settings.tick_shift);
+    let expires = now.after(track::timeout(settings, packet.key().protocol, phase));
+    if held.expires != expires || held.phase != phase {
+        answered.row().refresh::<M>(held, expires, phase);
     }
 }
 
 #[inline(always)]
-fn count<E: Env>(env: &E, held: &Translation) {
+fn count<E: Env>(env: &E, answered: &Answered<<E::Maps as Maps>::Row<FlowRows>>) {
     let bytes = u64::from(env.len_bytes());
-    env.maps().count_service(held.service, |count| {
+    env.maps().count_service(answered.who.service(), |count| {
         count.reply_packets += 1;
         count.reply_bytes += bytes;
     });
-    env.maps().count_endpoint(held.endpoint, |count| {
+    env.maps().count_endpoint(answered.held.endpoint, |count| {
         count.reply_packets += 1;
         count.reply_bytes += bytes;
     });

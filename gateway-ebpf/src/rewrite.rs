@@ -51,7 +51,7 @@ pub fn in_place<E: Env>(env: &mut E, packet: &Packet, edit: &Edit) -> Option<()>
 #[inline(always)]
 pub fn forward<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, way: Way) -> Option<()> {
     let ttl = packet.ttl.wrapping_sub(1);
-    let hop = if packet.v6 {
+    let hop = if packet.is_v6() {
         env.store(ip::V6_HOP_LIMIT, &ttl)?;
         Diff::ZERO
     } else {
@@ -60,7 +60,18 @@ pub fn forward<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, way: Way) -> O
     };
     let pseudo = addrs(env, packet, edit, hop)?;
     transport(env, packet, edit, pseudo)?;
-    env.store(0, &way.frame())
+    env.store_link(way)
+}
+
+/// Lets a packet that goes into a tunnel, or over the link as it is, live for one hop less.
+#[inline(always)]
+pub fn hop<E: Env>(env: &mut E, packet: &Packet) -> Option<()> {
+    let ttl = packet.ttl.wrapping_sub(1);
+    if packet.is_v6() {
+        return env.store(ip::V6_HOP_LIMIT, &ttl);
+    }
+    env.store(ip::V4_TTL, &ttl)?;
+    env.fix_ip_checksum(ip::V4_CHECKSUM, Diff::ZERO.replace(ttl_word(packet.ttl), ttl_word(ttl)))
 }
 
 /// The time to live as part of the 16-bit word it shares with the protocol, which stays.
@@ -73,7 +84,7 @@ const fn ttl_word(ttl: u8) -> u32 {
 #[inline(always)]
 fn addrs<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, hop: Diff) -> Option<Diff> {
     let key = packet.key();
-    if packet.v6 {
+    if packet.is_v6() {
         let diff =
             all_words(all_words(Diff::ZERO, key.source, edit.source), key.destination, edit.destination);
         env.store(
@@ -116,7 +127,7 @@ fn transport<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, pseudo: Diff) ->
     env.fix_transport_checksum(&TransportFix {
         offset: u32::from(packet.transport) + checksum,
         protocol: key.protocol,
-        v6: packet.v6,
+        v6: packet.is_v6(),
         pseudo,
         own,
     })

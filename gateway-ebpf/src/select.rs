@@ -4,14 +4,37 @@ use gateway_common::{
     counter::Reason,
     endpoint::{Endpoint, EndpointState},
     hash,
-    service::Service,
-    slot::SlotChunk,
+    service::Table,
+    slot::{Slot, SlotChunk},
 };
 
 use crate::env::Maps;
 
 /// Further slots that are tried when the endpoint of a flow's own slot takes no new flows.
 const PROBES: u32 = 8;
+
+/// No row has this number.
+pub const NO_ROW: u32 = u32::MAX;
+
+/// For whom an endpoint is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat<'a> {
+    /// Number of the service.
+    pub service: u32,
+    /// The table.
+    pub table: &'a Table,
+    /// The families that endpoints may have: [`Seat::V4`] and its neighbors.
+    pub family: u32,
+}
+
+impl Seat<'_> {
+    /// IPv4 only.
+    pub const V4: u32 = 1;
+    /// IPv6 only.
+    pub const V6: u32 = 2;
+    /// Either: the way there is a tunnel.
+    pub const EITHER: u32 = 3;
+}
 
 /// An endpoint and its row.
 #[derive(Debug)]
@@ -29,33 +52,36 @@ enum Probe<R> {
     Bad,
 }
 
-/// Chooses the endpoint of a new flow.
+/// Chooses the endpoint of a new flow; returns its row.
 ///
 /// # Errors
 ///
 /// [`Reason::NoEndpoint`] or [`Reason::BadSlot`] when no slot that was tried leads to an endpoint.
-// A frame of its own: the kernel gives a program 512 bytes of stack, and only new flows come here.
-#[inline(never)]
-pub fn select<M: Maps>(
-    maps: &M,
-    service: &Service,
-    v6: bool,
-    hash: u64,
-) -> Result<Chosen<M::Row<Endpoint>>, Reason> {
-    if service.n_slots == 0 {
+#[inline(always)]
+pub fn select<M: Maps>(maps: &M, seat: &Seat<'_>, hash: u64) -> Result<u32, Reason> {
+    if seat.table.n_slots == 0 {
         return Err(Reason::NoEndpoint);
     }
-    let mut draining = None;
+    // A number, not an option, half of which would be undefined.
+    let mut draining = NO_ROW;
     let mut bad = false;
     for attempt in 0..=PROBES {
-        match probe(maps, service, v6, spread(hash, attempt)) {
-            Probe::Usable(chosen) => return Ok(chosen),
-            Probe::Draining(chosen) => draining = draining.or(Some(chosen)),
+        match probe(maps, seat, spread(hash, attempt)) {
+            Probe::Usable(chosen) => return Ok(chosen.row),
+            Probe::Draining(chosen) => {
+                if draining == NO_ROW {
+                    draining = chosen.row;
+                }
+            }
             Probe::Down => {}
             Probe::Bad => bad = true,
         }
     }
-    draining.ok_or(if bad { Reason::BadSlot } else { Reason::NoEndpoint })
+    match draining {
+        NO_ROW if bad => Err(Reason::BadSlot),
+        NO_ROW => Err(Reason::NoEndpoint),
+        row => Ok(row),
+    }
 }
 
 /// The hash that decides the slot of one attempt; the first is the flow's own.
@@ -65,30 +91,37 @@ const fn spread(hash: u64, attempt: u32) -> u64 {
 }
 
 #[inline(always)]
-fn probe<M: Maps>(maps: &M, service: &Service, v6: bool, hash: u64) -> Probe<M::Row<Endpoint>> {
-    let slot_idx = hash::slot(hash, service.n_slots);
-    let [even, odd] = service.first_chunk;
-    let first_chunk = if service.current & 1 == 0 { even } else { odd };
-    let Some(slot) = maps.slot(first_chunk.wrapping_add(slot_idx / SlotChunk::SLOTS), slot_idx) else {
+fn probe<M: Maps>(maps: &M, seat: &Seat<'_>, hash: u64) -> Probe<M::Row<Endpoint>> {
+    let Some(chosen) = slot(maps, seat.table, hash).and_then(|slot| local(maps, seat, slot.endpoint)) else {
         return Probe::Bad;
     };
-    let local = u32::from(slot.endpoint);
-    if local >= service.n_endpoints {
-        return Probe::Bad;
-    }
-    let row = service.first_endpoint.wrapping_add(local);
-    let Some(endpoint) = maps.endpoint(row) else {
-        return Probe::Bad;
-    };
-    // A row that another service took over, or one of the other family, would send the packet to a stranger.
-    if endpoint.service != service.id || endpoint.addr.is_v4() == v6 {
-        return Probe::Bad;
-    }
-    if endpoint.state == EndpointState::ACTIVE {
-        Probe::Usable(Chosen { row, endpoint })
-    } else if endpoint.state == EndpointState::DRAINING {
-        Probe::Draining(Chosen { row, endpoint })
+    if chosen.endpoint.state == EndpointState::ACTIVE {
+        Probe::Usable(chosen)
+    } else if chosen.endpoint.state == EndpointState::DRAINING {
+        Probe::Draining(chosen)
     } else {
         Probe::Down
     }
+}
+
+/// The slot of a hash.
+#[inline(always)]
+pub fn slot<M: Maps>(maps: &M, table: &Table, hash: u64) -> Option<Slot> {
+    let idx = hash::slot(hash, table.n_slots);
+    maps.slot(table.first_chunk.wrapping_add(idx / SlotChunk::SLOTS), idx)
+}
+
+/// An endpoint by its number within the service. A row that another service took over, or one of the other family, would
+/// send the packet to a stranger.
+#[inline(always)]
+pub fn local<M: Maps>(maps: &M, seat: &Seat<'_>, local: u16) -> Option<Chosen<M::Row<Endpoint>>> {
+    let local = u32::from(local);
+    if local >= seat.table.n_endpoints {
+        return None;
+    }
+    let row = seat.table.first_endpoint.wrapping_add(local);
+    let endpoint = maps.endpoint(row)?;
+    let family = if endpoint.addr.is_v4() { Seat::V4 } else { Seat::V6 };
+    let is_stranger = endpoint.service != seat.service || seat.family & family == 0;
+    (!is_stranger).then_some(Chosen { row, endpoint })
 }

@@ -11,6 +11,7 @@ use crate::{
     Aligned,
     count::{counted_lookup, dropped},
     env::Maps,
+    index,
     packet::filtered,
     verdict::Verdict,
 };
@@ -28,7 +29,7 @@ fn run<M: Maps>(maps: &M, key: &FlowKey, assign: impl FnOnce(u32) -> bool) -> Ve
         return Verdict::Pass(Reason::NotOurs);
     }
     let service_key = Aligned(ServiceKey::new(key.destination, key.destination_port, key.protocol));
-    let Some(service) = maps.service(&service_key.0) else {
+    let Some(service) = index::service(maps, &service_key.0).and_then(|id| maps.service(id)) else {
         return Verdict::Pass(Reason::NoService);
     };
     if service.mode != Mode::AGENT {
@@ -37,7 +38,7 @@ fn run<M: Maps>(maps: &M, key: &FlowKey, assign: impl FnOnce(u32) -> bool) -> Ve
     let Some(settings) = maps.settings() else {
         return Verdict::Pass(Reason::NoService);
     };
-    let worker = hash::slot(hash::flow(&settings.seed, key), service.n_sockets);
+    let worker = hash::slot(hash::flow(&settings.keys, key, !key.destination.is_v4()), service.n_sockets);
     let socket = service.first_socket.wrapping_add(worker);
     // A port whose socket is gone stays ours: nothing else on the node may take its connections.
     let verdict = if service.n_sockets != 0 && assign(socket) {

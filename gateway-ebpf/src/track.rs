@@ -3,24 +3,19 @@
 use gateway_common::{
     addr::Protocol,
     endpoint::{Endpoint, EndpointState},
-    flow::{Flow, Phase, Tick},
-    service::Service,
+    flow::{Phase, Tick},
     settings::Settings,
 };
 
-use crate::packet::{Packet, transport::Flags};
+use crate::{
+    packet::{Packet, transport::Flags},
+    table::row::Held,
+};
 
-/// Ticks since `seen`. An instant in the future, which another processor with a later clock may have written, is now.
+/// Ticks that an entry lasts without another packet.
 #[inline(always)]
-pub const fn age(now: Tick, seen: Tick) -> u32 {
-    let age = now.since(seen);
-    if age > u32::MAX / 2 { 0 } else { age }
-}
-
-/// Whether an entry has been silent for so long that it may lose its port.
-#[inline(always)]
-pub fn expired(settings: &Settings, protocol: Protocol, phase: Phase, seen: Tick, now: Tick) -> bool {
-    let limit = if phase == Phase::OPENING {
+pub fn timeout(settings: &Settings, protocol: Protocol, phase: Phase) -> u32 {
+    if phase == Phase::OPENING {
         settings.opening_ticks
     } else if phase == Phase::CLOSING {
         settings.closing_ticks
@@ -28,8 +23,7 @@ pub fn expired(settings: &Settings, protocol: Protocol, phase: Phase, seen: Tick
         settings.udp_ticks
     } else {
         settings.open_ticks
-    };
-    age(now, seen) > limit
+    }
 }
 
 /// The phase of a flow whose first packet this is.
@@ -74,42 +68,36 @@ pub fn later(a: Phase, b: Phase) -> Phase {
     a.max(b)
 }
 
-/// Whether this packet begins a new flow under the 5-tuple of an old one: a SYN after a close or a long silence, or
-/// UDP after a long silence.
+/// Whether this packet begins a new flow under the 5-tuple of an old one: a SYN after a close or a long silence, or UDP
+/// after a long silence. Another packet of TCP goes on where the flow was, as long as nobody took its place.
 #[inline(always)]
-pub fn begins_anew(settings: &Settings, flow: &Flow, packet: &Packet, now: Tick) -> bool {
+pub fn begins_anew(held: &Held, packet: &Packet, now: Tick) -> bool {
+    let is_over = held.expires.is_before(now);
     if packet.key().protocol == Protocol::UDP {
-        age(now, flow.seen) > settings.udp_ticks
+        is_over
     } else {
-        packet.flags.opens()
-            && (flow.phase == Phase::CLOSING || expired(settings, Protocol::TCP, flow.phase, flow.seen, now))
+        packet.flags.opens() && (is_over || held.phase == Phase::CLOSING)
     }
 }
 
 /// Whether the endpoint of a flow may still receive this packet.
 #[inline(always)]
-pub fn may_stay(service: &Service, endpoint: &Endpoint, flow: &Flow, packet: &Packet) -> bool {
-    if endpoint.generation != flow.generation || endpoint.service != service.id {
-        return false;
-    }
-    if endpoint.state == EndpointState::ACTIVE {
-        return true;
-    }
-    endpoint.state == EndpointState::DRAINING
-        && packet.key().protocol == Protocol::TCP
-        && !packet.flags.opens()
+pub fn may_stay(service: u32, endpoint: &Endpoint, held: &Held, packet: &Packet) -> bool {
+    endpoint.generation == held.generation && endpoint.service == service && takes(endpoint, packet)
+}
+
+/// Whether an endpoint takes this packet of a flow that it has: one that drains keeps its connections, and nothing else.
+#[inline(always)]
+pub fn takes(endpoint: &Endpoint, packet: &Packet) -> bool {
+    endpoint.state == EndpointState::ACTIVE
+        || endpoint.state == EndpointState::DRAINING
+            && packet.key().protocol == Protocol::TCP
+            && !packet.flags.opens()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_instant_in_the_future_is_now() {
-        assert_eq!(age(Tick::new(5), Tick::new(3)), 2);
-        assert_eq!(age(Tick::new(5), Tick::new(6)), 0);
-        assert_eq!(age(Tick::new(1), Tick::new(u32::MAX)), 2);
-    }
 
     #[test]
     fn phases_only_go_forward() {

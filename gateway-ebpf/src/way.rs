@@ -3,12 +3,13 @@
 //! The same bytes as a [`NextHop`]. The pipeline carries words because the compiler copies six-byte addresses in
 //! pieces, and the verifier refuses pieces at unaligned places on the stack.
 
+use bytemuck::{Pod, Zeroable};
 use gateway_common::endpoint::NextHop;
 
 /// An interface and both link-layer addresses.
 // Aligned so that two words read as one are aligned too.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
 pub struct Way {
     words: [u32; 4],
 }
@@ -51,11 +52,18 @@ impl Way {
         self.interface() != 0
     }
 
-    /// The first twelve bytes of a frame that goes this way.
+    /// The first twelve bytes of a frame that goes this way: eight and four.
     #[inline(always)]
-    pub const fn frame(self) -> [u32; 3] {
-        let [_, frame @ ..] = self.words;
-        frame
+    #[expect(clippy::as_conversions, reason = "widening in a const function")]
+    pub const fn link(self) -> (u64, u32) {
+        let [_, a, b, c] = self.words;
+        ((a.to_le() as u64 | (b.to_le() as u64) << 32).to_le(), c)
+    }
+
+    /// As two words.
+    #[inline(always)]
+    pub const fn halves(self) -> [u64; 2] {
+        bytemuck::must_cast(self)
     }
 
     /// As the maps keep it.
@@ -83,7 +91,8 @@ mod tests {
         let hop = NextHop { interface: 7, mac: [11, 12, 13, 14, 15, 16], own_mac: [1, 2, 3, 4, 5, 6] };
         assert_eq!(back.next_hop(), hop);
         assert_eq!(back, Way::from(&hop));
-        let sent: [u8; 12] = bytemuck::must_cast(back.frame());
-        assert_eq!(sent, [11, 12, 13, 14, 15, 16, 1, 2, 3, 4, 5, 6]);
+        let (first, last) = back.link();
+        assert_eq!(first.to_ne_bytes(), [11, 12, 13, 14, 15, 16, 1, 2]);
+        assert_eq!(last.to_ne_bytes(), [3, 4, 5, 6]);
     }
 }

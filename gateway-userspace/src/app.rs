@@ -354,6 +354,8 @@ fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
             bytes: count.bytes,
         })
         .collect();
+    samples.flows.clone_from(&counters.flows);
+    samples.flow_room = counters.flow_room;
     for (listener, count) in &counters.services {
         let values = [
             ("packets", count.packets),
@@ -363,6 +365,7 @@ fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
             ("new_flows", count.new_flows),
             ("steered", count.steered),
             ("dropped", count.dropped),
+            ("unrecorded", count.unrecorded),
         ];
         samples.services.extend(values.map(|(what, count)| ServiceSample {
             listener: listener.clone(),

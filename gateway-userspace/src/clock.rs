@@ -45,6 +45,15 @@ impl Clock {
     }
 }
 
+/// Timer interrupts of the kernel in a second, which is how often its coarse clock moves on.
+pub fn interrupts_per_second() -> u32 {
+    /// What most distributions build, should the kernel not tell.
+    const USUAL: u32 = 250;
+    let resolution = nix::time::clock_getres(nix::time::ClockId::CLOCK_MONOTONIC_COARSE);
+    let ns = resolution.map_or(0, |resolution| resolution.tv_nsec());
+    u32::try_from(ns).ok().and_then(|ns| 1_000_000_000_u32.checked_div(ns)).unwrap_or(USUAL)
+}
+
 #[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 fn monotonic() -> Instant {
     Instant::now()

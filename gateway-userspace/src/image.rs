@@ -105,4 +105,6 @@ pub struct Way {
     pub source: Option<std::net::IpAddr>,
     /// Interface and link-layer addresses, when they are known.
     pub next_hop: gateway_common::endpoint::NextHop,
+    /// Bytes of an IP packet that the way takes; zero when it is not known.
+    pub mtu: u16,
 }

@@ -769,7 +769,7 @@ mod layer4 {
         let n_slots = slot::size_class(u32::try_from(endpoints.len()).unwrap());
         let table = maglev::table(&SEED, &members, n_slots);
         let key = FlowKey::new(of(client).0, of(client).1, of(addr).0, of(addr).1, protocol);
-        endpoints[usize::from(table[hash::slot(hash::flow(&SEED, &key), n_slots) as usize])]
+        endpoints[usize::from(table[hash::slot(hash::flow(&SEED.keys(), &key, false), n_slots) as usize])]
     }
 
     /// Says its own address, then echoes.

@@ -9,17 +9,17 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, SockMap},
+    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, SockMap},
     programs::{Program, SchedClassifier, SkLookup, Xdp},
 };
 use bytemuck::Pod;
 use gateway_common::{
-    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
+    counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{Flow, FlowKey, Translation},
+    flow::{FlowBucket, FlowCount, FlowKey, ReplyBucket},
     map::{self, MapDef},
-    service::{Service, ServiceKey},
+    service::{PortRange, Service, ServiceBucket},
     settings::Settings,
     slot::SlotChunk,
 };
@@ -32,8 +32,11 @@ const OBJECT: &str = "SLUICE_BPF_OBJECT";
 /// Rows of services and endpoints that a test may use: these are cleared and compared.
 pub const ROWS: u32 = 16;
 
-/// Room in the flow tables and counts of a test: enough, and quick to make and to read.
+/// Room in the counts of a test: enough, and quick to make and to read.
 const SMALL: u32 = 4_096;
+
+/// Buckets of the flow tables of a test.
+pub const BUCKETS: u32 = 64;
 
 /// Path of the kernel object.
 ///
@@ -58,6 +61,8 @@ fn target_dir() -> PathBuf {
 #[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
+    /// Buckets of the service index that are not empty.
+    index: Vec<u32>,
 }
 
 impl Kernel {
@@ -78,10 +83,11 @@ impl Kernel {
     pub fn load_from(path: &Path) -> Result<Self> {
         let object = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         let mut loader = EbpfLoader::new();
-        for table in
-            [map::Flows::NAME, map::Translations::NAME, map::ServiceCounts::NAME, map::EndpointCounts::NAME]
-        {
+        for table in [map::ServiceCounts::NAME, map::EndpointCounts::NAME] {
             loader.map_max_entries(table, SMALL);
+        }
+        for table in [map::Flows::NAME, map::Replies::NAME] {
+            loader.map_max_entries(table, BUCKETS);
         }
         let mut ebpf = loader.load(&object).context("reading the object")?;
         #[expect(
@@ -97,7 +103,7 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, index: Vec::new() })
     }
 
     /// Makes the maps hold what the tables say, and nothing else.
@@ -106,12 +112,38 @@ impl Kernel {
     ///
     /// When the kernel refuses a write.
     pub fn fill(&mut self, tables: &Tables) -> Result<()> {
-        let services = tables.services.iter().map(|(key, value)| (raw(key), raw(value)));
-        replace(self.hash::<SERVICE_KEY, SERVICE>(map::Services::NAME)?, services)?;
-        let flows = tables.flows.iter().map(|(key, value)| (*key, raw(value)));
-        replace(self.hash::<FLOW_KEY, FLOW>(map::Flows::NAME)?, flows)?;
-        let translations = tables.translations.iter().map(|(key, value)| (*key, raw(value)));
-        replace(self.hash::<FLOW_KEY, TRANSLATION>(map::Translations::NAME)?, translations)?;
+        let index = tables.index();
+        let stale: Vec<u32> = self.index.iter().filter(|at| !index.contains_key(at)).copied().collect();
+        let mut buckets = self.array::<SERVICE_BUCKET>(map::ServiceIndex::NAME)?;
+        for at in stale {
+            buckets.set(at, raw(&ServiceBucket::default()), 0)?;
+        }
+        for (at, bucket) in &index {
+            buckets.set(*at, raw(bucket), 0)?;
+        }
+        self.index = index.into_keys().collect();
+        let mut services = self.array::<SERVICE>(map::Services::NAME)?;
+        for id in 0..ROWS {
+            let service = tables.services.values().find(|service| service.id == id);
+            services.set(id, raw(&service.copied().unwrap_or_default()), 0)?;
+        }
+        let mut ranges = self.array::<PORT_RANGE>(map::PortRanges::NAME)?;
+        for (row, range) in &tables.ranges {
+            ranges.set(*row, raw(range), 0)?;
+        }
+        let mut flows = self.array::<FLOW_BUCKET>(map::Flows::NAME)?;
+        for at in 0..BUCKETS {
+            flows.set(at, raw(&tables.flows.get(&at).copied().unwrap_or_default()), 0)?;
+        }
+        let mut replies = self.array::<REPLY_BUCKET>(map::Replies::NAME)?;
+        for at in 0..BUCKETS {
+            replies.set(at, raw(&tables.replies.get(&at).copied().unwrap_or_default()), 0)?;
+        }
+        let mut counts = self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?;
+        for id in 0..ROWS {
+            let entries = tables.service_flows.get(&id).copied().unwrap_or_default();
+            counts.set(id, raw(&FlowCount { entries }), 0)?;
+        }
         let mut slots = self.array::<CHUNK>(map::Slots::NAME)?;
         for (index, chunk) in &tables.chunks {
             slots.set(*index, raw(chunk), 0)?;
@@ -127,7 +159,7 @@ impl Kernel {
             filter.set(index, raw(&word), 0)?;
         }
         self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
-        clear(self.counts::<COUNT>(map::Reasons::NAME)?, Reason::LIMIT * 4)?;
+        clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?, ROWS)
     }
@@ -139,13 +171,25 @@ impl Kernel {
     /// When the kernel refuses a read.
     pub fn read(&mut self, before: &Tables) -> Result<Tables> {
         let mut tables = before.clone();
-        tables.flows = entries(self.hash::<FLOW_KEY, FLOW>(map::Flows::NAME)?)?;
-        tables.translations = entries(self.hash::<FLOW_KEY, TRANSLATION>(map::Translations::NAME)?)?;
-        let reasons = self.counts::<COUNT>(map::Reasons::NAME)?;
-        tables.reasons = sums(&reasons, Reason::LIMIT * 4, |sum: &mut Count, one: Count| {
-            sum.packets += one.packets;
-            sum.bytes += one.bytes;
-        })?;
+        tables.flows = rows(&self.array::<FLOW_BUCKET>(map::Flows::NAME)?, BUCKETS)?;
+        tables.replies = rows(&self.array::<REPLY_BUCKET>(map::Replies::NAME)?, BUCKETS)?;
+        let counts: BTreeMap<u32, FlowCount> =
+            rows(&self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?, ROWS)?;
+        tables.service_flows = counts.into_iter().map(|(id, count)| (id, count.entries)).collect();
+        tables.reasons.clear();
+        let reasons = self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?;
+        for hook in 0..Hook::LIMIT {
+            for one in reasons.get(&hook, 0)?.iter() {
+                let counts: HookCounts = bytemuck::pod_read_unaligned(one);
+                for (number, count) in
+                    (0_u32..).zip(counts.reasons).filter(|(_, count)| *count != Count::default())
+                {
+                    let sum = tables.reasons.entry((hook, number)).or_default();
+                    sum.packets += count.packets;
+                    sum.bytes += count.bytes;
+                }
+            }
+        }
         let services = self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?;
         tables.service_counts = sums(&services, ROWS, |sum: &mut ServiceCount, one: ServiceCount| {
             sum.packets += one.packets;
@@ -155,6 +199,7 @@ impl Kernel {
             sum.new_flows += one.new_flows;
             sum.steered += one.steered;
             sum.dropped += one.dropped;
+            sum.unrecorded += one.unrecorded;
         })?;
         let endpoints = self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?;
         tables.endpoint_counts = sums(&endpoints, ROWS, |sum: &mut EndpointCount, one: EndpointCount| {
@@ -174,13 +219,6 @@ impl Kernel {
 
     fn map(&mut self, name: &str) -> Result<&mut Map> {
         self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))
-    }
-
-    fn hash<const K: usize, const V: usize>(
-        &mut self,
-        name: &str,
-    ) -> Result<HashMap<&mut MapData, [u8; K], [u8; V]>> {
-        Ok(HashMap::try_from(self.map(name)?)?)
     }
 
     fn array<const V: usize>(&mut self, name: &str) -> Result<Array<&mut MapData, [u8; V]>> {
@@ -235,42 +273,30 @@ impl Kernel {
     }
 }
 
-const SERVICE_KEY: usize = size_of::<ServiceKey>();
+const SERVICE_BUCKET: usize = size_of::<ServiceBucket>();
 const SERVICE: usize = size_of::<Service>();
-const FLOW_KEY: usize = size_of::<FlowKey>();
-const FLOW: usize = size_of::<Flow>();
-const TRANSLATION: usize = size_of::<Translation>();
+const PORT_RANGE: usize = size_of::<PortRange>();
+const FLOW_BUCKET: usize = size_of::<FlowBucket>();
+const REPLY_BUCKET: usize = size_of::<ReplyBucket>();
+const FLOW_COUNT: usize = size_of::<FlowCount>();
 const CHUNK: usize = size_of::<SlotChunk>();
 const ENDPOINT: usize = size_of::<Endpoint>();
 const WORD: usize = size_of::<FilterWord>();
 const SETTINGS: usize = size_of::<Settings>();
-const COUNT: usize = size_of::<Count>();
+const HOOK_COUNTS: usize = size_of::<HookCounts>();
 const SERVICE_COUNT: usize = size_of::<ServiceCount>();
 const ENDPOINT_COUNT: usize = size_of::<EndpointCount>();
 
-fn replace<const K: usize, const V: usize>(
-    mut map: HashMap<&mut MapData, [u8; K], [u8; V]>,
-    wanted: impl Iterator<Item = ([u8; K], [u8; V])>,
-) -> Result<()> {
-    let present = map.keys().collect::<Result<Vec<_>, _>>()?;
-    for key in present {
-        map.remove(&key)?;
+/// The rows of an array that are not zero.
+fn rows<const V: usize, T: Pod>(map: &Array<&mut MapData, [u8; V]>, n: u32) -> Result<BTreeMap<u32, T>> {
+    let mut rows = BTreeMap::new();
+    for row in 0..n {
+        let bytes = map.get(&row, 0)?;
+        if bytes != [0; V] {
+            rows.insert(row, bytemuck::pod_read_unaligned(&bytes));
+        }
     }
-    for (key, value) in wanted {
-        map.insert(key, value, 0)?;
-    }
-    Ok(())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the handle ends with the read")]
-fn entries<const V: usize, T: Pod>(
-    map: HashMap<&mut MapData, [u8; FLOW_KEY], [u8; V]>,
-) -> Result<BTreeMap<[u8; FLOW_KEY], T>> {
-    map.iter()
-        .map(|entry| {
-            entry.map(|(key, value)| (key, bytemuck::pod_read_unaligned(&value))).map_err(Into::into)
-        })
-        .collect()
+    Ok(rows)
 }
 
 fn clear<const V: usize>(mut map: PerCpuArray<&mut MapData, [u8; V]>, rows: u32) -> Result<()> {

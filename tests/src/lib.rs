@@ -22,4 +22,5 @@ pub mod origin;
 pub mod packet;
 pub mod privilege;
 pub mod report;
+pub mod ticks;
 pub mod world;

@@ -1,83 +1,106 @@
 //! The pipeline's environment in memory: the host's side of the packet tests.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     collections::BTreeMap,
     rc::Rc,
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
-use bytemuck::Pod;
+use bytemuck::{Pod, Zeroable as _};
 use gateway_common::{
     addr::Protocol,
-    counter::{Count, EndpointCount, Hook, ServiceCount},
+    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
     endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
-    flow::{Flow, FlowKey, Phase, Scratch, Tick, Translation},
-    map::{self, MapDef as _},
-    service::{Service, ServiceKey},
+    flow::{Flow, FlowBucket, FlowKey, HeadState, ReplyBucket, Scratch, Tick},
+    hash,
+    map::{self, INDEX_BUCKETS, MapDef as _},
+    service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey, Table},
     settings::Settings,
     slot::{Slot, SlotChunk},
 };
 use gateway_ebpf::{
-    env::{Env, Maps, Record},
-    ingress, reply, steer,
+    arrival::Arrival,
+    env::{Env, Maps, Room},
+    ingress,
+    outcome::{self, Stage},
+    record, reply, steer,
+    table::row::{FlowRow, FlowRows, ReplyRow, ReplyRows},
     way::Way,
 };
 
 /// Contents of every map, in plain form: what a test starts with, and what it compares afterwards.
-#[derive(Clone, Default, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Tables {
     /// Services by virtual address.
     pub services: BTreeMap<ServiceKey, Service>,
+    /// Rows of port ranges, and what an address has of them: the first and how many.
+    pub ranges: BTreeMap<u32, PortRange>,
+    /// The ranges of an address, with its key for port zero.
+    pub range_keys: BTreeMap<ServiceKey, (u32, u32)>,
     /// Chunks of slots.
     pub chunks: BTreeMap<u32, SlotChunk>,
     /// Endpoint rows.
     pub endpoints: BTreeMap<u32, Endpoint>,
-    /// Flows, keyed by the bytes of their keys because those have an order.
-    pub flows: BTreeMap<[u8; 40], Flow>,
-    /// Translations, likewise.
-    pub translations: BTreeMap<[u8; 40], Translation>,
+    /// Buckets of the flow table that are not empty.
+    pub flows: BTreeMap<u32, FlowBucket>,
+    /// Buckets of the table of replies that are not empty.
+    pub replies: BTreeMap<u32, ReplyBucket>,
+    /// Entries that services hold in the flow table.
+    pub service_flows: BTreeMap<u32, u64>,
     /// Words of the filter that are not zero.
     pub filter: BTreeMap<u32, FilterWord>,
     /// The settings.
     pub settings: Settings,
-    /// Counts by hook and reason that are not zero.
-    pub reasons: BTreeMap<u32, Count>,
+    /// Counts by number of the hook and of the reason that are not zero.
+    pub reasons: BTreeMap<(u32, u32), Count>,
     /// Counts by service that are not zero.
     pub service_counts: BTreeMap<u32, ServiceCount>,
     /// Counts by endpoint row that are not zero.
     pub endpoint_counts: BTreeMap<u32, EndpointCount>,
-    /// Whether the flow tables refuse new entries, as the kernel does when it has no memory.
-    pub flows_refused: bool,
-}
-
-impl std::fmt::Debug for Tables {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let flows: Vec<_> = self.flows.iter().map(|(key, flow)| (key_of(key), flow)).collect();
-        let translations: Vec<_> =
-            self.translations.iter().map(|(key, translation)| (key_of(key), translation)).collect();
-        f.debug_struct("Tables")
-            .field("flows", &flows)
-            .field("translations", &translations)
-            .field("reasons", &self.reasons)
-            .field("service_counts", &self.service_counts)
-            .field("endpoint_counts", &self.endpoint_counts)
-            .finish_non_exhaustive()
-    }
-}
-
-fn key_of(bytes: &[u8; 40]) -> FlowKey {
-    bytemuck::pod_read_unaligned(bytes)
-}
-
-/// The bytes of a flow key, as the tables are keyed.
-pub fn key_bytes(key: &FlowKey) -> [u8; 40] {
-    raw(key)
 }
 
 /// The bytes of a shared type.
 pub(crate) fn raw<T: Pod, const N: usize>(value: &T) -> [u8; N] {
     bytemuck::bytes_of(value).try_into().expect("the caller names the size of the type")
+}
+
+impl Tables {
+    /// The count of a reason at a hook.
+    pub fn reason(&self, hook: Hook, reason: Reason) -> Count {
+        self.reasons.get(&(hook.number(), reason.number())).copied().unwrap_or_default()
+    }
+
+    /// Every live entry of the flow table.
+    pub fn live(&self) -> impl Iterator<Item = &Flow> {
+        self.flows.values().flat_map(|bucket| &bucket.flows).filter(|flow| flow.head.state == HeadState::LIVE)
+    }
+
+    /// The index of the services, as the agent would write it.
+    pub fn index(&self) -> BTreeMap<u32, ServiceBucket> {
+        let mut buckets: BTreeMap<u32, ServiceBucket> = BTreeMap::new();
+        let mut keys: BTreeMap<ServiceKey, (Option<u32>, (u32, u32))> = BTreeMap::new();
+        for (key, service) in &self.services {
+            keys.entry(*key).or_default().0 = Some(service.id);
+        }
+        for (key, ranges) in &self.range_keys {
+            keys.entry(*key).or_default().1 = *ranges;
+        }
+        for (key, (service, (first, n))) in keys {
+            let entry = ServiceEntry::new(key, service, first, n);
+            let place =
+                hash::service(&key).map(|bucket| bucket & (INDEX_BUCKETS - 1)).into_iter().find_map(|at| {
+                    let bucket = buckets.entry(at).or_default();
+                    let place = bucket.entries.iter().position(|entry| *entry == ServiceEntry::default())?;
+                    Some((at, place))
+                });
+            let (at, place) = place.expect("a test has few services");
+            buckets.get_mut(&at).expect("it was just made").entries[place] = entry;
+        }
+        buckets.retain(|_, bucket| *bucket != ServiceBucket::default());
+        buckets
+    }
 }
 
 /// What came out of one run.
@@ -107,12 +130,15 @@ impl Run {
     pub fn packet(&self, tables: &mut Tables, packet: &[u8]) -> Outcome {
         let maps = MemoryMaps::new(tables.clone(), self.now);
         let mut env = Memory { maps, run: self.clone(), bytes: packet.to_vec() };
+        let mut scratch = Scratch::zeroed();
+        let arrival = Arrival::of(&mut scratch);
         let code = match self.hook {
             Hook::XdpBalance => {
-                i32::from_ne_bytes(ingress::ingress(&mut env).xdp_code(self.ingress).to_ne_bytes())
+                let code = ingress::ingress(&mut env, arrival).xdp_code(self.ingress);
+                i32::from_ne_bytes(code.to_ne_bytes())
             }
-            Hook::TcIngress => ingress::ingress(&mut env).tc_code(),
-            Hook::TcEgress => reply::egress(&mut env).tc_code(),
+            Hook::TcIngress => ingress::ingress(&mut env, arrival).tc_code(),
+            Hook::TcEgress => reply::egress(&mut env, arrival).tc_code(),
             Hook::SkLookup => -1,
         };
         *tables = env.maps.into_tables();
@@ -171,48 +197,76 @@ impl Env for Memory {
         Some(())
     }
 
+    fn make_room(&mut self, room: Room) -> Option<()> {
+        let bytes = usize::try_from(room.bytes()).ok()?;
+        self.bytes.get(14)?;
+        self.bytes.splice(14..14, vec![0; bytes]);
+        Some(())
+    }
+
     fn next_hop(&mut self, _endpoint: &Endpoint, _protocol: Protocol, _ip_bytes: u16) -> Option<Way> {
         self.run.next_hop.as_ref().map(Way::from)
     }
 }
 
-type Rows<T> = RefCell<BTreeMap<[u8; 40], Rc<Cell<T>>>>;
-
-/// The maps over plain tables.
+/// The maps over plain tables. Buckets of the flow tables are made when they are asked for.
 struct MemoryMaps {
     tables: RefCell<Tables>,
-    flows: Rows<Flow>,
-    translations: Rows<Translation>,
+    index: BTreeMap<u32, ServiceBucket>,
+    flows: RefCell<BTreeMap<u32, Rc<FlowRows>>>,
+    replies: RefCell<BTreeMap<u32, Rc<ReplyRows>>>,
+    service_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     now: Tick,
 }
 
 impl MemoryMaps {
     fn new(mut tables: Tables, now: Tick) -> Self {
-        let flows = lend(std::mem::take(&mut tables.flows));
-        let translations = lend(std::mem::take(&mut tables.translations));
-        Self { tables: RefCell::new(tables), flows, translations, now }
+        let flows = std::mem::take(&mut tables.flows);
+        let flows =
+            flows.iter().map(|(at, bucket)| (*at, Rc::new(bucket.flows.each_ref().map(FlowRow::from))));
+        let replies = std::mem::take(&mut tables.replies);
+        let replies =
+            replies.iter().map(|(at, bucket)| (*at, Rc::new(bucket.replies.each_ref().map(ReplyRow::from))));
+        let counts = std::mem::take(&mut tables.service_flows);
+        Self {
+            index: tables.index(),
+            flows: RefCell::new(flows.collect()),
+            replies: RefCell::new(replies.collect()),
+            service_flows: RefCell::new(
+                counts.into_iter().map(|(id, count)| (id, Rc::new(AtomicU64::new(count)))).collect(),
+            ),
+            tables: RefCell::new(tables),
+            now,
+        }
     }
 
     fn into_tables(self) -> Tables {
         let mut tables = self.tables.into_inner();
-        tables.flows = settle(self.flows);
-        tables.translations = settle(self.translations);
+        for (at, rows) in self.flows.into_inner() {
+            let bucket = FlowBucket { flows: rows.each_ref().map(FlowRow::plain::<Self>) };
+            if bucket != FlowBucket::default() {
+                tables.flows.insert(at, bucket);
+            }
+        }
+        for (at, rows) in self.replies.into_inner() {
+            let bucket = ReplyBucket { replies: rows.each_ref().map(ReplyRow::get::<Self>) };
+            if bucket != ReplyBucket::default() {
+                tables.replies.insert(at, bucket);
+            }
+        }
+        for (id, count) in self.service_flows.into_inner() {
+            if count.load(SeqCst) != 0 {
+                tables.service_flows.insert(id, count.load(SeqCst));
+            }
+        }
         tables
     }
-}
-
-fn lend<T>(plain: BTreeMap<[u8; 40], T>) -> Rows<T> {
-    RefCell::new(plain.into_iter().map(|(key, value)| (key, Rc::new(Cell::new(value)))).collect())
-}
-
-fn settle<T: Copy>(rows: Rows<T>) -> BTreeMap<[u8; 40], T> {
-    rows.into_inner().into_iter().map(|(key, value)| (key, value.get())).collect()
 }
 
 impl Maps for MemoryMaps {
     type Row<T: 'static> = Rc<T>;
 
-    fn now(&self) -> Tick {
+    fn now(&self, _: u8) -> Tick {
         self.now
     }
 
@@ -224,8 +278,23 @@ impl Maps for MemoryMaps {
         Some(Rc::new(self.tables.borrow().settings))
     }
 
-    fn service(&self, key: &ServiceKey) -> Option<Service> {
-        self.tables.borrow().services.get(key).copied()
+    fn service_bucket(&self, bucket: u32) -> Option<Rc<ServiceBucket>> {
+        (bucket < INDEX_BUCKETS).then(|| Rc::new(self.index.get(&bucket).copied().unwrap_or_default()))
+    }
+
+    fn port_range(&self, row: u32) -> Option<Rc<PortRange>> {
+        (row < map::PortRanges::CAPACITY)
+            .then(|| Rc::new(self.tables.borrow().ranges.get(&row).copied().unwrap_or_default()))
+    }
+
+    fn service(&self, id: u32) -> Option<Rc<Service>> {
+        let tables = self.tables.borrow();
+        let service = tables.services.values().find(|service| service.id == id);
+        (id < map::Services::CAPACITY).then(|| Rc::new(service.copied().unwrap_or_default()))
+    }
+
+    fn current(service: &Rc<Service>) -> Table {
+        service.table()
     }
 
     fn slot(&self, chunk: u32, index: u32) -> Option<Slot> {
@@ -241,73 +310,52 @@ impl Maps for MemoryMaps {
             .then(|| Rc::new(self.tables.borrow().endpoints.get(&row).copied().unwrap_or_default()))
     }
 
-    fn flow(&self, key: &FlowKey) -> Option<Rc<Cell<Flow>>> {
-        self.flows.borrow().get(&key_bytes(key)).cloned()
+    fn flows(&self, bucket: u32) -> Option<Rc<FlowRows>> {
+        let is_there = bucket <= self.tables.borrow().settings.flow_mask;
+        is_there.then(|| Rc::clone(self.flows.borrow_mut().entry(bucket).or_default()))
     }
 
-    fn translation(&self, key: &FlowKey) -> Option<Rc<Cell<Translation>>> {
-        self.translations.borrow().get(&key_bytes(key)).cloned()
+    fn replies(&self, bucket: u32) -> Option<Rc<ReplyRows>> {
+        let is_there = bucket <= self.tables.borrow().settings.reply_mask;
+        is_there.then(|| Rc::clone(self.replies.borrow_mut().entry(bucket).or_default()))
     }
 
-    fn record_flow(&self, key: &FlowKey, flow: &Flow) -> Record {
-        if self.tables.borrow().flows_refused {
-            return Record::Refused;
-        }
-        self.flows.borrow_mut().insert(key_bytes(key), Rc::new(Cell::new(*flow)));
-        Record::Written
+    fn service_flows(&self, id: u32) -> Option<Rc<AtomicU64>> {
+        (id < map::ServiceFlows::CAPACITY)
+            .then(|| Rc::clone(self.service_flows.borrow_mut().entry(id).or_default()))
     }
 
-    fn record_translation(&self, key: &FlowKey, translation: &Translation) -> Record {
-        if self.tables.borrow().flows_refused {
-            return Record::Refused;
-        }
-        let mut rows = self.translations.borrow_mut();
-        if rows.contains_key(&key_bytes(key)) {
-            return Record::Exists;
-        }
-        rows.insert(key_bytes(key), Rc::new(Cell::new(*translation)));
-        Record::Written
+    fn load(word: &AtomicU64) -> u64 {
+        word.load(SeqCst)
     }
 
-    fn forget_translation(&self, key: &FlowKey) {
-        self.translations.borrow_mut().remove(&key_bytes(key));
+    fn store(word: &AtomicU64, value: u64) {
+        word.store(value, SeqCst);
     }
 
-    fn refresh_translation(row: &Rc<Cell<Translation>>, seen: Tick, phase: Phase) {
-        let mut refreshed = row.get();
-        (refreshed.seen, refreshed.phase) = (seen, phase);
-        row.set(refreshed);
+    fn exchange(word: &AtomicU64, old: u64, new: u64) -> bool {
+        word.compare_exchange(old, new, SeqCst, SeqCst).is_ok()
     }
 
-    fn refresh_flow(row: &Rc<Cell<Flow>>, seen: Tick, phase: Phase) {
-        let mut refreshed = row.get();
-        (refreshed.seen, refreshed.phase) = (seen, phase);
-        row.set(refreshed);
+    fn swap(word: &AtomicU64, new: u64) {
+        word.swap(new, SeqCst);
     }
 
-    fn close_flow(row: &Rc<Cell<Flow>>) {
-        let mut closed = row.get();
-        closed.phase = Phase::CLOSING;
-        row.set(closed);
+    fn add(word: &AtomicU64, number: u64) {
+        word.fetch_add(number, SeqCst);
     }
 
-    fn replace_translation(&self, key: &FlowKey, translation: &Translation) -> Record {
-        if self.tables.borrow().flows_refused {
-            return Record::Refused;
-        }
-        self.translations.borrow_mut().insert(key_bytes(key), Rc::new(Cell::new(*translation)));
-        Record::Written
+    fn apart(&self, stage: Stage, arrival: &mut Arrival) -> outcome::Outcome {
+        record::stage(self, stage, arrival)
     }
 
-    fn scratch<R>(&self, use_it: impl FnOnce(&mut Scratch) -> R) -> Option<R> {
-        Some(use_it(&mut bytemuck::Zeroable::zeroed()))
-    }
-
-    fn count_reason(&self, index: u32, bytes: u64) {
+    fn count_packet(&self, hook: Hook, reason: Reason, bytes: u64) {
         let mut tables = self.tables.borrow_mut();
-        let count = tables.reasons.entry(index).or_default();
-        count.packets += 1;
-        count.bytes += bytes;
+        for reason in [Reason::Received, reason] {
+            let count = tables.reasons.entry((hook.number(), reason.number())).or_default();
+            count.packets += 1;
+            count.bytes += bytes;
+        }
     }
 
     fn count_service(&self, id: u32, change: impl FnOnce(&mut ServiceCount)) {

@@ -5,15 +5,18 @@ use std::net::SocketAddr;
 use gateway_common::{
     addr::{Addr, Port, Protocol},
     endpoint::{Endpoint, EndpointState, NextHop},
-    flow::{Flow, FlowKey, Phase, Tick, Translation},
-    hash::Seed,
-    service::{Mode, Service, ServiceKey},
-    settings::{Settings, Timeouts},
+    flow::{Flow, FlowKey, Head, Phase, Reply, Tick},
+    hash::{self, Seed},
+    service::{Mode, Service, ServiceKey, Table},
+    settings::{Ports, Settings, Tables as Sizes, Timeouts, Tunnel},
     slot::{Slot, SlotChunk},
 };
 
+use gateway_ebpf::table::{self, reply};
+
 use crate::{
-    memory::{Tables, key_bytes},
+    kernel_run::BUCKETS,
+    memory::Tables,
     packet::{CLIENT_MAC, NODE_MAC, Packet},
 };
 
@@ -22,7 +25,11 @@ pub const FIRST_PORT: u16 = 20_000;
 /// Translation ports.
 pub const N_PORTS: u16 = 100;
 /// Timeouts in ticks.
-pub const TIMEOUTS: Timeouts = Timeouts { opening: 5, open: 300, closing: 60, udp: 30 };
+pub const TIMEOUTS: Timeouts =
+    Timeouts { opening: 5, open: 300, closing: 60, udp: 30, tick_shift: TICK_SHIFT };
+/// Bits by which the kernel's timer interrupts are shifted: two seconds at 250 in a second, so that a case seldom falls
+/// into two ticks.
+pub const TICK_SHIFT: u8 = 9;
 /// Link-layer address of the endpoints' side.
 pub const ENDPOINT_MAC: [u8; 6] = [0x02, 0, 0, 0, 1, 0x01];
 /// Link-layer address of this node towards endpoints.
@@ -75,7 +82,9 @@ impl Id {
 impl World {
     /// The world at an instant.
     pub fn new(now: Tick) -> Self {
-        let settings = Settings::new(Seed::new([1, 2]), Port::new(FIRST_PORT), N_PORTS, TIMEOUTS);
+        let ports = Ports { first: Port::new(FIRST_PORT), count: N_PORTS };
+        let sizes = Sizes { flow_buckets: BUCKETS, reply_buckets: BUCKETS };
+        let settings = Settings::new(Seed::new([1, 2]), ports, sizes, TIMEOUTS, Tunnel::DEFAULT);
         let tables = Tables { settings, ..Tables::default() };
         let mut world = Self { tables, now };
         world.service(TCP4, "198.51.100.1:443", Protocol::TCP, ["10.0.0.10:8443", "10.0.0.11:8443"]);
@@ -102,16 +111,21 @@ impl World {
         let at: SocketAddr = at.parse().expect("a test writes addr:port");
         let chunks = SlotChunk::chunks_for(N_SLOTS);
         let first = id.0 * chunks * 2;
-        let mut service = Service::default();
-        service.id = id.0;
-        service.first_endpoint = id.row();
-        service.n_endpoints = N_ROWS;
-        service.first_chunk = [first, first + chunks];
-        service.n_slots = N_SLOTS;
+        let key = ServiceKey::new(at.ip().into(), Port::new(at.port()), protocol);
+        let mut service = Service::new(key, id.0);
+        let table = |first_chunk| Table {
+            first_chunk,
+            n_slots: N_SLOTS,
+            first_endpoint: id.row(),
+            n_endpoints: N_ROWS,
+        };
+        service.tables = [table(first), table(first + chunks)];
+        service.halves = [first, first + chunks];
         service.current = 1;
         service.mode = Mode::NAT;
+        service.flow_share = 64;
         self.tables.claim(at.ip().into());
-        self.tables.services.insert(ServiceKey::new(at.ip().into(), Port::new(at.port()), protocol), service);
+        self.tables.services.insert(key, service);
         for (row, endpoint) in (id.row()..).zip(endpoints) {
             let endpoint: SocketAddr = endpoint.parse().expect("a test writes addr:port");
             let source = if endpoint.is_ipv4() { "10.0.0.1" } else { "fd00::1" };
@@ -126,7 +140,8 @@ impl World {
                     flags: 0,
                     service: id.0,
                     generation: 7,
-                    weight: 1,
+                    mtu: 1_500,
+                    vlan: 0,
                 },
             );
         }
@@ -183,29 +198,67 @@ impl World {
         Tick::new(self.now.count().wrapping_sub(ticks))
     }
 
-    /// Records the flow of a client's packet in both directions.
+    /// Records the flow of a client's packet, and the reply's place.
     pub fn established(&mut self, packet: &Packet, row: u32, port: u16, phase: Phase, seen: Tick) {
-        self.flow(packet, row, port, phase, seen);
-        self.translation(packet, row, port, phase, seen);
+        let index = self.flow(packet, row, port, phase, seen);
+        self.hold(packet, row, port, index);
     }
 
-    /// Records the direction from the client.
-    pub fn flow(&mut self, packet: &Packet, row: u32, port: u16, phase: Phase, seen: Tick) {
-        let generation = self.row(row).generation;
-        let flow = Flow::new(row, generation, seen, Port::new(port), phase);
-        self.tables.flows.insert(key_bytes(&packet.key()), flow);
+    /// Gives the place of a port towards an endpoint to an entry.
+    pub fn hold(&mut self, packet: &Packet, row: u32, port: u16, index: u32) {
+        let endpoint = *self.row(row);
+        let reply = reply_key(&endpoint, &packet.key(), port);
+        let of = reply::Of { addr: reply.source, port: reply.source_port, protocol: reply.protocol };
+        let spot = reply::Spot::new(&self.tables.settings, &of, reply.destination, Port::new(port));
+        let bucket = self.tables.replies.entry(spot.bucket).or_default();
+        let way = if endpoint.is_local() { 0 } else { usize::try_from(spot.way).expect("below eight") };
+        bucket.replies[way] = Reply::new(spot.tag, index, VERSION);
     }
 
-    /// Records the direction from the endpoint.
-    pub fn translation(&mut self, packet: &Packet, row: u32, port: u16, phase: Phase, seen: Tick) {
+    /// Records the flow of a client's packet; returns the number of the entry.
+    pub fn flow(&mut self, packet: &Packet, row: u32, port: u16, phase: Phase, seen: Tick) -> u32 {
         let key = packet.key();
         let endpoint = *self.row(row);
-        let reply = reply_key(&endpoint, &key, port);
         let back = NextHop { interface: INGRESS, mac: CLIENT_MAC, own_mac: NODE_MAC };
-        let translation = Translation::new(&key, endpoint.service, row, back, seen, phase);
-        self.tables.translations.insert(key_bytes(&reply), translation);
+        let timeout = gateway_ebpf::track::timeout(&self.tables.settings, key.protocol, phase);
+        let mut flow = Flow::default();
+        (flow.client, flow.client_port, flow.port) = (key.source, key.source_port, key.destination_port);
+        (flow.service, flow.endpoint, flow.generation) = (endpoint.service, row, endpoint.generation);
+        (flow.expires, flow.source_port, flow.phase) = (seen.after(timeout), Port::new(port), phase);
+        flow.next_hop = if port == 0 { NextHop::UNKNOWN } else { back };
+        self.entry(&key, flow)
+    }
+
+    /// Puts an entry where the flow of this 5-tuple stands; returns its number.
+    pub fn entry(&mut self, key: &FlowKey, mut flow: Flow) -> u32 {
+        let hash = hash::flow(&self.tables.settings.keys, key, !key.source.is_v4());
+        let spot = table::Spot::new(hash, self.tables.settings.flow_mask, key.protocol);
+        flow.head = Head { version: VERSION, ..spot.wanted().head() };
+        for turn in 0..8 {
+            let (bucket, way) = spot.place(turn);
+            let at = self.tables.flows.entry(bucket).or_default();
+            let place = usize::try_from(way).ok().and_then(|way| at.flows.get_mut(way));
+            if let Some(place) = place.filter(|place| **place == Flow::default()) {
+                *place = flow;
+                *self.tables.service_flows.entry(flow.service).or_default() += 1;
+                return bucket * 4 + way;
+            }
+        }
+        panic!("a test has few flows");
+    }
+
+    /// The entry of a flow.
+    pub fn found(&self, packet: &Packet) -> Option<Flow> {
+        let key = packet.key();
+        self.tables.live().copied().find(|flow| {
+            (flow.client, flow.client_port, flow.port) == (key.source, key.source_port, key.destination_port)
+                && flow.head.protocol == key.protocol
+        })
     }
 }
+
+/// Version of the entries that a test makes.
+const VERSION: u16 = 1;
 
 /// The 5-tuple of an endpoint's packets.
 pub fn reply_key(endpoint: &Endpoint, key: &FlowKey, port: u16) -> FlowKey {

@@ -132,7 +132,7 @@ impl Agent {
             served: None,
             ids: Ids::new(capacity),
             sockets: BTreeMap::new(),
-            writer: Writer::new(Memory::default(), SEED, Clock::real()).unwrap(),
+            writer: Writer::new(Memory::default(), SEED, 1 << 18, Clock::real()).unwrap(),
         }
     }
 
@@ -186,12 +186,12 @@ fn describe(op: &Op) -> String {
     match op {
         Op::Row { row, value } if value.port.number() == 0 => format!("row {row}: empty"),
         Op::Row { row, value } => format!(
-            "row {row}: {} {} of service {}, weight {}, generation {}",
+            "row {row}: {} {} of service {}, generation {}, up to {} bytes",
             SocketAddr::new(value.addr.into(), value.port.number()),
             word(value.state),
             value.service,
-            value.weight,
-            value.generation
+            value.generation,
+            value.mtu
         ),
         Op::Slots { key, first_chunk, slots } => {
             format!("slots of {} from chunk {first_chunk}: {}", name(key), shares(slots))
@@ -205,7 +205,7 @@ fn describe(op: &Op) -> String {
 fn way(addr: IpAddr) -> Way {
     let next_hop = NextHop { interface: INTERFACE, mac: [2, 0, 0, 0, 0, 1], own_mac: [2, 0, 0, 0, 0, 2] };
     let source = if addr.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
-    Way { is_local: false, interface: INTERFACE, source: Some(source.parse().unwrap()), next_hop }
+    Way { is_local: false, interface: INTERFACE, source: Some(source.parse().unwrap()), next_hop, mtu: 1_500 }
 }
 
 const fn word(state: EndpointState) -> &'static str {
@@ -236,14 +236,11 @@ fn value_of(value: &Service) -> String {
     if value.mode == Mode::AGENT {
         return format!("id {}, agent, sockets {} + {}", value.id, value.first_socket, value.n_sockets);
     }
-    let [first, second] = value.first_chunk;
+    let [first, second] = value.halves;
+    let table = value.table();
     format!(
         "id {}, rows {} + {}, {} slots at chunk {first} or {second}, now {}",
-        value.id,
-        value.first_endpoint,
-        value.n_endpoints,
-        value.n_slots,
-        if value.current == 0 { first } else { second }
+        value.id, table.first_endpoint, table.n_endpoints, table.n_slots, table.first_chunk
     )
 }
 

@@ -15,25 +15,27 @@ use gateway_common::{
 };
 use gateway_tests::{kernel_run::object_path, privilege};
 
-/// Sizes at layout version 1. A change here without a new version opens old maps with new types.
+/// Sizes at layout version 2. A change here without a new version opens old maps with new types.
 const RECORDED: (u32, &[(&str, usize)]) = (
-    1,
+    2,
     &[
-        ("ServiceKey", 20),
-        ("Service", 40),
+        ("ServiceBucket", 64),
+        ("PortRange", 8),
+        ("Service", 128),
         ("Endpoint", 64),
         ("SlotChunk", 64),
         ("FilterWord", 8),
-        ("Settings", 40),
-        ("Scratch", 128),
-        ("Count", 16),
-        ("ServiceCount", 56),
+        ("Settings", 128),
+        ("Scratch", 256),
+        ("HookCounts", 1_024),
+        ("ServiceCount", 64),
         ("EndpointCount", 40),
     ],
 );
 
-/// Sizes at flow layout version 1.
-const RECORDED_FLOWS: (u32, &[(&str, usize)]) = (1, &[("FlowKey", 40), ("Flow", 16), ("Translation", 72)]);
+/// Sizes at flow layout version 2.
+const RECORDED_FLOWS: (u32, &[(&str, usize)]) =
+    (2, &[("FlowBucket", 256), ("ReplyBucket", 64), ("FlowCount", 8)]);
 
 #[test]
 fn sizes_stand_behind_their_versions() {
@@ -57,8 +59,6 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
     let (kind, flags) = match map.kind {
         Kind::Array => (MapType::Array, 0),
         Kind::MappedArray => (MapType::Array, MMAPABLE),
-        Kind::Hash => (MapType::Hash, 0),
-        Kind::LruHash => (MapType::LruHash, 0),
         Kind::PerCpuArray => (MapType::PerCpuArray, 0),
         Kind::SockMap => (MapType::SockMap, 0),
     };
@@ -70,12 +70,7 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
 fn info(ebpf: &Ebpf, name: &str) -> MapInfo {
     use aya::maps::Map;
     let map = ebpf.map(name).unwrap_or_else(|| panic!("the object has no map {name}"));
-    let (Map::Array(data)
-    | Map::HashMap(data)
-    | Map::LruHashMap(data)
-    | Map::PerCpuArray(data)
-    | Map::SockMap(data)) = map
-    else {
+    let (Map::Array(data) | Map::PerCpuArray(data) | Map::SockMap(data)) = map else {
         panic!("{name} is a map of an unknown kind");
     };
     data.info().unwrap()

@@ -39,7 +39,7 @@ fn run(hook: Hook, frame: &[u8]) -> (Outcome, Tables) {
 
 /// The one reason that the packet ended with.
 fn reason(hook: Hook, tables: &Tables) -> Reason {
-    let count = |reason: &&Reason| tables.reasons.get(&hook.index(**reason)).map_or(0, |count| count.packets);
+    let count = |reason: &&Reason| tables.reason(hook, **reason).packets;
     assert_eq!(count(&&Reason::Received), 1, "counted on arrival");
     let ended: Vec<_> =
         Reason::ALL.iter().filter(|reason| **reason != Reason::Received && count(reason) > 0).collect();

@@ -83,8 +83,6 @@ const fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Array => "array",
         Kind::MappedArray => "array, mapped",
-        Kind::Hash => "hash",
-        Kind::LruHash => "LRU hash",
         Kind::PerCpuArray => "per-CPU array",
         Kind::SockMap => "sockmap",
     }
@@ -169,6 +167,8 @@ fn everything() -> Metrics {
     families.config_reloads.get_or_create(&OutcomeLabels { outcome: "applied" }).inc();
     families.kernel_mode.get_or_create(&ModeLabels { mode: "ebpf" }).set(1);
     metrics.sample_with(|| Samples {
+        flow_room: 1,
+        flows: vec![("listener".to_owned(), 1)],
         pools: vec![PoolSample { service: "s".to_owned(), open: 1, idle: 1, stolen: 1 }],
         endpoints: vec![EndpointSample { service: "s".to_owned(), endpoint: "e".to_owned(), up: true }],
         packets: vec![PacketSample { hook: "h", reason: "r", packets: 1, bytes: 1 }],

@@ -27,13 +27,16 @@ use gateway_common::{
     endpoint::Endpoint,
     flow::FlowKey,
     generator::{TEMPLATE_BYTES, Template},
-    hash::{self, Seed},
+    hash::{self, Keys, Seed},
     service::ServiceKey,
 };
 use gateway_ebpf::Aligned;
 
 /// Slots of the ring: the prime next to 2^16, as the classic design has it.
 const RING: usize = 65_537;
+
+/// The seed of the hash, which the tables of the benchmark follow.
+const KEYS: Keys = Seed::new([0x5eed, 0x5eed]).keys();
 
 #[btf_map]
 static REF_SERVICES: HashMap<ServiceKey, u32, 1_024> = HashMap::new();
@@ -169,8 +172,7 @@ fn balance(ctx: &XdpContext, packet: &Packet) -> Option<u32> {
         // SAFETY: the kernel keeps the row in place while the program runs.
         unsafe { *row }
     } else {
-        let seed = Seed::new([0x5eed, 0x5eed]);
-        let slot = hash::slot(hash::flow(&seed, key), RING as u32);
+        let slot = hash::slot(hash::flow(&KEYS, key, packet.v6), RING as u32);
         let number = *service + *REF_RING.get(slot)?;
         // A flow that cannot be remembered is balanced all the same.
         let _full = REF_FLOWS.insert(key, number, 0);

@@ -15,7 +15,9 @@ macro_rules! log_drop {
 }
 pub(crate) use log_drop;
 
+pub(crate) mod apart;
 mod fib;
 pub(crate) mod sk_lookup;
 pub(crate) mod tc;
+pub(crate) mod word;
 pub(crate) mod xdp;

@@ -13,18 +13,33 @@ use gateway_common::{
     endpoint::Endpoint,
 };
 use gateway_ebpf::{
+    arrival::Arrival,
     checksum::Diff,
-    env::{Env, TransportFix},
+    env::{Env, Room, TransportFix},
     ingress as pipeline, reply,
-    verdict::Verdict,
+    verdict::{TC_SHOT, Verdict},
     way::Way,
 };
 
 use super::fib;
-use crate::map::KernelMaps;
+use crate::map::{KernelMaps, scratch};
 
 /// Bytes that the pipeline may read: Ethernet, IPv4 with all options, TCP.
 const HEAD_BYTES: u32 = 14 + 60 + 20;
+
+/// Bytes of the headers of a segment that every one has: IPv4 and TCP.
+const SEGMENT_HEADERS: u32 = 40;
+
+/// `BPF_ADJ_ROOM_MAC` of `linux/bpf.h`.
+const ROOM_MAC: u32 = 1;
+/// `BPF_F_ADJ_ROOM_FIXED_GSO`: segments keep the size that the sender gave them.
+const FIXED_GSO: u64 = 1 << 0;
+/// `BPF_F_ADJ_ROOM_ENCAP_L3_IPV4`.
+const ENCAP_V4: u64 = 1 << 1;
+/// `BPF_F_ADJ_ROOM_ENCAP_L3_IPV6`.
+const ENCAP_V6: u64 = 1 << 2;
+/// `BPF_F_ADJ_ROOM_ENCAP_L4_UDP`.
+const ENCAP_UDP: u64 = 1 << 4;
 
 /// `BPF_F_PSEUDO_HDR` of `linux/bpf.h`.
 const PSEUDO_HDR: u64 = 1 << 4;
@@ -42,7 +57,8 @@ struct Tc<'a> {
 #[inline(always)]
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     pull(ctx);
-    let verdict = pipeline::ingress(&mut Tc { ctx, hook: Hook::TcIngress });
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let verdict = pipeline::ingress(&mut Tc { ctx, hook: Hook::TcIngress }, Arrival::of(scratch));
     super::log_drop!(ctx, Hook::TcIngress, verdict);
     match verdict {
         Verdict::Transmit(_, interface) => redirect(interface),
@@ -54,7 +70,8 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
     pull(ctx);
-    let verdict = reply::egress(&mut Tc { ctx, hook: Hook::TcEgress });
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let verdict = reply::egress(&mut Tc { ctx, hook: Hook::TcEgress }, Arrival::of(scratch));
     super::log_drop!(ctx, Hook::TcEgress, verdict);
     verdict.tc_code()
 }
@@ -143,6 +160,33 @@ impl Env for Tc<'_> {
         let from = (&raw const *header).cast();
         // SAFETY: `from` points to `size` initialized bytes; no pointer into the packet is held.
         let code = unsafe { helpers::bpf_skb_store_bytes(self.ctx.skb.skb, offset, from, size, 0) };
+        (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn store_link(&mut self, way: Way) -> Option<()> {
+        let (first, last) = way.link();
+        let bytes = [first, u64::from(last.to_le()).to_le()];
+        // SAFETY: there are sixteen bytes, of which twelve are written; no pointer into the packet is held.
+        let code = unsafe { helpers::bpf_skb_store_bytes(self.ctx.skb.skb, 0, bytes.as_ptr().cast(), 12, 0) };
+        (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn segment_bytes(&self) -> Option<u32> {
+        // SAFETY: the context is the program's own.
+        let payload = unsafe { (*self.ctx.skb.skb).gso_size };
+        // What a segment carries, and the headers in front of that without options.
+        (payload != 0).then_some(payload + SEGMENT_HEADERS)
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, room: Room) -> Option<()> {
+        let network = if room.v6 { ENCAP_V6 } else { ENCAP_V4 };
+        let flags = FIXED_GSO | network | if room.udp { ENCAP_UDP } else { 0 };
+        let bytes = i32::try_from(room.bytes()).ok()?;
+        // SAFETY: the context is the program's own; no pointer into the packet is held.
+        let code = unsafe { helpers::bpf_skb_adjust_room(self.ctx.skb.skb, bytes, ROOM_MAC, flags) };
         (code == 0).then_some(())
     }
 

@@ -5,14 +5,15 @@ use aya_ebpf::{EbpfContext as _, helpers, programs::XdpContext};
 use bytemuck::Pod;
 use gateway_common::{addr::Protocol, counter::Hook, endpoint::Endpoint};
 use gateway_ebpf::{
-    env::Env,
+    arrival::Arrival,
+    env::{Env, Room},
     ingress,
-    verdict::{Verdict, XDP_REDIRECT},
+    verdict::{Verdict, XDP_DROP, XDP_REDIRECT},
     way::Way,
 };
 
 use super::fib;
-use crate::map::KernelMaps;
+use crate::map::{KernelMaps, scratch};
 
 struct Xdp<'a> {
     ctx: &'a XdpContext,
@@ -27,7 +28,8 @@ pub(crate) fn run(ctx: &XdpContext) -> u32 {
     // SAFETY: the context is the program's own.
     let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
     let mut env = Xdp { ctx, data: ctx.data(), data_end: ctx.data_end(), ingress };
-    let verdict = ingress::ingress(&mut env);
+    let Some(scratch) = scratch() else { return XDP_DROP };
+    let verdict = ingress::ingress(&mut env, Arrival::of(scratch));
     super::log_drop!(ctx, Hook::XdpBalance, verdict);
     let code = verdict.xdp_code(ingress);
     match verdict {
@@ -98,6 +100,19 @@ impl Env for Xdp<'_> {
         let at = self.at::<T>(offset)?;
         // SAFETY: all of `T` is inside the packet, which this program owns while it runs.
         unsafe { at.write_unaligned(*header) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, room: Room) -> Option<()> {
+        let bytes = i32::try_from(room.bytes()).ok()?;
+        // SAFETY: the context is the program's own; the addresses of the packet are read again below.
+        let code = unsafe { helpers::bpf_xdp_adjust_head(self.ctx.ctx, -bytes) };
+        if code != 0 {
+            return None;
+        }
+        self.data = self.ctx.data();
+        self.data_end = self.ctx.data_end();
         Some(())
     }
 

@@ -5,6 +5,9 @@ use bytemuck::{Pod, Zeroable};
 /// Bytes of the header.
 pub const LEN: u32 = 14;
 
+/// Offset of the `EtherType`.
+pub const TYPE: u32 = 12;
+
 /// `EtherType` of IPv4, as the frame carries it.
 pub const IPV4: [u8; 2] = [0x08, 0x00];
 /// `EtherType` of IPv6.

@@ -17,7 +17,7 @@ pub const OFFSET: u32 = eth::LEN;
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct V4 {
     version_and_words: u8,
-    service: u8,
+    class: u8,
     total_bytes: [u8; 2],
     id: [u8; 2],
     fragment: [u8; 2],
@@ -111,6 +111,8 @@ pub(super) fn v4<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
         protocol: Protocol::new(header.protocol),
         transport: header_end(header.version_and_words),
         payload: declared - header_bytes,
+        class: header.class,
+        bytes: declared,
     })
 }
 
@@ -132,6 +134,7 @@ pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
     if payload > available {
         return Err(Verdict::Drop(Reason::BadIpHeader));
     }
+    let [first, ..] = header.flow;
     match header.next_header {
         FRAGMENT => return Err(Verdict::Pass(Reason::Fragment)),
         HOP_BY_HOP | ROUTING | ENCAPSULATION | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6 => {
@@ -147,6 +150,8 @@ pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
         protocol: Protocol::new(header.next_header),
         transport: V6_END,
         payload,
+        class: header.version << 4 | first >> 4,
+        bytes: payload.wrapping_add(V6_LEN),
     })
 }
 
@@ -162,6 +167,10 @@ pub(super) struct Ip {
     pub(super) transport: u8,
     /// Bytes from the transport header to the end of the packet.
     pub(super) payload: u32,
+    /// Service class and congestion bits.
+    pub(super) class: u8,
+    /// Bytes from the IP header to the end of the packet.
+    pub(super) bytes: u32,
 }
 
 #[inline(always)]

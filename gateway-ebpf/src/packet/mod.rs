@@ -4,6 +4,7 @@ pub mod eth;
 pub mod ip;
 pub mod transport;
 
+use bytemuck::{Pod, Zeroable};
 use gateway_common::{
     addr::{Addr, Port},
     counter::Reason,
@@ -19,13 +20,14 @@ use crate::{
 use transport::Flags;
 
 /// A TCP or UDP packet that concerns us, parsed.
-#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Packet {
-    /// The 5-tuple as the packet carries it, in whole words: the compiler copies a [`FlowKey`] field by field, and its
-    /// padding then lands on stack addresses that the verifier refuses.
-    key: [u64; 5],
-    /// Whether it is IPv6.
-    pub v6: bool,
+    /// The 5-tuple as the packet carries it.
+    key: FlowKey,
+    /// Bytes from the IP header to the end of the packet.
+    pub bytes: u32,
+    v6: u8,
     /// Offset of the transport header in bytes from the link-layer header.
     /// A byte, because the verifier only follows offsets whose bound it sees; 74 is the largest.
     pub transport: u8,
@@ -33,20 +35,29 @@ pub struct Packet {
     pub ttl: u8,
     /// Flags of TCP; none for UDP.
     pub flags: Flags,
+    /// Service class and congestion bits (RFC 2474, RFC 3168).
+    pub class: u8,
+    pad: [u8; 7],
 }
 
 impl Packet {
     /// The 5-tuple as the packet carries it.
     #[inline(always)]
-    pub fn key(&self) -> &FlowKey {
-        bytemuck::must_cast_ref(&self.key)
+    pub const fn key(&self) -> &FlowKey {
+        &self.key
+    }
+
+    /// Whether it is IPv6.
+    #[inline(always)]
+    pub const fn is_v6(&self) -> bool {
+        self.v6 != 0
     }
 
     /// Bytes from the IP header on, as far as they fit the IP header's own field.
     #[inline(always)]
-    #[expect(clippy::as_conversions, reason = "at most 0xffff")]
-    pub fn ip_bytes<E: Env>(&self, env: &E) -> u16 {
-        env.len_bytes().saturating_sub(ip::OFFSET).min(0xffff) as u16
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "at most 0xffff")]
+    pub fn ip_bytes(&self) -> u16 {
+        if self.bytes > 0xffff { 0xffff } else { self.bytes as u16 }
     }
 }
 
@@ -66,7 +77,7 @@ pub enum Side {
 ///
 /// The verdict of a packet that goes no further.
 #[inline(always)]
-pub fn parse<E: Env>(env: &E, side: Side) -> Result<Packet, Verdict> {
+pub fn parse<E: Env>(env: &E, side: Side, packet: &mut Packet) -> Result<(), Verdict> {
     if let Some(reason) = env.apart() {
         return Err(Verdict::Pass(reason));
     }
@@ -85,7 +96,14 @@ pub fn parse<E: Env>(env: &E, side: Side) -> Result<Packet, Verdict> {
         Port::from_wire(ports.destination),
         ip.protocol,
     );
-    Ok(Packet { key: bytemuck::must_cast(key), v6: ip.v6, transport: ip.transport, ttl: ip.ttl, flags })
+    packet.key = key;
+    packet.bytes = ip.bytes;
+    packet.v6 = u8::from(ip.v6);
+    packet.transport = ip.transport;
+    packet.ttl = ip.ttl;
+    packet.flags = flags;
+    packet.class = ip.class;
+    Ok(())
 }
 
 /// Whether an address may be one of ours.

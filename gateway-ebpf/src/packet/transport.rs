@@ -49,7 +49,8 @@ pub const TCP_CHECKSUM: u32 = 16;
 pub const UDP_CHECKSUM: u32 = 6;
 
 /// The flags of a TCP packet; none for UDP.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct Flags {
     bits: u8,
 }

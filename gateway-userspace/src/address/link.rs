@@ -13,6 +13,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// What it is.
     pub kind: LinkKind,
+    /// Bytes of an IP packet that it takes; zero when it does not tell, or takes more than a packet can have.
+    pub mtu: u16,
     /// The interface that it lies over.
     pub parent: Option<u32>,
 }
@@ -50,11 +52,13 @@ pub(super) fn read(message: &LinkMessage) -> Link {
         } else {
             LinkKind::Hardware
         },
+        mtu: 0,
         parent: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = u16::try_from(*mtu).unwrap_or(0),
             LinkAttribute::Link(parent) => link.parent = Some(*parent),
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
             LinkAttribute::LinkInfo(infos) => {

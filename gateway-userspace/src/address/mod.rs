@@ -235,8 +235,9 @@ impl Netlink {
             if let RouteAttribute::Gateway(gateway) = attribute { ip(gateway) } else { None }
         });
         let interface = oif(route).unwrap_or(0);
-        let mut way = Way { is_local: false, interface, source, next_hop: NextHop::UNKNOWN };
+        let mut way = Way { is_local: false, interface, source, next_hop: NextHop::UNKNOWN, mtu: 0 };
         let Some(link) = links.get(&interface) else { return way };
+        way.mtu = link.mtu;
         let hop = gateway.unwrap_or(addr);
         let known = neighbours.get(&(link.index, hop));
         // Where XDP cannot hand its frames over, the kernel's routing table may know a device below that takes them.

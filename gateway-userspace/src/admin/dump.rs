@@ -106,10 +106,10 @@ pub fn kernel(kernel: &Kernel) -> Value {
                 "protocol": key.protocol.number(),
                 "id": service.id,
                 "mode": service.mode.number(),
-                "slots": service.n_slots,
+                "slots": service.table().n_slots,
                 "endpoints": rows
                     .map(|(row, endpoint)| {
-                        let local = row.wrapping_sub(service.first_endpoint);
+                        let local = row.wrapping_sub(service.table().first_endpoint);
                         let mine = |slot: &&gateway_common::slot::Slot| u32::from(slot.endpoint) == local;
                         json!({
                             "row": row,

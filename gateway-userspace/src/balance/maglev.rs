@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use gateway_common::{
     addr::{Addr, Port},
     flow::FlowKey,
-    hash::{self, Seed},
+    hash::{self, Keys, Seed},
     slot,
 };
 
@@ -20,6 +20,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Maglev {
     seed: Hidden,
+    keys: Keys,
     n_slots: u32,
     table: ArcSwap<Table>,
 }
@@ -49,7 +50,12 @@ impl Maglev {
         let epoch = epoch(members);
         let weights = weights(members);
         let slots = fill(&seed, members, &weights, n_slots);
-        Self { seed: Hidden(seed), n_slots, table: ArcSwap::from_pointee(Table { epoch, weights, slots }) }
+        Self {
+            seed: Hidden(seed),
+            keys: seed.keys(),
+            n_slots,
+            table: ArcSwap::from_pointee(Table { epoch, weights, slots }),
+        }
     }
 
     /// The member that owns the flow's slot; for a member that was tried, the owner of a later slot.
@@ -59,7 +65,11 @@ impl Maglev {
             self.refresh(members, now);
         }
         let table = self.table.load();
-        let first = usize::try_from(hash::slot(hash::flow(&self.seed.0, flow), self.n_slots)).ok()?;
+        let first = usize::try_from(hash::slot(
+            hash::flow(&self.keys, flow, !flow.destination.is_v4()),
+            self.n_slots,
+        ))
+        .ok()?;
         let n = table.slots.len();
         (0..n)
             .filter_map(|step| table.slots.get((first + step) % n))

@@ -66,7 +66,14 @@ mod tests {
     use super::*;
 
     fn link(index: u32, name: &str) -> Link {
-        Link { index, name: name.to_owned(), mac: Some([2; 6]), kind: LinkKind::Hardware, parent: None }
+        Link {
+            index,
+            name: name.to_owned(),
+            mac: Some([2; 6]),
+            kind: LinkKind::Hardware,
+            mtu: 1_500,
+            parent: None,
+        }
     }
 
     fn way(interface: u32) -> HashMap<IpAddr, Way> {

@@ -5,24 +5,26 @@ use std::os::fd::AsFd;
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, PerCpuArray, SockMap},
+    maps::{Array, MapData, PerCpuArray, SockMap},
 };
 use gateway_common::{
-    counter::{Count, EndpointCount, ServiceCount},
-    endpoint::Endpoint,
+    counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount},
+    endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
+    flow::FlowCount,
     map::{self, MapDef},
-    service::{Service, ServiceKey},
+    service::{Service, ServiceBucket, ServiceEntry, ServiceKey},
     settings::Settings,
-    slot::Slot,
+    slot::{Slot, SlotChunk},
 };
 
 use crate::{
     image::Capacity,
     kernel::{
         Error,
+        index::{Index, Write, is_taken, key},
         maps::{Maps, Observed},
-        sys::SlotMemory,
+        sys::MappedRows,
     },
 };
 
@@ -40,13 +42,18 @@ type PerCpu<V> = PerCpuArray<MapData, Shared<V>>;
 /// All maps of the loaded object.
 pub(super) struct KernelMaps {
     capacity: Capacity,
-    services: HashMap<MapData, Shared<ServiceKey>, Shared<Service>>,
-    endpoints: Rows<Endpoint>,
+    index: Index,
+    buckets: MappedRows<ServiceBucket>,
+    services: MappedRows<Service>,
+    endpoints: MappedRows<Endpoint>,
+    slots: MappedRows<SlotChunk>,
+    service_flows: MappedRows<FlowCount>,
+    /// Buckets of the flow table and of the table of replies.
+    flow_buckets: [u32; 2],
     filter: Rows<FilterWord>,
     settings: Rows<Settings>,
-    slots: SlotMemory,
     sockets: SockMap<MapData>,
-    reasons: PerCpu<Count>,
+    reasons: PerCpu<HookCounts>,
     service_counts: PerCpu<ServiceCount>,
     endpoint_counts: PerCpu<EndpointCount>,
 }
@@ -60,12 +67,24 @@ where
     T::try_from(map).map_err(|source| Error::Map { name: M::NAME, source })
 }
 
+fn mapped<M: MapDef>(object: &Ebpf) -> Result<MappedRows<M::Value>, Error> {
+    let Some(aya::maps::Map::Array(data)) = object.map(M::NAME) else {
+        return Err(Error::NoMap { name: M::NAME });
+    };
+    let n = data.info().map_err(failed::<M>)?.max_entries();
+    MappedRows::new(data.fd().as_fd(), n).map_err(memory::<M>)
+}
+
 fn size_of_map<M: MapDef>(object: &Ebpf) -> Result<u32, Error> {
     use aya::maps::Map;
-    let Some(Map::HashMap(data) | Map::Array(data) | Map::PerCpuArray(data)) = object.map(M::NAME) else {
+    let Some(Map::Array(data) | Map::PerCpuArray(data)) = object.map(M::NAME) else {
         return Err(Error::NoMap { name: M::NAME });
     };
     Ok(data.info().map_err(failed::<M>)?.max_entries())
+}
+
+const fn memory<M: MapDef>(source: std::io::Error) -> Error {
+    Error::Memory { name: M::NAME, source }
 }
 
 fn failed<M: MapDef>(source: aya::maps::MapError) -> Error {
@@ -75,46 +94,80 @@ fn failed<M: MapDef>(source: aya::maps::MapError) -> Error {
 impl KernelMaps {
     /// Takes the maps out of a loaded object.
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
-        let name = map::Slots::NAME;
-        let Some(aya::maps::Map::Array(slots)) = object.take_map(name) else {
-            return Err(Error::NoMap { name });
-        };
-        let n_chunks = slots.info().map_err(failed::<map::Slots>)?.max_entries();
-        let memory =
-            SlotMemory::new(slots.fd().as_fd(), n_chunks).map_err(|source| Error::SlotMemory { source })?;
+        let buckets = mapped::<map::ServiceIndex>(object)?;
         let capacity = Capacity {
             services: size_of_map::<map::Services>(object)?.min(size_of_map::<map::ServiceCounts>(object)?),
             rows: size_of_map::<map::Endpoints>(object)?.min(size_of_map::<map::EndpointCounts>(object)?),
-            chunks: n_chunks,
+            chunks: size_of_map::<map::Slots>(object)?,
         };
         Ok(Self {
             capacity,
-            services: taken::<map::Services, _>(object)?,
-            endpoints: taken::<map::Endpoints, _>(object)?,
+            index: Index::new((0..buckets.len()).map_while(|bucket| buckets.get(bucket)).collect()),
+            buckets,
+            services: mapped::<map::Services>(object)?,
+            endpoints: mapped::<map::Endpoints>(object)?,
+            slots: mapped::<map::Slots>(object)?,
+            service_flows: mapped::<map::ServiceFlows>(object)?,
+            flow_buckets: [size_of_map::<map::Flows>(object)?, size_of_map::<map::Replies>(object)?],
             filter: taken::<map::Filter, _>(object)?,
             settings: taken::<map::SettingsMap, _>(object)?,
-            slots: memory,
             sockets: taken::<map::Sockets, _>(object)?,
             reasons: taken::<map::Reasons, _>(object)?,
             service_counts: taken::<map::ServiceCounts, _>(object)?,
             endpoint_counts: taken::<map::EndpointCounts, _>(object)?,
         })
     }
+
+    /// Buckets of the flow table and of the table of replies.
+    pub(super) const fn flow_buckets(&self) -> [u32; 2] {
+        self.flow_buckets
+    }
+
+    fn write_index(&self, writes: &[Write]) -> Result<(), Error> {
+        for (place, entry) in writes {
+            let first = place.place * ENTRY_WORDS;
+            let words: [u64; ENTRY_WORDS] = bytemuck::cast(*entry);
+            // The word with the number of the service last where the entry comes, first where it goes.
+            let order: [usize; ENTRY_WORDS] = if is_taken(entry) { [0, 1, 3, 2] } else { [2, 3, 0, 1] };
+            for at in order {
+                let word = self.buckets.word(place.bucket, first + at);
+                let (word, value) = word.zip(words.get(at)).ok_or_else(no_room::<map::ServiceIndex>)?;
+                word.store(*value, std::sync::atomic::Ordering::Release);
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Words of an entry of the index.
+const ENTRY_WORDS: usize = size_of::<ServiceEntry>() / 8;
+
+fn no_room<M: MapDef>() -> Error {
+    Error::Map {
+        name: M::NAME,
+        source: aya::maps::MapError::OutOfBounds { index: 0, max_entries: M::CAPACITY },
+    }
+}
+
+/// Words of a service in the order in which they are written: `current`, which makes a table current, last.
+const SERVICE_ORDER: [usize; 16] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 4];
+
+/// Words of an endpoint in the order in which they are written: the one with the state last, before it the next hop, of
+/// which the word with the interface comes last.
+const ENDPOINT_ORDER: [usize; 8] = [0, 1, 2, 3, 7, 5, 4, 6];
 
 impl Maps for KernelMaps {
     fn observe(&self) -> Result<Observed, Error> {
         let mut observed = Observed::default();
-        for entry in &self.services {
-            let (Shared(key), Shared(value)) = entry.map_err(failed::<map::Services>)?;
-            observed.services.insert(key, value);
+        for entry in self.index.entries() {
+            let Some(service) = entry.service.checked_sub(1).and_then(|id| self.services.get(id)) else {
+                continue;
+            };
+            observed.services.insert(key(entry), service);
+            let table = service.table();
+            observed.slots.insert(key(entry), self.slots.read(table.first_chunk, table.n_slots));
         }
-        for (key, service) in &observed.services {
-            let first = if service.current == 0 { service.first_chunk[0] } else { service.first_chunk[1] };
-            observed.slots.insert(*key, self.slots.read(first, service.n_slots));
-        }
-        for row in 0..self.endpoints.len() {
-            let Shared(endpoint) = self.endpoints.get(&row, 0).map_err(failed::<map::Endpoints>)?;
+        for (row, endpoint) in (0..).map_while(|row| Some((row, self.endpoints.get(row)?))) {
             if endpoint != Endpoint::default() {
                 observed.endpoints.insert(row, endpoint);
             }
@@ -137,26 +190,45 @@ impl Maps for KernelMaps {
     }
 
     fn put_service(&mut self, key: &ServiceKey, service: &Service) -> Result<(), Error> {
-        self.services.insert(Shared(*key), Shared(*service), 0).map_err(failed::<map::Services>)
+        self.services.put(service.id, service, &SERVICE_ORDER).map_err(memory::<map::Services>)?;
+        let entry = ServiceEntry::new(*key, Some(service.id), 0, 0);
+        let writes = self.index.put(entry).ok_or_else(no_room::<map::ServiceIndex>)?;
+        self.write_index(&writes)
     }
 
     fn delete_service(&mut self, key: &ServiceKey) -> Result<(), Error> {
-        match self.services.remove(&Shared(*key)) {
-            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(source) => Err(failed::<map::Services>(source)),
+        match self.index.remove(key) {
+            Some(write) => self.write_index(&[write]),
+            None => Ok(()),
         }
     }
 
     fn put_endpoint(&mut self, row: u32, endpoint: &Endpoint) -> Result<(), Error> {
-        self.endpoints.set(row, Shared(*endpoint), 0).map_err(failed::<map::Endpoints>)
+        let failed = memory::<map::Endpoints>;
+        if let Some(present) = self.endpoints.get(row) {
+            let is_other = (present.addr, present.port, present.generation)
+                != (endpoint.addr, endpoint.port, endpoint.generation);
+            // While more than one word changes, packets see a row that takes none, or one without a next hop.
+            let mut between = present;
+            if is_other {
+                between.state = gateway_common::endpoint::EndpointState::DOWN;
+            }
+            if present.next_hop != endpoint.next_hop {
+                between.next_hop.interface = NextHop::UNKNOWN.interface;
+            }
+            self.endpoints.put(row, &between, &[6, 4]).map_err(failed)?;
+        }
+        self.endpoints.put(row, endpoint, &ENDPOINT_ORDER).map_err(failed)
     }
 
     fn clear_service_count(&mut self, id: u32) -> Result<(), Error> {
-        self.service_counts.set(id, zeroes()?, 0).map_err(failed::<map::ServiceCounts>)
+        self.service_counts.set(id, zeroes::<map::ServiceCounts>()?, 0).map_err(failed::<map::ServiceCounts>)
     }
 
     fn clear_endpoint_count(&mut self, row: u32) -> Result<(), Error> {
-        self.endpoint_counts.set(row, zeroes()?, 0).map_err(failed::<map::EndpointCounts>)
+        self.endpoint_counts
+            .set(row, zeroes::<map::EndpointCounts>()?, 0)
+            .map_err(failed::<map::EndpointCounts>)
     }
 
     fn put_filter(&mut self, word: u32, bits: u64) -> Result<(), Error> {
@@ -164,15 +236,19 @@ impl Maps for KernelMaps {
     }
 
     fn put_slots(&mut self, _: &ServiceKey, first_chunk: u32, slots: &[Slot]) -> Result<(), Error> {
-        self.slots.write(first_chunk, slots).map_err(|source| Error::SlotMemory { source })
+        self.slots.write(first_chunk, slots).map_err(memory::<map::Slots>)
     }
 }
 
 /// Nothing, for each processor.
-fn zeroes<T: bytemuck::Pod + Default>() -> Result<aya::maps::PerCpuValues<Shared<T>>, Error> {
-    let failed = |source| Error::SlotMemory { source };
+fn zeroes<M>() -> Result<aya::maps::PerCpuValues<Shared<M::Value>>, Error>
+where
+    M: MapDef,
+    M::Value: Default,
+{
+    let failed = memory::<M>;
     let n_cpus = aya::util::nr_cpus().map_err(|(_, source)| failed(source))?;
-    aya::maps::PerCpuValues::try_from(vec![Shared(T::default()); n_cpus]).map_err(failed)
+    aya::maps::PerCpuValues::try_from(vec![Shared(M::Value::default()); n_cpus]).map_err(failed)
 }
 
 impl KernelMaps {
@@ -192,13 +268,22 @@ impl KernelMaps {
         drop(self.sockets.clear_index(&idx));
     }
 
-    /// Packets and bytes at an index of `REASONS`, of all processors together.
-    pub(super) fn reason(&self, index: u32) -> Result<Count, Error> {
-        let values = self.reasons.get(&index, 0).map_err(failed::<map::Reasons>)?;
-        Ok(values.iter().fold(Count::default(), |sum, Shared(one)| Count {
-            packets: sum.packets + one.packets,
-            bytes: sum.bytes + one.bytes,
-        }))
+    /// Packets and bytes at a hook, by the number of the reason, of all processors together.
+    pub(super) fn reasons(&self, hook: Hook) -> Result<[Count; Reason::ROOM], Error> {
+        let values = self.reasons.get(&hook.number(), 0).map_err(failed::<map::Reasons>)?;
+        let mut sums = [Count::default(); Reason::ROOM];
+        for Shared(one) in values.iter() {
+            for (sum, count) in sums.iter_mut().zip(&one.reasons) {
+                sum.packets += count.packets;
+                sum.bytes += count.bytes;
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Entries that a service holds in the flow table.
+    pub(super) fn service_flows(&self, id: u32) -> u64 {
+        self.service_flows.get(id).map_or(0, |count| count.entries)
     }
 
     /// The counters of a service, of all processors together.
@@ -212,6 +297,7 @@ impl KernelMaps {
             new_flows: sum.new_flows + one.new_flows,
             steered: sum.steered + one.steered,
             dropped: sum.dropped + one.dropped,
+            unrecorded: sum.unrecorded + one.unrecorded,
         }))
     }
 

@@ -67,9 +67,8 @@ impl Maps for Memory {
     fn observe(&self) -> Result<Observed, Error> {
         let mut observed = self.content.clone();
         for (key, service) in &self.content.services {
-            let [first, second] = service.first_chunk;
-            let current = if service.current == 0 { first } else { second };
-            observed.slots.insert(*key, self.read_slots(current, service.n_slots));
+            let table = service.table();
+            observed.slots.insert(*key, self.read_slots(table.first_chunk, table.n_slots));
         }
         Ok(observed)
     }

@@ -4,7 +4,9 @@
 //! while the agent restarts. [`cleanup`] removes them.
 
 mod attach;
+mod error;
 mod filter;
+mod index;
 mod map;
 pub mod maps;
 pub mod memory;
@@ -33,18 +35,20 @@ use std::{
 use gateway_common::{
     addr::Port,
     counter::{Count, Hook, Reason, ServiceCount},
+    flow::tick_shift,
     hash::Seed,
     layout::PIN_ROOT,
     map::{Description, MapDef},
-    settings::{Settings as Row, Timeouts},
+    settings::{Ports, Settings as Row, Tables, Timeouts, Tunnel},
 };
 
 pub use crate::kernel::{
     attach::{AttachMode, Attachment},
+    error::Error,
     records::Records,
 };
 use crate::{
-    clock::Clock,
+    clock::{self, Clock},
     endpoint::Endpoint,
     image::{Capacity, Image, Way},
     kernel::{
@@ -77,7 +81,9 @@ impl Settings {
     fn capacity_of(&self, description: &Description) -> u32 {
         use gateway_common::map;
         match description.name {
-            map::Flows::NAME | map::Translations::NAME => self.flows,
+            // Half of the places stay free, so that a flow finds one in its two buckets.
+            map::Flows::NAME => (self.flows / 2).next_power_of_two().max(16),
+            map::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
             map::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
             _ => description.capacity,
         }
@@ -100,102 +106,15 @@ fn memory_bytes() -> u64 {
     kib.unwrap_or(0).saturating_mul(1024)
 }
 
-/// Timeouts of flows, in ticks of 1.07 s: a minute for what never opened or is closed, two hours for silence as in
-/// RFC 5382, two minutes for UDP as in RFC 4787.
-const TIMEOUTS: Timeouts = Timeouts { opening: 56, open: 6_705, closing: 60, udp: 112 };
-
-/// What went wrong with the kernel.
-#[derive(Debug)]
-#[expect(missing_docs, reason = "the message of each says what it means")]
-pub enum Error {
-    Attach { what: &'static str, source: aya::programs::ProgramError },
-    Filter { path: PathBuf, source: io::Error },
-    ForeignPin { path: PathBuf },
-    Interface { name: String, source: io::Error },
-    Link { what: &'static str, source: aya::programs::links::LinkError },
-    Load { source: Box<aya::EbpfError> },
-    Locked { path: PathBuf },
-    Map { name: &'static str, source: aya::maps::MapError },
-    MountBpffs { path: PathBuf, source: io::Error },
-    Namespace { source: io::Error },
-    NoMap { name: &'static str },
-    Pin { path: PathBuf, source: aya::pin::PinError },
-    Running,
-    PinFolder { path: PathBuf, source: io::Error },
-    PortsOverlap { ports: std::ops::RangeInclusive<u16>, ephemeral: std::ops::RangeInclusive<u16> },
-    SlotMemory { source: io::Error },
-    Unsupported { missing: Vec<String> },
-    Verifier { what: &'static str, source: aya::programs::ProgramError },
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Attach { what, .. } => write!(f, "cannot attach {what}"),
-            Self::Filter { path, .. } => {
-                write!(f, "cannot find, replace or remove the filter of {}", path.display())
-            }
-            Self::ForeignPin { path } => {
-                let path = path.display();
-                write!(
-                    f,
-                    "{path} is pinned but is not the map of this version; `sluice cleanup` removes it and ends existing flows"
-                )
-            }
-            Self::Interface { name, .. } => write!(f, "there is no interface {name}"),
-            Self::Link { what, .. } => write!(f, "the link of {what} cannot be pinned"),
-            Self::Load { .. } => f.write_str("cannot load the kernel object"),
-            Self::Locked { path } => {
-                write!(f, "another agent holds {}; stop it first", path.display())
-            }
-            Self::Map { name, .. } => write!(f, "map {name}"),
-            Self::MountBpffs { path, .. } => {
-                write!(f, "cannot mount a BPF file system at {}", path.display())
-            }
-            Self::Namespace { .. } => f.write_str("cannot open the network namespace"),
-            Self::NoMap { name } => {
-                write!(f, "the kernel object has no {name}: it was built from other sources")
-            }
-            Self::Pin { path, .. } => write!(f, "cannot pin {}", path.display()),
-            Self::PinFolder { path, .. } => write!(f, "cannot use {}", path.display()),
-            Self::PortsOverlap { ports, ephemeral } => write!(
-                f,
-                "translationPorts {}-{} overlaps this node's own ports {}-{} (net.ipv4.ip_local_port_range); choose a range outside, or narrow that setting",
-                ports.start(),
-                ports.end(),
-                ephemeral.start(),
-                ephemeral.end()
-            ),
-            Self::Running => f.write_str("another agent runs in this network namespace; stop it first"),
-            Self::SlotMemory { .. } => f.write_str("cannot reach SLOTS through memory"),
-            Self::Unsupported { missing } => write!(f, "missing: {}", missing.join("; ")),
-            Self::Verifier { what, .. } => write!(f, "the kernel's verifier refused {what}"),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Attach { source, .. } | Self::Verifier { source, .. } => Some(source),
-            Self::Link { source, .. } => Some(source),
-            Self::Load { source } => Some(source.as_ref()),
-            Self::Map { source, .. } => Some(source),
-            Self::Pin { source, .. } => Some(source),
-            Self::Filter { source, .. }
-            | Self::Interface { source, .. }
-            | Self::MountBpffs { source, .. }
-            | Self::Namespace { source }
-            | Self::PinFolder { source, .. }
-            | Self::SlotMemory { source } => Some(source),
-            Self::ForeignPin { .. }
-            | Self::Locked { .. }
-            | Self::NoMap { .. }
-            | Self::PortsOverlap { .. }
-            | Self::Running
-            | Self::Unsupported { .. } => None,
-        }
-    }
+/// Timeouts of flows: a minute for what never opened or is closed, two hours for silence as in RFC 5382, two minutes for
+/// UDP as in RFC 4787.
+fn timeouts() -> Timeouts {
+    let per_second = clock::interrupts_per_second();
+    let tick_shift = tick_shift(per_second);
+    let ticks = |seconds: u32| {
+        ((u64::from(seconds) * u64::from(per_second)) >> tick_shift).try_into().unwrap_or(u32::MAX)
+    };
+    Timeouts { opening: ticks(60), open: ticks(7_200), closing: ticks(64), udp: ticks(120), tick_shift }
 }
 
 /// Counters of one read.
@@ -205,6 +124,10 @@ pub struct Counters {
     pub reasons: Vec<(Hook, Reason, Count)>,
     /// By listener name of the service.
     pub services: Vec<(String, ServiceCount)>,
+    /// Entries of the flow table, by listener name of the service.
+    pub flows: Vec<(String, u64)>,
+    /// Flows that the table has room for.
+    pub flow_room: u64,
 }
 
 /// What was loaded, attached and pinned.
@@ -244,8 +167,15 @@ impl Kernel {
         let mut maps = KernelMaps::take(&mut object)?;
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
-        maps.put_settings(&Row::new(seed, Port::new(*settings.ports.start()), n_ports, TIMEOUTS))?;
-        let writer = Writer::new(maps, seed, Clock::real())?;
+        let [flow_buckets, reply_buckets] = maps.flow_buckets();
+        maps.put_settings(&Row::new(
+            seed,
+            Ports { first: Port::new(*settings.ports.start()), count: n_ports },
+            Tables { flow_buckets, reply_buckets },
+            timeouts(),
+            Tunnel::DEFAULT,
+        ))?;
+        let writer = Writer::new(maps, seed, flow_buckets.saturating_mul(2), Clock::real())?;
         let attacher = Attacher::new(object, pins, settings.tcx);
         Ok(Self { attacher, writer, mode: settings.attach, seed, records, _ownership: ownership })
     }
@@ -361,10 +291,14 @@ impl Kernel {
     /// When the kernel refuses.
     pub fn counters(&self) -> Result<Counters, Error> {
         let maps = self.writer.maps();
-        let mut counters = Counters::default();
+        let [flow_buckets, _] = maps.flow_buckets();
+        let flow_room = u64::from(flow_buckets) * 2;
+        let mut counters = Counters { flow_room, ..Counters::default() };
         for hook in Hook::ALL {
+            let counts = maps.reasons(hook)?;
             for reason in Reason::ALL {
-                let count = maps.reason(hook.index(*reason))?;
+                let number = usize::try_from(reason.number()).unwrap_or(0);
+                let count = counts.get(number).copied().unwrap_or_default();
                 if count.packets > 0 {
                     counters.reasons.push((hook, *reason, count));
                 }
@@ -372,6 +306,7 @@ impl Kernel {
         }
         for service in &self.writer.image().services {
             let listener = service.listener.to_string();
+            counters.flows.push((listener.clone(), maps.service_flows(service.id)));
             counters.services.push((listener, maps.service_count(service.id)?));
         }
         Ok(counters)
@@ -429,7 +364,7 @@ struct Ownership {
 impl Ownership {
     /// An abstract address, which no file stands for.
     const NAME: &str = "sluice-agent";
-    const TRIES: u32 = 10;
+    const TRIES: u32 = 50;
     const PAUSE: Duration = Duration::from_millis(20);
 
     /// Waits a moment for a predecessor that is just ending.

@@ -49,7 +49,7 @@ impl Pins {
 
     /// The pin of a map.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        let is_flow = name == map::Flows::NAME || name == map::Translations::NAME;
+        let is_flow = [map::Flows::NAME, map::Replies::NAME, map::ServiceFlows::NAME].contains(&name);
         let folder = if is_flow { &self.flows } else { &self.tables };
         folder.join(name.to_lowercase())
     }
@@ -137,8 +137,6 @@ const fn type_of(kind: Kind) -> aya::maps::MapType {
     use aya::maps::MapType;
     match kind {
         Kind::Array | Kind::MappedArray => MapType::Array,
-        Kind::Hash => MapType::Hash,
-        Kind::LruHash => MapType::LruHash,
         Kind::PerCpuArray => MapType::PerCpuArray,
         Kind::SockMap => MapType::SockMap,
     }

@@ -14,7 +14,7 @@ use gateway_common::{
     endpoint::{self as shared, EndpointState, NextHop},
     filter,
     hash::Seed,
-    service::{Mode, Service, ServiceKey},
+    service::{Mode, Service, ServiceKey, Table},
     slot::Slot,
 };
 
@@ -71,6 +71,8 @@ pub(super) struct Facts {
     pub(super) seed: Seed,
     /// How endpoints are reached.
     pub(super) ways: HashMap<IpAddr, Way>,
+    /// Entries of the flow table that each service may hold while others need room.
+    pub(super) flow_share: u32,
 }
 
 /// Everything between the maps and an image, in order.
@@ -97,30 +99,41 @@ pub(super) fn rows(service: &image::Service, facts: &Facts, written: &Observed) 
 /// The slots of a service when they differ, and its value when that or the slots do.
 pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed) -> Vec<Op> {
     let present = written.services.get(&service.key).copied();
-    let mut value = Service::default();
-    value.id = service.id;
-    value.first_endpoint = service.rows.first;
-    value.n_endpoints = service.rows.count;
-    value.first_chunk = service.chunks;
+    let mut value = Service::new(service.key, service.id);
+    value.halves = service.chunks;
     value.first_socket = service.sockets.first;
     value.n_sockets = service.sockets.count;
     value.mode = service.mode;
     value.track = service.track;
+    value.flow_share = facts.flow_share;
+    if let Some(present) = present {
+        (value.tables, value.current) = (present.tables, present.current);
+    }
     let mut ops = Vec::new();
-    if service.mode == Mode::NAT {
+    if service.mode != Mode::AGENT {
         let table = maglev_table(service, facts, written);
-        value.n_slots = u32::try_from(table.len()).unwrap_or(0);
-        value.current = present.map_or(0, |present| present.current);
         let former = written.slots.get(&service.key).map_or(&[][..], Vec::as_slice);
-        // Slots name rows by their distance from the first, so they mean something else after a move of the rows.
-        let same_rows = present.is_some_and(|present| present.first_endpoint == value.first_endpoint);
-        let same_place = present.is_some_and(|present| present.first_chunk == value.first_chunk);
         let same_slots =
             former.len() == table.len() && former.iter().zip(&table).all(|(slot, new)| slot.endpoint == *new);
-        if !(same_place && same_slots) {
-            value.current = u8::from(value.current == 0);
-            let [first, second] = value.first_chunk;
-            let first_chunk = if value.current == 0 { first } else { second };
+        let now = value.table();
+        let same_rows = now.first_endpoint == service.rows.first;
+        let is_same = present.is_some_and(|present| present.halves == value.halves)
+            && same_slots
+            && same_rows
+            && now.n_endpoints == service.rows.count;
+        if !is_same {
+            let next = value.current ^ 1;
+            let [even, odd] = service.chunks;
+            let first_chunk = if next == 0 { even } else { odd };
+            let [even, odd] = &mut value.tables;
+            *(if next == 0 { even } else { odd }) = Table {
+                first_chunk,
+                n_slots: u32::try_from(table.len()).unwrap_or(0),
+                first_endpoint: service.rows.first,
+                n_endpoints: service.rows.count,
+            };
+            value.current = next;
+            // Slots name rows by their distance from the first, so they mean something else after a move of the rows.
             let slots = with_former(&table, if same_rows { former } else { &[] });
             ops.push(Op::Slots { key: service.key, first_chunk, slots });
         }
@@ -180,7 +193,8 @@ fn endpoint(service: u32, row: &Row, facts: &Facts, written: &Observed) -> share
         flags: if way.is_local { shared::Endpoint::LOCAL } else { 0 },
         service,
         generation: row.generation,
-        weight: row.backend_weight.saturating_mul(row.endpoint.weight()),
+        mtu: way.mtu,
+        vlan: 0,
     }
 }
 
@@ -196,6 +210,7 @@ fn way(row: &Row, facts: &Facts, written: &Observed) -> Way {
             interface: present.next_hop.interface,
             source: (present.source != Addr::UNSPECIFIED).then(|| present.source.into()),
             next_hop: present.next_hop,
+            mtu: present.mtu,
         },
         Some(_) | None => Way::default(),
     }

@@ -4,13 +4,14 @@
 use std::{
     ffi::CString,
     io,
+    marker::PhantomData,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use gateway_common::slot::{Slot, SlotChunk};
@@ -111,72 +112,110 @@ pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info.target)
 }
 
-/// The `SLOTS` map, in this process's memory.
+/// A map that is an array, in this process's memory.
 #[derive(Debug)]
-pub(super) struct SlotMemory {
-    base: NonNull<AtomicU32>,
-    n_slots: usize,
+pub(super) struct MappedRows<T> {
+    base: NonNull<AtomicU64>,
+    n_words: usize,
+    of: PhantomData<T>,
 }
 
 // SAFETY: the memory is shared with the kernel anyway, and every access is atomic.
-unsafe impl Send for SlotMemory {}
+unsafe impl<T> Send for MappedRows<T> {}
 
-impl SlotMemory {
-    /// Maps `n_chunks` chunks (Linux 5.5).
-    pub(super) fn new(map: BorrowedFd<'_>, n_chunks: u32) -> io::Result<Self> {
-        let n_slots = usize::try_from(n_chunks).map_err(io::Error::other)? * SlotChunk::LEN;
-        let len = n_slots * size_of::<Slot>();
+impl<T: bytemuck::Pod> MappedRows<T> {
+    /// Words of a value.
+    const WORDS: usize = size_of::<T>() / 8;
+
+    /// Maps `n` values (Linux 5.5).
+    pub(super) fn new(map: BorrowedFd<'_>, n: u32) -> io::Result<Self> {
+        const { assert!(size_of::<T>().is_multiple_of(8), "the kernel rounds values up to eight bytes") };
+        let n_words = usize::try_from(n).map_err(io::Error::other)? * Self::WORDS;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
         let base = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
+            libc::mmap(std::ptr::null_mut(), n_words * 8, protection, libc::MAP_SHARED, map.as_raw_fd(), 0)
         };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
-        Ok(Self { base, n_slots })
+        Ok(Self { base, n_words, of: PhantomData })
     }
 
-    fn at(&self, slot: usize) -> Option<&AtomicU32> {
-        if slot >= self.n_slots {
+    /// Values of the map.
+    pub(super) fn len(&self) -> u32 {
+        u32::try_from(self.n_words / Self::WORDS).unwrap_or(u32::MAX)
+    }
+
+    /// A word of a value.
+    pub(super) fn word(&self, row: u32, word: usize) -> Option<&AtomicU64> {
+        let row = usize::try_from(row).ok()?;
+        let at = row.checked_mul(Self::WORDS)?.checked_add(word)?;
+        if word >= Self::WORDS || at >= self.n_words {
             return None;
         }
         // SAFETY: the index is within the mapping.
-        let at = unsafe { self.base.add(slot) };
+        let at = unsafe { self.base.add(at) };
         // SAFETY: the mapping lives as long as `self`, and its pages are aligned.
         Some(unsafe { at.as_ref() })
     }
 
-    /// Writes slots from the start of a chunk on. The service value that makes them current is written by a system
-    /// call, which orders them.
-    pub(super) fn write(&self, first_chunk: u32, slots: &[Slot]) -> io::Result<()> {
-        let first = usize::try_from(first_chunk).unwrap_or(usize::MAX).saturating_mul(SlotChunk::LEN);
-        if first.saturating_add(slots.len()) > self.n_slots {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the half lies beyond the map"));
+    /// A value, word by word.
+    pub(super) fn get(&self, row: u32) -> Option<T> {
+        let mut value = T::zeroed();
+        for (at, word) in bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(8).enumerate() {
+            word.copy_from_slice(&self.word(row, at)?.load(Ordering::Acquire).to_ne_bytes());
         }
-        for (idx, slot) in slots.iter().enumerate() {
-            if let Some(at) = self.at(first + idx) {
-                at.store(bytemuck::cast(*slot), Ordering::Relaxed);
+        Some(value)
+    }
+
+    /// Writes the words of a value that differ, in this order of words. Others see each of them whole, and in order.
+    pub(super) fn put(&self, row: u32, value: &T, order: &[usize]) -> io::Result<()> {
+        for word in order {
+            let at = self.word(row, *word).ok_or_else(beyond)?;
+            let bytes = bytemuck::bytes_of(value).get(word * 8..word * 8 + 8);
+            let new = u64::from_ne_bytes(bytes.and_then(|bytes| bytes.try_into().ok()).ok_or_else(beyond)?);
+            if at.load(Ordering::Relaxed) != new {
+                at.store(new, Ordering::Release);
             }
+        }
+        Ok(())
+    }
+}
+
+fn beyond() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "the row lies beyond the map")
+}
+
+impl MappedRows<SlotChunk> {
+    /// Writes slots from the start of a chunk on. The service value that makes them current is written afterwards.
+    pub(super) fn write(&self, first_chunk: u32, slots: &[Slot]) -> io::Result<()> {
+        let mut order = [0; size_of::<SlotChunk>() / 8];
+        for (at, word) in order.iter_mut().enumerate() {
+            *word = at;
+        }
+        for (chunk, part) in (first_chunk..).zip(slots.chunks(SlotChunk::LEN)) {
+            let mut value = SlotChunk::default();
+            for (to, from) in value.slots.iter_mut().zip(part) {
+                *to = *from;
+            }
+            self.put(chunk, &value, &order)?;
         }
         Ok(())
     }
 
     /// Reads slots from the start of a chunk on.
     pub(super) fn read(&self, first_chunk: u32, n_slots: u32) -> Vec<Slot> {
-        let first = usize::try_from(first_chunk).unwrap_or(usize::MAX).saturating_mul(SlotChunk::LEN);
         let count = usize::try_from(n_slots).unwrap_or(0);
-        (0..count)
-            .map_while(|idx| self.at(first.saturating_add(idx)))
-            .map(|at| bytemuck::cast(at.load(Ordering::Relaxed)))
-            .collect()
+        let chunks = (first_chunk..).map_while(|chunk| self.get(chunk));
+        chunks.take(count.div_ceil(SlotChunk::LEN)).flat_map(|chunk| chunk.slots).take(count).collect()
     }
 }
 
-impl Drop for SlotMemory {
+impl<T> Drop for MappedRows<T> {
     fn drop(&mut self) {
         // SAFETY: the mapping was made with this address and length, and nothing borrows from it any more.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.n_slots * size_of::<Slot>()) };
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.n_words * 8) };
     }
 }

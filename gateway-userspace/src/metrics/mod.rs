@@ -126,6 +126,8 @@ mod tests {
         service.tried(0);
         service.retried(1);
         metrics.sample_with(|| Samples {
+            flow_room: 1_024,
+            flows: vec![("dns".to_owned(), 7)],
             packets: Vec::new(),
             services: Vec::new(),
             pools: vec![PoolSample { service: "api".to_owned(), open: 3, idle: 2, stolen: 1 }],

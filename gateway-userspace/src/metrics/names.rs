@@ -52,6 +52,14 @@ pub const PACKETS: [Described; 2] = [
 /// By listener and what is counted.
 pub const KERNEL_SERVICES: Described = ("kernel_service", "Counters of a listener's service in the kernel");
 
+/// The flow table of the kernel: what it holds and what there is room for.
+pub const FLOW_ENTRIES: Described = (
+    "kernel_flow_entries",
+    "Entries of the kernel's flow table: held by each listener's service, also for flows that are over",
+);
+/// Its room.
+pub const FLOW_ROOM: Described = ("kernel_flow_room", "Flows that the kernel's flow table has room for");
+
 /// Why a request failed; the closed set behind the label `kind`.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub enum FaultKind {
@@ -354,6 +362,10 @@ pub struct Samples {
     pub packets: Vec<PacketSample>,
     /// Counters of balanced and steered services in the kernel.
     pub services: Vec<ServiceSample>,
+    /// Entries of the flow table, by name of the listener.
+    pub flows: Vec<(String, u64)>,
+    /// Flows that the table has room for.
+    pub flow_room: u64,
 }
 
 /// One outcome at one hook.
@@ -449,6 +461,16 @@ impl Collector for Sampled {
                 &[("listener", sample.listener.as_str()), ("what", sample.what)],
                 sample.count,
             )?;
+        }
+        let (name, help) = FLOW_ENTRIES;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (listener, entries) in &samples.flows {
+            gauge(&mut family, &[("listener", listener.as_str())], *entries)?;
+        }
+        let (name, help) = FLOW_ROOM;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        if samples.flow_room != 0 {
+            gauge(&mut family, &[], samples.flow_room)?;
         }
         Ok(())
     }

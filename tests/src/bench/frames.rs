@@ -13,6 +13,7 @@ use bytemuck::Zeroable as _;
 use gateway_common::generator::{TEMPLATE_BYTES, Template};
 use gateway_common::map::{self, MapDef as _};
 
+use super::tables;
 use crate::{kernel_run, memory::raw, netns::Ns};
 
 /// Room in every table of flows. The kernel's LRU tables begin to forget long before they are full, and a flow that is
@@ -39,9 +40,9 @@ pub fn reference_path() -> Result<PathBuf> {
 pub fn load(path: &std::path::Path) -> Result<Ebpf> {
     let object = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut loader = EbpfLoader::new();
-    for flows in [map::Flows::NAME, map::Translations::NAME, "REF_FLOWS"] {
-        loader.map_max_entries(flows, FLOWS);
-    }
+    loader.map_max_entries("REF_FLOWS", FLOWS);
+    loader.map_max_entries(map::Flows::NAME, tables::FLOW_BUCKETS);
+    loader.map_max_entries(map::Replies::NAME, tables::REPLY_BUCKETS);
     loader.load(&object).with_context(|| format!("cannot load {}", path.display()))
 }
 

@@ -3,8 +3,8 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::sys::{Stats, enable_stats};
-use gateway_common::flow::Tick;
-use nix::time::{ClockId, clock_gettime};
+use gateway_common::flow::{Tick, tick_shift};
+use gateway_userspace::clock::interrupts_per_second;
 
 use super::{
     Options,
@@ -16,6 +16,7 @@ use crate::{
     netns::Ns,
     packet,
     report::{Report, Series, What, machine},
+    ticks,
 };
 
 /// One kind of traffic.
@@ -121,10 +122,13 @@ pub fn run(options: Options) -> Result<Report> {
         options.n_rounds, bench.n_packets
     ));
     conditions.push(format!(
-        "{}: everything on (filter, {} endpoints, translation with an entry for each direction, checksums, counts by \
-         reason, service and endpoint)",
-        Kind::Sluice.name(),
-        tables::ENDPOINTS
+        "sluice: filter, {} endpoints, size of packets against the way, counts by reason, service and endpoint; {}: \
+         translation, ports, checksums, an entry for each flow; {}: IP in IP, nothing remembered; {}: the same while every \
+         slot has just changed its endpoint, so that every flow is remembered",
+        tables::ENDPOINTS,
+        Kind::Nat.name(),
+        Kind::Tunnel.name(),
+        Kind::Change.name()
     ));
     conditions.push(format!(
         "{}: service hash, LRU flow table for every packet, one ring of 65,537 slots, array of endpoints, IP in IP, two \
@@ -194,7 +198,9 @@ impl Bench {
 fn add(series: &mut Series, kind: Kind, case: &str, ns: f64, floor: f64) {
     let (metric, value) = match kind {
         Kind::Drop => ("time of a packet, all of it", ns),
-        Kind::Classic | Kind::Sluice => ("time of a packet above a bare drop", ns - floor),
+        Kind::Classic | Kind::Nat | Kind::Tunnel | Kind::Change => {
+            ("time of a packet above a bare drop", ns - floor)
+        }
     };
     let what = What { case: case.to_owned(), subject: kind.name().to_owned(), metric, unit: "ns" };
     series.add(what, value);
@@ -224,10 +230,16 @@ impl Turn<'_> {
         let Traffic { n_flows, is_ours, .. } = self.traffic;
         let is_many = is_ours && n_flows == MANY;
         self.lane.subject.forget()?;
-        let Some(first) = self.send(n_flows, Order::Ascending, if is_ours { n_flows } else { 0 })? else {
+        let kind = self.lane.subject.kind;
+        let new_flows = if is_ours && kind.counts_new() { n_flows } else { 0 };
+        let Some(first) = self.send(n_flows, Order::Ascending, new_flows)? else {
             return Ok(None);
         };
-        self.lane.subject.remembers(if is_ours { usize::try_from(n_flows)? } else { 0 })?;
+        self.lane.subject.remembers(if is_ours && kind.remembers() {
+            usize::try_from(n_flows)?
+        } else {
+            0
+        })?;
         if is_many {
             next_tick()?;
         }
@@ -279,9 +291,7 @@ impl Turn<'_> {
 
 /// The present, as the programs see it.
 fn now() -> Result<Tick> {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot read the coarse clock")?;
-    let ns = i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec());
-    Ok(Tick::from_ns(u64::try_from(ns)?))
+    ticks::now(tick_shift(interrupts_per_second()))
 }
 
 /// Waits for the programs' next tick, little more than a second at most.
@@ -310,7 +320,7 @@ mod tests {
     #[test]
     fn values_stand_above_the_bare_drop_of_their_round() {
         let mut series = Series::default();
-        for (kind, ns) in [(Kind::Drop, 40.0), (Kind::Classic, 140.0), (Kind::Sluice, 90.0)] {
+        for (kind, ns) in [(Kind::Drop, 40.0), (Kind::Classic, 140.0), (Kind::Nat, 90.0)] {
             add(&mut series, kind, "c", ns, 40.0);
         }
         let figures = series.figures(Kind::Classic.name());

@@ -1,20 +1,23 @@
 //! A program under test: its own maps and link, and its own account of what became of the packets.
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf,
-    maps::{HashMap, PerCpuArray},
+    maps::{Array, HashMap, PerCpuArray},
 };
 use gateway_common::{
-    counter::{Count, Hook, Reason, ServiceCount},
+    counter::{Count, Hook, HookCounts, Reason, ServiceCount},
     flow::FlowKey,
     map::{self, MapDef as _},
+    service::{Mode, Track},
 };
 
 use super::{
     frames::{self, Cost},
     l4::Traffic,
-    tables,
+    tables::{self, Traits},
 };
 use crate::{kernel_run, netns::Ns};
 
@@ -25,20 +28,26 @@ pub enum Kind {
     Drop,
     /// Balances by the classic design.
     Classic,
-    /// Ours.
-    Sluice,
+    /// Ours, with translation.
+    Nat,
+    /// Ours, through a tunnel, with nothing to remember.
+    Tunnel,
+    /// Ours, through a tunnel, while every slot has just changed its endpoint: every flow is remembered.
+    Change,
 }
 
 impl Kind {
     /// All, in the order in which they have their turns.
-    pub const ALL: [Self; 3] = [Self::Drop, Self::Classic, Self::Sluice];
+    pub const ALL: [Self; 5] = [Self::Drop, Self::Classic, Self::Nat, Self::Tunnel, Self::Change];
 
     /// As reports name it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Drop => "bare drop",
             Self::Classic => "classic design",
-            Self::Sluice => "sluice",
+            Self::Nat => "sluice, nat",
+            Self::Tunnel => "sluice, dsr-ipip",
+            Self::Change => "sluice, dsr-ipip in a change",
         }
     }
 
@@ -47,8 +56,29 @@ impl Kind {
         match self {
             Self::Drop => "ref_drop",
             Self::Classic => "ref_classic",
-            Self::Sluice => Hook::XdpBalance.name(),
+            Self::Nat | Self::Tunnel | Self::Change => Hook::XdpBalance.name(),
         }
+    }
+
+    /// What kind of service it balances; none for what is not ours.
+    const fn traits(self) -> Option<Traits> {
+        match self {
+            Self::Drop | Self::Classic => None,
+            Self::Nat => Some(Traits { mode: Mode::NAT, track: Track::ALWAYS, is_changing: false }),
+            Self::Tunnel => Some(Traits { mode: Mode::DSR_IPIP, track: Track::CHANGE, is_changing: false }),
+            Self::Change => Some(Traits { mode: Mode::DSR_IPIP, track: Track::CHANGE, is_changing: true }),
+        }
+    }
+
+    /// Whether it remembers each flow.
+    pub const fn remembers(self) -> bool {
+        matches!(self, Self::Classic | Self::Nat | Self::Change)
+    }
+
+    /// Whether it counts a flow that is remembered as new. Packets in the middle of a connection are, where nothing
+    /// remembers what came before.
+    pub const fn counts_new(self) -> bool {
+        matches!(self, Self::Nat)
     }
 }
 
@@ -78,12 +108,12 @@ impl Subject {
         let index = frames::index(ns, interface)?;
         let mut ebpf = match kind {
             Kind::Drop | Kind::Classic => frames::load(&frames::reference_path()?)?,
-            Kind::Sluice => frames::load(&kernel_run::object_path()?)?,
+            Kind::Nat | Kind::Tunnel | Kind::Change => frames::load(&kernel_run::object_path()?)?,
         };
-        match kind {
-            Kind::Drop => {}
-            Kind::Classic => tables::fill_reference(&mut ebpf, index)?,
-            Kind::Sluice => tables::fill(&mut ebpf, index)?,
+        match kind.traits() {
+            Some(traits) => tables::fill(&mut ebpf, index, traits)?,
+            None if kind == Kind::Classic => tables::fill_reference(&mut ebpf, index)?,
+            None => {}
         }
         frames::attach(ns, &mut ebpf, kind.program(), interface)?;
         Ok(Self { kind, ebpf })
@@ -108,9 +138,9 @@ impl Subject {
                 Ok(Tally { packets: Some(self.count("REF_SERVED", row)?.packets), new_flows: None })
             }
             Kind::Drop | Kind::Classic => Ok(Tally { packets: None, new_flows: None }),
-            Kind::Sluice => {
+            Kind::Nat | Kind::Tunnel | Kind::Change => {
                 let reason = if traffic.is_ours { Reason::Forwarded } else { Reason::NotOurs };
-                let packets = self.count(map::Reasons::NAME, Hook::XdpBalance.index(reason))?.packets;
+                let packets = self.reason(reason)?.packets;
                 let services = self.sums::<{ size_of::<ServiceCount>() }, ServiceCount>(
                     map::ServiceCounts::NAME,
                     u32::from(traffic.v6),
@@ -129,9 +159,11 @@ impl Subject {
         match self.kind {
             Kind::Drop => Ok(()),
             Kind::Classic => self.clear::<4>("REF_FLOWS"),
-            Kind::Sluice => {
-                self.clear::<{ size_of::<gateway_common::flow::Flow>() }>(map::Flows::NAME)?;
-                self.clear::<{ size_of::<gateway_common::flow::Translation>() }>(map::Translations::NAME)
+            Kind::Nat | Kind::Tunnel | Kind::Change => {
+                for name in [map::Flows::NAME, map::Replies::NAME, map::ServiceFlows::NAME] {
+                    self.zero(name)?;
+                }
+                Ok(())
             }
         }
     }
@@ -144,7 +176,7 @@ impl Subject {
         let found = match self.kind {
             Kind::Drop => return Ok(()),
             Kind::Classic => self.keys::<4>("REF_FLOWS")?.len(),
-            Kind::Sluice => self.keys::<{ size_of::<gateway_common::flow::Flow>() }>(map::Flows::NAME)?.len(),
+            Kind::Nat | Kind::Tunnel | Kind::Change => self.entries()?,
         };
         ensure!(found == n, "{} remembers {found} flows instead of {n}", self.kind.name());
         Ok(())
@@ -163,17 +195,54 @@ impl Subject {
     /// # Errors
     /// When the kernel refuses a read.
     pub fn reasons(&self) -> Result<String> {
-        if self.kind != Kind::Sluice {
+        if self.kind.traits().is_none() {
             return Ok("it counts no reasons".to_owned());
         }
         let mut words = Vec::new();
         for reason in Reason::ALL {
-            let count = self.count(map::Reasons::NAME, Hook::XdpBalance.index(*reason))?;
+            let count = self.reason(*reason)?;
             if count.packets > 0 {
                 words.push(format!("{} {}", reason.name(), count.packets));
             }
         }
         Ok(words.join(", "))
+    }
+
+    fn reason(&self, reason: Reason) -> Result<Count> {
+        let mut sum = Count::default();
+        let number = usize::try_from(reason.number())?;
+        for one in self.sums::<{ size_of::<HookCounts>() }, HookCounts>(map::Reasons::NAME, 0)? {
+            sum.packets += one.reasons[number].packets;
+            sum.bytes += one.reasons[number].bytes;
+        }
+        Ok(sum)
+    }
+
+    /// Entries that both services hold in the flow table.
+    fn entries(&self) -> Result<usize> {
+        let name = map::ServiceFlows::NAME;
+        let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+        let map: Array<_, u64> = Array::try_from(map)?;
+        Ok(usize::try_from(map.get(&0, 0)? + map.get(&1, 0)?)?)
+    }
+
+    /// Makes a mapped array all zero.
+    #[expect(unsafe_code, reason = "millions of rows, which would be millions of system calls")]
+    fn zero(&mut self, name: &str) -> Result<()> {
+        let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
+        let aya::maps::Map::Array(data) = map else { anyhow::bail!("{name} is no array") };
+        let info = data.info()?;
+        let bytes = usize::try_from(info.max_entries())? * usize::try_from(info.value_size())?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = data.fd().as_fd().as_raw_fd();
+        // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nothing.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd, 0) };
+        ensure!(at != libc::MAP_FAILED, "cannot map {name}: {}", std::io::Error::last_os_error());
+        // SAFETY: the mapping is that long, and no packet is on its way.
+        unsafe { std::ptr::write_bytes(at.cast::<u8>(), 0, bytes) };
+        // SAFETY: nothing borrows from the mapping.
+        unsafe { libc::munmap(at, bytes) };
+        Ok(())
     }
 
     fn keys<const V: usize>(&mut self, name: &str) -> Result<Vec<[u8; size_of::<FlowKey>()]>> {

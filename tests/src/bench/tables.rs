@@ -12,18 +12,26 @@ use gateway_common::{
     addr::{Addr, Port, Protocol},
     endpoint::{Endpoint, EndpointState, NextHop},
     filter::{self, FilterWord},
+    flow::tick_shift,
     hash::Seed,
     map::{self, MapDef as _},
-    service::{Mode, Service, ServiceKey, Track},
-    settings::{Settings, Timeouts},
+    service::{Mode, Service, ServiceBucket, ServiceEntry, ServiceKey, Table, Track},
+    settings::{Ports, Settings, Tables as Sizes, Timeouts, Tunnel},
     slot::{Slot, SlotChunk, size_class},
 };
-use gateway_userspace::maglev::{self, Member};
+use gateway_userspace::{
+    clock::interrupts_per_second,
+    maglev::{self, Member},
+};
 
 use crate::memory::raw;
 
 /// Endpoints of each service: so many that each of 100,000 flows finds a free port for its translation.
 pub const ENDPOINTS: u16 = 256;
+/// Buckets of the flow table: room for a million flows.
+pub const FLOW_BUCKETS: u32 = 1 << 19;
+/// Buckets of the table of replies.
+pub const REPLY_BUCKETS: u32 = 1 << 18;
 /// Port of the services.
 pub const PORT: u16 = 80;
 /// Slots of the reference's ring.
@@ -59,7 +67,8 @@ fn endpoint(v6: bool, idx: u16, service: u32, interface: u32) -> Endpoint {
         flags: 0,
         service,
         generation: 1,
-        weight: 1,
+        mtu: 1_500,
+        vlan: 0,
     }
 }
 
@@ -82,14 +91,28 @@ fn service_key(addr: IpAddr) -> ServiceKey {
     ServiceKey::new(Addr::from(addr), Port::new(PORT), Protocol::TCP)
 }
 
+/// What kind of service is measured.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Traits {
+    /// How packets reach the endpoint.
+    pub mode: Mode,
+    /// What is remembered about a flow.
+    pub track: Track,
+    /// Whether every slot has just changed its endpoint.
+    pub is_changing: bool,
+}
+
 /// Fills the maps of the agent's programs.
 ///
 /// # Errors
 /// When the kernel refuses a write.
-pub fn fill(ebpf: &mut Ebpf, interface: u32) -> Result<()> {
+pub fn fill(ebpf: &mut Ebpf, interface: u32, traits: Traits) -> Result<()> {
     let seed = Seed::new([0x5eed, 0x5eed]);
-    let timeouts = Timeouts { opening: 30, open: 3_600, closing: 120, udp: 60 };
-    let settings = Settings::new(seed, Port::new(61_000), 4_536, timeouts);
+    let tick_shift = tick_shift(interrupts_per_second());
+    let timeouts = Timeouts { opening: 30, open: 3_600, closing: 120, udp: 60, tick_shift };
+    let ports = Ports { first: Port::new(61_000), count: 4_536 };
+    let sizes = Sizes { flow_buckets: FLOW_BUCKETS, reply_buckets: REPLY_BUCKETS };
+    let settings = Settings::new(seed, ports, sizes, timeouts, Tunnel::DEFAULT);
     array(ebpf, map::SettingsMap::NAME)?.set(0, raw::<_, { size_of::<Settings>() }>(&settings), 0)?;
     let n_slots = size_class(u32::from(ENDPOINTS));
     let chunks = SlotChunk::chunks_for(n_slots);
@@ -105,17 +128,23 @@ pub fn fill(ebpf: &mut Ebpf, interface: u32) -> Result<()> {
             array(ebpf, map::Endpoints::NAME)?.set(rows + u32::from(idx), bytes, 0)?;
         }
         let first_chunk = chunks * id;
-        slots(ebpf, first_chunk, &maglev::table(&seed, &members, n_slots))?;
-        let mut service = Service::default();
-        service.id = id;
-        service.first_endpoint = rows;
-        service.n_endpoints = u32::from(ENDPOINTS);
-        service.first_chunk = [first_chunk, first_chunk];
-        service.n_slots = n_slots;
-        service.mode = Mode::NAT;
-        service.track = Track::ALWAYS;
-        let key = raw::<_, { size_of::<ServiceKey>() }>(&service_key(addr));
-        hash(ebpf, map::Services::NAME)?.insert(key, raw::<_, { size_of::<Service>() }>(&service), 0)?;
+        slots(ebpf, first_chunk, &maglev::table(&seed, &members, n_slots), traits.is_changing)?;
+        let key = service_key(addr);
+        let mut service = Service::new(key, id);
+        service.tables =
+            [Table { first_chunk, n_slots, first_endpoint: rows, n_endpoints: u32::from(ENDPOINTS) }; 2];
+        service.mode = traits.mode;
+        service.track = traits.track;
+        service.flow_share = FLOW_BUCKETS;
+        array(ebpf, map::Services::NAME)?.set(id, raw::<_, { size_of::<Service>() }>(&service), 0)?;
+        let [bucket, _] = gateway_common::hash::service(&key);
+        let mut entries = ServiceBucket::default();
+        entries.entries[0] = ServiceEntry::new(key, Some(id), 0, 0);
+        array(ebpf, map::ServiceIndex::NAME)?.set(
+            bucket & (map::INDEX_BUCKETS - 1),
+            raw::<_, { size_of::<ServiceBucket>() }>(&entries),
+            0,
+        )?;
         let bit = filter::bit(Addr::from(addr));
         words.entry(bit >> 6).or_insert(FilterWord { bits: 0 }).bits |= 1 << (bit & 63);
     }
@@ -125,12 +154,13 @@ pub fn fill(ebpf: &mut Ebpf, interface: u32) -> Result<()> {
     Ok(())
 }
 
-fn slots(ebpf: &mut Ebpf, first_chunk: u32, table: &[u16]) -> Result<()> {
+fn slots(ebpf: &mut Ebpf, first_chunk: u32, table: &[u16], is_changing: bool) -> Result<()> {
     let mut map = array::<{ size_of::<SlotChunk>() }>(ebpf, map::Slots::NAME)?;
     for (number, part) in (first_chunk..).zip(table.chunks(SlotChunk::LEN)) {
         let mut chunk = SlotChunk::default();
         for (slot, endpoint) in chunk.slots.iter_mut().zip(part) {
-            *slot = Slot { endpoint: *endpoint, former: *endpoint };
+            let former = if is_changing { (*endpoint + 1) % ENDPOINTS } else { *endpoint };
+            *slot = Slot { endpoint: *endpoint, former };
         }
         map.set(number, raw(&chunk), 0)?;
     }

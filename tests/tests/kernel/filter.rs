@@ -150,13 +150,13 @@ fn options_are_skipped() {
 fn a_service_says_what_happens() {
     check(vec![
         case("no slots", &tcp(CLIENT4, VIP4), Reason::NoEndpoint)
-            .with(|world| world.change(TCP4, |service| service.n_slots = 0))
+            .with(|world| world.change(TCP4, |service| service.tables[1].n_slots = 0))
             .code(XDP_DROP)
             .after(|world| assert_eq!(world.tables.service_counts[&TCP4.0].dropped, 1)),
         case("a slot outside the service", &tcp(CLIENT4, VIP4), Reason::BadSlot)
             .with(|world| world.slots(TCP4, 2)),
         case("a chunk outside the map", &tcp(CLIENT4, VIP4), Reason::BadSlot)
-            .with(|world| world.change(TCP4, |service| service.first_chunk[1] = 70_000)),
+            .with(|world| world.change(TCP4, |service| service.tables[1].first_chunk = 70_000)),
         case("a row of another service", &tcp(CLIENT4, VIP4), Reason::BadSlot)
             .with(|world| world.row(TCP4.row()).service = 9),
         case("a row of the other family", &tcp(CLIENT6, VIP6), Reason::BadSlot).with(|world| {

@@ -3,13 +3,12 @@
 use gateway_common::{
     counter::{Hook, Reason},
     endpoint::{EndpointState, NextHop},
-    flow::{FlowKey, Phase},
+    flow::{Flow, Phase},
 };
 use gateway_tests::{
-    memory::key_bytes,
     packet::{ACK, FIN, Packet, RST, SYN, tcp, udp},
     world::{
-        ELSEWHERE, ENDPOINT_MAC, FIRST_PORT, INNER_MAC, N_PORTS, TCP4, TCP6, UDP4, World, addr_of, reply_key,
+        ELSEWHERE, ENDPOINT_MAC, FIRST_PORT, INNER_MAC, N_PORTS, TCP4, TCP6, TIMEOUTS, UDP4, World, addr_of,
     },
 };
 
@@ -54,8 +53,8 @@ fn known_and(
         .sent("10.0.0.1:?", to, 63)
 }
 
-fn flow_of(world: &World, key: &FlowKey) -> gateway_common::flow::Flow {
-    world.tables.flows[&key_bytes(key)]
+fn flow_of(world: &World, packet: &Packet) -> Flow {
+    world.found(packet).expect("the flow is remembered")
 }
 
 const FIRST: &str = "10.0.0.10:8443";
@@ -72,9 +71,9 @@ fn a_flow_stays_where_it_is() {
         world.row(TCP4.row()).state = EndpointState::DRAINING;
     };
     let port_kept = |world: &World| {
-        let flow = flow_of(world, &client().key());
-        assert_eq!((flow.source_port.number(), flow.seen), (20_005, world.now));
-        assert!(world.tables.translations.values().all(|translation| translation.seen == world.now));
+        let flow = flow_of(world, &client());
+        assert_eq!((flow.source_port.number(), flow.expires), (20_005, world.now.after(TIMEOUTS.open)));
+        assert_eq!(world.tables.live().count(), 1);
         assert_eq!(world.tables.service_counts[&TCP4.0].new_flows, 0);
     };
     check(vec![
@@ -156,7 +155,7 @@ fn another_slot_is_tried() {
             .sent("10.0.0.1:?", FIRST, 63),
         case("all are down", &client().syn(), Reason::NoEndpoint)
             .with(|world| world.state(TCP4, EndpointState::DOWN))
-            .after(|world| assert!(world.tables.flows.is_empty() && world.tables.translations.is_empty())),
+            .after(|world| assert!(world.tables.flows.is_empty() && world.tables.replies.is_empty())),
         case("a flow whose endpoints are down", &client(), Reason::NoEndpoint).with(|world| {
             world.established(&client(), TCP4.row(), 20_005, Phase::OPEN, world.now);
             world.state(TCP4, EndpointState::DOWN);
@@ -168,17 +167,14 @@ fn another_slot_is_tried() {
 fn phases_follow_the_flags() {
     let phase = |name, packet: Packet, from, to| {
         known(name, &packet, from, 0, FIRST)
-            .after(move |world| assert_eq!(flow_of(world, &client().key()).phase, to))
+            .after(move |world| assert_eq!(flow_of(world, &client()).phase, to))
     };
     let reply = |name, flags, from: Phase, to: Phase| {
         case(name, &tcp(FIRST, "10.0.0.1:20005").flags(flags), Reason::Replied)
             .with(move |world| world.established(&client(), TCP4.row(), 20_005, from, world.now))
             .sent(VIP4, CLIENT4, 63)
             .after(move |world| {
-                let translation = world.tables.translations.values().next().unwrap();
-                assert_eq!(translation.phase, to);
-                let flow = flow_of(world, &client().key()).phase;
-                assert_eq!(flow, if to == Phase::CLOSING { to } else { from });
+                assert_eq!(flow_of(world, &client()).phase, to);
             })
     };
     check(vec![
@@ -193,51 +189,46 @@ fn phases_follow_the_flags() {
 }
 
 #[test]
-fn a_lost_half_is_made_again() {
-    let both = |world: &World| {
-        let endpoint = world.tables.endpoints[&TCP4.row()];
-        let reply = reply_key(&endpoint, &client().key(), 20_005);
-        assert!(
-            world.tables.translations.contains_key(&key_bytes(&reply)),
-            "the translation under the same port"
-        );
-        assert_eq!(flow_of(world, &client().key()).source_port.number(), 20_005);
+fn an_entry_is_written_anew_under_its_port() {
+    let kept = |world: &World| {
+        assert_eq!(flow_of(world, &client()).source_port.number(), 20_005);
+        assert_eq!(world.tables.service_counts[&TCP4.0].new_flows, 0);
+        assert_eq!(world.tables.service_flows[&TCP4.0], 1);
     };
+    let elsewhere = |packet: Packet| packet.macs([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8]);
     check(vec![
-        case("the translation was evicted", &client(), Reason::Forwarded)
-            .with(|world| world.flow(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(1)))
+        case("the way back changed", &elsewhere(client()), Reason::Forwarded)
+            .with(|world| world.established(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(1)))
             .sent("10.0.0.1:20005", FIRST, 63)
-            .after(both),
-        case("the port went to another client", &client(), Reason::Forwarded)
+            .after(move |world| {
+                kept(world);
+                let back = flow_of(world, &client()).next_hop;
+                assert_eq!((back.mac, back.own_mac), ([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8]));
+            }),
+        case("it was silent for long, and nobody wanted its port", &client(), Reason::Forwarded)
+            .with(|world| world.established(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(5_000)))
+            .sent("10.0.0.1:20005", FIRST, 63)
+            .after(kept),
+        case("its port went to another client meanwhile", &client(), Reason::Forwarded)
             .with(|world| {
-                world.flow(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(1));
+                world.flow(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(5_000));
                 let other = tcp("192.0.2.77:1234", VIP4);
-                world.translation(&other, TCP4.row(), 20_005, Phase::OPEN, world.now);
+                world.established(&other, TCP4.row(), 20_005, Phase::OPEN, world.now);
             })
             .sent("10.0.0.1:?", FIRST, 63)
             .after(|world| {
-                assert_ne!(flow_of(world, &client().key()).source_port.number(), 20_005);
-                assert_eq!(world.tables.translations.len(), 2);
+                assert_ne!(flow_of(world, &client()).source_port.number(), 20_005);
+                assert_eq!(world.tables.live().count(), 2);
             }),
-        case(
-            "the way back changed",
-            &client().macs([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8]),
-            Reason::Forwarded,
-        )
-        .with(|world| world.established(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(1)))
-        .sent("10.0.0.1:20005", FIRST, 63)
-        .after(|world| {
-            let back = world.tables.translations.values().next().unwrap().next_hop;
-            assert_eq!((back.mac, back.own_mac), ([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8]));
-        }),
     ]);
 }
 
-/// Every translation port towards the first endpoint is held by other clients.
+/// Every translation port towards the first endpoint is held by another client.
 fn exhaust(world: &mut World, phase: Phase, silent: u32) {
     let other = tcp("192.0.2.77:1234", VIP4);
+    let index = world.flow(&other, TCP4.row(), FIRST_PORT, phase, world.ago(silent));
     for port in FIRST_PORT..FIRST_PORT + N_PORTS {
-        world.translation(&other, TCP4.row(), port, phase, world.ago(silent));
+        world.hold(&other, TCP4.row(), port, index);
     }
 }
 
@@ -256,7 +247,7 @@ fn ports_run_out_and_come_back() {
         taken("opening and expired", Phase::OPENING, 6, Reason::Forwarded),
         case("no translation ports at all", &client().syn(), Reason::PortsExhausted)
             .with(|world| world.tables.settings.n_ports = 0)
-            .after(|world| assert!(world.tables.flows.is_empty())),
+            .after(|world| assert_eq!(world.tables.live().count(), 0)),
         case("a single port", &client().syn(), Reason::Forwarded)
             .with(|world| world.tables.settings.n_ports = 1)
             .sent("10.0.0.1:20000", FIRST, 63),
@@ -305,7 +296,8 @@ fn time_to_live_and_next_hops() {
             .with(|world| world.row(TCP6.row()).next_hop = NextHop::UNKNOWN),
         case("no way back to the client", &reply(64), Reason::NoNextHop).with(move |world| {
             open(world);
-            world.tables.translations.values_mut().next().unwrap().next_hop = NextHop::UNKNOWN;
+            let flows = world.tables.flows.values_mut().flat_map(|bucket| &mut bucket.flows);
+            flows.for_each(|flow| flow.next_hop = NextHop::UNKNOWN);
         }),
         routed,
     ]);

@@ -77,7 +77,7 @@ fn replies_of_local_endpoints_get_the_virtual_address() {
             .at(Hook::TcEgress)
             .with(move |world| world.established(&closing, LOCAL4.row(), 40_000, Phase::OPEN, world.ago(1)))
             .sent(VIP4, CLIENT4, 64)
-            .after(|world| assert_eq!(world.tables.flows.values().next().unwrap().phase, Phase::CLOSING)),
+            .after(|world| assert_eq!(world.tables.live().next().unwrap().phase, Phase::CLOSING)),
     ]);
 }
 

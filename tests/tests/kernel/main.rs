@@ -40,7 +40,7 @@ fn a_new_flow_is_recorded_and_sent() {
             .code(XDP_TX)
             .after(|world| {
                 assert_eq!(world.tables.flows.len(), 1);
-                assert_eq!(world.tables.translations.len(), 1);
+                assert_eq!(world.tables.replies.len(), 1);
                 assert_eq!(world.tables.service_counts[&TCP4.0].new_flows, 1);
                 assert_eq!(world.tables.endpoint_counts[&TCP4.row()].packets, 1);
             }),

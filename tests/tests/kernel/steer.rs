@@ -70,8 +70,7 @@ fn check_host(lookup: &Lookup, world: &World) -> (World, Option<u32>) {
     assert_eq!(chosen.is_some(), lookup.reason == Reason::Steered, "{name}: socket");
     for reason in Reason::ALL {
         let wanted = u64::from(*reason == Reason::Received || *reason == lookup.reason);
-        let counted =
-            after.tables.reasons.get(&Hook::SkLookup.index(*reason)).map_or(0, |count| count.packets);
+        let counted = after.tables.reason(Hook::SkLookup, *reason).packets;
         assert_eq!(counted, wanted, "{name}: {}", reason.name());
     }
     (after, chosen)

@@ -279,15 +279,16 @@ impl Ids {
 impl Free {
     /// Marks what a service of the maps has as given out; nothing when it cannot be the service's.
     fn reserve(&mut self, service: &Service, rows: Vec<(u32, SocketAddr)>) -> Option<Numbers> {
-        let [first_half, second_half] = service.first_chunk;
+        let [first_half, second_half] = service.halves;
+        let table = service.table();
         // The number of slots is zero while no endpoint can receive; the room for them follows from the halves.
         let half = second_half.checked_sub(first_half)?;
         let n_slots = SIZE_CLASSES.into_iter().find(|class| SlotChunk::chunks_for(*class) == half);
         let mut numbers = Numbers {
             id: service.id,
-            rows: Range { first: service.first_endpoint, count: service.n_endpoints },
+            rows: Range { first: table.first_endpoint, count: table.n_endpoints },
             n_slots: n_slots.unwrap_or(0),
-            chunks: service.first_chunk,
+            chunks: service.halves,
             ..Numbers::default()
         };
         let mut next = self.clone();

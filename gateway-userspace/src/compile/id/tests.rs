@@ -31,12 +31,12 @@ fn written(ids: &Ids) -> (BTreeMap<ServiceKey, Service>, BTreeMap<u32, Endpoint>
     let mut endpoints = BTreeMap::new();
     let mut services = BTreeMap::new();
     for (key, numbers) in ids.services() {
-        let mut service = Service::default();
-        service.id = numbers.id;
-        service.first_endpoint = numbers.rows.first;
-        service.n_endpoints = numbers.rows.count;
-        service.first_chunk = numbers.chunks;
-        service.n_slots = numbers.n_slots;
+        let mut service = Service::new(*key, numbers.id);
+        let [table, _] = &mut service.tables;
+        table.first_endpoint = numbers.rows.first;
+        table.n_endpoints = numbers.rows.count;
+        table.n_slots = numbers.n_slots;
+        service.halves = numbers.chunks;
         service.mode = if numbers.n_slots == 0 { Mode::AGENT } else { Mode::NAT };
         services.insert(*key, service);
         let rows = numbers.members.iter().map(|(addr, row)| (*row, *addr)).chain(numbers.outgrown.clone());
@@ -163,7 +163,7 @@ fn a_table_that_was_empty_keeps_its_room() {
     let mut ids = Ids::new(CAPACITY);
     ids.balanced_service(key(3), &endpoints(0..1), |_| false).unwrap();
     let (mut services, rows) = written(&ids);
-    services.get_mut(&key(3)).unwrap().n_slots = 0;
+    services.get_mut(&key(3)).unwrap().tables[0].n_slots = 0;
     assert_eq!(Ids::found(CAPACITY, &services, &rows), ids);
 }
 
@@ -180,10 +180,10 @@ fn numbers_that_cannot_be_are_not_taken_over() {
         assert_eq!(found.services.keys().copied().collect::<Vec<_>>(), [key(1)]);
         found.balanced_service(key(2), &endpoints(0..1), |_| false).unwrap();
     };
-    check(&|service| service.first_endpoint = u32::MAX);
-    check(&|service| service.first_endpoint = 0);
-    check(&|service| service.first_chunk = [990, 1_006]);
-    check(&|service| service.first_chunk = [5, 2]);
+    check(&|service| service.tables[0].first_endpoint = u32::MAX);
+    check(&|service| service.tables[0].first_endpoint = 0);
+    check(&|service| service.halves = [990, 1_006]);
+    check(&|service| service.halves = [5, 2]);
     check(&|service| service.id = 99);
 }
 

@@ -42,6 +42,8 @@ pub struct Written {
 pub struct Writer<M> {
     maps: M,
     clock: Clock,
+    /// Flows that the table has room for.
+    flows: u32,
     facts: Facts,
     /// What stands in the maps, by our own account since the first look.
     written: Observed,
@@ -62,12 +64,13 @@ impl<M: Maps> Writer<M> {
     ///
     /// # Errors
     /// When the kernel refuses to read.
-    pub fn new(maps: M, seed: Seed, clock: Clock) -> Result<Self, Error> {
+    pub fn new(maps: M, seed: Seed, flows: u32, clock: Clock) -> Result<Self, Error> {
         let written = maps.observe()?;
         Ok(Self {
             maps,
             clock,
-            facts: Facts { seed, ways: HashMap::new() },
+            flows,
+            facts: Facts { seed, ways: HashMap::new(), flow_share: flows },
             written,
             image: None,
             users: HashMap::new(),
@@ -117,6 +120,7 @@ impl<M: Maps> Writer<M> {
                 self.users.entry(handle(&row.endpoint)).or_default().push(idx);
             }
         }
+        self.facts.flow_share = share(self.flows, image.services.len());
         self.image = Some(image);
         self.reconcile()
     }
@@ -246,6 +250,13 @@ impl<M: Maps> Writer<M> {
             std::thread::sleep(left);
         }
     }
+}
+
+/// Entries of the flow table for each of so many services. A share changes only when their number doubles or halves:
+/// it stands in the value of every service.
+fn share(flows: u32, n_services: usize) -> u32 {
+    let parts = u32::try_from(n_services.max(1).next_power_of_two()).unwrap_or(u32::MAX);
+    (flows / parts).max(1)
 }
 
 /// What tells two live endpoints apart as long as both are held.

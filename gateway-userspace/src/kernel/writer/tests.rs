@@ -61,13 +61,18 @@ fn image(services: impl IntoIterator<Item = Service>) -> Arc<Image> {
 
 fn ways() -> HashMap<IpAddr, Way> {
     let next_hop = NextHop { interface: 2, mac: [2; 6], own_mac: [3; 6] };
-    let way =
-        Way { is_local: false, interface: next_hop.interface, source: Some(IpAddr::from(SOURCE)), next_hop };
+    let way = Way {
+        is_local: false,
+        interface: next_hop.interface,
+        source: Some(IpAddr::from(SOURCE)),
+        next_hop,
+        mtu: 1_500,
+    };
     (0..=50u8).map(|n| (IpAddr::from([10, 1, 0, n]), way)).collect()
 }
 
 fn writer_over(memory: Memory) -> Writer<Memory> {
-    Writer::new(memory, SEED, Clock::driven()).unwrap()
+    Writer::new(memory, SEED, 1 << 18, Clock::driven()).unwrap()
 }
 
 fn writer() -> Writer<Memory> {
@@ -103,14 +108,17 @@ fn check_whole(memory: &Memory) {
     let observed = memory.observe().unwrap();
     for (key, service) in &observed.services {
         for slot in &observed.slots[key] {
-            assert!(u32::from(slot.endpoint) < service.n_endpoints, "a slot beyond the rows of {key:?}");
-            let row = &observed.endpoints[&(service.first_endpoint + u32::from(slot.endpoint))];
+            assert!(
+                u32::from(slot.endpoint) < service.table().n_endpoints,
+                "a slot beyond the rows of {key:?}"
+            );
+            let row = &observed.endpoints[&(service.table().first_endpoint + u32::from(slot.endpoint))];
             assert_eq!((row.service, row.addr == Addr::UNSPECIFIED), (service.id, false), "{key:?}");
         }
         let bit = filter::bit(key.addr);
-        assert_eq!(observed.slots[key].len(), usize::try_from(service.n_slots).unwrap());
+        assert_eq!(observed.slots[key].len(), usize::try_from(service.table().n_slots).unwrap());
         let is_let_in = observed.filter.get(&(bit / 64)).is_some_and(|bits| bits & (1 << (bit % 64)) != 0);
-        assert!(is_let_in || service.n_slots > 0, "an empty service whose packets are not even seen");
+        assert!(is_let_in || service.table().n_slots > 0, "an empty service whose packets are not even seen");
     }
 }
 
@@ -196,7 +204,7 @@ fn draining_endpoints_are_the_last_resort() {
     endpoint(&registry, 1).set_health(Health::Down);
     writer.publish(&registry.changes().take()).unwrap();
     let service = writer.maps().observe().unwrap().services[&key(1)];
-    assert_eq!(service.n_slots, 0, "known, and nothing to send to");
+    assert_eq!(service.table().n_slots, 0, "known, and nothing to send to");
 }
 
 #[test]
@@ -216,7 +224,7 @@ fn a_row_without_slots_keeps_its_flows() {
     writer.apply(image([moved])).unwrap();
     assert_eq!([state(&writer, 0), state(&writer, 1)], [EndpointState::ACTIVE, EndpointState::DRAINING]);
     let observed = writer.maps().observe().unwrap();
-    assert_eq!(observed.services[&key(1)].first_endpoint, 64);
+    assert_eq!(observed.services[&key(1)].table().first_endpoint, 64);
     check_whole(writer.maps());
 }
 
@@ -286,7 +294,10 @@ fn without_a_way_there_is_no_endpoint() {
     let registry = Registry::default();
     let mut writer = writer_over(Memory::default());
     writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
-    assert_eq!((state(&writer, 0), writer.written().services[&key(1)].n_slots), (EndpointState::DOWN, 0));
+    assert_eq!(
+        (state(&writer, 0), writer.written().services[&key(1)].table().n_slots),
+        (EndpointState::DOWN, 0)
+    );
     let mut one = ways();
     one.insert(IpAddr::from([10, 1, 0, 2]), Way::default());
     writer.set_ways(one).unwrap();
@@ -333,7 +344,7 @@ fn endpoints_of_the_other_family_have_no_slots() {
 fn a_service_is_published_once_in_a_millisecond() {
     let registry = Registry::default();
     let clock = Clock::real();
-    let mut writer = Writer::new(Memory::default(), SEED, clock.clone()).unwrap();
+    let mut writer = Writer::new(Memory::default(), SEED, 1 << 18, clock.clone()).unwrap();
     writer.set_ways(ways()).unwrap();
     writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
     let start = clock.now();

@@ -1,0 +1,192 @@
+//! What the pipeline knows of one packet to one service.
+//!
+//! It stands in memory of the processor's own, not on the program's stack, which has 512 bytes for everything.
+
+use bytemuck::{Pod, Zeroable};
+use gateway_common::{
+    addr::Port,
+    flow::{Phase, Scratch, Tick},
+    hash,
+    service::{Mode, Service, Table, Track},
+    settings::Settings,
+    slot::Slot,
+};
+
+use crate::{
+    env::Maps,
+    packet::Packet,
+    select::Seat,
+    table::{
+        Found, Spot, Wish,
+        row::{FlowRows, HeadWord, Who},
+    },
+    track,
+    way::Way,
+};
+
+/// A packet, its service, and the instant it came.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Arrival {
+    /// The packet.
+    pub packet: Packet,
+    /// Whose flow it is.
+    pub who: Who,
+    /// Where the flow may stand.
+    pub spot: Spot,
+    /// The hash of the flow, or of the client where that is what an endpoint is remembered for.
+    pub hash: u64,
+    /// The service's table.
+    pub table: Table,
+    /// The present.
+    pub now: Tick,
+    /// Number of the service.
+    pub id: u32,
+    share: u32,
+    affinity_ticks: u32,
+    flags: u16,
+    /// How packets reach the endpoint.
+    pub mode: Mode,
+    /// What is remembered about a flow.
+    pub track: Track,
+    /// Row of the endpoint that was chosen.
+    pub row: u32,
+    /// The way back to the client, for a flow that is recorded.
+    pub way_back: Way,
+    /// The port that the flow has, or none when it begins now.
+    pub preferred: Port,
+    /// How far the flow has come.
+    pub phase: Phase,
+    /// Whether the flow is new: 0 or 1.
+    pub is_new: u8,
+    /// Whether the entry was taken for this packet: 0 or 1.
+    pub is_taken: u8,
+    pad: [u8; 3],
+    /// The hash that a slot is chosen by.
+    pub choice: u64,
+    /// Slot of the flow.
+    pub slot: Slot,
+    /// Index of the entry that was found, or [`NO_ENTRY`].
+    pub entry: u32,
+    /// Its head.
+    pub head: HeadWord,
+    spare: [u64; 7],
+}
+
+/// No entry has this index.
+pub const NO_ENTRY: u32 = u32::MAX;
+
+impl Arrival {
+    /// The notes of a program.
+    #[inline(always)]
+    pub fn of(scratch: &mut Scratch) -> &mut Self {
+        bytemuck::must_cast_mut(scratch)
+    }
+
+    /// Notes the service of the packet that was parsed.
+    #[inline(always)]
+    pub fn is_to<M: Maps>(&mut self, maps: &M, id: u32, service: &M::Row<Service>, settings: &Settings) {
+        self.id = id;
+        self.share = service.flow_share;
+        self.affinity_ticks = service.affinity_ticks;
+        self.flags = service.flags;
+        self.mode = service.mode;
+        self.track = service.track;
+        self.table = M::current(service);
+        self.now = maps.now(settings.tick_shift);
+        let key = self.packet.key();
+        let v6 = self.packet.is_v6();
+        let by_client = self.is_sticky() && self.mode != Mode::NAT;
+        let (hash, client_port, port) = if by_client {
+            (hash::client(&settings.keys, key.source, key.destination, v6), Port::NONE, Port::NONE)
+        } else {
+            (hash::flow(&settings.keys, key, v6), key.source_port, key.destination_port)
+        };
+        self.hash = hash;
+        self.choice = hash;
+        self.who = Who::new(key.source, client_port, port, id);
+        self.spot = Spot::new(hash, settings.flow_mask, key.protocol);
+    }
+
+    /// Whether a client keeps its endpoint for a while.
+    #[inline(always)]
+    pub const fn is_sticky(&self) -> bool {
+        self.flags & Service::AFFINITY != 0
+    }
+
+    /// Whether packets go through a tunnel.
+    #[inline(always)]
+    pub fn is_tunnelled(&self) -> bool {
+        self.mode == Mode::DSR_IPIP || self.mode == Mode::DSR_GUE
+    }
+
+    /// Where endpoints are looked for. Without a tunnel, packets keep their family on the way.
+    #[inline(always)]
+    pub fn seat(&self) -> Seat<'_> {
+        let family = if self.is_tunnelled() {
+            Seat::EITHER
+        } else if self.packet.is_v6() {
+            Seat::V6
+        } else {
+            Seat::V4
+        };
+        Seat { service: self.id, table: &self.table, family }
+    }
+
+    /// An entry for this flow.
+    #[inline(always)]
+    pub fn wish<'a>(&'a self, settings: &'a Settings) -> Wish<'a> {
+        Wish { spot: &self.spot, who: &self.who, settings, share: self.share, now: self.now }
+    }
+
+    /// Notes the entry that was found, or that there is none. In memory, not in an option: half of one would be undefined,
+    /// and the verifier refuses to look at that.
+    #[inline(always)]
+    pub fn notes_entry<R: core::ops::Deref<Target = FlowRows>>(&mut self, found: Option<&Found<R>>) {
+        self.is_taken = 0;
+        match found {
+            Some(found) => {
+                self.entry = found.place.index();
+                self.head = found.held.head;
+            }
+            None => self.entry = NO_ENTRY,
+        }
+    }
+
+    /// Speaks of the client from now on, not of its flow.
+    #[inline(always)]
+    pub fn means_client(&mut self, settings: &Settings) {
+        let key = self.packet.key();
+        let hash = hash::client(&settings.keys, key.source, key.destination, self.packet.is_v6());
+        self.who = Who::new(key.source, Port::NONE, Port::NONE, self.id);
+        self.spot = Spot::new(hash, settings.flow_mask, key.protocol);
+        self.choice = hash;
+    }
+
+    /// Speaks of the flow again.
+    #[inline(always)]
+    pub fn means_flow(&mut self, settings: &Settings) {
+        let key = self.packet.key();
+        self.who = Who::new(key.source, key.source_port, key.destination_port, self.id);
+        self.spot = Spot::new(self.hash, settings.flow_mask, key.protocol);
+        self.choice = self.hash;
+    }
+
+    /// When an entry of a client is over.
+    #[inline(always)]
+    pub const fn affinity_ends(&self) -> Tick {
+        self.now.after(self.affinity_ticks)
+    }
+
+    /// When an entry in this phase is over.
+    #[inline(always)]
+    pub fn expires(&self, settings: &Settings, phase: Phase) -> Tick {
+        if self.who.client_port() == Port::NONE {
+            self.affinity_ends()
+        } else {
+            self.now.after(track::timeout(settings, self.packet.key().protocol, phase))
+        }
+    }
+}
+
+const _: () = assert!(size_of::<Arrival>() == size_of::<Scratch>());

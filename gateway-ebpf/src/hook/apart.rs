@@ -1,0 +1,53 @@
+//! Functions that the verifier looks at by themselves: it does so for functions with a name that is known outside, and
+//! knows nothing of their arguments but their types (Linux 5.13).
+#![expect(unsafe_code, reason = "names that are known outside, and arguments that are raw pointers")]
+
+use gateway_common::flow::Scratch;
+use gateway_ebpf::{
+    arrival::Arrival,
+    outcome::{Outcome, Stage},
+    record,
+};
+
+use crate::map::KernelMaps;
+
+/// Does a part of the work in a function of its own.
+#[inline(always)]
+pub(crate) fn call(stage: Stage, arrival: &mut Arrival) -> Outcome {
+    let notes: *mut Scratch = bytemuck::must_cast_mut(arrival);
+    Outcome::from_word(match stage {
+        Stage::Select => sluice_select(notes),
+        Stage::Stick => sluice_stick(notes),
+        Stage::Claim => sluice_claim(notes),
+        Stage::Record => sluice_record(notes),
+        Stage::Note => sluice_note(notes),
+        Stage::Change => sluice_change(notes),
+    })
+}
+
+macro_rules! apart {
+    ($($name:ident $stage:ident)+) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $name(notes: *mut Scratch) -> u64 {
+                // The verifier takes every argument for one that may be null.
+                if notes.is_null() {
+                    return Outcome::NOTHING.word();
+                }
+                // SAFETY: all callers pass the notes of their own processor, which nobody else uses meanwhile.
+                let arrival = Arrival::of(unsafe { &mut *notes });
+                record::stage(&KernelMaps, Stage::$stage, arrival).word()
+            }
+        )+
+    };
+}
+
+apart! {
+    sluice_select Select
+    sluice_stick Stick
+    sluice_claim Claim
+    sluice_record Record
+    sluice_note Note
+    sluice_change Change
+}

@@ -1,0 +1,138 @@
+//! Words that several processors change: the instructions for them, which the compiler does not know for this target
+//! (version 3 of the instruction set, Linux 5.12).
+//!
+//! Programs are also checked as if they were built for this machine, where the compiler has the operations.
+#![cfg_attr(target_arch = "bpf", expect(unsafe_code, reason = "instructions"))]
+
+use core::sync::atomic::AtomicU64;
+
+#[cfg(target_arch = "bpf")]
+mod instructions {
+    use core::{arch::asm, sync::atomic::AtomicU64};
+
+    #[inline(always)]
+    pub(crate) fn load(word: &AtomicU64) -> u64 {
+        // SAFETY: the word is a live one of a map. Volatile, so that it is read once and where it is asked for.
+        unsafe { word.as_ptr().read_volatile() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn store(word: &AtomicU64, value: u64) {
+        // SAFETY: as above.
+        unsafe { word.as_ptr().write_volatile(value) };
+    }
+
+    #[inline(always)]
+    pub(crate) fn exchange(word: &AtomicU64, old: u64, new: u64) -> bool {
+        let found: u64;
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "r0 = cmpxchg_64({word} + 0, r0, {new})",
+                word = in(reg) word.as_ptr(),
+                new = in(reg) new,
+                inout("r0") old => found,
+            );
+        }
+        found == old
+    }
+
+    #[inline(always)]
+    pub(crate) fn swap(word: &AtomicU64, new: u64) {
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "{new} = xchg_64({word} + 0, {new})",
+                word = in(reg) word.as_ptr(),
+                new = inout(reg) new => _,
+            );
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn add(word: &AtomicU64, number: u64) {
+        // SAFETY: as above.
+        unsafe {
+            asm!(
+                "lock *(u64 *)({word} + 0) += {number}",
+                word = in(reg) word.as_ptr(),
+                number = in(reg) number,
+            );
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn below_64(mut number: u64) -> u64 {
+        // SAFETY: the instruction reads and writes one register.
+        unsafe {
+            asm!("{number} &= 63", number = inout(reg) number, options(pure, nomem, nostack));
+        }
+        number
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod instructions {
+    use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    pub(crate) fn load(word: &AtomicU64) -> u64 {
+        word.load(SeqCst)
+    }
+
+    pub(crate) fn store(word: &AtomicU64, value: u64) {
+        word.store(value, SeqCst);
+    }
+
+    pub(crate) fn exchange(word: &AtomicU64, old: u64, new: u64) -> bool {
+        word.compare_exchange(old, new, SeqCst, SeqCst).is_ok()
+    }
+
+    pub(crate) fn swap(word: &AtomicU64, new: u64) {
+        word.swap(new, SeqCst);
+    }
+
+    pub(crate) fn add(word: &AtomicU64, number: u64) {
+        word.fetch_add(number, SeqCst);
+    }
+
+    pub(crate) const fn below_64(number: u64) -> u64 {
+        number & 63
+    }
+}
+
+/// Reads a word.
+#[inline(always)]
+pub(crate) fn load(word: &AtomicU64) -> u64 {
+    instructions::load(word)
+}
+
+/// Writes a word.
+#[inline(always)]
+pub(crate) fn store(word: &AtomicU64, value: u64) {
+    instructions::store(word, value);
+}
+
+/// Replaces a word by another if it still is what it was; says whether it did.
+#[inline(always)]
+pub(crate) fn exchange(word: &AtomicU64, old: u64, new: u64) -> bool {
+    instructions::exchange(word, old, new)
+}
+
+/// Replaces a word.
+#[inline(always)]
+pub(crate) fn swap(word: &AtomicU64, new: u64) {
+    instructions::swap(word, new);
+}
+
+/// Adds to a word.
+#[inline(always)]
+pub(crate) fn add(word: &AtomicU64, number: u64) {
+    instructions::add(word, number);
+}
+
+/// The lowest six bits. By an instruction of its own, because the compiler removes a mask that it knows to change nothing,
+/// and the verifier does not know.
+#[inline(always)]
+pub(crate) fn below_64(number: u64) -> u64 {
+    instructions::below_64(number)
+}

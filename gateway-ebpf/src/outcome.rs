@@ -1,0 +1,99 @@
+//! What a function of the kernel returns, as one word: half of a `Result` is undefined when it is an error, and the
+//! verifier refuses to look at that.
+
+use gateway_common::counter::Reason;
+
+/// What is done in functions of their own. Each is verified once, by itself, knowing nothing of its callers; otherwise the
+/// verifier would go through it again for every state in which it is called. None calls another: the stack of 512 bytes is
+/// that of all who wait for each other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Stage {
+    /// Chooses the endpoint for [`Arrival::choice`](crate::arrival::Arrival::choice); the number is its row.
+    Select,
+    /// The endpoint that a client keeps for a while; the number is its row, or [`NO_ROW`](crate::select::NO_ROW).
+    Stick,
+    /// Takes an entry of the flow table; the number is its index.
+    Claim,
+    /// Records the flow; the number is its port.
+    Record,
+    /// Remembers the endpoint of a client, or of a flow that is not translated.
+    Note,
+    /// Decides where a slot alone does not; notes the row, or [`NO_ROW`](crate::select::NO_ROW) when one is to be chosen.
+    /// The number says whether the flow is to be remembered: 0 or 1.
+    Change,
+}
+
+/// A number, or the reason why there is none.
+#[must_use]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Outcome {
+    word: u64,
+}
+
+impl From<Result<u32, Reason>> for Outcome {
+    #[inline(always)]
+    fn from(result: Result<u32, Reason>) -> Self {
+        Self {
+            word: match result {
+                Ok(number) => u64::from(number),
+                Err(reason) => 1 << 32 | u64::from(reason.number()),
+            },
+        }
+    }
+}
+
+impl Outcome {
+    /// A stage that could not begin.
+    pub const NOTHING: Self = Self { word: 1 << 32 };
+
+    /// As one word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.word
+    }
+
+    /// From one word.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { word }
+    }
+
+    /// As a result.
+    ///
+    /// # Errors
+    /// The reason why there is no number.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the lower half of a word")]
+    pub fn get(self) -> Result<u32, Reason> {
+        let low = self.word as u32;
+        if self.word >> 32 == 0 {
+            return Ok(low);
+        }
+        // The few that a stage ends with; a table of all would be long code wherever a stage is called.
+        let all = [
+            Reason::NoEndpoint,
+            Reason::BadSlot,
+            Reason::PortsExhausted,
+            Reason::FlowTableFull,
+            Reason::FlowContended,
+        ];
+        for reason in all {
+            if reason.number() == low {
+                return Err(reason);
+            }
+        }
+        Err(Reason::FlowNotRecorded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_lost_in_a_word() {
+        for result in [Ok(0), Ok(u32::MAX), Err(Reason::NoEndpoint), Err(Reason::PortsExhausted)] {
+            assert_eq!(Outcome::from(result).get(), result);
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Recording flows: what is done once for a connection, not for each packet.
+
+use gateway_common::{
+    addr::{Port, Protocol},
+    counter::Reason,
+    endpoint::{Endpoint, EndpointState},
+    flow::Phase,
+    hash,
+    service::{Mode, Track},
+    settings::Settings,
+    slot::Slot,
+};
+
+use crate::{
+    arrival::{Arrival, NO_ENTRY},
+    env::Maps,
+    outcome::{Outcome, Stage},
+    packet::Packet,
+    select::{self, NO_ROW},
+    table::{
+        self, Claimed, Found, reply,
+        row::{Content, FlowRows, Who},
+    },
+    track,
+    way::Way,
+};
+
+/// Ports that are tried. With four fifths of the ports of an endpoint taken, one new flow in 1,200 finds none; with 8
+/// tries it would be one in 6.
+const TRIES: u32 = 32;
+
+/// Ports that are tried once more when none of these was free: some may be held by flows that are over.
+const MORE_TRIES: u32 = 8;
+
+/// Does what is done apart.
+#[inline(always)]
+pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome {
+    let Some(settings) = maps.settings() else { return Outcome::from(Err(Reason::FlowNotRecorded)) };
+    let settings: &Settings = &settings;
+    Outcome::from(match stage {
+        Stage::Select => select::select(maps, &arrival.seat(), arrival.choice),
+        Stage::Stick => Ok(of_client(maps, arrival)),
+        Stage::Claim => table::claim(maps, &arrival.wish(settings)),
+        Stage::Record => record(maps, arrival, settings).map(|port| u32::from(port.number())),
+        Stage::Note => note(maps, arrival, settings).map(|()| 0),
+        Stage::Change => Ok(u32::from(change(maps, arrival, settings))),
+    })
+}
+
+/// Chooses the endpoint of a new flow; returns its row.
+///
+/// # Errors
+/// See [`select::select`].
+#[inline(always)]
+pub(crate) fn seat<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<u32, Reason> {
+    if arrival.is_sticky() && arrival.mode == Mode::NAT {
+        arrival.means_client(settings);
+        let row = stick(maps, arrival);
+        arrival.means_flow(settings);
+        row
+    } else {
+        maps.apart(Stage::Select, arrival).get()
+    }
+}
+
+/// The endpoint that the client of a new flow has, or gets for a while.
+#[inline(always)]
+fn stick<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<u32, Reason> {
+    let row = maps.apart(Stage::Stick, arrival).get()?;
+    if row != NO_ROW {
+        return Ok(row);
+    }
+    arrival.row = maps.apart(Stage::Select, arrival).get()?;
+    take(maps, arrival)?;
+    maps.apart(Stage::Note, arrival).get()?;
+    Ok(arrival.row)
+}
+
+#[inline(always)]
+fn of_client<M: Maps>(maps: &M, arrival: &mut Arrival) -> u32 {
+    let expires = arrival.affinity_ends();
+    let found = table::find(maps, &arrival.spot, &arrival.who);
+    if let Some(found) = &found
+        && !found.held.expires.is_before(arrival.now)
+        && let Some(endpoint) = maps.endpoint(found.held.endpoint)
+        && endpoint.generation == found.held.generation
+        && endpoint.service == arrival.id
+        && endpoint.state == EndpointState::ACTIVE
+    {
+        found.place.row().refresh::<M>(&found.held, expires, Phase::OPEN);
+        return found.held.endpoint;
+    }
+    arrival.notes_entry(found.as_ref());
+    NO_ROW
+}
+
+/// Takes a new entry unless one was found.
+#[inline(always)]
+pub(crate) fn take<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+    if arrival.entry == NO_ENTRY {
+        arrival.entry = maps.apart(Stage::Claim, arrival).get()?;
+        arrival.is_taken = 1;
+    }
+    Ok(())
+}
+
+/// The entry, which this processor is writing from now on.
+#[inline(always)]
+fn own<M: Maps>(maps: &M, arrival: &Arrival) -> Result<Claimed<M::Row<FlowRows>>, Reason> {
+    let entry = table::entry(maps, arrival.entry).ok_or(Reason::FlowNotRecorded)?;
+    if arrival.is_taken != 0 {
+        return Ok(entry);
+    }
+    let busy = arrival.head.taken_for(arrival.head);
+    if entry.place.row().exchange::<M>(arrival.head, busy) {
+        Ok(Claimed { place: entry.place, busy })
+    } else {
+        Err(Reason::FlowContended)
+    }
+}
+
+#[inline(always)]
+fn publish<M: Maps>(claimed: &Claimed<M::Row<FlowRows>>, who: &Who, content: &Content) {
+    let row = claimed.place.row();
+    row.fill::<M>(who, content);
+    row.publish::<M>(claimed.busy.live());
+}
+
+/// Writes the entry of the flow, and gives it a port where it is translated; returns the port. What is written stands in
+/// the arrival.
+///
+/// # Errors
+/// [`Reason::PortsExhausted`], and those of [`table::claim`].
+#[inline(always)]
+fn record<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<Port, Reason> {
+    let endpoint = maps.endpoint(arrival.row).ok_or(Reason::BadSlot)?;
+    let claimed = own(maps, arrival)?;
+    let row = claimed.place.row();
+    if arrival.is_taken == 0 && row.endpoint::<M>() != arrival.row {
+        reply::forget(maps, settings, row, arrival.head, claimed.place.index());
+    }
+    let port = if arrival.mode == Mode::NAT {
+        let Some(port) = port(maps, arrival, settings, &endpoint, &claimed) else {
+            table::give_up(maps, &claimed, arrival.id);
+            return Err(Reason::PortsExhausted);
+        };
+        port
+    } else {
+        Port::NONE
+    };
+    let content = Content {
+        endpoint: arrival.row,
+        generation: endpoint.generation,
+        expires: arrival.expires(settings, arrival.phase),
+        source_port: port,
+        phase: arrival.phase,
+        next_hop: arrival.way_back,
+    };
+    publish::<M>(&claimed, &arrival.who, &content);
+    Ok(port)
+}
+
+/// The port that the flow has, or the first free one of a sequence that depends on the flow alone.
+#[inline(always)]
+fn port<M: Maps>(
+    maps: &M,
+    arrival: &Arrival,
+    settings: &Settings,
+    endpoint: &Endpoint,
+    claimed: &Claimed<M::Row<FlowRows>>,
+) -> Option<Port> {
+    let key = arrival.packet.key();
+    let of = reply::Of {
+        addr: endpoint.addr,
+        port: endpoint.port_for(key.destination_port),
+        protocol: key.protocol,
+    };
+    let by = reply::By { index: claimed.place.index(), version: claimed.busy.version(), now: arrival.now };
+    if endpoint.is_local() {
+        let spot = reply::Spot::new(settings, &of, key.source, key.source_port);
+        return reply::note(maps, &spot, &by).then_some(key.source_port);
+    }
+    if arrival.preferred != Port::NONE {
+        let spot = reply::Spot::new(settings, &of, endpoint.source, arrival.preferred);
+        if reply::hold(maps, &spot, &by) {
+            return Some(arrival.preferred);
+        }
+    }
+    let n_ports = u32::from(settings.n_ports);
+    let step = step(arrival.hash, n_ports);
+    let mut offset = hash::slot(arrival.hash.rotate_left(32), n_ports);
+    for turn in 0..(TRIES + MORE_TRIES).min(n_ports) {
+        let port = nth_port(settings.first_port, offset);
+        let spot = reply::Spot::new(settings, &of, endpoint.source, port);
+        let is_free =
+            if turn < TRIES { reply::hold(maps, &spot, &by) } else { reply::take(maps, &spot, &by) };
+        if is_free {
+            return Some(port);
+        }
+        offset = (offset + step) % n_ports;
+    }
+    None
+}
+
+/// Step between two tries, from other bits of the hash than the first try: flows that meet at one port part again, so
+/// that held ports do not gather in runs.
+#[inline(always)]
+fn step(hash: u64, n_ports: u32) -> u32 {
+    hash::slot(hash.rotate_left(16), n_ports.saturating_sub(1)) + 1
+}
+
+#[inline(always)]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "an offset is a difference of ports"
+)]
+const fn nth_port(first: Port, offset: u32) -> Port {
+    Port::new(first.number().wrapping_add(offset as u16))
+}
+
+/// A packet of a service that remembers flows of slots that change, where the slot alone does not decide: it changed,
+/// its endpoint takes no new flows, or the service remembers some flows. Notes the row of the endpoint, or [`NO_ROW`];
+/// says whether the flow is to be remembered.
+#[inline(always)]
+fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> bool {
+    let slot = arrival.slot;
+    let is_same = slot.endpoint == slot.former;
+    let remembers = arrival.track == Track::CHANGE;
+    let own = usable(maps, arrival, slot.endpoint);
+    let found = if remembers { table::find(maps, &arrival.spot, &arrival.who) } else { None };
+    if let Some(found) = &found
+        && !track::begins_anew(&found.held, &arrival.packet, arrival.now)
+        && let Some(endpoint) = maps.endpoint(found.held.endpoint)
+        && track::may_stay(arrival.id, &endpoint, &found.held, &arrival.packet)
+    {
+        arrival.row = found.held.endpoint;
+        arrival.is_new = 0;
+        stay(maps, arrival, settings, found, is_same && own == arrival.row);
+        return false;
+    }
+    arrival.notes_entry(found.as_ref());
+    arrival.is_new = u8::from(may_begin(&arrival.packet));
+    let former = former(maps, arrival, slot);
+    arrival.row = if former == NO_ROW { own } else { former };
+    let is_settled = is_same && own != NO_ROW && own == arrival.row;
+    remembers && (arrival.entry != NO_ENTRY || !is_settled)
+}
+
+/// The row of an endpoint of the service that takes new flows; [`NO_ROW`] for one that does not.
+#[inline(always)]
+fn usable<M: Maps>(maps: &M, arrival: &Arrival, local: u16) -> u32 {
+    match select::local(maps, &arrival.seat(), local) {
+        Some(chosen) if chosen.endpoint.state == EndpointState::ACTIVE => chosen.row,
+        Some(_) | None => NO_ROW,
+    }
+}
+
+/// Whether a packet may begin a flow: TCP says so, of UDP every one may.
+#[inline(always)]
+fn may_begin(packet: &Packet) -> bool {
+    packet.flags.opens() || packet.key().protocol == Protocol::UDP
+}
+
+/// The endpoint that the slot had before, for a packet in the middle of a flow; else [`NO_ROW`].
+#[inline(always)]
+fn former<M: Maps>(maps: &M, arrival: &Arrival, slot: Slot) -> u32 {
+    if arrival.packet.flags.opens() {
+        return NO_ROW;
+    }
+    match select::local(maps, &arrival.seat(), slot.former) {
+        Some(former) if track::takes(&former.endpoint, &arrival.packet) => former.row,
+        Some(_) | None => NO_ROW,
+    }
+}
+
+/// A remembered flow goes on. One that its slot alone would lead to the same endpoint need not be remembered any longer.
+#[inline(always)]
+fn stay<M: Maps>(
+    maps: &M,
+    arrival: &Arrival,
+    settings: &Settings,
+    found: &Found<M::Row<FlowRows>>,
+    is_settled: bool,
+) {
+    if is_settled {
+        return table::release(maps, found, arrival.id);
+    }
+    let held = &found.held;
+    let phase = track::forward_phase(held.phase, arrival.packet.key().protocol, arrival.packet.flags);
+    let expires = arrival.expires(settings, phase);
+    if held.expires != expires || held.phase != phase {
+        found.place.row().refresh::<M>(held, expires, phase);
+    }
+}
+
+/// Remembers the endpoint of a client, or of a flow that is not translated.
+#[inline(always)]
+fn note<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<(), Reason> {
+    let endpoint = maps.endpoint(arrival.row).ok_or(Reason::BadSlot)?;
+    let claimed = own(maps, arrival)?;
+    let phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);
+    let content = Content {
+        endpoint: arrival.row,
+        generation: endpoint.generation,
+        expires: arrival.expires(settings, phase),
+        source_port: Port::NONE,
+        phase,
+        next_hop: Way::UNKNOWN,
+    };
+    publish::<M>(&claimed, &arrival.who, &content);
+    Ok(())
+}
+
+/// Where the slot alone does not decide: notes the row of the endpoint. A flow that finds no place in the table goes on
+/// all the same, and is counted.
+///
+/// # Errors
+/// See [`select::select`].
+#[inline(always)]
+pub(crate) fn in_change<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+    let is_remembered = maps.apart(Stage::Change, arrival).get()? != 0;
+    if arrival.row == NO_ROW {
+        arrival.row = maps.apart(Stage::Select, arrival).get()?;
+    }
+    if is_remembered {
+        let noted = take(maps, arrival).and_then(|()| maps.apart(Stage::Note, arrival).get());
+        if noted.is_err() {
+            maps.count_service(arrival.id, |count| count.unrecorded += 1);
+        }
+    }
+    Ok(())
+}

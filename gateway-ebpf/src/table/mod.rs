@@ -1,0 +1,278 @@
+//! The flow table: where a flow stands, and which entry a new one may take.
+//!
+//! A hash table of fixed size in an array: four entries to a bucket, two buckets for a flow. There are no locks: an entry
+//! is taken by exchanging its head, and whoever reads looks at the head before and after. Entries that are over stay
+//! until their place is needed. While there is no such place, a service gives up flows of its own, and flows of services
+//! that hold more than their share; it never takes a place from a service within its share.
+
+pub mod reply;
+pub mod row;
+
+use bytemuck::{Pod, Zeroable};
+use gateway_common::{addr::Protocol, counter::Reason, flow::Tick, settings::Settings};
+
+use self::row::{FlowRow, FlowRows, HeadWord, Held, Who};
+use crate::env::Maps;
+
+/// Entries in a bucket, as a number of turns.
+const WAYS: u32 = 4;
+
+/// Where a flow may stand.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Spot {
+    wanted: HeadWord,
+    first: u32,
+    second: u32,
+    way: u32,
+    pad: u32,
+}
+
+impl Spot {
+    /// The places of a flow with this hash.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "parts of the hash")]
+    pub const fn new(hash: u64, mask: u32, protocol: Protocol) -> Self {
+        let tag = (hash >> 48) as u16;
+        let low = hash as u32;
+        let other = low ^ ((tag as u32) << 1 | 1).wrapping_mul(0x5bd1_e995);
+        let wanted = HeadWord::of(tag, protocol);
+        Self { first: low & mask, second: other & mask, way: (hash >> 32) as u32, wanted, pad: 0 }
+    }
+
+    /// The place that is tried in a turn: four in each bucket.
+    #[inline(always)]
+    pub const fn place(&self, turn: u32) -> (u32, u32) {
+        (self.bucket(turn >= WAYS), self.way.wrapping_add(turn) & (WAYS - 1))
+    }
+
+    /// The head of the flow's entry, without version and VLAN.
+    #[inline(always)]
+    pub const fn wanted(&self) -> HeadWord {
+        self.wanted
+    }
+
+    #[inline(always)]
+    const fn bucket(&self, is_second: bool) -> u32 {
+        if is_second { self.second } else { self.first }
+    }
+}
+
+/// One entry of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<R> {
+    rows: R,
+    bucket: u32,
+    way: u32,
+}
+
+impl<R: core::ops::Deref<Target = FlowRows>> Place<R> {
+    /// The entry.
+    #[inline(always)]
+    pub fn row(&self) -> &FlowRow {
+        way(&self.rows, self.way)
+    }
+
+    /// Its number.
+    #[inline(always)]
+    pub const fn index(&self) -> u32 {
+        self.bucket * WAYS + (self.way & (WAYS - 1))
+    }
+}
+
+/// One entry of a bucket. The mask, not a comparison: the verifier follows it.
+#[inline(always)]
+fn way(rows: &FlowRows, way: u32) -> &FlowRow {
+    let [first, ..] = rows;
+    rows.get(usize::try_from(way & (WAYS - 1)).unwrap_or(0)).unwrap_or(first)
+}
+
+/// A flow that is remembered.
+#[derive(Clone, Debug)]
+pub struct Found<R> {
+    /// Its entry.
+    pub place: Place<R>,
+    /// What the entry says.
+    pub held: Held,
+}
+
+/// Looks for a flow.
+#[inline(always)]
+pub fn find<M: Maps>(maps: &M, spot: &Spot, who: &Who) -> Option<Found<M::Row<FlowRows>>> {
+    in_bucket(maps, spot, spot.first, who).or_else(|| in_bucket(maps, spot, spot.second, who))
+}
+
+#[inline(always)]
+fn in_bucket<M: Maps>(maps: &M, spot: &Spot, bucket: u32, who: &Who) -> Option<Found<M::Row<FlowRows>>> {
+    let rows = maps.flows(bucket)?;
+    for turn in 0..WAYS {
+        let at = spot.way.wrapping_add(turn);
+        if let Some(held) = way(&rows, at).read::<M>(spot.wanted, who) {
+            return Some(Found { place: Place { rows, bucket, way: at & (WAYS - 1) }, held });
+        }
+    }
+    None
+}
+
+/// A flow that wants an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// Where it may stand.
+    pub spot: &'a Spot,
+    /// Whose it is.
+    pub who: &'a Who,
+    /// The settings.
+    pub settings: &'a Settings,
+    /// Entries that its service may hold while others need room.
+    pub share: u32,
+    /// The present.
+    pub now: Tick,
+}
+
+/// An entry that is being written by this processor.
+#[derive(Debug)]
+pub struct Claimed<R> {
+    /// The entry.
+    pub place: Place<R>,
+    /// Its head until it is published.
+    pub busy: HeadWord,
+}
+
+/// Takes an entry for a flow that has none; returns its index.
+///
+/// # Errors
+/// [`Reason::FlowTableFull`] or [`Reason::FlowContended`].
+#[inline(always)]
+pub fn claim<M: Maps>(maps: &M, wish: &Wish<'_>) -> Result<u32, Reason> {
+    let (place, old) = match over(maps, wish) {
+        Some(found) => found,
+        None => evictable(maps, wish).ok_or(Reason::FlowTableFull)?,
+    };
+    let busy = old.taken_for(wish.spot.wanted);
+    if !place.row().exchange::<M>(old, busy) {
+        return Err(Reason::FlowContended);
+    }
+    if old.is_live() {
+        left(maps, place.row().service::<M>());
+        reply::forget(maps, wish.settings, place.row(), old, place.index());
+    }
+    if is_elsewhere(maps, wish, &place) {
+        place.row().publish::<M>(busy.free());
+        return Err(Reason::FlowContended);
+    }
+    if let Some(entries) = maps.service_flows(wish.who.service()) {
+        M::add(&entries, 1);
+    }
+    Ok(place.index())
+}
+
+/// The entry with this index, and the head that it has at this moment.
+#[inline(always)]
+pub fn entry<M: Maps>(maps: &M, index: u32) -> Option<Claimed<M::Row<FlowRows>>> {
+    let bucket = index / WAYS;
+    let rows = maps.flows(bucket)?;
+    let place = Place { rows, bucket, way: index & (WAYS - 1) };
+    let busy = place.row().head::<M>();
+    Some(Claimed { place, busy })
+}
+
+/// Gives an entry back that came to nothing.
+pub fn give_up<M: Maps>(maps: &M, claimed: &Claimed<M::Row<FlowRows>>, service: u32) {
+    left(maps, service);
+    claimed.place.row().publish::<M>(claimed.busy.free());
+}
+
+/// Forgets a flow whose slot leads to the same endpoint, unless its entry changed meanwhile.
+#[inline(always)]
+pub fn release<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, service: u32) {
+    if found.place.row().exchange::<M>(found.held.head, found.held.head.free()) {
+        left(maps, service);
+    }
+}
+
+#[inline(always)]
+fn left<M: Maps>(maps: &M, service: u32) {
+    if let Some(entries) = maps.service_flows(service) {
+        // A service that came under a number whose entries were another's began at zero.
+        if M::load(&entries) != 0 {
+            M::add(&entries, u64::MAX);
+        }
+    }
+}
+
+/// A place that nobody needs.
+#[inline(always)]
+fn over<M: Maps>(maps: &M, wish: &Wish<'_>) -> Option<(Place<M::Row<FlowRows>>, HeadWord)> {
+    for turn in 0..WAYS * 2 {
+        let (bucket, at) = wish.spot.place(turn);
+        let rows = maps.flows(bucket)?;
+        let row = way(&rows, at);
+        let head = row.head::<M>();
+        let is_over = head.is_live() && row.expires::<M>().is_before(wish.now);
+        if head.is_free() || is_over {
+            return Some((Place { rows, bucket, way: at }, head));
+        }
+    }
+    None
+}
+
+/// The place of a flow that has to go: the one that would be over first, of the service itself or of one that holds more
+/// than its share while this one does not.
+#[inline(always)]
+fn evictable<M: Maps>(maps: &M, wish: &Wish<'_>) -> Option<(Place<M::Row<FlowRows>>, HeadWord)> {
+    let own = wish.who.service();
+    let may_take = !has_more(maps, own, wish.share);
+    let mut best: Option<(Place<M::Row<FlowRows>>, HeadWord)> = None;
+    let mut best_left = u32::MAX;
+    for turn in 0..WAYS * 2 {
+        let (bucket, at) = wish.spot.place(turn);
+        let rows = maps.flows(bucket)?;
+        let row = way(&rows, at);
+        let head = row.head::<M>();
+        if !head.is_live() {
+            continue;
+        }
+        let service = row.service::<M>();
+        let is_allowed = service == own || may_take && holds_too_much(maps, service);
+        let left = row.expires::<M>().count().wrapping_sub(wish.now.count());
+        if is_allowed && left < best_left {
+            best_left = left;
+            best = Some((Place { rows, bucket, way: at }, head));
+        }
+    }
+    best
+}
+
+/// Whether a service holds any entry.
+#[inline(always)]
+pub fn holds_any<M: Maps>(maps: &M, service: u32) -> bool {
+    maps.service_flows(service).is_some_and(|entries| M::load(&entries) != 0)
+}
+
+#[inline(always)]
+fn holds_too_much<M: Maps>(maps: &M, service: u32) -> bool {
+    maps.service(service).is_none_or(|row| has_more(maps, service, row.flow_share))
+}
+
+#[inline(always)]
+fn has_more<M: Maps>(maps: &M, service: u32, share: u32) -> bool {
+    maps.service_flows(service).is_none_or(|entries| M::load(&entries) > u64::from(share))
+}
+
+/// Whether another processor records the same flow at this moment: then both give way, and the sender comes again.
+#[inline(always)]
+fn is_elsewhere<M: Maps>(maps: &M, wish: &Wish<'_>, place: &Place<M::Row<FlowRows>>) -> bool {
+    for turn in 0..WAYS * 2 {
+        let (bucket, at) = wish.spot.place(turn);
+        let Some(rows) = maps.flows(bucket) else { return false };
+        if bucket == place.bucket && at == place.way {
+            continue;
+        }
+        let row = way(&rows, at);
+        let head = row.head::<M>();
+        if head.is_like(wish.spot.wanted) && (head.is_busy() || head.is_live() && row.is_of::<M>(wish.who)) {
+            return true;
+        }
+    }
+    false
+}
