@@ -35,6 +35,24 @@ pub const TICKET_LIFETIME: Duration = Duration::from_hours(12);
 /// Bytes of a session ticket that is looked at: it carries the client's certificates. A longer one counts as none.
 pub const TICKET_BYTES: usize = 64 * 1024;
 
+/// Time for a client's `ClientHello` where TLS ends at the endpoint; then its connection is closed.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of a client's `ClientHello`, its records included; then its connection is closed. Those of browsers have 2 KiB.
+pub const HELLO_BYTES: usize = 16 * 1024;
+
+/// Time without a byte after which a connection that the agent forwards ends, where the listener says nothing.
+pub const FORWARDED_IDLE: Duration = Duration::from_hours(1);
+
+/// Time for a load balancer in front to send its PROXY protocol header; then its connection is closed.
+pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes of a PROXY protocol header of version 2 after its length; then its connection is closed.
+pub const PROXY_HEADER_BYTES: usize = 4 * 1024;
+
+/// Networks that may send a PROXY protocol header to one listener.
+pub const PROXY_SOURCES: usize = 64;
+
 /// Names of a client's certificate that are kept; further ones are left out.
 pub const IDENTITY_NAMES: usize = 64;
 

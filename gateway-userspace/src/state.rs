@@ -11,6 +11,7 @@ use crate::{
     metrics::shard::RouteStats,
     name::{ListenerName, RouteName, ServiceName},
     net::connect,
+    network::Network,
     prober::Probe,
     retry,
     route::{Table, host::Hosts},
@@ -60,6 +61,8 @@ pub struct State {
     pub generation: u64,
     /// What is served at each address.
     pub binds: HashMap<BindKey, Bind>,
+    /// Who has to say by PROXY protocol for whom it connects; addresses where nobody has to are not there.
+    pub proxies: HashMap<BindKey, Vec<Network>>,
     /// Services by name.
     pub services: HashMap<ServiceName, Arc<Upstream>>,
     /// Header fields that say who a client is, on any address: what clients send under these names is removed.
@@ -74,13 +77,18 @@ pub enum Bind {
     /// Requests.
     Http(Box<HttpBind>),
     /// Connections or flows, by packets in the kernel or by bytes here.
-    Balanced(Balanced),
+    Balanced(Arc<Balanced>),
+    /// TLS that ends at the endpoint, by the name that clients ask for.
+    Passthrough(Box<Hosts<Arc<Balanced>>>),
 }
 
 impl Bind {
-    /// Whether requests are served there, so that the agent must accept connections in every mode.
-    pub const fn is_layer7(&self) -> bool {
-        matches!(self, Self::Http(_))
+    /// Whether the agent must accept connections there in every mode.
+    pub fn is_by_agent(&self) -> bool {
+        match self {
+            Self::Http(_) | Self::Passthrough(_) => true,
+            Self::Balanced(balanced) => balanced.is_by_agent,
+        }
     }
 }
 
@@ -189,8 +197,14 @@ impl Backends {
 pub struct Balanced {
     /// The listener.
     pub listener: ListenerName,
+    /// Whether the agent forwards its bytes also where the kernel could forward its packets.
+    pub is_by_agent: bool,
     /// Picks as the kernel does.
     pub balancer: Balancer,
+    /// By the index of the balancer's members: whether the endpoint is told by PROXY protocol who the client is.
+    pub announced: Box<[bool]>,
+    /// Time without a byte after which a connection ends.
+    pub idle_timeout: Duration,
     /// Bound on opening a connection.
     pub connect_timeout: Duration,
     /// How sockets towards endpoints are made.

@@ -161,7 +161,7 @@ impl Agent {
 
     /// Two workers listen at each address that the agent serves.
     fn place_sockets(&mut self, snapshot: &Snapshot) -> SocketRanges {
-        for listener in snapshot.listeners.iter().filter(|listener| listener.protocol.is_layer7()) {
+        for listener in snapshot.listeners.iter().filter(|listener| listener.is_by_agent()) {
             let next = self.sockets.values().max().map_or(0, |last| last + 2);
             self.sockets.entry(listener.addr).or_insert(next);
         }

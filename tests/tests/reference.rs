@@ -20,6 +20,7 @@ use gateway_userspace::{
     http::fault::TABLE,
     metrics::{
         Metrics,
+        forwarded::ForwardOutcome,
         names::{
             BindLabels, EndpointSample, FaultKind, Limit, ModeLabels, OutcomeLabels, PacketSample,
             PoolSample, ProbeLabels, Samples, ServiceSample,
@@ -136,6 +137,8 @@ fn metrics() {
     writeln!(text, "- `limit`: {}", list(Limit::ALL.iter().map(|limit| limit.as_str()).collect())).unwrap();
     let reasons = Refusal::ALL.iter().map(|reason| reason.as_str()).collect();
     writeln!(text, "- `reason` of a refused request: {}", list(reasons)).unwrap();
+    let outcomes = ForwardOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
+    writeln!(text, "- `outcome` of a forwarded connection: {}", list(outcomes)).unwrap();
     writeln!(text, "- `hook`: {}", list(Hook::ALL.iter().map(|hook| hook.name()).collect())).unwrap();
     text.push_str("- `reason` of packets: [maps.md](maps.md)\n");
     expect::file(&expect::root().join("docs/reference/metrics.md"), &text);
@@ -160,7 +163,10 @@ fn everything() -> Metrics {
     families.open.get_or_create(&bind).inc();
     families.misdirected.get_or_create(&bind).inc();
     families.handshake_failures.get_or_create(&bind).inc();
-    families.handshake(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), false);
+    families.forwarded.ended(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), ForwardOutcome::Ended);
+    families.forwarded.moved(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), [1, 1]);
+    families.forwarded.no_header(std::net::SocketAddr::from(([10, 0, 0, 1], 443)));
+    families.handshakes.count(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), false);
     families.probes.get_or_create(&ProbeLabels { service: "s".to_owned(), outcome: "passed" }).inc();
     families.limit(Limit::Connections);
     families.refuse(Refusal::Host);

@@ -33,7 +33,7 @@ pub type Retired = BTreeSet<(ServiceKey, EndpointId)>;
 /// The key of a listener.
 pub fn key(listener: &Listener) -> ServiceKey {
     let transport = match listener.protocol {
-        Protocol::Http | Protocol::Https | Protocol::Tcp => Transport::TCP,
+        Protocol::Http | Protocol::Https | Protocol::Tls | Protocol::Tcp => Transport::TCP,
         Protocol::Udp => Transport::UDP,
     };
     ServiceKey::new(Addr::from(listener.addr.ip()), Port::new(listener.addr.port()), transport)
@@ -61,7 +61,7 @@ pub fn image(
         if services.contains_key(&key) {
             continue;
         }
-        let service = if listener.protocol.is_layer7() {
+        let service = if listener.is_by_agent() {
             agent(listener, key, &mut next, sockets)?
         } else {
             balanced(listener, key, &index.members(listener), &mut next, registry, retired)?
@@ -75,7 +75,7 @@ pub fn image(
 /// Every endpoint that a balanced listener sends to, with the listener's key.
 pub fn wanted(snapshot: &Snapshot) -> BTreeSet<(ServiceKey, SocketAddr)> {
     let index = Index::of(snapshot);
-    let balanced = snapshot.listeners.iter().filter(|listener| !listener.protocol.is_layer7());
+    let balanced = snapshot.listeners.iter().filter(|listener| !listener.is_by_agent());
     let members = |listener: &Listener| -> Vec<_> {
         index.members(listener).into_keys().map(|addr| (key(listener), addr)).collect()
     };
@@ -87,7 +87,7 @@ pub fn wanted(snapshot: &Snapshot) -> BTreeSet<(ServiceKey, SocketAddr)> {
 pub fn left_over(snapshot: &Snapshot, ids: &Ids) -> Retired {
     let index = Index::of(snapshot);
     let mut retired = Retired::new();
-    for listener in snapshot.listeners.iter().filter(|listener| !listener.protocol.is_layer7()) {
+    for listener in snapshot.listeners.iter().filter(|listener| !listener.is_by_agent()) {
         let Some(numbers) = ids.services().get(&key(listener)) else { continue };
         let members = index.members(listener);
         let service = members.values().next().map_or_else(
@@ -141,7 +141,7 @@ fn balanced(
     let numbers = ids.balanced_service(key, &wanted, |addr| leaving.contains_key(&addr))?.clone();
     let (mode, track) = match listener.forwarding {
         // Translation has ports to remember.
-        Forwarding::Nat => (Mode::NAT, Track::ALWAYS),
+        Forwarding::Nat | Forwarding::Agent => (Mode::NAT, Track::ALWAYS),
     };
     Ok(Service {
         key,
@@ -254,6 +254,8 @@ mod tests {
             ticket_keys: Vec::new(),
             clients: None,
             forwarding: Forwarding::Nat,
+            proxies: Vec::new(),
+            idle_timeout: std::time::Duration::from_secs(1),
             paths: crate::target::Rules::DEFAULT,
             trusted_hops: 0,
         }
@@ -290,6 +292,7 @@ mod tests {
             health: None,
             connect_timeout: crate::limits::CONNECT_TIMEOUT,
             retries: crate::retry::Limits::DEFAULT,
+            is_announced: false,
         }
     }
 

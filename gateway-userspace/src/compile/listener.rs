@@ -11,10 +11,12 @@ use crate::{
     limits,
     metrics::shard::RouteLabels,
     name::ServiceName,
+    network::Network,
     route::host::{Host, Hosts},
     snapshot::{
         Snapshot,
         listener::{Hostname, Listener, Protocol},
+        route::{Route, Rule},
     },
     state::{Balanced, Bind, BindKey, HttpBind, HttpListener, Transport},
     upstream::Upstream,
@@ -55,7 +57,11 @@ pub(super) fn binds(
                 let bind = http(snapshot, shared, services, &listeners);
                 Bind::Http(Box::new(HttpBind { tls: Some(acceptor), identity_header, ..bind }))
             }),
-            Protocol::Tcp | Protocol::Udp => Some(Bind::Balanced(balanced(snapshot, shared, first))),
+            Protocol::Tls => Some(Bind::Passthrough(Box::new(passthrough(snapshot, shared, &listeners)))),
+            Protocol::Tcp | Protocol::Udp => {
+                let rule = attached(snapshot, first).next().and_then(|route| route.rules.first());
+                Some(Bind::Balanced(Arc::new(balanced(snapshot, shared, first, rule))))
+            }
         };
         binds.extend(bind.map(|bind| (key, bind)));
     }
@@ -64,7 +70,7 @@ pub(super) fn binds(
 
 fn key(listener: &Listener) -> BindKey {
     let transport = match listener.protocol {
-        Protocol::Http | Protocol::Https | Protocol::Tcp => Transport::Tcp,
+        Protocol::Http | Protocol::Https | Protocol::Tls | Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
     };
     BindKey { addr: listener.addr, transport }
@@ -104,12 +110,34 @@ pub(super) fn host(hostname: Option<&Hostname>) -> Host<'_> {
     }
 }
 
-/// The endpoints of all backends of the one rule, as the kernel has them.
-fn balanced(snapshot: &Snapshot, shared: &Shared, listener: &Listener) -> Balanced {
-    let attached = |route: &&crate::snapshot::route::Route| route.listeners.contains(&listener.name);
-    let rule = snapshot.routes.iter().find(attached).and_then(|route| route.rules.first());
+/// Who has to speak PROXY protocol at each address; its listeners agree.
+pub(super) fn proxies(snapshot: &Snapshot) -> HashMap<BindKey, Vec<Network>> {
+    let told = snapshot.listeners.iter().filter(|listener| !listener.proxies.is_empty());
+    told.map(|listener| (key(listener), listener.proxies.clone())).collect()
+}
+
+fn attached<'s>(snapshot: &'s Snapshot, listener: &'s Listener) -> impl Iterator<Item = &'s Route> {
+    snapshot.routes.iter().filter(|route| route.listeners.contains(&listener.name))
+}
+
+/// Where connections go, by the name that clients ask for.
+fn passthrough(snapshot: &Snapshot, shared: &Shared, listeners: &[&Listener]) -> Hosts<Arc<Balanced>> {
+    let mut by_host = Hosts::default();
+    for listener in listeners {
+        for route in attached(snapshot, listener) {
+            let balanced = Arc::new(balanced(snapshot, shared, listener, route.rules.first()));
+            for hostname in route::hostnames(route, listener) {
+                by_host.insert(host(hostname.as_ref()), Arc::clone(&balanced));
+            }
+        }
+    }
+    by_host
+}
+
+/// The endpoints of all backends of a rule, as the kernel has them.
+fn balanced(snapshot: &Snapshot, shared: &Shared, listener: &Listener, rule: Option<&Rule>) -> Balanced {
     let mut connect_timeout = None;
-    let mut members = Vec::new();
+    let (mut members, mut announced) = (Vec::new(), Vec::new());
     for backend in rule.map_or(&[][..], |rule| &rule.backends) {
         let Some(service) = snapshot.services.iter().find(|service| service.name == backend.service) else {
             continue;
@@ -119,11 +147,15 @@ fn balanced(snapshot: &Snapshot, shared: &Shared, listener: &Listener) -> Balanc
             let id = crate::endpoint::EndpointId { service: service.name.clone(), addr: endpoint.addr };
             let endpoint_weight = endpoint.weight;
             let endpoint = shared.parts.registry.resolve(&id);
+            announced.push(service.is_announced);
             members.push(Member { endpoint, backend_weight: backend.weight, weight: endpoint_weight });
         }
     }
     Balanced {
         listener: listener.name.clone(),
+        is_by_agent: listener.is_by_agent(),
+        announced: announced.into(),
+        idle_timeout: listener.idle_timeout,
         balancer: Balancer::new(Policy::Maglev, members, &shared.seed),
         connect_timeout: connect_timeout.unwrap_or(limits::CONNECT_TIMEOUT),
         options: shared.parts.options,

@@ -60,7 +60,7 @@ pub(super) fn table(
 }
 
 /// The names that both the route and the listener serve; `None` is any name.
-fn hostnames(route: &Route, listener: &Listener) -> Vec<Option<Hostname>> {
+pub(super) fn hostnames(route: &Route, listener: &Listener) -> Vec<Option<Hostname>> {
     if route.hostnames.is_empty() {
         return vec![listener.hostname.clone()];
     }

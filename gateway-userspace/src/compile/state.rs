@@ -48,7 +48,8 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
     let binds = listener::binds(snapshot, shared, &services, &mut faults);
     if faults.0.is_empty() {
         let identity_headers = tls::identity_headers(snapshot);
-        Ok(State { generation: snapshot.generation, binds, services, identity_headers, probes })
+        let proxies = listener::proxies(snapshot);
+        Ok(State { generation: snapshot.generation, binds, proxies, services, identity_headers, probes })
     } else {
         Err(faults)
     }

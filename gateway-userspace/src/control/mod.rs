@@ -221,7 +221,7 @@ impl Control {
     fn binds(&self, state: &State) -> Vec<(BindKey, Place)> {
         let place = if self.kernel.is_some() { Place::Steered } else { Place::Virtual };
         let mine = |(key, bind): (&BindKey, &crate::state::Bind)| {
-            (self.kernel.is_none() || bind.is_layer7()).then_some((*key, place))
+            (self.kernel.is_none() || bind.is_by_agent()).then_some((*key, place))
         };
         state.binds.iter().filter_map(mine).collect()
     }

@@ -13,6 +13,8 @@ use crate::{
     http::{self, Downstream, Scheme, stream::Spoken},
     limits,
     metrics::names::{BindLabels, Limit},
+    net::proxy_protocol,
+    network::Network,
     state::{Bind, BindKey},
     tcp,
     tls::accept::{self, Acceptor},
@@ -35,7 +37,7 @@ pub(super) struct Loop {
 /// What becomes of an accepted connection.
 enum Served {
     Http(Option<Acceptor>),
-    Balanced,
+    Forwarded,
 }
 
 impl Loop {
@@ -115,24 +117,27 @@ impl Loop {
 async fn serve(
     worker: Arc<http::Worker>,
     bind: BindKey,
-    stream: TcpStream,
+    mut stream: TcpStream,
     peer: SocketAddr,
     drain: Drain,
 ) -> io::Result<()> {
+    let Some(peer) = client(&worker, bind, &mut stream, peer).await else { return Ok(()) };
     let served = match worker.published.load().binds.get(&bind) {
         Some(Bind::Http(http)) => Served::Http(http.tls.clone()),
-        Some(Bind::Balanced(_)) => Served::Balanced,
+        Some(Bind::Balanced(_) | Bind::Passthrough(_)) => Served::Forwarded,
         None => return Ok(()),
     };
     let downstream = |scheme| Downstream::new(bind, scheme, peer, bind.addr);
     match served {
-        Served::Balanced => tcp::forward(&worker.published, bind, stream, peer).await,
+        Served::Forwarded => {
+            tcp::forward(&worker.published, &worker.metrics.families, bind, stream, peer).await;
+        }
         Served::Http(None) => {
             http::serve::serve(worker, Arc::new(downstream(Scheme::Http)), stream, None, drain).await;
         }
         Served::Http(Some(acceptor)) => {
             let accepted = acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT).await?;
-            worker.metrics.families.handshake(bind.addr, accepted.is_resumed);
+            worker.metrics.families.handshakes.count(bind.addr, accepted.is_resumed);
             let spoken = match accepted.spoken {
                 accept::Spoken::Http1 => Spoken::Http1,
                 accept::Spoken::Http2 => Spoken::Http2,
@@ -144,6 +149,27 @@ async fn serve(
         }
     }
     Ok(())
+}
+
+/// Who the client is: the peer, or whom a trusted load balancer connects for. None when it does not say.
+async fn client(
+    worker: &http::Worker,
+    bind: BindKey,
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+) -> Option<SocketAddr> {
+    let is_told = |networks: &Vec<Network>| networks.iter().any(|network| network.contains(peer.ip()));
+    if !worker.published.load().proxies.get(&bind).is_some_and(is_told) {
+        return Some(peer);
+    }
+    match proxy_protocol::read(stream, limits::PROXY_HEADER_TIMEOUT).await {
+        Ok(ends) => Some(ends.map_or(peer, |ends| ends.source)),
+        Err(cause) => {
+            tracing::debug!(%cause, %peer, %bind, "no PROXY protocol header");
+            worker.metrics.families.forwarded.no_header(bind.addr);
+            None
+        }
+    }
 }
 
 /// Errors that accept(2) passes on from a connection that is already gone.

@@ -24,10 +24,7 @@ use crate::{
     config::TraceSettings,
     drain::{self, Tasks, Trigger},
     http, limits,
-    metrics::{
-        Metrics,
-        names::{BindLabels, HandshakeLabels},
-    },
+    metrics::{Metrics, names::BindLabels},
     net::listen::{self, Place},
     pool::registry::Pools,
     state::{BindKey, Published, Transport},
@@ -210,14 +207,7 @@ impl Workers {
             let stays = keep(bind);
             if !stays {
                 sockets.iter().for_each(Socket::close);
-                // Labels never outnumber what is configured.
-                let (families, labels) = (&self.metrics.families, Self::labels(*bind));
-                families.accepted.remove(&labels);
-                families.open.remove(&labels);
-                families.handshake_failures.remove(&labels);
-                for is_resumed in [false, true] {
-                    families.handshakes.remove(&HandshakeLabels::new(bind.addr, is_resumed));
-                }
+                self.metrics.families.forget(&Self::labels(*bind), bind.addr);
             }
             stays
         });

@@ -4,6 +4,8 @@
 //! line. A series lives as long as the compiled thing that counts into it, so that labels never outnumber what is
 //! configured.
 
+pub mod forwarded;
+pub mod handshake;
 pub mod names;
 pub mod refusal;
 pub mod shard;

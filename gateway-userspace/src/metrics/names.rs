@@ -11,6 +11,8 @@ use prometheus_client::{
 
 use crate::metrics::{
     Sampler,
+    forwarded::Forwarded,
+    handshake::Handshakes,
     refusal::{Refusal, RefusalLabels},
 };
 
@@ -233,22 +235,6 @@ pub struct OutcomeLabels {
     pub outcome: &'static str,
 }
 
-/// Labels of finished TLS handshakes.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub struct HandshakeLabels {
-    /// Virtual address and port.
-    pub address: String,
-    /// `full` or `resumed`.
-    pub kind: &'static str,
-}
-
-impl HandshakeLabels {
-    /// Of an address.
-    pub fn new(addr: SocketAddr, is_resumed: bool) -> Self {
-        Self { address: addr.to_string(), kind: if is_resumed { "resumed" } else { "full" } }
-    }
-}
-
 /// Label of the mode.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct ModeLabels {
@@ -268,7 +254,9 @@ pub struct Families {
     /// TLS handshakes that failed or took too long.
     pub handshake_failures: Family<BindLabels, Counter>,
     /// TLS handshakes that succeeded.
-    pub handshakes: Family<HandshakeLabels, Counter>,
+    pub handshakes: Handshakes,
+    /// Connections that were forwarded byte by byte.
+    pub forwarded: Forwarded,
     /// Finished probes.
     pub probes: Family<ProbeLabels, Counter>,
     /// Requests of HTTP/1 whose bytes were refused.
@@ -308,7 +296,8 @@ impl Families {
             "TLS handshakes that failed or took too long",
             families.handshake_failures.clone(),
         );
-        registry.register("tls_handshakes", "TLS handshakes that succeeded", families.handshakes.clone());
+        families.handshakes.register(registry);
+        families.forwarded.register(registry);
         registry.register("probes", "Finished health checks", families.probes.clone());
         registry.register(
             "requests_refused",
@@ -335,14 +324,18 @@ impl Families {
         families
     }
 
-    /// Counts a TLS handshake.
-    pub fn handshake(&self, addr: SocketAddr, is_resumed: bool) {
-        self.handshakes.get_or_create(&HandshakeLabels::new(addr, is_resumed)).inc();
-    }
-
     /// Counts that the bytes of a request were refused.
     pub fn refuse(&self, reason: Refusal) {
         self.refused.get_or_create(&RefusalLabels { reason }).inc();
+    }
+
+    /// Forgets an address, so that labels never outnumber what is configured.
+    pub fn forget(&self, bind: &BindLabels, addr: SocketAddr) {
+        self.accepted.remove(bind);
+        self.open.remove(bind);
+        self.handshake_failures.remove(bind);
+        self.handshakes.forget(addr);
+        self.forwarded.forget(addr);
     }
 
     /// Counts that a bound was reached.

@@ -9,7 +9,7 @@ use crate::{
     snapshot::{
         build::Problems,
         draft::{Draft, DraftListener, DraftRoute, DraftService},
-        listener::Protocol,
+        listener::{Forwarding, Hostname, Protocol},
     },
 };
 
@@ -55,7 +55,7 @@ fn attached<'d>(route: &DraftRoute, index: &Index<'d>) -> Vec<&'d DraftListener>
     route.listeners.iter().filter_map(|name| index.listeners.get(&name.value).copied()).collect()
 }
 
-/// The first protocol of a route's listeners that the kernel balances.
+/// The first protocol of a route's listeners that routes connections, not requests.
 fn layer4(route: &DraftRoute, index: &Index<'_>) -> Option<Protocol> {
     attached(route, index)
         .into_iter()
@@ -77,13 +77,16 @@ fn check_listeners(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
     }
     let Some(protocol) = layer4(route, index) else { return };
     let protocols = attached(route, index).into_iter().filter_map(|listener| listener.protocol.as_ref());
-    if let Some(other) = protocols.map(|other| other.value).find(|other| other.is_layer7()) {
+    let kind = |protocol: Protocol| (protocol.is_layer7(), protocol.has_names());
+    if let Some(other) = protocols.map(|other| other.value).find(|other| kind(*other) != kind(protocol)) {
         let message = format!("one route on both {} and {} listeners", other.as_str(), protocol.as_str());
         problems.fault(route.place, message, "write a route for each");
         return;
     }
     let word = protocol.as_str();
-    if let Some(hostname) = route.hostnames.first() {
+    if let Some(hostname) = route.hostnames.first()
+        && !protocol.has_names()
+    {
         let message = format!("host names have no meaning on a {word} listener");
         problems.fault(hostname.place, message, "remove `hostnames`");
     }
@@ -112,7 +115,7 @@ fn check_listeners(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
 }
 
 fn check_hostnames(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems) {
-    if layer4(route, index).is_some() || route.hostnames.is_empty() {
+    if layer4(route, index).is_some_and(|protocol| !protocol.has_names()) || route.hostnames.is_empty() {
         return;
     }
     let listeners = attached(route, index);
@@ -159,8 +162,34 @@ fn check_backends(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems
             problems.warning(backend.place, format!("{message}: its share is answered with 500"), remedy);
         }
     }
-    if layer4.is_some() {
+    if layer4.is_some_and(|protocol| !protocol.has_names()) {
         check_packets(route, index, problems);
+    }
+    check_announced(route, index, problems);
+}
+
+/// Endpoints can be told who the client is at the beginning of a connection that belongs to this client alone.
+fn check_announced(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems) {
+    let by_agent = |listener: &&DraftListener| {
+        let protocol = listener.protocol.as_ref().map(|protocol| protocol.value);
+        let forwarding = listener.forwarding.as_ref().map(|forwarding| forwarding.value);
+        protocol == Some(Protocol::Tls)
+            || (protocol == Some(Protocol::Tcp) && forwarding == Some(Forwarding::Agent))
+    };
+    if attached(route, index).iter().all(by_agent) {
+        return;
+    }
+    for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
+        let Some(service) = index.services.get(&backend.value.service) else { continue };
+        if service.announced.is_some() {
+            let message = format!(
+                "{} wants the PROXY protocol, and a listener of this route forwards no whole connections",
+                backend.value.service
+            );
+            let remedy =
+                "write `protocol: TLS`, or `protocol: TCP` with `forwarding: agent`, or another service";
+            problems.fault(backend.place, message, remedy);
+        }
     }
 }
 
@@ -210,6 +239,9 @@ fn check_attached(draft: &Draft, problems: &mut Problems) {
         let (Some(name), Some(protocol)) = (&listener.name, &listener.protocol) else { continue };
         let here = routes.get(&name.value).map(Vec::as_slice).unwrap_or_default();
         let name = &name.value;
+        if protocol.value == Protocol::Tls {
+            check_names(listener, here, problems);
+        }
         match (protocol.value.is_layer7(), here) {
             (true, []) => {
                 let message = format!("no route is attached to {name}: it answers 404");
@@ -223,13 +255,35 @@ fn check_attached(draft: &Draft, problems: &mut Problems) {
                 let message = format!("no route is attached to {name}, so its packets have nowhere to go");
                 problems.fault(listener.place, message, format!("write a route with `listeners: [{name}]`"));
             }
-            (false, [_, more @ ..]) => {
+            (false, [_, more @ ..]) if !protocol.value.has_names() => {
                 for (_, second) in more {
                     let message = format!("{name} has a route already, and packets follow one");
                     problems.fault(second.place, message, "write both backends into one route, with weights");
                 }
             }
-            (true, [_, ..]) => {}
+            (true | false, [_, ..]) => {}
+        }
+    }
+}
+
+/// Connections under one name have one route.
+fn check_names(
+    listener: &DraftListener,
+    routes: &[(&DraftRoute, &Located<ListenerName>)],
+    problems: &mut Problems,
+) {
+    let mut seen: HashSet<Option<&Hostname>> = HashSet::new();
+    let everything = listener.hostname.as_ref().map(|name| &name.value);
+    for (route, name) in routes {
+        if route.hostnames.is_empty() && !seen.insert(everything) {
+            let message = format!("another route has the same names on {}", name.value);
+            problems.fault(name.place, message, "write both backends into one route, or `hostnames`");
+        }
+        for Located { value: hostname, place } in &route.hostnames {
+            if !seen.insert(Some(hostname)) {
+                let message = format!("another route has the same name on {}", name.value);
+                problems.fault(*place, message, "write both backends into one route, or another name");
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
         Snapshot, attach,
         draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService, Problem, Severity},
         listener::{Hostname, Listener, Protocol},
+        meaning,
         route::{Match, PathMatch, Route, Rule},
         service::Service,
     },
@@ -86,7 +87,7 @@ pub fn check(draft: &Draft) -> Vec<Problem> {
     unique("listener", draft.listeners.iter().filter_map(|it| it.name.as_ref()), &mut problems);
     unique("route", draft.routes.iter().filter_map(|it| it.name.as_ref()), &mut problems);
     unique("service", draft.services.iter().filter_map(|it| it.name.as_ref()), &mut problems);
-    draft.listeners.iter().for_each(|listener| check_listener(listener, &mut problems));
+    draft.listeners.iter().for_each(|listener| meaning::check(listener, &mut problems));
     check_collisions(&draft.listeners, &mut problems);
     draft.routes.iter().flat_map(|route| &route.rules).for_each(|rule| check_rule(rule, &mut problems));
     draft.services.iter().for_each(|service| check_service(service, &mut problems));
@@ -106,45 +107,6 @@ where
             let remedy = format!("give each {kind} a name of its own, such as {value}-2");
             problems.fault(*place, format!("another {kind} is named {value}"), remedy);
         }
-    }
-}
-
-fn check_listener(listener: &DraftListener, problems: &mut Problems) {
-    let Some(Located { value: protocol, place }) = listener.protocol else { return };
-    match (protocol, &listener.tls) {
-        (Protocol::Https, None) => {
-            let remedy = "write `tls: {certificates: [{certificateFile: web.pem, keyFile: web.key}]}`, or protocol HTTP";
-            problems.fault(place, "HTTPS needs `tls`", remedy);
-        }
-        (Protocol::Http | Protocol::Tcp | Protocol::Udp, Some(tls)) => {
-            let message = format!("`tls` has no meaning for {}", protocol.as_str());
-            problems.fault(tls.place, message, "remove it, or write protocol HTTPS");
-        }
-        (Protocol::Https, Some(_)) | (Protocol::Http | Protocol::Tcp | Protocol::Udp, None) => {}
-    }
-    if protocol.is_layer7() {
-        if let Some(forwarding) = &listener.forwarding {
-            let message = format!("`forwarding` has no meaning for {}", protocol.as_str());
-            problems.fault(forwarding.place, message, "remove it: the agent itself forwards requests");
-        }
-        return;
-    }
-    let word = protocol.as_str();
-    let mut remove = |place, key, why| {
-        problems.fault(
-            place,
-            format!("`{key}` has no meaning for {word}"),
-            format!("remove it: packets carry no {why}"),
-        );
-    };
-    if let Some(hostname) = &listener.hostname {
-        remove(hostname.place, "hostname", "host name");
-    }
-    if let Some(paths) = &listener.paths {
-        remove(paths.place, "paths", "path");
-    }
-    if let Some(hops) = &listener.trusted_hops {
-        remove(hops.place, "trustedHops", "header fields");
     }
 }
 
@@ -176,7 +138,7 @@ fn check_collisions(listeners: &[DraftListener], problems: &mut Problems) {
         if here.protocol != protocol.value {
             let message = format!("{} speaks another protocol on {}", name(here.first), addr.value);
             problems.fault(protocol.place, message, "write the same protocol, or another port");
-        } else if !protocol.value.is_layer7() {
+        } else if !protocol.value.has_names() {
             let message = format!("{} has {} already", name(here.first), addr.value);
             problems.fault(addr.place, message, "write another address or port");
         } else if let Some(other) =
@@ -186,23 +148,8 @@ fn check_collisions(listeners: &[DraftListener], problems: &mut Problems) {
             let message = format!("{} has the same host name on {}", name(other), addr.value);
             problems.fault(place, message, "write another `hostname`, or another port");
         } else {
-            check_shared_tls(here.first, listener, problems);
+            meaning::check_shared(here.first, listener, problems);
         }
-    }
-}
-
-/// Listeners of one address and port share handshakes and sessions: a client that was let in under one name may ask for the
-/// other, and the certificate it had to show must not depend on that.
-fn check_shared_tls(first: &DraftListener, listener: &DraftListener, problems: &mut Problems) {
-    let (Some(theirs), Some(ours)) = (&first.tls, &listener.tls) else { return };
-    let name = first.name.as_ref().map_or("another listener", |name| name.value.as_str());
-    if theirs.value.clients != ours.value.clients {
-        let message = format!("{name} asks other certificates of clients on the same address and port");
-        problems.fault(ours.place, message, "write the same `clientCertificates`, or another port");
-    }
-    if theirs.value.ticket_keys != ours.value.ticket_keys {
-        let message = format!("{name} has other ticket keys on the same address and port");
-        problems.fault(ours.place, message, "write the same `ticketKeysFile`, or another port");
     }
 }
 
@@ -314,7 +261,19 @@ fn check_patterns(routes: &[DraftRoute], problems: &mut Problems) {
 }
 
 fn listener(draft: DraftListener) -> Result<Listener, Place> {
-    let DraftListener { place, name, addr, protocol, hostname, tls, forwarding, paths, trusted_hops } = draft;
+    let DraftListener {
+        place,
+        name,
+        addr,
+        protocol,
+        hostname,
+        tls,
+        forwarding,
+        proxies,
+        idle_timeout,
+        paths,
+        trusted_hops,
+    } = draft;
     let tls = tls.map(|tls| tls.value).unwrap_or_default();
     let (Some(name), Some(addr), Some(protocol)) = (name, addr, protocol) else { return Err(place) };
     Ok(Listener {
@@ -326,6 +285,8 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         ticket_keys: tls.ticket_keys,
         clients: tls.clients,
         forwarding: forwarding.map(|forwarding| forwarding.value).unwrap_or_default(),
+        proxies: proxies.map(|proxies| proxies.value).unwrap_or_default(),
+        idle_timeout: idle_timeout.map_or(limits::FORWARDED_IDLE, |timeout| timeout.value),
         paths: paths.map_or(target::Rules::DEFAULT, |paths| paths.value),
         trusted_hops: trusted_hops.map_or(0, |hops| hops.value),
     })
@@ -370,7 +331,17 @@ fn rule(draft: DraftRule) -> Rule {
 }
 
 fn service(draft: DraftService) -> Result<Service, Place> {
-    let DraftService { place, name, endpoints, protocol, balance, health, connect_timeout, retries } = draft;
+    let DraftService {
+        place,
+        name,
+        endpoints,
+        protocol,
+        balance,
+        health,
+        connect_timeout,
+        retries,
+        announced,
+    } = draft;
     let (Some(name), Some(protocol)) = (name, protocol) else { return Err(place) };
     let (Some(balance), Some(connect_timeout)) = (balance, connect_timeout) else { return Err(place) };
     let Some(retries) = retries else { return Err(place) };
@@ -382,5 +353,6 @@ fn service(draft: DraftService) -> Result<Service, Place> {
         health: health.map(|health| health.value),
         connect_timeout,
         retries,
+        is_announced: announced.is_some(),
     })
 }

@@ -8,6 +8,7 @@ use std::{net::SocketAddr, time::Duration};
 use crate::{
     filter::Filters,
     name::{ListenerName, RouteName, ServiceName},
+    network::Network,
     place::{Located, Place},
     retry,
     secret::Secret,
@@ -47,6 +48,10 @@ pub struct DraftListener {
     pub tls: Option<Located<DraftTls>>,
     /// Forwarding, if it is written.
     pub forwarding: Option<Located<Forwarding>>,
+    /// Who speaks PROXY protocol, if it is written.
+    pub proxies: Option<Located<Vec<Network>>>,
+    /// Time without a byte, if it is written.
+    pub idle_timeout: Option<Located<Duration>>,
     /// What is done with paths, if it is written.
     pub paths: Option<Located<target::Rules>>,
     /// Trusted proxies in front, if they are written.
@@ -119,6 +124,8 @@ pub struct DraftService {
     pub connect_timeout: Option<Duration>,
     /// How many retries it bears.
     pub retries: Option<retry::Limits>,
+    /// Whether endpoints are told who the client is, if it is written.
+    pub announced: Option<Located<()>>,
 }
 
 /// Something that makes no sense together with the rest.

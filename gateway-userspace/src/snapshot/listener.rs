@@ -1,8 +1,8 @@
 //! Wanted listeners: virtual addresses and what happens there.
 
-use std::{fmt, net::SocketAddr};
+use std::{fmt, net::SocketAddr, time::Duration};
 
-use crate::{name::ListenerName, secret::Secret, target};
+use crate::{name::ListenerName, network::Network, secret::Secret, target};
 
 /// An address we accept on, and what to do there.
 #[derive(Clone, Debug)]
@@ -22,8 +22,12 @@ pub struct Listener {
     pub ticket_keys: Vec<Secret>,
     /// Certificates that clients need; none asks for no certificate.
     pub clients: Option<ClientCertificates>,
-    /// How packets of a `Tcp` or `Udp` listener reach the endpoint.
+    /// How a `Tcp` or `Udp` listener reaches the endpoint.
     pub forwarding: Forwarding,
+    /// Who has to say by PROXY protocol for whom it connects. The same for all listeners of an address and port.
+    pub proxies: Vec<Network>,
+    /// Time without a byte after which a connection that the agent forwards ends.
+    pub idle_timeout: Duration,
     /// What is done with paths that applications read differently.
     pub paths: target::Rules,
     /// Proxies in front of this one whose word about the client is taken.
@@ -37,6 +41,8 @@ pub enum Protocol {
     Http,
     /// The same behind TLS that ends here.
     Https,
+    /// TLS that ends at the endpoint, by the name that clients ask for.
+    Tls,
     /// Balanced by connection.
     Tcp,
     /// Balanced by flow.
@@ -49,14 +55,20 @@ impl Protocol {
         match self {
             Self::Http => "HTTP",
             Self::Https => "HTTPS",
+            Self::Tls => "TLS",
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
         }
     }
 
-    /// Whether the agent serves it, rather than the kernel.
+    /// Whether requests are what is routed there.
     pub const fn is_layer7(self) -> bool {
         matches!(self, Self::Http | Self::Https)
+    }
+
+    /// Whether host names tell clients apart there.
+    pub const fn has_names(self) -> bool {
+        matches!(self, Self::Http | Self::Https | Self::Tls)
     }
 }
 
@@ -66,6 +78,15 @@ pub enum Forwarding {
     /// Addresses are translated; replies come back through this node.
     #[default]
     Nat,
+    /// The agent accepts connections, and forwards their bytes over connections of its own.
+    Agent,
+}
+
+impl Listener {
+    /// Whether the agent serves it, rather than the kernel.
+    pub const fn is_by_agent(&self) -> bool {
+        self.protocol.has_names() || matches!(self.forwarding, Forwarding::Agent)
+    }
 }
 
 /// A host name pattern: exact, or `*.` and a suffix of at least one label. Lower case, without a trailing dot.

@@ -7,6 +7,7 @@ mod attach;
 pub mod build;
 pub mod draft;
 pub mod listener;
+mod meaning;
 pub mod route;
 pub mod service;
 

@@ -21,6 +21,8 @@ pub struct Service {
     pub connect_timeout: Duration,
     /// How many retries it bears.
     pub retries: retry::Limits,
+    /// Whether endpoints are told by PROXY protocol, version 2, who the client is. Connections that the agent forwards only.
+    pub is_announced: bool,
 }
 
 /// One wanted endpoint.

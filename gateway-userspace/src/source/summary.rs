@@ -8,12 +8,13 @@ use crate::{
 /// The paragraph.
 pub fn of(config: &Config, snapshot: &Snapshot) -> String {
     let count = |protocol: Protocol| snapshot.listeners.iter().filter(|it| it.protocol == protocol).count();
-    let protocols: Vec<String> = [Protocol::Http, Protocol::Https, Protocol::Tcp, Protocol::Udp]
-        .into_iter()
-        .map(|protocol| (count(protocol), protocol.as_str()))
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, word)| format!("{n} {word}"))
-        .collect();
+    let protocols: Vec<String> =
+        [Protocol::Http, Protocol::Https, Protocol::Tls, Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .map(|protocol| (count(protocol), protocol.as_str()))
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, word)| format!("{n} {word}"))
+            .collect();
     let protocols = if protocols.is_empty() { String::new() } else { format!(" ({})", protocols.join(", ")) };
     let n_certificates: usize = snapshot.listeners.iter().map(|it| it.certificates.len()).sum();
     let n_rules: usize = snapshot.routes.iter().map(|it| it.rules.len()).sum();

@@ -26,7 +26,8 @@ use crate::{
     place::Place,
     retry,
     snapshot::{
-        listener::{Hostname, Protocol},
+        Snapshot,
+        listener::{Forwarding, Hostname, Protocol},
         route::PathMatch,
         service::{CheckKind, HealthCheck, Policy, UpstreamProtocol},
     },
@@ -215,9 +216,23 @@ fn all_keys(table: &'static Table, keys: &mut BTreeSet<(&'static str, String)>) 
 #[test]
 fn the_readers_read_every_key_of_the_tables_and_no_other() {
     sound("full.yaml");
+    sound("forwarded.yaml");
     let mut keys = BTreeSet::new();
     all_keys(&keys::ROOT, &mut keys);
     assert_eq!(read::tests::noted(), keys);
+}
+
+#[test]
+fn forwarded_connections_come_to_what_they_say() {
+    let Snapshot { listeners, services, .. } = sound("forwarded.yaml").snapshot;
+    let [names, database] = listeners.as_slice() else { panic!("two listeners") };
+    assert_eq!((names.protocol, names.idle_timeout), (Protocol::Tls, Duration::from_mins(5)));
+    assert_eq!((database.forwarding, database.idle_timeout), (Forwarding::Agent, Duration::from_hours(1)));
+    assert!(names.is_by_agent() && database.is_by_agent());
+    let believed = |addr: &str| database.proxies.iter().any(|one| one.contains(addr.parse().unwrap()));
+    let addrs = ["10.9.255.1", "10.8.0.1", "10.8.0.2", "10.10.0.1"];
+    assert_eq!(addrs.map(believed), [true, true, false, false]);
+    assert!(services[0].is_announced);
 }
 
 fn tree(name: &str) -> Option<Json> {

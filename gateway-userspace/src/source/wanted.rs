@@ -40,6 +40,7 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
     let protocol = view.word("protocol", |word| match word {
         "HTTP" => Some(Protocol::Http),
         "HTTPS" => Some(Protocol::Https),
+        "TLS" => Some(Protocol::Tls),
         "TCP" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
         _ => None,
@@ -52,7 +53,13 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
     });
     let forwarding = view.word("forwarding", |word| match word {
         "nat" => Some(Forwarding::Nat),
+        "agent" => Some(Forwarding::Agent),
         _ => None,
+    });
+    let proxies = view.table("proxyProtocol").map(|proxies| {
+        let networks = proxies.texts("from", text::network);
+        let value = networks.into_iter().map(|network| network.value).collect();
+        Located { value, place: proxies.place() }
     });
     let paths = view.table("paths").and_then(|paths| path_rules(&paths));
     DraftListener {
@@ -63,6 +70,8 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         hostname,
         tls,
         forwarding,
+        proxies,
+        idle_timeout: if view.has("idleTimeout") { view.duration("idleTimeout") } else { None },
         paths,
         trusted_hops: if view.has("trustedHops") { view.integer("trustedHops") } else { None },
     }
@@ -238,6 +247,7 @@ fn service(view: &View<'_>) -> DraftService {
         health: view.table("health").and_then(|health| health_check(&health)),
         connect_timeout: view.duration("connectTimeout").map(|timeout| timeout.value),
         retries: view.table_or_defaults("retryBudget").and_then(|budget| retry_limits(&budget)),
+        announced: view.word("proxyProtocol", |word| (word == "v2").then_some(())),
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod certificate;
 pub mod client;
+pub mod hello;
 pub mod resolver;
 pub mod ticket;
 

@@ -25,6 +25,8 @@ pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
         ticket_keys: Vec::new(),
         clients: None,
         forwarding: Forwarding::Nat,
+        proxies: Vec::new(),
+        idle_timeout: Duration::from_hours(1),
         paths: target::Rules::DEFAULT,
         trusted_hops: 0,
     }
@@ -85,6 +87,7 @@ pub fn service(name: &str, endpoints: &[SocketAddr]) -> Service {
         health: None,
         connect_timeout: Duration::from_millis(500),
         retries: retry::Limits::DEFAULT,
+        is_announced: false,
     }
 }
 

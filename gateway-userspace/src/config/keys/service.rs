@@ -65,6 +65,13 @@ pub(super) static SERVICE: Table = Table {
             doc: "How many retries it bears.",
         },
         Field {
+            key: "proxyProtocol",
+            shape: Shape::Word(&["v2"]),
+            presence: Absent("endpoints see the agent as their client"),
+            doc: "Tells endpoints by PROXY protocol who the client is, at the beginning of each connection. For listeners of \
+                  protocol TLS, and TCP with `forwarding: agent`, only.",
+        },
+        Field {
             key: "health",
             shape: Shape::Table(&HEALTH),
             presence: Absent("endpoints are trusted"),

@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use super::{ADDRESS, NAME, PORT, WEIGHT, filter::FILTERS, tls::TLS};
-use crate::config::shape::{
-    Field, List,
-    Presence::{Absent, Default, Required},
-    Shape, Table, Text,
+use crate::{
+    config::shape::{
+        Field, List,
+        Presence::{Absent, Default, Required},
+        Shape, Table, Text,
+    },
+    limits,
 };
 
 const TIMEOUT: Shape = Shape::Duration { min: Duration::ZERO, max: Duration::from_hours(24) };
 
+text!(NETWORK, "a network", "10.0.0.0/24", r"^[0-9a-fA-F.:]+(/[0-9]{1,3})?$");
 text!(HOSTNAME, "a host name", "*.example.org", r"^(\*\.)?[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$");
 text!(HEADER_NAME, "the name of a header field", "x-canary", "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$");
 text!(HEADER_VALUE, "the value of a header field", "1", r"^\S(.*\S)?$");
@@ -47,15 +51,17 @@ pub(super) static LISTENER: Table = Table {
         Field { key: "port", shape: PORT, presence: Required("443"), doc: "Port." },
         Field {
             key: "protocol",
-            shape: Shape::Word(&["HTTP", "HTTPS", "TCP", "UDP"]),
+            shape: Shape::Word(&["HTTP", "HTTPS", "TLS", "TCP", "UDP"]),
             presence: Required("HTTP"),
-            doc: "What is spoken there. HTTP includes HTTP/2 by prior knowledge; HTTPS ends TLS here.",
+            doc: "What is spoken there. HTTP includes HTTP/2 by prior knowledge; HTTPS ends TLS here; TLS is \
+                  forwarded as it is by the name that the client asks for, and ends at the endpoint.",
         },
         Field {
             key: "hostname",
             shape: Shape::Text(&HOSTNAME),
             presence: Absent("all names"),
-            doc: "Serves only requests for this name; `*.` stands for one label or more. HTTP and HTTPS only.",
+            doc: "Serves only requests for this name; `*.` stands for one label or more. HTTP, HTTPS and TLS \
+                  only.",
         },
         Field {
             key: "tls",
@@ -65,10 +71,24 @@ pub(super) static LISTENER: Table = Table {
         },
         Field {
             key: "forwarding",
-            shape: Shape::Word(&["nat"]),
+            shape: Shape::Word(&["nat", "agent"]),
             presence: Absent("`nat`"),
-            doc: "How packets reach the endpoint: `nat` translates addresses, and replies come back through this \
-                  node. TCP and UDP only.",
+            doc: "How the endpoint is reached: `nat` translates the addresses of packets in the kernel, and replies come \
+                  back through this node; with `agent` the agent forwards bytes over a connection of its own (TCP only), \
+                  slower, and needed for the PROXY protocol. TCP and UDP only.",
+        },
+        Field {
+            key: "proxyProtocol",
+            shape: Shape::Table(&PROXY_PROTOCOL),
+            presence: Absent("nobody's word is taken"),
+            doc: "Load balancers in front that say by PROXY protocol who the client is. The same for all listeners of an \
+                  address and port. Not for what the kernel forwards.",
+        },
+        Field {
+            key: "idleTimeout",
+            shape: Shape::Duration { min: Duration::from_millis(100), max: Duration::from_hours(24) },
+            presence: Absent("`1h`"),
+            doc: "Time without a byte after which a connection ends. TLS, and TCP with `forwarding: agent`, only.",
         },
         Field {
             key: "paths",
@@ -86,6 +106,19 @@ pub(super) static LISTENER: Table = Table {
                   HTTP and HTTPS only.",
         },
     ],
+    one_of: &[],
+};
+
+static PROXY_PROTOCOL: Table = Table {
+    name: "proxyProtocol",
+    doc: "Load balancers in front that say by PROXY protocol, version 1 or 2, who the client is. They have to: a connection \
+          of theirs that begins otherwise is closed. Others are served as they are.",
+    fields: &[Field {
+        key: "from",
+        shape: Shape::List(&List { item: Shape::Text(&NETWORK), min: 1, max: limits::PROXY_SOURCES }),
+        presence: Required("[10.0.0.0/24]"),
+        doc: "Their networks.",
+    }],
     one_of: &[],
 };
 
@@ -336,7 +369,7 @@ static RETRY: Table = Table {
 };
 
 #[expect(clippy::as_conversions, reason = "widening, in a constant, where `From` cannot be called")]
-const ATTEMPTS: u64 = crate::limits::RETRIES_AT_MOST as u64;
+const ATTEMPTS: u64 = limits::RETRIES_AT_MOST as u64;
 
 static TIMEOUTS: Table = Table {
     name: "timeouts",

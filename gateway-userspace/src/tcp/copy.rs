@@ -1,0 +1,114 @@
+//! Bytes both ways: each direction waits for the slower side and ends by itself, and a connection on which nothing moves
+//! ends.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that wait in each direction of one connection.
+const COPY_BYTES: usize = 16 * 1024;
+
+/// Looks at a connection in the time after which it counts as idle: it ends that much later at most.
+const LOOKS: u32 = 4;
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Copied {
+    /// By both sides.
+    Ended,
+    /// Nothing moved for too long.
+    Idle,
+}
+
+/// Bytes that were taken from each side.
+#[derive(Debug, Default)]
+pub(super) struct Moved {
+    from_client: AtomicU64,
+    from_endpoint: AtomicU64,
+    /// Counts writes too: a side that reads slowly is not idle.
+    steps: AtomicU64,
+}
+
+impl Moved {
+    /// From the client, and from the endpoint.
+    pub(super) fn counts(&self) -> [u64; 2] {
+        [&self.from_client, &self.from_endpoint].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// Copies until both sides have ended, or nothing moves for `idle`.
+pub(super) async fn both_ways<A, B>(
+    client: &mut A,
+    endpoint: &mut B,
+    idle: Duration,
+    moved: &Moved,
+) -> io::Result<Copied>
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut client = Metered { inner: client, read: &moved.from_client, steps: &moved.steps };
+    let mut endpoint = Metered { inner: endpoint, read: &moved.from_endpoint, steps: &moved.steps };
+    tokio::select! {
+        copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut endpoint, COPY_BYTES, COPY_BYTES) => {
+            copied.map(|_| Copied::Ended)
+        }
+        () = until_idle(moved, idle) => Ok(Copied::Idle),
+    }
+}
+
+async fn until_idle(moved: &Moved, idle: Duration) {
+    let (mut seen, mut n_still) = (0, 0);
+    while n_still < LOOKS {
+        tokio::time::sleep(idle / LOOKS).await;
+        let steps = moved.steps.load(Ordering::Relaxed);
+        n_still = if steps == seen { n_still + 1 } else { 0 };
+        seen = steps;
+    }
+}
+
+/// A stream that counts what passes.
+struct Metered<'m, S> {
+    inner: &'m mut S,
+    read: &'m AtomicU64,
+    steps: &'m AtomicU64,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<'_, S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut *this.inner).poll_read(cx, buf);
+        let n = buf.filled().len().saturating_sub(before);
+        if n > 0 {
+            this.read.fetch_add(u64::try_from(n).unwrap_or(u64::MAX), Ordering::Relaxed);
+            this.steps.fetch_add(1, Ordering::Relaxed);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<'_, S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut *this.inner).poll_write(cx, buf);
+        if polled.is_ready() {
+            this.steps.fetch_add(1, Ordering::Relaxed);
+        }
+        polled
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.get_mut().inner).poll_shutdown(cx)
+    }
+}
