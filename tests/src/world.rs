@@ -230,9 +230,14 @@ impl World {
     }
 
     /// Puts an entry where the flow of this 5-tuple stands; returns its number.
-    pub fn entry(&mut self, key: &FlowKey, mut flow: Flow) -> u32 {
+    pub fn entry(&mut self, key: &FlowKey, flow: Flow) -> u32 {
         let hash = hash::flow(&self.tables.settings.keys, key, !key.source.is_v4());
-        let spot = table::Spot::new(hash, self.tables.settings.flow_mask, key.protocol);
+        self.entry_at(hash, key.protocol, flow)
+    }
+
+    /// Puts an entry where a flow with this hash stands; returns its number.
+    pub fn entry_at(&mut self, hash: u64, protocol: Protocol, mut flow: Flow) -> u32 {
+        let spot = table::Spot::new(hash, self.tables.settings.flow_mask, protocol);
         flow.head = Head { version: VERSION, ..spot.wanted().head() };
         for turn in 0..8 {
             let (bucket, way) = spot.place(turn);
@@ -263,7 +268,7 @@ const VERSION: u16 = 1;
 /// The 5-tuple of an endpoint's packets.
 pub fn reply_key(endpoint: &Endpoint, key: &FlowKey, port: u16) -> FlowKey {
     let to = if endpoint.is_local() { key.source } else { endpoint.source };
-    FlowKey::new(endpoint.addr, endpoint.port, to, Port::new(port), key.protocol)
+    FlowKey::new(endpoint.addr, endpoint.port_for(key.destination_port), to, Port::new(port), key.protocol)
 }
 
 /// An address as a test writes it.

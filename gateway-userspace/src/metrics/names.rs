@@ -54,12 +54,9 @@ pub const PACKETS: [Described; 2] = [
 /// By listener and what is counted.
 pub const KERNEL_SERVICES: Described = ("kernel_service", "Counters of a listener's service in the kernel");
 
-/// The flow table of the kernel: what it holds and what there is room for.
-pub const FLOW_ENTRIES: Described = (
-    "kernel_flow_entries",
-    "Entries of the kernel's flow table: held by each listener's service, also for flows that are over",
-);
-/// Its room.
+/// What services hold in the kernel's flow table, flows that are over included.
+pub const FLOW_ENTRIES: Described = ("kernel_flow_entries", "Entries of the kernel's flow table by listener");
+/// The table's room.
 pub const FLOW_ROOM: Described = ("kernel_flow_room", "Flows that the kernel's flow table has room for");
 
 /// Why a request failed; the closed set behind the label `kind`.
@@ -462,10 +459,7 @@ impl Collector for Sampled {
         }
         let (name, help) = FLOW_ROOM;
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        if samples.flow_room != 0 {
-            gauge(&mut family, &[], samples.flow_room)?;
-        }
-        Ok(())
+        gauge(&mut family, &[], samples.flow_room)
     }
 }
 

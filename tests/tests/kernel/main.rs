@@ -10,10 +10,13 @@
     reason = "a suite fails loudly, and nothing outside reads it"
 )]
 
+mod change;
 mod check;
+mod direct;
 mod filter;
 mod flows;
 mod local;
+mod ports;
 mod steer;
 
 use check::{case, check};

@@ -1,0 +1,250 @@
+//! Slots that change: flows stay where they are while the endpoint of their slot becomes another one.
+
+use gateway_common::{
+    addr::Port,
+    counter::Reason,
+    endpoint::EndpointState,
+    flow::{Phase, Tick},
+    hash,
+    service::{Mode, Service, Track},
+    slot::{Slot, SlotChunk},
+};
+use gateway_tests::{
+    packet::{ACK, FIN, Packet, tcp, udp},
+    world::{Id, TCP4, TIMEOUTS, UDP4, World},
+};
+
+use crate::check::{Case, case, check};
+
+const VIP: &str = "198.51.100.1:443";
+const DNS: &str = "198.51.100.1:53";
+const CLIENT: &str = "192.0.2.9:40000";
+
+/// Which endpoint a frame that was sent over the link went to.
+fn to_endpoint(nth: u8) -> impl Fn(&[u8]) {
+    move |frame| assert_eq!(frame[5], 0x10 + nth, "the endpoint")
+}
+
+/// Both services return directly, and every slot leads to the second endpoint where it led to the first before.
+fn changing(world: &mut World) {
+    for id in [TCP4, UDP4] {
+        world.change(id, |service| {
+            (service.mode, service.track, service.affinity_ticks) = (Mode::DSR_L2, Track::CHANGE, 40);
+        });
+        for nth in 0..2 {
+            world.row(id.row() + nth).next_hop.mac[5] = 0x10 + u8::try_from(nth).unwrap();
+        }
+    }
+    slots(world, 1, 0);
+}
+
+fn slots(world: &mut World, endpoint: u16, former: u16) {
+    for chunk in world.tables.chunks.values_mut() {
+        if chunk.slots[0].endpoint != 999 {
+            *chunk = SlotChunk { slots: [Slot { endpoint, former }; SlotChunk::LEN] };
+        }
+    }
+}
+
+/// A case whose packet goes to the nth endpoint, after which so many flows are remembered.
+fn goes(name: &'static str, packet: &Packet, nth: u8, remembered: usize) -> Case {
+    case(name, packet, Reason::Forwarded).with(changing).leaves(to_endpoint(nth)).after(move |world| {
+        assert_eq!(world.tables.live().count(), remembered);
+        let held: u64 = world.tables.service_flows.values().sum();
+        assert_eq!(usize::try_from(held).unwrap(), remembered, "the count of entries");
+    })
+}
+
+fn known(
+    name: &'static str,
+    packet: &Packet,
+    (id, at): (Id, u32),
+    and: fn(&mut World),
+    (nth, n): (u8, usize),
+) -> Case {
+    let flow = packet.clone();
+    goes(name, packet, nth, n).with(move |world| {
+        changing(world);
+        world.flow(&flow, id.row() + at, 0, Phase::OPEN, world.ago(1));
+        and(world);
+    })
+}
+
+fn client() -> Packet {
+    tcp(CLIENT, VIP)
+}
+
+#[test]
+fn flows_stay_through_a_change() {
+    let settled = |world: &mut World| {
+        changing(world);
+        slots(world, 1, 1);
+    };
+    let state = |nth: u32, state: EndpointState| {
+        move |world: &mut World| {
+            changing(world);
+            world.row(TCP4.row() + nth).state = state;
+            world.row(UDP4.row() + nth).state = state;
+        }
+    };
+    check(vec![
+        goes("a syn goes to the new endpoint and is remembered", &client().syn(), 1, 1),
+        goes("the middle of a flow goes where it was, and is remembered", &client(), 0, 1),
+        goes("udp goes where it was", &udp(CLIENT, DNS), 0, 1),
+        goes("nothing changed: nothing is remembered", &client().syn(), 1, 0).with(settled),
+        goes("a former endpoint that drains keeps its flows", &client(), 0, 1)
+            .with(state(0, EndpointState::DRAINING)),
+        goes("but no datagrams", &udp(CLIENT, DNS), 1, 1).with(state(0, EndpointState::DRAINING)),
+        goes("a former endpoint that is down is left", &client(), 1, 1).with(state(0, EndpointState::DOWN)),
+        goes("a service that remembers nothing follows its slots", &client(), 1, 0).with(|world| {
+            changing(world);
+            world.change(TCP4, |service| service.track = Track::NEVER);
+        }),
+    ]);
+}
+
+#[test]
+fn what_is_remembered_holds() {
+    let nothing = |_: &mut World| {};
+    let settle = |world: &mut World| slots(world, 1, 1);
+    let back = |world: &mut World| slots(world, 0, 0);
+    let down = |world: &mut World| world.row(TCP4.row()).state = EndpointState::DOWN;
+    check(vec![
+        known("on the former endpoint", &client(), (TCP4, 0), nothing, (0, 1)),
+        known("on the new endpoint", &client(), (TCP4, 1), nothing, (1, 1)),
+        known("after the window closed", &client(), (TCP4, 0), settle, (0, 1)),
+        known("until the slot leads there by itself", &client(), (TCP4, 0), back, (0, 0)),
+        known("unless its endpoint is down", &client(), (TCP4, 0), down, (1, 1)),
+        known("a fin", &client().flags(FIN | ACK), (TCP4, 0), nothing, (0, 1)).after(|world| {
+            let flow = world.found(&client()).unwrap();
+            assert_eq!((flow.phase, flow.expires), (Phase::CLOSING, world.now.after(TIMEOUTS.closing)));
+        }),
+        known("udp", &udp(CLIENT, DNS), (UDP4, 0), nothing, (0, 1)),
+        known(
+            "udp whose endpoint drains selects again",
+            &udp(CLIENT, DNS),
+            (UDP4, 0),
+            |world| {
+                world.row(UDP4.row()).state = EndpointState::DRAINING;
+            },
+            (1, 1),
+        ),
+    ]);
+}
+
+#[test]
+fn a_flow_without_a_place_goes_on_and_is_counted() {
+    check(vec![
+        goes("every place is another service's", &client(), 0, 256)
+            .with(|world| {
+                changing(world);
+                fill(world, UDP4.0, world.now.after(100));
+                world.change(UDP4, |service| service.flow_share = 256);
+            })
+            .after(|world| {
+                assert_eq!(world.tables.service_counts[&TCP4.0].unrecorded, 1);
+                assert_eq!(world.tables.service_flows[&UDP4.0], 256);
+            }),
+    ]);
+}
+
+/// Every entry of the table is a flow of a service.
+fn fill(world: &mut World, service: u32, expires: Tick) {
+    let mut number = 0_u16;
+    for bucket in 0..gateway_tests::kernel_run::BUCKETS {
+        let at = world.tables.flows.entry(bucket).or_default();
+        for flow in &mut at.flows {
+            number += 1;
+            flow.head.state = gateway_common::flow::HeadState::LIVE;
+            (flow.client_port, flow.service, flow.expires) = (Port::new(number), service, expires);
+        }
+    }
+    world.tables.service_flows.insert(service, u64::from(number));
+}
+
+#[test]
+fn places_are_taken_from_whoever_has_too_many() {
+    let full = |name, reason: Reason, share: u32, expires: fn(Tick) -> Tick| {
+        let taken = case(name, &client().syn(), reason).with(move |world| {
+            fill(world, UDP4.0, expires(world.now));
+            world.change(UDP4, |service| service.flow_share = share);
+        });
+        if reason == Reason::Forwarded { taken.sent("10.0.0.1:?", "10.0.0.10:8443", 63) } else { taken }
+    };
+    let alive = |now: Tick| now.after(100);
+    let over = |now: Tick| Tick::new(now.count().wrapping_sub(1));
+    check(vec![
+        full("from a service with more than its share", Reason::Forwarded, 100, alive).after(|world| {
+            assert_eq!(world.tables.service_flows[&UDP4.0], 255);
+            assert_eq!(world.tables.service_flows[&TCP4.0], 1);
+        }),
+        full("never from one within its share", Reason::FlowTableFull, 256, alive)
+            .after(|world| assert_eq!(world.tables.service_flows[&UDP4.0], 256)),
+        full("from flows that are over, whoever's they are", Reason::Forwarded, 256, over)
+            .after(|world| assert_eq!(world.tables.service_flows[&UDP4.0], 255)),
+        case("not for a service that has too many itself", &client().syn(), Reason::FlowTableFull).with(
+            move |world| {
+                fill(world, UDP4.0, alive(world.now));
+                world.change(UDP4, |service| service.flow_share = 1);
+                world.change(TCP4, |service| service.flow_share = 0);
+                world.tables.service_flows.insert(TCP4.0, 1);
+            },
+        ),
+    ]);
+}
+
+/// Where a client's entry stands.
+fn remember_client(world: &mut World, row: u32, expires: Tick) {
+    let packet = client();
+    let key = packet.key();
+    let keys = world.tables.settings.keys;
+    let spot_hash = hash::client(&keys, key.source, key.destination, false);
+    let mut flow = gateway_common::flow::Flow::default();
+    (flow.client, flow.service, flow.endpoint) = (key.source, TCP4.0, row);
+    (flow.generation, flow.expires, flow.phase) = (world.row(row).generation, expires, Phase::OPEN);
+    world.entry_at(spot_hash, key.protocol, flow);
+}
+
+#[test]
+fn a_client_keeps_its_endpoint() {
+    let sticky = |world: &mut World| {
+        world.change(TCP4, |service| (service.flags, service.affinity_ticks) = (Service::AFFINITY, 40));
+        world.slots(TCP4, 1);
+    };
+    let kept = |name, expires: fn(Tick) -> Tick, to: &str| {
+        case(name, &client().syn(), Reason::Forwarded)
+            .with(move |world| {
+                sticky(world);
+                remember_client(world, TCP4.row(), expires(world.now));
+            })
+            .sent("10.0.0.1:?", to, 63)
+            .after(|world| {
+                assert_eq!(world.tables.live().count(), 2, "the client and its flow");
+                let clients = world.tables.live().filter(|flow| flow.client_port.number() == 0);
+                assert!(clients.into_iter().all(|flow| flow.expires == world.now.after(40)));
+            })
+    };
+    check(vec![
+        case("a first connection", &client().syn(), Reason::Forwarded)
+            .with(sticky)
+            .sent("10.0.0.1:?", "10.0.0.11:8443", 63)
+            .after(|world| assert_eq!(world.tables.live().count(), 2)),
+        kept("the next one goes there too", |now| now.after(1), "10.0.0.10:8443"),
+        kept("unless it comes too late", |now| Tick::new(now.count() - 1), "10.0.0.11:8443"),
+        case("unless its endpoint drains", &client().syn(), Reason::Forwarded)
+            .with(move |world| {
+                sticky(world);
+                remember_client(world, TCP4.row(), world.now.after(1));
+                world.row(TCP4.row()).state = EndpointState::DRAINING;
+            })
+            .sent("10.0.0.1:?", "10.0.0.11:8443", 63),
+        goes("by direct return the client is all that is remembered", &client(), 0, 1).with(|world| {
+            changing(world);
+            slots(world, 1, 1);
+            world.change(TCP4, |service| {
+                (service.flags, service.track) = (Service::AFFINITY, Track::ALWAYS);
+            });
+            remember_client(world, TCP4.row(), world.now.after(1));
+        }),
+    ]);
+}
