@@ -1,6 +1,12 @@
 //! The state: everything compiled and being served, immutable, and its publication by one swap.
 
-use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
@@ -63,6 +69,8 @@ pub struct State {
     pub binds: HashMap<BindKey, Bind>,
     /// Who has to say by PROXY protocol for whom it connects; addresses where nobody has to are not there.
     pub proxies: HashMap<BindKey, Vec<Network>>,
+    /// When certificates expire, by listener and origin, in seconds since 1970.
+    pub expiries: BTreeMap<(ListenerName, String), i64>,
     /// Services by name.
     pub services: HashMap<ServiceName, Arc<Upstream>>,
     /// Header fields that say who a client is, on any address: what clients send under these names is removed.

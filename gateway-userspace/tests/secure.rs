@@ -249,3 +249,20 @@ async fn of_two_keys_for_a_name_a_client_gets_ecdsa_unless_it_only_knows_rsa() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_known_when_certificates_expire() {
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let mut snapshot = secure(addr, &[origin.addr]);
+    let mut params = CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2031, 2, 3);
+    let key = KeyPair::generate().unwrap();
+    let certificate = &mut snapshot.listeners[0].certificates[0];
+    certificate.chain_pem = params.self_signed(&key).unwrap().pem().into_bytes();
+    certificate.key_pem = Secret::new(key.serialize_pem().as_bytes());
+    let proxy = Proxy::start(&snapshot);
+    let expiries: Vec<_> = proxy.published.load().expiries.clone().into_iter().collect();
+    let [((listener, origin), at_s)] = expiries.as_slice() else { panic!("{expiries:?}") };
+    // 2031-02-03T00:00:00Z
+    assert_eq!((listener.as_str(), origin.as_str(), *at_s), ("web", "a.test.pem", 1_927_843_200));
+}

@@ -10,7 +10,7 @@ use crate::{
     compile::{Fault, Faults, route, state::Shared, tls},
     limits,
     metrics::shard::RouteLabels,
-    name::ServiceName,
+    name::{ListenerName, ServiceName},
     network::Network,
     route::host::{Host, Hosts},
     snapshot::{
@@ -30,6 +30,7 @@ pub(super) fn binds(
     snapshot: &Snapshot,
     shared: &Shared,
     services: &Services,
+    expiries: &mut BTreeMap<(ListenerName, String), i64>,
     faults: &mut Faults,
 ) -> HashMap<BindKey, Bind> {
     let mut groups: BTreeMap<BindKey, Vec<&Listener>> = BTreeMap::new();
@@ -52,7 +53,7 @@ pub(super) fn binds(
         }
         let bind = match first.protocol {
             Protocol::Http => Some(Bind::Http(Box::new(http(snapshot, shared, services, &listeners)))),
-            Protocol::Https => tls::acceptor(&listeners, shared, faults).map(|acceptor| {
+            Protocol::Https => tls::acceptor(&listeners, shared, expiries, faults).map(|acceptor| {
                 let identity_header = first.clients.as_ref().map(|clients| clients.identity_header.clone());
                 let bind = http(snapshot, shared, services, &listeners);
                 Bind::Http(Box::new(HttpBind { tls: Some(acceptor), identity_header, ..bind }))

@@ -1,6 +1,6 @@
 //! The state: listeners grouped by address, their routes, the services behind them, and what to check.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use gateway_common::hash::Seed;
 
@@ -45,11 +45,20 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
     let probes =
         snapshot.services.iter().flat_map(|wanted| service::probes(wanted, &shared.parts.registry)).collect();
     let mut faults = Faults::default();
-    let binds = listener::binds(snapshot, shared, &services, &mut faults);
+    let mut expiries = BTreeMap::new();
+    let binds = listener::binds(snapshot, shared, &services, &mut expiries, &mut faults);
     if faults.0.is_empty() {
         let identity_headers = tls::identity_headers(snapshot);
         let proxies = listener::proxies(snapshot);
-        Ok(State { generation: snapshot.generation, binds, proxies, services, identity_headers, probes })
+        Ok(State {
+            generation: snapshot.generation,
+            binds,
+            proxies,
+            expiries,
+            services,
+            identity_headers,
+            probes,
+        })
     } else {
         Err(faults)
     }

@@ -1,9 +1,12 @@
 //! Certificates of the listeners of one address.
 
+use std::collections::BTreeMap;
+
 use http::HeaderName;
 
 use crate::{
     compile::{Fault, Faults, state::Shared},
+    name::ListenerName,
     secret::Secret,
     snapshot::{
         Snapshot,
@@ -19,7 +22,12 @@ use crate::{
 };
 
 /// What accepts TLS for these listeners; faults name every certificate that cannot be served.
-pub(super) fn acceptor(listeners: &[&Listener], shared: &Shared, faults: &mut Faults) -> Option<Acceptor> {
+pub(super) fn acceptor(
+    listeners: &[&Listener],
+    shared: &Shared,
+    expiries: &mut BTreeMap<(ListenerName, String), i64>,
+    faults: &mut Faults,
+) -> Option<Acceptor> {
     let mut resolver = Resolver::default();
     let mut served = 0usize;
     for listener in listeners {
@@ -32,6 +40,8 @@ pub(super) fn acceptor(listeners: &[&Listener], shared: &Shared, faults: &mut Fa
             match Certificate::from_pem(&shared.tls, &wanted.chain_pem, wanted.key_pem.expose()) {
                 Ok(certificate) => {
                     resolver.add(names, &certificate);
+                    let key = (listener.name.clone(), wanted.origin.clone());
+                    expiries.insert(key, certificate.not_after_s());
                     served += 1;
                 }
                 Err(cause) => faults.0.push(Fault {

@@ -125,6 +125,7 @@ impl Control {
         service::settle(&snapshot, &self.registry);
         let compiled = Arc::new(compiled);
         self.published.publish(Arc::clone(&compiled));
+        self.report_certificates(&before, &compiled);
         self.workers.serve().map_err(Refusal::Listen)?;
         if let (Some(kernel), Some(image)) = (&mut self.kernel, image) {
             kernel.take(image).await;
@@ -206,6 +207,16 @@ impl Control {
             kernel.keep_house(now).await;
         }
         self.report_kernel();
+    }
+
+    fn report_certificates(&self, before: &State, now: &State) {
+        let handshakes = &self.metrics.families.handshakes;
+        for ((listener, certificate), at_s) in &now.expiries {
+            handshakes.expires(listener.as_str(), certificate, *at_s);
+        }
+        for key in before.expiries.keys().filter(|key| !now.expiries.contains_key(key)) {
+            handshakes.dropped(key.0.as_str(), &key.1);
+        }
     }
 
     fn report_kernel(&self) {

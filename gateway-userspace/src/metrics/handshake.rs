@@ -1,16 +1,26 @@
-//! Metrics of TLS handshakes.
+//! Metrics of TLS: handshakes, and when certificates expire.
 
 use std::net::SocketAddr;
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-/// Handshakes that succeeded.
+/// Handshakes that succeeded, and the certificates they are made with.
 #[derive(Clone, Debug, Default)]
-pub struct Handshakes(Family<HandshakeLabels, Counter>);
+pub struct Handshakes {
+    finished: Family<HandshakeLabels, Counter>,
+    expiries: Family<CertificateLabels, Gauge>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CertificateLabels {
+    listener: String,
+    /// The file of the chain.
+    certificate: String,
+}
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct HandshakeLabels {
@@ -27,17 +37,34 @@ impl HandshakeLabels {
 
 impl Handshakes {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("tls_handshakes", "TLS handshakes that succeeded", self.0.clone());
+        registry.register("tls_handshakes", "TLS handshakes that succeeded", self.finished.clone());
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When a certificate that is served expires, in seconds since 1970",
+            self.expiries.clone(),
+        );
     }
 
     /// Counts one.
     pub fn count(&self, addr: SocketAddr, is_resumed: bool) {
-        self.0.get_or_create(&HandshakeLabels::new(addr, is_resumed)).inc();
+        self.finished.get_or_create(&HandshakeLabels::new(addr, is_resumed)).inc();
+    }
+
+    /// Sets when a certificate of a listener expires.
+    pub fn expires(&self, listener: &str, certificate: &str, at_s: i64) {
+        let labels = CertificateLabels { listener: listener.to_owned(), certificate: certificate.to_owned() };
+        self.expiries.get_or_create(&labels).set(at_s);
+    }
+
+    /// Forgets a certificate that is not served any more.
+    pub fn dropped(&self, listener: &str, certificate: &str) {
+        let labels = CertificateLabels { listener: listener.to_owned(), certificate: certificate.to_owned() };
+        self.expiries.remove(&labels);
     }
 
     pub(super) fn forget(&self, addr: SocketAddr) {
         for is_resumed in [false, true] {
-            self.0.remove(&HandshakeLabels::new(addr, is_resumed));
+            self.finished.remove(&HandshakeLabels::new(addr, is_resumed));
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::tls::Context;
 pub struct Certificate {
     pub(crate) key: Arc<CertifiedKey>,
     names: Vec<String>,
+    not_after_s: i64,
 }
 
 impl fmt::Debug for Certificate {
@@ -70,6 +71,13 @@ impl Certificate {
             .valid_dns_names()
             .map(str::to_ascii_lowercase)
             .collect();
+        // The parser that decides what is trusted does not tell this.
+        let not_after_s = x509_parser::parse_x509_certificate(leaf)
+            .map_err(|cause| Error::Chain(cause.to_string()))?
+            .1
+            .validity()
+            .not_after
+            .timestamp();
         // What the parser says about a key is not shown: it could quote it.
         let key =
             PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| Error::Key("it is not PEM".to_owned()))?;
@@ -83,7 +91,12 @@ impl Certificate {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(_) => return Err(Error::Mismatch),
         }
-        Ok(Self { key: Arc::new(key), names })
+        Ok(Self { key: Arc::new(key), names, not_after_s })
+    }
+
+    /// When it expires, in seconds since 1970.
+    pub const fn not_after_s(&self) -> i64 {
+        self.not_after_s
     }
 
     /// The DNS names it is good for, lower case; a wildcard begins with `*.`.
