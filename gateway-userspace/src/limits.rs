@@ -71,8 +71,9 @@ pub const STREAMS: u32 = 100;
 /// Idle time after which a pooled upstream connection is closed.
 pub const POOL_IDLE: Duration = Duration::from_mins(1);
 
-/// Idle connections kept for one endpoint by one worker; the oldest is closed beyond it.
-pub const POOL_IDLE_CONNECTIONS: usize = 64;
+/// Idle connections kept for one endpoint by one worker; the oldest is closed beyond it. As many as requests are under way
+/// at once at a busy endpoint: with fewer, each wave of requests opens connections that the next one needs again.
+pub const POOL_IDLE_CONNECTIONS: usize = 1_024;
 
 /// Connections to one endpoint from this agent, busy and idle; beyond it a request tries another endpoint, then gets 503.
 pub const UPSTREAM_CONNECTIONS: usize = 8_192;

@@ -46,7 +46,7 @@ pub fn parse(bytes: &Bytes, method: &Method) -> Result<Answer, Malformed> {
     let Ok(httparse::Status::Complete(_)) = raw.parse(bytes) else { return Err(Malformed) };
     let status = StatusCode::from_u16(raw.code.unwrap_or(0)).map_err(|_| Malformed)?;
     let is_old = raw.version == Some(0);
-    let mut headers = HeaderMap::with_capacity(raw.headers.len() + 4);
+    let mut headers = HeaderMap::with_capacity(raw.headers.len());
     let mut facts = Facts::default();
     for field in raw.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed)?;

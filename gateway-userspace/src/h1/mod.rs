@@ -35,3 +35,6 @@ pub fn number(digits: &[u8]) -> Option<u64> {
 fn words(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii)
 }
+
+#[cfg(test)]
+mod tests;

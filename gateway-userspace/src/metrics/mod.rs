@@ -6,6 +6,7 @@
 
 pub mod forwarded;
 pub mod handshake;
+pub mod limit;
 pub mod names;
 pub mod refusal;
 pub mod shard;

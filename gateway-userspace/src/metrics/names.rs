@@ -4,11 +4,12 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, MetricEncoder},
+    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder},
     metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
+pub use crate::metrics::limit::{Limit, LimitLabels};
 use crate::metrics::{
     Sampler,
     forwarded::Forwarded,
@@ -153,53 +154,6 @@ impl FaultKind {
     }
 }
 
-/// A bound that was reached; the closed set behind the label `limit`.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Limit {
-    /// Bytes of the access log that wait to be written, in lines that were dropped.
-    AccessLog,
-    /// Downstream connections of a worker.
-    Connections,
-    /// Idle connections to an endpoint.
-    PoolIdle,
-    /// Retries that a service bears.
-    RetryBudget,
-    /// Connections to an endpoint.
-    UpstreamConnections,
-    /// UDP flows of a worker.
-    UdpFlows,
-}
-
-impl Limit {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::AccessLog,
-        Self::Connections,
-        Self::PoolIdle,
-        Self::RetryBudget,
-        Self::UpstreamConnections,
-        Self::UdpFlows,
-    ];
-
-    /// The value of the label.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::AccessLog => "access_log",
-            Self::Connections => "connections",
-            Self::PoolIdle => "pool_idle",
-            Self::RetryBudget => "retry_budget",
-            Self::UpstreamConnections => "upstream_connections",
-            Self::UdpFlows => "udp_flows",
-        }
-    }
-}
-
-impl EncodeLabelValue for Limit {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
-        EncodeLabelValue::encode(&self.as_str(), encoder)
-    }
-}
-
 /// Labels of connections: the address they came to.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct BindLabels {
@@ -216,13 +170,6 @@ pub struct ProbeLabels {
     pub service: String,
     /// `passed`, `refused`, `silent`, `wrong`.
     pub outcome: &'static str,
-}
-
-/// Label of a bound.
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-pub struct LimitLabels {
-    /// Which.
-    pub limit: Limit,
 }
 
 /// Label of an outcome.

@@ -60,6 +60,16 @@ impl Connection {
             && Pin::new(&mut self.stream).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }
 
+    /// Like [`Connection::is_idle`], and gives back the buffers: it has been idle for a while.
+    pub(super) fn rest(&mut self) -> bool {
+        let is_idle = self.is_idle();
+        if is_idle {
+            self.bytes = BytesMut::new();
+            self.out.shrink();
+        }
+        is_idle
+    }
+
     /// Reads more; zero at the end.
     fn poll_read(&mut self, cx: &mut Context<'_>, len: usize) -> Poll<io::Result<usize>> {
         self.bytes.reserve(len);

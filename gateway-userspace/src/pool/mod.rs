@@ -261,9 +261,7 @@ impl Pool {
         let Some(shard) = self.shards.get(worker) else { return };
         let now = self.shared.clock.now();
         let mut connections = shard.connections.lock();
-        connections
-            .idle
-            .retain_mut(|idle| now.duration_since(idle.since) < limit && idle.connection.is_idle());
+        connections.idle.retain_mut(|idle| now.duration_since(idle.since) < limit && idle.connection.rest());
         connections.shared.retain(|connection| {
             let busy = connection.streams.load(Ordering::Acquire) > 0;
             !connection.sender.is_closed() && (busy || now.duration_since(*connection.used.lock()) < limit)

@@ -174,12 +174,12 @@ where
             version: head.parts.version,
             keeps_alive: head.keeps_alive,
         };
-        let body = {
+        let is_empty = {
             let mut wire = self.wire.lock();
             wire.begin(head.framing, head.awaits_continue);
-            if wire.is_read() { None } else { Some(Arc::clone(&self.wire)) }
+            wire.is_read()
         };
-        let body = body.map_or_else(RequestBody::empty, |wire| RequestBody::new(Uploaded { wire }));
+        let body = if is_empty { RequestBody::empty() } else { RequestBody::new(Uploaded::new(&self.wire)) };
         let response = self.response(Request::from_parts(head.parts, body)).await?;
         let keeps_alive = self.reply(&asked, response).await?;
         let mut wire = self.wire.lock();

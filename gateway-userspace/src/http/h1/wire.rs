@@ -38,6 +38,8 @@ pub(super) struct Wire<S> {
     /// Read and not taken yet.
     bytes: BytesMut,
     finder: Finder,
+    /// Requests that have begun: the body of an earlier one must not take from a later one.
+    n_begun: u64,
     /// What is still to come of the body of the request.
     rest: Rest,
     /// The client waits to be told that its body is wanted.
@@ -88,6 +90,7 @@ impl<S> Wire<S> {
             stream,
             bytes,
             finder: Finder::default(),
+            n_begun: 0,
             rest: Rest::End { is_good: true },
             awaits_continue: false,
             refusal: None,
@@ -107,6 +110,7 @@ impl<S> Wire<S> {
 
     /// A request begins, with a body as its head says.
     pub(super) fn begin(&mut self, framing: Framing, awaits_continue: bool) {
+        self.n_begun += 1;
         self.rest = match framing {
             Framing::None | Framing::UntilClose => Rest::End { is_good: true },
             Framing::Length(length) => Rest::Length(length),
@@ -260,10 +264,18 @@ impl std::fmt::Display for BrokenOff {
 
 impl std::error::Error for BrokenOff {}
 
-/// The body of the request that is under way.
+/// The body of one request.
 #[derive(Debug)]
 pub(super) struct Uploaded<S> {
-    pub(super) wire: Arc<Mutex<Wire<S>>>,
+    wire: Arc<Mutex<Wire<S>>>,
+    number: u64,
+}
+
+impl<S> Uploaded<S> {
+    /// That of the request that began last.
+    pub(super) fn new(wire: &Arc<Mutex<Wire<S>>>) -> Self {
+        Self { number: wire.lock().n_begun, wire: Arc::clone(wire) }
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Body for Uploaded<S> {
@@ -274,18 +286,50 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body for Uploaded<S> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        self.wire.lock().poll_body(cx)
+        let mut wire = self.wire.lock();
+        // Whoever asks so late was not waited for, so it was at its end.
+        if wire.n_begun == self.number { wire.poll_body(cx) } else { Poll::Ready(None) }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.wire.lock().rest, Rest::End { is_good: true })
+        let wire = self.wire.lock();
+        wire.n_begun != self.number || wire.is_read()
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.wire.lock().rest {
+        let wire = self.wire.lock();
+        match &wire.rest {
+            _ if wire.n_begun != self.number => SizeHint::with_exact(0),
             Rest::Length(left) => SizeHint::with_exact(*left),
             Rest::Chunks(_) => SizeHint::default(),
             Rest::End { .. } => SizeHint::with_exact(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http_body_util::BodyExt as _;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_body_of_a_request_takes_nothing_from_the_next_one() {
+        let (mut client, server) = tokio::io::duplex(1_024);
+        client.write_all(b"abGET / HTTP/1.1\r\nHost: a\r\n\r\ncd").await.unwrap();
+        let wire = Arc::new(Mutex::new(Wire::new(server, BytesMut::new())));
+        wire.lock().begin(Framing::Length(2), false);
+        let mut first = Uploaded::new(&wire);
+        assert_eq!(first.frame().await.unwrap().unwrap().into_data().unwrap(), "ab");
+        assert!(wire.lock().is_read());
+        let head = poll_fn(|cx| wire.lock().poll_head(cx)).await.unwrap();
+        assert_eq!(head, "GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        wire.lock().begin(Framing::Length(2), false);
+        assert!(first.frame().await.is_none(), "it is over");
+        let second = Uploaded::new(&wire).collect().await.unwrap().to_bytes();
+        assert_eq!(second, "cd");
     }
 }

@@ -1,0 +1,59 @@
+//! The bounds whose reaching is counted: a closed set.
+
+use std::fmt;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+/// A bound that was reached; the closed set behind the label `limit`.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Limit {
+    /// Bytes of the access log that wait to be written, in lines that were dropped.
+    AccessLog,
+    /// Downstream connections of a worker.
+    Connections,
+    /// Idle connections to an endpoint.
+    PoolIdle,
+    /// Retries that a service bears.
+    RetryBudget,
+    /// Connections to an endpoint.
+    UpstreamConnections,
+    /// UDP flows of a worker.
+    UdpFlows,
+}
+
+impl Limit {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::AccessLog,
+        Self::Connections,
+        Self::PoolIdle,
+        Self::RetryBudget,
+        Self::UpstreamConnections,
+        Self::UdpFlows,
+    ];
+
+    /// The value of the label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::AccessLog => "access_log",
+            Self::Connections => "connections",
+            Self::PoolIdle => "pool_idle",
+            Self::RetryBudget => "retry_budget",
+            Self::UpstreamConnections => "upstream_connections",
+            Self::UdpFlows => "udp_flows",
+        }
+    }
+}
+
+impl EncodeLabelValue for Limit {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
+        EncodeLabelValue::encode(&self.as_str(), encoder)
+    }
+}
+
+/// Label of a bound.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct LimitLabels {
+    /// Which.
+    pub limit: Limit,
+}
