@@ -96,6 +96,15 @@ pub const RETRIES_AT_MOST: usize = 10;
 /// Wait before a retry where its rule says nothing. As in Envoy.
 pub const RETRY_BACKOFF: Duration = Duration::from_millis(25);
 
+/// Copies of requests that one worker has under way; beyond it requests are not copied.
+pub const MIRRORS: usize = 256;
+
+/// Bytes of a copied body that wait for the mirror, and bytes of its answer that are read; beyond it the copy ends.
+pub const MIRROR_BYTES: usize = 256 * 1024;
+
+/// Time for a copy and its answer; then it ends.
+pub const MIRROR_TIMEOUT: Duration = Duration::from_mins(1);
+
 /// Downstream connections of one worker, or fewer where descriptors are scarce; beyond it the oldest waiting ones stay in
 /// the kernel's queue.
 pub const CONNECTIONS_PER_WORKER: usize = 16_384;

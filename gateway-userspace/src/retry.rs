@@ -33,6 +33,10 @@ impl Policy {
         is_written: false,
     };
 
+    /// Once, whatever comes of it.
+    pub const NEVER: Self =
+        Self { attempts: 0, statuses: Vec::new(), backoff: limits::RETRY_BACKOFF, is_written: false };
+
     /// Whether this status calls for another try.
     pub fn includes(&self, status: u16) -> bool {
         self.statuses.iter().any(|range| range.contains(&status))

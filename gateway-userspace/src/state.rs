@@ -146,6 +146,8 @@ pub struct Rule {
     pub backends: Backends,
     /// What is done besides.
     pub filters: Option<Arc<Filters>>,
+    /// Who gets copies.
+    pub mirrors: Vec<Mirror>,
     /// Bound on the whole exchange.
     pub request_timeout: Option<Duration>,
     /// Bound on each try.
@@ -154,6 +156,15 @@ pub struct Rule {
     pub retry: retry::Policy,
     /// Counts its requests.
     pub stats: Arc<RouteStats>,
+}
+
+/// A service that gets copies of requests.
+#[derive(Debug)]
+pub struct Mirror {
+    /// The service.
+    pub service: Arc<Upstream>,
+    /// Share of the requests that are copied.
+    pub percent: u32,
 }
 
 /// Weighted services.

@@ -11,14 +11,21 @@
 
 mod support;
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use gateway_userspace::source::file::parse;
-use http::{HeaderMap, Request};
-use http_body_util::Full;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use support::{
     client::{Answer, Client},
-    free_addr,
+    eventually, free_addr,
     origin::Origin,
     proxy::Proxy,
 };
@@ -171,4 +178,98 @@ async fn browsers_are_told_who_may_read() {
     // A browser must be able to read that it failed.
     let options = ask(addr, "OPTIONS", "/x", &[("origin", "https://bar.com")]).await;
     assert_eq!(options.header("seen-method"), "OPTIONS", "not every OPTIONS is a preflight");
+}
+
+/// A proxy that copies to `shadow`.
+fn mirrored(addr: SocketAddr, origin: SocketAddr, shadow: SocketAddr, mirrors: &str) -> Proxy {
+    let text = format!(
+        "listeners: [{{name: web, address: {}, port: {}, protocol: HTTP}}]\n\
+         routes: [{{name: all, listeners: [web], rules: [{{backends: [{{service: app}}], filters: {{rewrite: {{path: {{value: /v2}}}}, mirrors: {mirrors}}}}}]}}]\n\
+         services: [{{name: app, endpoints: [{{address: {}, port: {}}}]}}, {{name: shadow, endpoints: [{{address: {}, port: {}}}]}}]\n",
+        addr.ip(),
+        addr.port(),
+        origin.ip(),
+        origin.port(),
+        shadow.ip(),
+        shadow.port(),
+    );
+    let loaded = parse(Path::new("filters.yaml"), &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
+    Proxy::with_workers(&loaded.snapshot, 1)
+}
+
+type Seen = Arc<Mutex<Vec<(String, Bytes)>>>;
+
+/// An endpoint that keeps what it gets, and answers with an error that nobody must see.
+async fn shadow(delay: Duration) -> (Origin, Seen) {
+    let seen = Seen::default();
+    let kept = Arc::clone(&seen);
+    let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), move |request: Request<Incoming>| {
+        let kept = Arc::clone(&kept);
+        async move {
+            tokio::time::sleep(delay).await;
+            let target = format!("{} {}", request.method(), request.uri());
+            if let Ok(body) = request.into_body().collect().await {
+                kept.lock().unwrap().push((target, body.to_bytes()));
+            }
+            Response::builder().status(500).body(Full::default()).unwrap()
+        }
+    });
+    (origin.await, seen)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_get_copies_with_their_bodies() {
+    let origin = Origin::named("a").await;
+    let (other, seen) = shadow(Duration::ZERO).await;
+    let addr = free_addr();
+    let _proxy = mirrored(
+        addr,
+        origin.addr,
+        other.addr,
+        "[{service: shadow}, {service: shadow, percent: 0}, {service: shadow}]",
+    );
+    let body = Bytes::from(vec![b'x'; 100_000]);
+    let request = Request::post("/x?q").header("host", "a.test").body(Full::new(body.clone())).unwrap();
+    let answer = Client::http1(addr).await.send(request).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.header("origin"), &answer.body), (200, "a", &body));
+    assert_eq!(ask(addr, "GET", "/y", &[]).await.status, 200);
+    eventually("the copies arrive", Duration::from_secs(5), || seen.lock().unwrap().len() >= 4).await;
+    let mut seen = seen.lock().unwrap().clone();
+    seen.sort();
+    let expected = |target: &str, body: &Bytes| (target.to_owned(), body.clone());
+    let (get, post) = (expected("GET /v2/y", &Bytes::new()), expected("POST /v2/x?q", &body));
+    assert_eq!(seen, [get.clone(), get, post.clone(), post]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_of_the_requests_is_copied() {
+    let origin = Origin::named("a").await;
+    let (other, _seen) = shadow(Duration::ZERO).await;
+    let addr = free_addr();
+    let _proxy = mirrored(addr, origin.addr, other.addr, "[{service: shadow, percent: 20}]");
+    let mut client = Client::http1(addr).await;
+    for _ in 0..1_000 {
+        assert_eq!(client.get("a.test", "/").await.unwrap().status, 200);
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!((140..260).contains(&other.requests()), "{} of 1,000", other.requests());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_hangs_delays_nobody_and_its_copies_are_bounded() {
+    let origin = Origin::named("a").await;
+    let (other, _seen) = shadow(Duration::from_mins(1)).await;
+    let addr = free_addr();
+    let proxy = mirrored(addr, origin.addr, other.addr, "[{service: shadow}]");
+    let mut client = Client::http1(addr).await;
+    let started = Instant::now();
+    for _ in 0..300 {
+        assert_eq!(client.call("POST", "a.test", "/", "small").await.unwrap().status, 200);
+    }
+    let long = Bytes::from(vec![b'x'; 4 << 20]);
+    let request = Request::post("/").header("host", "a.test").body(Full::new(long.clone())).unwrap();
+    assert_eq!(client.send(request).await.unwrap().body, long, "the original is whole");
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    let dropped = proxy.metric("sluice_limit_reached_total{limit=\"mirrors\"}");
+    assert!(dropped >= 45.0, "{dropped} copies were dropped");
 }

@@ -270,6 +270,7 @@ mod tests {
             matches: Vec::new(),
             backends,
             filters: None,
+            mirrors: Vec::new(),
             request_timeout: None,
             backend_timeout: None,
             retry: crate::retry::Policy::DEFAULT,

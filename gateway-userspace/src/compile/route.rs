@@ -12,7 +12,7 @@ use crate::{
     snapshot::{
         Snapshot,
         listener::{Hostname, Listener},
-        route::{Match, PathMatch, Route, Rule},
+        route::{Match, Mirror, PathMatch, Route, Rule},
     },
     state::{self, Backends, Matched},
 };
@@ -39,6 +39,7 @@ pub(super) fn table(
                 route: route.name.clone(),
                 backends: backends(rule, services),
                 filters: rule.filters.clone(),
+                mirrors: mirrors(rule, services),
                 request_timeout: rule.request_timeout,
                 backend_timeout: rule.backend_timeout,
                 retry: rule.retry.clone(),
@@ -95,6 +96,15 @@ fn backends(rule: &Rule, services: &Services) -> Backends {
     Backends::new(
         rule.backends.iter().map(|backend| (backend.weight, services.get(&backend.service).map(Arc::clone))),
     )
+}
+
+/// Copies for a service that does not exist go nowhere.
+fn mirrors(rule: &Rule, services: &Services) -> Vec<state::Mirror> {
+    let mirror = |mirror: &Mirror| {
+        let service = services.get(&mirror.service)?;
+        Some(state::Mirror { service: Arc::clone(service), percent: mirror.percent })
+    };
+    rule.mirrors.iter().filter_map(mirror).collect()
 }
 
 fn path(wanted: &Match) -> Path<'_> {

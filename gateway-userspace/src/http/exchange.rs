@@ -1,6 +1,10 @@
 //! The life of one request: route, pick, connect or reuse, send, receive, log.
 
-use std::{pin::Pin, sync::Arc, time::Instant};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{Method, Request, Response, StatusCode, header as names, request::Parts, uri::PathAndQuery};
 use tokio::time::Sleep;
@@ -14,7 +18,7 @@ use crate::{
         fault::{Fault, Kind, Language},
         filtered::{self, Remembered},
         forward::{Forward, Forwarded, Message},
-        header, trace,
+        header, mirror, trace,
     },
     limits,
     metrics::shard::RouteStats,
@@ -186,12 +190,14 @@ async fn serve(
         protocol: service.definition().protocol,
         has_body: !body.is_empty(),
     };
+    let body = if rule.mirrors.is_empty() { body } else { mirror::copy(worker, rule, &parts, &onward, body) };
     let mut head = header::to_upstream(parts, &onward)?;
     if let Some(filters) = filters {
         filters.request_headers.apply(&mut head.headers);
     }
-    let forward = Forward { worker, downstream, service, rule };
-    let (forwarded, deadline) = within_deadline(forward, Message::new(head, body)).await?;
+    let forward = Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout };
+    let forwarding = within_deadline(forward, rule.request_timeout, Message::new(head, body));
+    let (forwarded, deadline) = forwarding.await?;
     if let Some(line) = line {
         line.display(AccessField::Endpoint, forwarded.lease.endpoint().addr());
         line.number(AccessField::Retries, u64::try_from(forwarded.n_retries).unwrap_or(u64::MAX));
@@ -203,8 +209,12 @@ async fn serve(
 type Deadline = Option<Pin<Box<Sleep>>>;
 
 /// Bounds the exchange; what is left of the time is for the body.
-async fn within_deadline(forward: Forward<'_>, message: Message) -> Result<(Forwarded, Deadline), Fault> {
-    let Some(timeout) = forward.rule.request_timeout else {
+async fn within_deadline(
+    forward: Forward<'_>,
+    timeout: Option<Duration>,
+    message: Message,
+) -> Result<(Forwarded, Deadline), Fault> {
+    let Some(timeout) = timeout else {
         return Ok((forward.run(message).await?, None));
     };
     let mut deadline = Box::pin(tokio::time::sleep(timeout));

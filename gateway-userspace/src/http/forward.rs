@@ -1,6 +1,6 @@
 //! One request on its way to an endpoint: pick, connect or reuse, send; and again, as long as that cannot do harm.
 
-use std::io;
+use std::{io, time::Duration};
 
 use futures_util::FutureExt as _;
 use http::{Request, Response, request::Parts};
@@ -21,7 +21,7 @@ use crate::{
         body::{Keeper, RequestBody},
         incoming::Incoming,
     },
-    state::Rule,
+    retry,
     upstream::{Freshness, Upstream},
 };
 
@@ -31,7 +31,9 @@ pub(super) struct Forward<'a> {
     pub(super) worker: &'a Worker,
     pub(super) downstream: &'a Downstream,
     pub(super) service: &'a Upstream,
-    pub(super) rule: &'a Rule,
+    pub(super) retry: &'a retry::Policy,
+    /// Bound on each try.
+    pub(super) timeout: Option<Duration>,
 }
 
 /// The head of a response, and what its body comes over.
@@ -95,11 +97,11 @@ impl Forward<'_> {
                 continue;
             }
             course.tried.push(picked);
-            if course.n_retries >= self.rule.retry.attempts {
+            if course.n_retries >= self.retry.attempts {
                 return Err(failed.fault);
             }
             if failed.burden == Burden::Charged {
-                tokio::time::sleep(self.rule.retry.wait(course.n_retries)).await;
+                tokio::time::sleep(self.retry.wait(course.n_retries)).await;
             }
             course.n_retries += 1;
         }
@@ -119,7 +121,7 @@ impl Forward<'_> {
             return Ok((picked, Freshness::Any));
         }
         // Every endpoint was tried. One that refused is asked again, others only where somebody wants that.
-        let retry = &self.rule.retry;
+        let retry = self.retry;
         if course.n_retries == 0 || !(retry.is_written || course.last.kind == Kind::Refused) {
             return Err(course.last);
         }
@@ -151,7 +153,7 @@ impl Forward<'_> {
         self.service.stats().tried(self.worker.idx);
         let active = lease.endpoint().begin();
         let (request, kept) = message.split();
-        let sent = match self.rule.backend_timeout {
+        let sent = match self.timeout {
             None => lease.send(request).await,
             Some(timeout) => {
                 let Ok(sent) = tokio::time::timeout(timeout, lease.send(request)).await else {
@@ -172,7 +174,7 @@ impl Forward<'_> {
 
     /// A try that took too long is repeated only where somebody wants that: the endpoint may still be at it.
     fn timed_out(&self, kept: Kept, n_retries: usize) -> Failed {
-        let wanted = self.rule.retry.is_written && n_retries < self.rule.retry.attempts;
+        let wanted = self.retry.is_written && n_retries < self.retry.attempts;
         let message = if wanted && kept.is_idempotent() && self.withdraw() { kept.message() } else { None };
         Failed {
             fault: Fault::new(Kind::TryTimeout),
@@ -183,7 +185,7 @@ impl Forward<'_> {
 
     /// Whether a response is the last word. One that is not is dropped, with its connection unless its body is at hand.
     fn judge(&self, forwarded: Forwarded, kept: Kept, n_retries: usize) -> Result<Forwarded, Failed> {
-        let retry = &self.rule.retry;
+        let retry = self.retry;
         let is_wanted = n_retries < retry.attempts && retry.includes(forwarded.response.status().as_u16());
         if !is_wanted || !kept.is_idempotent() || !self.withdraw() {
             return Ok(forwarded);

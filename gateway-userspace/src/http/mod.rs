@@ -8,6 +8,7 @@ mod forward;
 pub mod forwarded;
 mod h1;
 pub mod header;
+mod mirror;
 pub mod serve;
 pub mod stream;
 pub mod trace;
@@ -16,6 +17,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use gateway_common::{addr::Protocol, flow::FlowKey};
 use http::{HeaderMap, HeaderValue};
+use tokio::sync::Semaphore;
 
 use crate::{
     access, balance,
@@ -42,6 +44,8 @@ pub struct Worker {
     pub access: Option<Arc<access::Log>>,
     /// Trace context of requests.
     pub trace: TraceSettings,
+    /// Places for copies of requests that are under way.
+    pub mirrors: Arc<Semaphore>,
     /// Runs the streams of HTTP/2.
     pub tasks: Tasks,
 }

@@ -249,6 +249,7 @@ impl Thread {
             clock: settings.clock.clone(),
             access: settings.access.clone(),
             trace: settings.trace,
+            mirrors: Arc::new(Semaphore::new(limits::MIRRORS)),
             tasks: Tasks::default(),
         });
         let pools = Arc::clone(&settings.pools);

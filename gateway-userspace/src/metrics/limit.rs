@@ -11,6 +11,8 @@ pub enum Limit {
     AccessLog,
     /// Downstream connections of a worker.
     Connections,
+    /// Copies of requests, in number or in bytes that wait.
+    Mirrors,
     /// Idle connections to an endpoint.
     PoolIdle,
     /// Retries that a service bears.
@@ -23,9 +25,10 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::AccessLog,
         Self::Connections,
+        Self::Mirrors,
         Self::PoolIdle,
         Self::RetryBudget,
         Self::UpstreamConnections,
@@ -37,6 +40,7 @@ impl Limit {
         match self {
             Self::AccessLog => "access_log",
             Self::Connections => "connections",
+            Self::Mirrors => "mirrors",
             Self::PoolIdle => "pool_idle",
             Self::RetryBudget => "retry_budget",
             Self::UpstreamConnections => "upstream_connections",

@@ -162,6 +162,13 @@ fn check_backends(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems
             problems.warning(backend.place, format!("{message}: its share is answered with 500"), remedy);
         }
     }
+    for mirror in route.rules.iter().flat_map(|rule| &rule.mirrors) {
+        let name = &mirror.value.service;
+        if !index.services.contains_key(name) {
+            let message = format!("no service is named {name}: nothing is copied");
+            problems.warning(mirror.place, message, index.service_remedy.clone());
+        }
+    }
     if layer4.is_some_and(|protocol| !protocol.has_names()) {
         check_packets(route, index, problems);
     }
@@ -179,16 +186,19 @@ fn check_announced(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
     if attached(route, index).iter().all(by_agent) {
         return;
     }
-    for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
-        let Some(service) = index.services.get(&backend.value.service) else { continue };
+    let used = route.rules.iter().flat_map(|rule| {
+        let backends = rule.backends.iter().map(|backend| (&backend.value.service, backend.place));
+        backends.chain(rule.mirrors.iter().map(|mirror| (&mirror.value.service, mirror.place)))
+    });
+    for (name, place) in used {
+        let Some(service) = index.services.get(name) else { continue };
         if service.announced.is_some() {
             let message = format!(
-                "{} wants the PROXY protocol, and a listener of this route forwards no whole connections",
-                backend.value.service
+                "{name} wants the PROXY protocol, and a listener of this route forwards no whole connections"
             );
             let remedy =
                 "write `protocol: TLS`, or `protocol: TCP` with `forwarding: agent`, or another service";
-            problems.fault(backend.place, message, remedy);
+            problems.fault(place, message, remedy);
         }
     }
 }
@@ -293,8 +303,10 @@ fn check_used(draft: &Draft, problems: &mut Problems) {
         .routes
         .iter()
         .flat_map(|route| &route.rules)
-        .flat_map(|rule| &rule.backends)
-        .map(|backend| &backend.value.service)
+        .flat_map(|rule| {
+            let backends = rule.backends.iter().map(|backend| &backend.value.service);
+            backends.chain(rule.mirrors.iter().map(|mirror| &mirror.value.service))
+        })
         .collect();
     for service in &draft.services {
         if let Some(name) = &service.name

@@ -194,6 +194,13 @@ fn check_filters(rule: &DraftRule, problems: &mut Problems) {
         }
         (None, _) | (Some(_), None) => {}
     }
+    if let (Some(_), Some(mirror)) = (answer, rule.mirrors.first()) {
+        problems.fault(
+            mirror.place,
+            "a filter of the rule answers, so nothing is copied",
+            "remove one of both",
+        );
+    }
     let Some(Located { value: filters, place }) = &rule.filters else { return };
     let rewritten = filters.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref());
     let redirected = match &filters.answer {
@@ -321,6 +328,7 @@ fn rule(draft: DraftRule) -> Rule {
         matches: if written.is_empty() { vec![everything()] } else { written },
         backends: draft.backends.into_iter().map(|backend| backend.value).collect(),
         filters: draft.filters.map(|filters| Arc::new(filters.value)),
+        mirrors: draft.mirrors.into_iter().map(|mirror| mirror.value).collect(),
         request_timeout: bound(draft.request_timeout),
         backend_timeout: match draft.backend_timeout {
             None => Some(limits::BACKEND_REQUEST_TIMEOUT),

@@ -14,7 +14,7 @@ use crate::{
     secret::Secret,
     snapshot::{
         listener::{Certificate, ClientCertificates, Forwarding, Hostname, Protocol},
-        route::{Backend, Match},
+        route::{Backend, Match, Mirror},
         service::{Endpoint, HealthCheck, Policy, UpstreamProtocol},
     },
     target,
@@ -97,6 +97,8 @@ pub struct DraftRule {
     pub has_effect: bool,
     /// What is done besides, if anything is written.
     pub filters: Option<Located<Filters>>,
+    /// Mirrors.
+    pub mirrors: Vec<Located<Mirror>>,
     /// Bound on the whole exchange; zero is none.
     pub request_timeout: Option<Located<Duration>>,
     /// Bound on each try; zero is none.

@@ -32,6 +32,8 @@ pub struct Rule {
     pub backends: Vec<Backend>,
     /// What is done besides; none forwards requests as they are.
     pub filters: Option<Arc<Filters>>,
+    /// Who gets copies of requests.
+    pub mirrors: Vec<Mirror>,
     /// Bound on the whole exchange, from the first byte of the request.
     pub request_timeout: Option<Duration>,
     /// Bound on each try.
@@ -71,4 +73,13 @@ pub struct Backend {
     pub service: ServiceName,
     /// Relative share; zero gets nothing.
     pub weight: u32,
+}
+
+/// A service that gets copies of requests.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Mirror {
+    /// The service; when there is none of that name, nothing is copied.
+    pub service: ServiceName,
+    /// Share of the requests that are copied.
+    pub percent: u32,
 }

@@ -14,8 +14,9 @@ use crate::{
         redirect::{Redirect, Scheme},
         rewrite::{PathRewrite, Rewrite},
     },
+    name::ServiceName,
     place::Located,
-    snapshot::listener::Hostname,
+    snapshot::{listener::Hostname, route::Mirror},
     source::text,
 };
 
@@ -46,6 +47,14 @@ pub(super) fn filters(view: &View<'_>) -> Located<Filters> {
         );
     }
     Located { value, place: view.place() }
+}
+
+/// Reads a mirror; the place is that of the service.
+pub(super) fn mirror(view: &View<'_>) -> Option<Located<Mirror>> {
+    let service = view.text("service", |name| text::name(name).map(ServiceName::new));
+    let percent = view.integer("percent");
+    let (service, percent) = (service?, percent?.value);
+    Some(service.map(|service| Mirror { service, percent }))
 }
 
 fn edits(view: &View<'_>) -> Edits {

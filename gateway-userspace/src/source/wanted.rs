@@ -118,12 +118,14 @@ fn rule(view: &View<'_>) -> DraftRule {
     let timeouts = view.table("timeouts");
     let filters = view.table("filters");
     let answers = filters.is_some_and(|view| view.has("redirect") || view.has("respond"));
+    let mirrors = filters.map(|view| view.tables("mirrors")).unwrap_or_default();
     DraftRule {
         place: view.place(),
         matches,
         backends,
         has_effect: answers || view.has("backends"),
         filters: filters.map(|view| filter::filters(&view)),
+        mirrors: mirrors.iter().filter_map(filter::mirror).collect(),
         request_timeout: timeouts.and_then(|timeouts| timeouts.duration("request")),
         backend_timeout: timeouts.and_then(|timeouts| timeouts.duration("backendRequest")),
         retry: view.table("retry").and_then(|retry| retry_policy(&retry)),

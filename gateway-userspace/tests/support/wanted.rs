@@ -63,6 +63,7 @@ pub fn rule(matched: Match, backends: &[(&str, u32)]) -> Rule {
         matches: vec![matched],
         backends: backends.iter().map(backend).collect(),
         filters: None,
+        mirrors: Vec::new(),
         request_timeout: None,
         backend_timeout: None,
         retry: retry::Policy::DEFAULT,

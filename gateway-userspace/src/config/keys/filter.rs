@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::NAME;
 use crate::config::shape::{
     Field, List,
     Presence::{Absent, Default, Required},
@@ -64,6 +65,14 @@ pub(super) static FILTERS: Table = Table {
             shape: Shape::Table(&RESPOND),
             presence: Absent("no response"),
             doc: "Answers, instead of forwarding.",
+        },
+        Field {
+            key: "mirrors",
+            shape: Shape::List(&List { item: Shape::Table(&MIRROR), min: 1, max: 8 }),
+            presence: Absent("no copies"),
+            doc: "Services that get copies of requests, with the new target and fields. A copy never delays its request: a \
+                  mirror that does not keep up loses copies, which is counted in \
+                  `sluice_limit_reached_total{limit=\"mirrors\"}`.",
         },
         Field {
             key: "cors",
@@ -266,6 +275,26 @@ static CORS: Table = Table {
             shape: Shape::Duration { min: Duration::ZERO, max: Duration::from_hours(24) },
             presence: Default("5s"),
             doc: "How long the answer to a preflight may be remembered.",
+        },
+    ],
+    one_of: &[],
+};
+
+static MIRROR: Table = Table {
+    name: "mirror",
+    doc: "A service that gets copies of requests; its answers are dropped.",
+    fields: &[
+        Field {
+            key: "service",
+            shape: Shape::Text(&NAME),
+            presence: Required("canary"),
+            doc: "Name of the service.",
+        },
+        Field {
+            key: "percent",
+            shape: Shape::Integer { min: 0, max: 100 },
+            presence: Default("100"),
+            doc: "Share of the requests that are copied, drawn for each.",
         },
     ],
     one_of: &[],
