@@ -191,7 +191,7 @@ async fn streams_beyond_what_the_endpoint_allows_get_a_connection_of_their_own()
     let _proxy = Proxy::with_workers(&snapshot, 1);
     // The endpoint says its bound when it is connected to, and the bound is looked at now and then.
     assert_eq!(client::get(addr, "a.test", "/").await.status, StatusCode::OK);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let burst: Vec<_> =
         (0..8).map(|_| tokio::spawn(async move { client::get(addr, "a.test", "/").await.status })).collect();
     for one in burst {
