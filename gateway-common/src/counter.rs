@@ -130,10 +130,10 @@ macro_rules! reasons {
 
         impl Reason {
             /// Room for reasons at each hook.
-            pub const LIMIT: u32 = 64;
+            pub const LIMIT: u32 = 128;
 
             /// The same, as the length of an array.
-            pub const ROOM: usize = 64;
+            pub const ROOM: usize = 128;
 
             /// Every reason, in the order of the numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
@@ -226,7 +226,7 @@ reasons! {
 }
 
 const _: () = assert!(size_of::<Count>() == 16);
-const _: () = assert!(size_of::<HookCounts>() == 1_024);
+const _: () = assert!(size_of::<HookCounts>() == 2_048);
 const _: () = assert!(size_of::<ServiceCount>() == 64);
 const _: () = assert!(size_of::<EndpointCount>() == 40);
 

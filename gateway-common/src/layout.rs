@@ -6,7 +6,7 @@
 use crate::{counter, endpoint, filter, flow, service, settings, slot};
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// Version of the flow tables, whose entries outlive a change of the other maps.
 pub const FLOW_LAYOUT_VERSION: u32 = 2;

@@ -223,8 +223,8 @@ impl Maps for KernelMaps {
 
     #[inline(always)]
     fn count_packet(&self, hook: Hook, reason: Reason, bytes: u64) {
-        const { assert!(Reason::LIMIT == 64, "the number of a reason has six bits") };
-        let number = usize::try_from(word::below_64(u64::from(reason.number()))).unwrap_or(0);
+        const { assert!(Reason::LIMIT == 128, "the number of a reason has seven bits") };
+        let number = usize::try_from(word::below_128(u64::from(reason.number()))).unwrap_or(0);
         let Some(row) = REASONS.get_ptr_mut(hook.number()) else { return };
         let row: *mut HookCounts = row;
         let counts = row.cast::<Count>();

@@ -15,9 +15,9 @@ use gateway_common::{
 };
 use gateway_tests::{kernel_run::object_path, privilege};
 
-/// Sizes at layout version 2. A change here without a new version opens old maps with new types.
+/// Sizes at layout version 3. A change here without a new version opens old maps with new types.
 const RECORDED: (u32, &[(&str, usize)]) = (
-    2,
+    3,
     &[
         ("ServiceBucket", 64),
         ("PortRange", 8),
@@ -27,7 +27,7 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("FilterWord", 8),
         ("Settings", 128),
         ("Scratch", 256),
-        ("HookCounts", 1_024),
+        ("HookCounts", 2_048),
         ("ServiceCount", 64),
         ("EndpointCount", 40),
     ],

@@ -62,7 +62,7 @@ mod instructions {
     }
 
     #[inline(always)]
-    pub(crate) fn below_64(mut number: u64) -> u64 {
+    pub(crate) fn below_128(mut number: u64) -> u64 {
         // SAFETY: the instruction reads and writes one register.
         unsafe {
             asm!("{number} &= 63", number = inout(reg) number, options(pure, nomem, nostack));
@@ -95,8 +95,8 @@ mod instructions {
         word.fetch_add(number, SeqCst);
     }
 
-    pub(crate) const fn below_64(number: u64) -> u64 {
-        number & 63
+    pub(crate) const fn below_128(number: u64) -> u64 {
+        number & 127
     }
 }
 
@@ -130,9 +130,9 @@ pub(crate) fn add(word: &AtomicU64, number: u64) {
     instructions::add(word, number);
 }
 
-/// The lowest six bits. By an instruction of its own, because the compiler removes a mask that it knows to change nothing,
+/// The lowest seven bits. By an instruction of its own, because the compiler removes a mask that it knows to change nothing,
 /// and the verifier does not know.
 #[inline(always)]
-pub(crate) fn below_64(number: u64) -> u64 {
-    instructions::below_64(number)
+pub(crate) fn below_128(number: u64) -> u64 {
+    instructions::below_128(number)
 }
