@@ -65,7 +65,7 @@ mod instructions {
     pub(crate) fn below_128(mut number: u64) -> u64 {
         // SAFETY: the instruction reads and writes one register.
         unsafe {
-            asm!("{number} &= 63", number = inout(reg) number, options(pure, nomem, nostack));
+            asm!("{number} &= 127", number = inout(reg) number, options(pure, nomem, nostack));
         }
         number
     }
