@@ -42,6 +42,14 @@ pub struct ServiceCount {
     pub unrecorded: u64,
 }
 
+/// Value of [`ServiceReasons`](crate::map::ServiceReasons): why packets to and from a service were dropped.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct ServiceReasons {
+    /// Packets by [`Reason::place`].
+    pub packets: [u64; Reason::PLACES],
+}
+
 /// Value of [`EndpointCounts`](crate::map::EndpointCounts).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
@@ -225,18 +233,86 @@ reasons! {
     FlowContended = 46 "flow_contended" Dropped,
 }
 
+impl Reason {
+    /// Places of [`ServiceReasons`].
+    pub const PLACES: usize = 32;
+
+    /// The reasons that are counted by service, by their places; append-only. One that is not here is counted at the last
+    /// place.
+    pub const OF_SERVICES: [Self; 12] = [
+        Self::TtlExpired,
+        Self::NoEndpoint,
+        Self::BadSlot,
+        Self::NoNextHop,
+        Self::PortsExhausted,
+        Self::FlowNotRecorded,
+        Self::RewriteFailed,
+        Self::NoSocket,
+        Self::UnknownMode,
+        Self::TooBig,
+        Self::FlowTableFull,
+        Self::FlowContended,
+    ];
+
+    /// The name that [`ServiceReasons`] has for its last place.
+    pub const OTHER: &'static str = "other";
+
+    /// Place in [`ServiceReasons`] by the number of the reason.
+    #[expect(
+        clippy::as_conversions,
+        clippy::cast_possible_truncation,
+        clippy::indexing_slicing,
+        reason = "a constant, whose faults stop the compiler"
+    )]
+    pub const BY_NUMBER: [u8; Self::ROOM] = {
+        let mut places = [Self::PLACES as u8 - 1; Self::ROOM];
+        let mut place = 0;
+        while place < Self::OF_SERVICES.len() {
+            places[Self::OF_SERVICES[place].number() as usize] = place as u8;
+            place += 1;
+        }
+        places
+    };
+
+    /// Place in [`ServiceReasons`].
+    pub fn place(self) -> usize {
+        let number = usize::try_from(self.number()).unwrap_or(0);
+        Self::BY_NUMBER.get(number).map_or(Self::PLACES - 1, |place| usize::from(*place))
+    }
+}
+
+const _: () = assert!(Reason::OF_SERVICES.len() < Reason::PLACES);
 const _: () = assert!(size_of::<Count>() == 16);
 const _: () = assert!(size_of::<HookCounts>() == 2_048);
+const _: () = assert!(size_of::<ServiceReasons>() == 256);
 const _: () = assert!(size_of::<ServiceCount>() == 64);
 const _: () = assert!(size_of::<EndpointCount>() == 40);
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::vec::Vec;
+
     use super::*;
 
     #[test]
     fn numbers_are_ascending_and_fit() {
         assert!(Reason::ALL.windows(2).all(|pair| pair[0].number() < pair[1].number()));
         assert!(Reason::ALL.iter().all(|reason| reason.number() < Reason::LIMIT));
+    }
+
+    #[test]
+    fn what_a_service_drops_has_a_place() {
+        let before_the_service = [Reason::Truncated, Reason::BadIpHeader, Reason::BadTransportHeader];
+        let missing: Vec<_> = Reason::ALL
+            .iter()
+            .filter(|reason| reason.class() == Class::Dropped && !before_the_service.contains(reason))
+            .filter(|reason| reason.place() == Reason::PLACES - 1)
+            .collect();
+        assert!(missing.is_empty(), "append to OF_SERVICES, or say that no service is known: {missing:?}");
+        for (place, reason) in Reason::OF_SERVICES.iter().enumerate() {
+            assert_eq!(reason.place(), place);
+        }
     }
 }

@@ -26,6 +26,7 @@ pub const SIZES: &[(&str, usize)] = &[
     ("Scratch", size_of::<flow::Scratch>()),
     ("HookCounts", size_of::<counter::HookCounts>()),
     ("ServiceCount", size_of::<counter::ServiceCount>()),
+    ("ServiceReasons", size_of::<counter::ServiceReasons>()),
     ("EndpointCount", size_of::<counter::EndpointCount>()),
 ];
 

@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 
 use crate::{
-    counter::{EndpointCount, Hook, HookCounts, ServiceCount},
+    counter::{EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons as DropCounts},
     endpoint::Endpoint,
     filter::{self, FilterWord},
     flow::{FlowBucket, FlowCount, ReplyBucket, Scratch},
@@ -121,6 +121,8 @@ maps! {
     Reasons "REASONS" PerCpuArray [Hook::LIMIT] u32 => HookCounts;
     /// Packets and flows by service.
     ServiceCounts "SERVICE_COUNTS" PerCpuArray [SERVICES] u32 => ServiceCount;
+    /// Dropped packets by service and reason.
+    ServiceReasons "SERVICE_REASONS" PerCpuArray [SERVICES] u32 => DropCounts;
     /// Packets and flows by endpoint row.
     EndpointCounts "ENDPOINT_COUNTS" PerCpuArray [131_072] u32 => EndpointCount;
 }

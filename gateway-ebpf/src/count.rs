@@ -29,7 +29,10 @@ pub fn counted_lookup<M: Maps>(maps: &M, pipeline: impl FnOnce(&M) -> Verdict) -
 #[inline(always)]
 pub fn dropped<M: Maps>(maps: &M, service: u32, verdict: Verdict) -> Verdict {
     match verdict {
-        Verdict::Drop(_) => maps.count_service(service, |count| count.dropped += 1),
+        Verdict::Drop(reason) => {
+            maps.count_service(service, |count| count.dropped += 1);
+            maps.count_service_drop(service, reason);
+        }
         Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) => {}
     }
     verdict

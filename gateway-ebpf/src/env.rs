@@ -67,6 +67,8 @@ pub trait Maps {
     fn count_packet(&self, hook: Hook, reason: Reason, bytes: u64);
     /// Changes the counts of a service; nothing happens when the number is out of range.
     fn count_service(&self, id: u32, change: impl FnOnce(&mut ServiceCount));
+    /// Adds a dropped packet to the reasons of a service; nothing happens when the number is out of range.
+    fn count_service_drop(&self, id: u32, reason: Reason);
     /// Changes the counts of an endpoint row; nothing happens when the number is out of range.
     fn count_endpoint(&self, row: u32, change: impl FnOnce(&mut EndpointCount));
 }

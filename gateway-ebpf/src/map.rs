@@ -11,7 +11,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use gateway_common::{
-    counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount},
+    counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
     flow::{FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
@@ -83,6 +83,9 @@ static SCRATCH: PerCpuArray<Value<map::ScratchMap>, { capacity::<map::ScratchMap
 static REASONS: PerCpuArray<Value<map::Reasons>, { capacity::<map::Reasons>() }> = PerCpuArray::new();
 #[btf_map]
 static SERVICE_COUNTS: PerCpuArray<Value<map::ServiceCounts>, { capacity::<map::ServiceCounts>() }> =
+    PerCpuArray::new();
+#[btf_map]
+static SERVICE_REASONS: PerCpuArray<Value<map::ServiceReasons>, { capacity::<map::ServiceReasons>() }> =
     PerCpuArray::new();
 #[btf_map]
 static ENDPOINT_COUNTS: PerCpuArray<Value<map::EndpointCounts>, { capacity::<map::EndpointCounts>() }> =
@@ -223,8 +226,7 @@ impl Maps for KernelMaps {
 
     #[inline(always)]
     fn count_packet(&self, hook: Hook, reason: Reason, bytes: u64) {
-        const { assert!(Reason::LIMIT == 128, "the number of a reason has seven bits") };
-        let number = usize::try_from(word::below_128(u64::from(reason.number()))).unwrap_or(0);
+        let number = number_of(reason);
         let Some(row) = REASONS.get_ptr_mut(hook.number()) else { return };
         let row: *mut HookCounts = row;
         let counts = row.cast::<Count>();
@@ -242,9 +244,31 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
+    fn count_service_drop(&self, id: u32, reason: Reason) {
+        const { assert!(Reason::PLACES == 32, "a place has five bits") };
+        let Some(row) = SERVICE_REASONS.get_ptr_mut(id) else { return };
+        let row: *mut ServiceReasons = row;
+        let place = Reason::BY_NUMBER.as_ptr().wrapping_add(number_of(reason));
+        // SAFETY: the number is below that of the reasons.
+        let place = unsafe { place.read() };
+        let place = usize::try_from(word::masked::<31>(u64::from(place))).unwrap_or(0);
+        // SAFETY: the place is below that of the counts.
+        let count = unsafe { row.cast::<u64>().add(place) };
+        // SAFETY: the row belongs to this processor, and nothing else runs there in between.
+        unsafe { *count += 1 };
+    }
+
+    #[inline(always)]
     fn count_endpoint(&self, row: u32, by: impl FnOnce(&mut EndpointCount)) {
         change(ENDPOINT_COUNTS.get_ptr_mut(row), by);
     }
+}
+
+/// The number of a reason, in a form that the verifier follows.
+#[inline(always)]
+fn number_of(reason: Reason) -> usize {
+    const { assert!(Reason::LIMIT == 128, "the number of a reason has seven bits") };
+    usize::try_from(word::masked::<127>(u64::from(reason.number()))).unwrap_or(0)
 }
 
 #[inline(always)]

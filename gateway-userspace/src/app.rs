@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use gateway_common::hash::Seed;
+use gateway_common::{counter::EndpointCount, hash::Seed};
 use parking_lot::Mutex;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -32,7 +32,8 @@ use crate::{
     limits,
     listener::{Settings, Workers},
     metrics::{
-        Metrics,
+        self, Metrics,
+        kernel::EndpointSample as KernelEndpoint,
         names::{EndpointSample, ModeLabels, PacketSample, Samples, ServiceSample},
     },
     net::connect,
@@ -356,6 +357,10 @@ fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
         .collect();
     samples.flows.clone_from(&counters.flows);
     samples.flow_room = counters.flow_room;
+    samples.kernel = metrics::kernel::Samples {
+        drops: counters.drops.clone(),
+        endpoints: counters.endpoints.iter().flat_map(endpoint_values).collect(),
+    };
     for (listener, count) in &counters.services {
         let values = [
             ("packets", count.packets),
@@ -373,6 +378,24 @@ fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
             count,
         }));
     }
+}
+
+fn endpoint_values(
+    (listener, endpoint, count): &(String, std::net::SocketAddr, EndpointCount),
+) -> [KernelEndpoint; 5] {
+    let values = [
+        ("packets", count.packets),
+        ("bytes", count.bytes),
+        ("reply_packets", count.reply_packets),
+        ("reply_bytes", count.reply_bytes),
+        ("new_flows", count.new_flows),
+    ];
+    values.map(|(what, count)| KernelEndpoint {
+        listener: listener.clone(),
+        endpoint: endpoint.to_string(),
+        what,
+        count,
+    })
 }
 
 /// The operator's window onto all of it.

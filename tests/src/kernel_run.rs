@@ -14,7 +14,7 @@ use aya::{
 };
 use bytemuck::Pod;
 use gateway_common::{
-    counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount},
+    counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
     flow::{FlowBucket, FlowCount, FlowKey, ReplyBucket},
@@ -63,8 +63,6 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// Buckets of the service index that are not empty.
     index: Vec<u32>,
-    /// What the maps were filled with last, of which programs change a part.
-    filled: Option<Tables>,
 }
 
 impl Kernel {
@@ -85,7 +83,7 @@ impl Kernel {
     pub fn load_from(path: &Path) -> Result<Self> {
         let object = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
         let mut loader = EbpfLoader::new();
-        for table in [map::ServiceCounts::NAME, map::EndpointCounts::NAME] {
+        for table in [map::ServiceCounts::NAME, map::ServiceReasons::NAME, map::EndpointCounts::NAME] {
             loader.map_max_entries(table, SMALL);
         }
         for table in [map::Flows::NAME, map::Replies::NAME] {
@@ -105,7 +103,7 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        Ok(Self { ebpf, index: Vec::new(), filled: None })
+        Ok(Self { ebpf, index: Vec::new() })
     }
 
     /// Makes the maps hold what the tables say, and nothing else.
@@ -114,8 +112,6 @@ impl Kernel {
     ///
     /// When the kernel refuses a write.
     pub fn fill(&mut self, tables: &Tables) -> Result<()> {
-        // An emulated machine takes long for each write, so what no program changes is written when it differs.
-        let known = self.filled.take();
         let index = tables.index();
         let stale: Vec<u32> = self.index.iter().filter(|at| !index.contains_key(at)).copied().collect();
         let mut buckets = self.array::<SERVICE_BUCKET>(map::ServiceIndex::NAME)?;
@@ -150,9 +146,7 @@ impl Kernel {
         }
         let mut slots = self.array::<CHUNK>(map::Slots::NAME)?;
         for (index, chunk) in &tables.chunks {
-            if known.as_ref().and_then(|known| known.chunks.get(index)) != Some(chunk) {
-                slots.set(*index, raw(chunk), 0)?;
-            }
+            slots.set(*index, raw(chunk), 0)?;
         }
         let mut endpoints = self.array::<ENDPOINT>(map::Endpoints::NAME)?;
         for row in 0..ROWS {
@@ -161,17 +155,14 @@ impl Kernel {
         }
         let mut filter = self.array::<WORD>(map::Filter::NAME)?;
         for index in 0..gateway_common::filter::WORDS {
-            let word = tables.filter.get(&index);
-            if known.as_ref().is_none_or(|known| known.filter.get(&index) != word) {
-                filter.set(index, raw(&word.copied().unwrap_or_default()), 0)?;
-            }
+            let word = tables.filter.get(&index).copied().unwrap_or_default();
+            filter.set(index, raw(&word), 0)?;
         }
         self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
-        clear(self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?, ROWS)?;
-        self.filled = Some(tables.clone());
-        Ok(())
+        clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
+        clear(self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?, ROWS)
     }
 
     /// Reads back what programs change: flows, translations and counts. The rest of the tables is taken from `before`.
@@ -210,6 +201,10 @@ impl Kernel {
             sum.steered += one.steered;
             sum.dropped += one.dropped;
             sum.unrecorded += one.unrecorded;
+        })?;
+        let reasons = self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?;
+        tables.service_reasons = sums(&reasons, ROWS, |sum: &mut ServiceReasons, one: ServiceReasons| {
+            sum.packets.iter_mut().zip(one.packets).for_each(|(sum, one)| *sum += one);
         })?;
         let endpoints = self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?;
         tables.endpoint_counts = sums(&endpoints, ROWS, |sum: &mut EndpointCount, one: EndpointCount| {
@@ -295,6 +290,7 @@ const WORD: usize = size_of::<FilterWord>();
 const SETTINGS: usize = size_of::<Settings>();
 const HOOK_COUNTS: usize = size_of::<HookCounts>();
 const SERVICE_COUNT: usize = size_of::<ServiceCount>();
+const SERVICE_REASONS: usize = size_of::<ServiceReasons>();
 const ENDPOINT_COUNT: usize = size_of::<EndpointCount>();
 
 /// The rows of an array that are not zero.

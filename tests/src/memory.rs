@@ -10,7 +10,7 @@ use std::{
 use bytemuck::{Pod, Zeroable as _};
 use gateway_common::{
     addr::Protocol,
-    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
+    counter::{Count, EndpointCount, Hook, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
     flow::{Flow, FlowBucket, FlowKey, HeadState, ReplyBucket, Scratch, Tick},
@@ -57,6 +57,8 @@ pub struct Tables {
     pub reasons: BTreeMap<(u32, u32), Count>,
     /// Counts by service that are not zero.
     pub service_counts: BTreeMap<u32, ServiceCount>,
+    /// Reasons by service that are not zero.
+    pub service_reasons: BTreeMap<u32, ServiceReasons>,
     /// Counts by endpoint row that are not zero.
     pub endpoint_counts: BTreeMap<u32, EndpointCount>,
 }
@@ -361,6 +363,14 @@ impl Maps for MemoryMaps {
     fn count_service(&self, id: u32, change: impl FnOnce(&mut ServiceCount)) {
         if id < map::ServiceCounts::CAPACITY {
             change(self.tables.borrow_mut().service_counts.entry(id).or_default());
+        }
+    }
+
+    fn count_service_drop(&self, id: u32, reason: Reason) {
+        if id < map::ServiceReasons::CAPACITY {
+            let mut tables = self.tables.borrow_mut();
+            let counts = tables.service_reasons.entry(id).or_default();
+            counts.packets[reason.place()] += 1;
         }
     }
 

@@ -29,6 +29,7 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("Scratch", 256),
         ("HookCounts", 2_048),
         ("ServiceCount", 64),
+        ("ServiceReasons", 256),
         ("EndpointCount", 40),
     ],
 );

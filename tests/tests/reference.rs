@@ -21,6 +21,7 @@ use gateway_userspace::{
     metrics::{
         Metrics,
         forwarded::ForwardOutcome,
+        kernel::EndpointSample as KernelEndpoint,
         names::{
             BindLabels, EndpointSample, FaultKind, Limit, ModeLabels, OutcomeLabels, PacketSample,
             PoolSample, ProbeLabels, Samples, ServiceSample,
@@ -180,6 +181,15 @@ fn everything() -> Metrics {
         endpoints: vec![EndpointSample { service: "s".to_owned(), endpoint: "e".to_owned(), up: true }],
         packets: vec![PacketSample { hook: "h", reason: "r", packets: 1, bytes: 1 }],
         services: vec![ServiceSample { listener: "l".to_owned(), what: "w", count: 1 }],
+        kernel: gateway_userspace::metrics::kernel::Samples {
+            drops: vec![("l".to_owned(), "r", 1)],
+            endpoints: vec![KernelEndpoint {
+                listener: "l".to_owned(),
+                endpoint: "e".to_owned(),
+                what: "w",
+                count: 1,
+            }],
+        },
     });
     metrics
 }

@@ -62,10 +62,10 @@ mod instructions {
     }
 
     #[inline(always)]
-    pub(crate) fn below_128(mut number: u64) -> u64 {
+    pub(crate) fn masked<const MASK: u64>(mut number: u64) -> u64 {
         // SAFETY: the instruction reads and writes one register.
         unsafe {
-            asm!("{number} &= 127", number = inout(reg) number, options(pure, nomem, nostack));
+            asm!("{number} &= {mask}", number = inout(reg) number, mask = const MASK, options(pure, nomem, nostack));
         }
         number
     }
@@ -95,8 +95,8 @@ mod instructions {
         word.fetch_add(number, SeqCst);
     }
 
-    pub(crate) const fn below_128(number: u64) -> u64 {
-        number & 127
+    pub(crate) const fn masked<const MASK: u64>(number: u64) -> u64 {
+        number & MASK
     }
 }
 
@@ -130,9 +130,9 @@ pub(crate) fn add(word: &AtomicU64, number: u64) {
     instructions::add(word, number);
 }
 
-/// The lowest seven bits. By an instruction of its own, because the compiler removes a mask that it knows to change nothing,
+/// The bits of a mask. By an instruction of its own, because the compiler removes a mask that it knows to change nothing,
 /// and the verifier does not know.
 #[inline(always)]
-pub(crate) fn below_128(number: u64) -> u64 {
-    instructions::below_128(number)
+pub(crate) fn masked<const MASK: u64>(number: u64) -> u64 {
+    instructions::masked::<MASK>(number)
 }

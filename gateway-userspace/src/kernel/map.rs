@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, MapData, PerCpuArray, SockMap},
 };
 use gateway_common::{
-    counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount},
+    counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
     flow::FlowCount,
@@ -55,6 +55,7 @@ pub(super) struct KernelMaps {
     sockets: SockMap<MapData>,
     reasons: PerCpu<HookCounts>,
     service_counts: PerCpu<ServiceCount>,
+    service_reasons: PerCpu<ServiceReasons>,
     endpoint_counts: PerCpu<EndpointCount>,
 }
 
@@ -96,7 +97,9 @@ impl KernelMaps {
     pub(super) fn take(object: &mut Ebpf) -> Result<Self, Error> {
         let buckets = mapped::<map::ServiceIndex>(object)?;
         let capacity = Capacity {
-            services: size_of_map::<map::Services>(object)?.min(size_of_map::<map::ServiceCounts>(object)?),
+            services: size_of_map::<map::Services>(object)?
+                .min(size_of_map::<map::ServiceCounts>(object)?)
+                .min(size_of_map::<map::ServiceReasons>(object)?),
             rows: size_of_map::<map::Endpoints>(object)?.min(size_of_map::<map::EndpointCounts>(object)?),
             chunks: size_of_map::<map::Slots>(object)?,
         };
@@ -114,6 +117,7 @@ impl KernelMaps {
             sockets: taken::<map::Sockets, _>(object)?,
             reasons: taken::<map::Reasons, _>(object)?,
             service_counts: taken::<map::ServiceCounts, _>(object)?,
+            service_reasons: taken::<map::ServiceReasons, _>(object)?,
             endpoint_counts: taken::<map::EndpointCounts, _>(object)?,
         })
     }
@@ -222,7 +226,10 @@ impl Maps for KernelMaps {
     }
 
     fn clear_service_count(&mut self, id: u32) -> Result<(), Error> {
-        self.service_counts.set(id, zeroes::<map::ServiceCounts>()?, 0).map_err(failed::<map::ServiceCounts>)
+        let failed_counts = failed::<map::ServiceCounts>;
+        self.service_counts.set(id, zeroes::<map::ServiceCounts>()?, 0).map_err(failed_counts)?;
+        let failed_reasons = failed::<map::ServiceReasons>;
+        self.service_reasons.set(id, zeroes::<map::ServiceReasons>()?, 0).map_err(failed_reasons)
     }
 
     fn clear_endpoint_count(&mut self, row: u32) -> Result<(), Error> {
@@ -299,6 +306,18 @@ impl KernelMaps {
             dropped: sum.dropped + one.dropped,
             unrecorded: sum.unrecorded + one.unrecorded,
         }))
+    }
+
+    /// Packets of a service that were dropped, of all processors together: by reason, those that are not zero.
+    pub(super) fn service_drops(&self, id: u32) -> Result<Vec<(&'static str, u64)>, Error> {
+        let values = self.service_reasons.get(&id, 0).map_err(failed::<map::ServiceReasons>)?;
+        let mut sums = [0_u64; Reason::PLACES];
+        for Shared(one) in values.iter() {
+            sums.iter_mut().zip(one.packets).for_each(|(sum, packets)| *sum += packets);
+        }
+        let names = Reason::OF_SERVICES.iter().map(|reason| reason.name());
+        let names = names.chain(std::iter::repeat(Reason::OTHER));
+        Ok(names.zip(sums).filter(|(_, packets)| *packets != 0).collect())
     }
 
     /// The counters of an endpoint row, of all processors together.

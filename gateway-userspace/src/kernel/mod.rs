@@ -21,11 +21,11 @@ pub mod writer;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt, fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::{
         fd::AsRawFd,
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixDatagram},
+        unix::net::{SocketAddr as UnixAddr, UnixDatagram},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -34,7 +34,7 @@ use std::{
 
 use gateway_common::{
     addr::Port,
-    counter::{Count, Hook, Reason, ServiceCount},
+    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
     flow::tick_shift,
     hash::Seed,
     layout::PIN_ROOT,
@@ -124,6 +124,10 @@ pub struct Counters {
     pub reasons: Vec<(Hook, Reason, Count)>,
     /// By listener name of the service.
     pub services: Vec<(String, ServiceCount)>,
+    /// Dropped packets by listener name of the service and by reason; those that are zero are left out.
+    pub drops: Vec<(String, &'static str, u64)>,
+    /// By listener name and address of the endpoint.
+    pub endpoints: Vec<(String, SocketAddr, EndpointCount)>,
     /// Entries of the flow table, by listener name of the service.
     pub flows: Vec<(String, u64)>,
     /// Flows that the table has room for.
@@ -307,7 +311,16 @@ impl Kernel {
         for service in &self.writer.image().services {
             let listener = service.listener.to_string();
             counters.flows.push((listener.clone(), maps.service_flows(service.id)));
-            counters.services.push((listener, maps.service_count(service.id)?));
+            let count = maps.service_count(service.id)?;
+            if count.dropped != 0 {
+                let drops = maps.service_drops(service.id)?.into_iter();
+                counters.drops.extend(drops.map(|(reason, packets)| (listener.clone(), reason, packets)));
+            }
+            for row in &service.endpoints {
+                let count = maps.endpoint_count(row.row)?;
+                counters.endpoints.push((listener.clone(), row.endpoint.addr(), count));
+            }
+            counters.services.push((listener, count));
         }
         Ok(counters)
     }
@@ -388,7 +401,7 @@ impl Ownership {
         } else {
             None
         };
-        let name = SocketAddr::from_abstract_name(Self::NAME).map_err(failed)?;
+        let name = UnixAddr::from_abstract_name(Self::NAME).map_err(failed)?;
         let network = UnixDatagram::bind_addr(&name).map_err(|_| Error::Running)?;
         Ok(Self { _pins: pins, _network: network })
     }

@@ -6,6 +6,7 @@
 
 pub mod forwarded;
 pub mod handshake;
+pub mod kernel;
 pub mod limit;
 pub mod names;
 pub mod refusal;
@@ -133,6 +134,15 @@ mod tests {
             flows: vec![("dns".to_owned(), 7)],
             packets: Vec::new(),
             services: Vec::new(),
+            kernel: kernel::Samples {
+                drops: vec![("dns".to_owned(), "no_endpoint", 5)],
+                endpoints: vec![kernel::EndpointSample {
+                    listener: "dns".to_owned(),
+                    endpoint: "192.0.2.1:53".to_owned(),
+                    what: "new_flows",
+                    count: 6,
+                }],
+            },
             pools: vec![PoolSample { service: "api".to_owned(), open: 3, idle: 2, stolen: 1 }],
             endpoints: vec![EndpointSample {
                 service: "api".to_owned(),
@@ -150,6 +160,8 @@ mod tests {
             "sluice_upstream_tries_total{service=\"api\"} 1",
             "sluice_upstream_retries_total{service=\"api\"} 1",
             "sluice_upstream_connections{service=\"api\",state=\"idle\"} 2",
+            "sluice_kernel_service_drops_total{listener=\"dns\",reason=\"no_endpoint\"} 5",
+            "sluice_kernel_endpoint_total{listener=\"dns\",endpoint=\"192.0.2.1:53\",what=\"new_flows\"} 6",
             "sluice_endpoint_up{service=\"api\",endpoint=\"192.0.2.1:80\"} 1",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

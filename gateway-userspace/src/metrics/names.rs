@@ -14,6 +14,7 @@ use crate::metrics::{
     Sampler,
     forwarded::Forwarded,
     handshake::Handshakes,
+    kernel,
     refusal::{Refusal, RefusalLabels},
 };
 
@@ -303,6 +304,8 @@ pub struct Samples {
     pub flows: Vec<(String, u64)>,
     /// Flows that the table has room for.
     pub flow_room: u64,
+    /// What names a service or an endpoint.
+    pub kernel: kernel::Samples,
 }
 
 /// One outcome at one hook.
@@ -406,7 +409,8 @@ impl Collector for Sampled {
         }
         let (name, help) = FLOW_ROOM;
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        gauge(&mut family, &[], samples.flow_room)
+        gauge(&mut family, &[], samples.flow_room)?;
+        samples.kernel.encode(&mut encoder)
     }
 }
 
@@ -418,7 +422,7 @@ fn gauge<const N: usize>(
     family.encode_family(labels)?.encode_gauge(&i64::try_from(value).unwrap_or(i64::MAX))
 }
 
-fn counter<const N: usize>(
+pub(crate) fn counter<const N: usize>(
     family: &mut MetricEncoder<'_>,
     labels: &[(&str, &str); N],
     value: u64,

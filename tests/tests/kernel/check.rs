@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Mutex};
 
 use gateway_common::{
-    counter::{Class, Hook, Reason},
+    counter::{Class, Hook, Reason, ServiceReasons},
     endpoint::NextHop,
     flow::Tick,
 };
@@ -166,7 +166,21 @@ fn on_host(case: &Case, now: Tick) {
         Class::Passed | Class::Dropped => assert_eq!(outcome.bytes, case.frame, "{name}: changed"),
         Class::Received => panic!("{name}: no packet ends so"),
     }
+    by_service(case, &tables);
     (case.after)(&World { tables, now });
+}
+
+/// What a service drops, it drops for a reason.
+fn by_service(case: &Case, tables: &Tables) {
+    let name = case.name;
+    let none = ServiceReasons::default();
+    for (id, count) in &tables.service_counts {
+        let reasons = tables.service_reasons.get(id).unwrap_or(&none);
+        assert_eq!(reasons.packets.iter().sum::<u64>(), count.dropped, "{name}: drops of service {id}");
+    }
+    for reasons in tables.service_reasons.values() {
+        assert_eq!(reasons.packets[case.reason.place()], 1, "{name}: the reason by service");
+    }
 }
 
 fn compare(name: &str, sent: &Sent, frame: &[u8]) {

@@ -12,7 +12,6 @@
 
 mod change;
 mod check;
-mod conformance;
 mod direct;
 mod filter;
 mod flows;

@@ -1,0 +1,57 @@
+//! Numbers of the kernel programs that name a service or an endpoint: why its packets were dropped, and how many went there.
+
+use std::fmt;
+
+use prometheus_client::{encoding::DescriptorEncoder, metrics::MetricType};
+
+use crate::metrics::names::{Described, counter};
+
+/// By listener and reason.
+pub const DROPS: Described =
+    ("kernel_service_drops", "Packets of a listener's service that the kernel programs dropped, by reason");
+/// By listener, endpoint and what is counted.
+pub const ENDPOINTS: Described =
+    ("kernel_endpoint", "Counters of an endpoint of a balanced listener in the kernel");
+
+/// Values taken at a scrape; empty in userspace.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    /// Dropped packets by name of the listener and reason.
+    pub drops: Vec<(String, &'static str, u64)>,
+    /// Counters of endpoints.
+    pub endpoints: Vec<EndpointSample>,
+}
+
+/// One value of one endpoint.
+#[derive(Clone, Debug)]
+pub struct EndpointSample {
+    /// Name of the listener.
+    pub listener: String,
+    /// Address and port.
+    pub endpoint: String,
+    /// What is counted.
+    pub what: &'static str,
+    /// How many.
+    pub count: u64,
+}
+
+impl Samples {
+    pub(crate) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let (name, help) = DROPS;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (listener, reason, packets) in &self.drops {
+            counter(&mut family, &[("listener", listener.as_str()), ("reason", *reason)], *packets)?;
+        }
+        let (name, help) = ENDPOINTS;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for sample in &self.endpoints {
+            let labels = [
+                ("listener", sample.listener.as_str()),
+                ("endpoint", sample.endpoint.as_str()),
+                ("what", sample.what),
+            ];
+            counter(&mut family, &labels, sample.count)?;
+        }
+        Ok(())
+    }
+}
