@@ -15,7 +15,6 @@ use crate::{
     arrival::{Arrival, NO_ENTRY},
     env::Maps,
     outcome::{Outcome, Stage},
-    packet::Packet,
     select::{self, NO_ROW},
     table::{
         self, Claimed, Found, reply,
@@ -240,11 +239,14 @@ fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> bool
         return false;
     }
     arrival.notes_entry(found.as_ref());
-    arrival.is_new = u8::from(may_begin(&arrival.packet));
     let former = former(maps, arrival, slot);
     arrival.row = if former == NO_ROW { own } else { former };
     let is_settled = is_same && own != NO_ROW && own == arrival.row;
-    remembers && (arrival.entry != NO_ENTRY || !is_settled)
+    let is_noted = remembers && (arrival.entry != NO_ENTRY || !is_settled);
+    // Where nothing is remembered, every packet of UDP would be a new flow.
+    let is_udp = arrival.packet.key().protocol == Protocol::UDP;
+    arrival.is_new = u8::from(arrival.packet.flags.opens() || is_noted && is_udp);
+    is_noted
 }
 
 /// The row of an endpoint of the service that takes new flows; [`NO_ROW`] for one that does not.
@@ -254,12 +256,6 @@ fn usable<M: Maps>(maps: &M, arrival: &Arrival, local: u16) -> u32 {
         Some(chosen) if chosen.endpoint.state == EndpointState::ACTIVE => chosen.row,
         Some(_) | None => NO_ROW,
     }
-}
-
-/// Whether a packet may begin a flow: TCP says so, of UDP every one may.
-#[inline(always)]
-fn may_begin(packet: &Packet) -> bool {
-    packet.flags.opens() || packet.key().protocol == Protocol::UDP
 }
 
 /// The endpoint that the slot had before, for a packet in the middle of a flow; else [`NO_ROW`].

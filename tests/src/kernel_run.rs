@@ -63,6 +63,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// Buckets of the service index that are not empty.
     index: Vec<u32>,
+    /// What the maps were filled with last, of which programs change a part.
+    filled: Option<Tables>,
 }
 
 impl Kernel {
@@ -103,7 +105,7 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        Ok(Self { ebpf, index: Vec::new() })
+        Ok(Self { ebpf, index: Vec::new(), filled: None })
     }
 
     /// Makes the maps hold what the tables say, and nothing else.
@@ -112,6 +114,8 @@ impl Kernel {
     ///
     /// When the kernel refuses a write.
     pub fn fill(&mut self, tables: &Tables) -> Result<()> {
+        // An emulated machine takes long for each write, so what no program changes is written when it differs.
+        let known = self.filled.take();
         let index = tables.index();
         let stale: Vec<u32> = self.index.iter().filter(|at| !index.contains_key(at)).copied().collect();
         let mut buckets = self.array::<SERVICE_BUCKET>(map::ServiceIndex::NAME)?;
@@ -146,7 +150,9 @@ impl Kernel {
         }
         let mut slots = self.array::<CHUNK>(map::Slots::NAME)?;
         for (index, chunk) in &tables.chunks {
-            slots.set(*index, raw(chunk), 0)?;
+            if known.as_ref().and_then(|known| known.chunks.get(index)) != Some(chunk) {
+                slots.set(*index, raw(chunk), 0)?;
+            }
         }
         let mut endpoints = self.array::<ENDPOINT>(map::Endpoints::NAME)?;
         for row in 0..ROWS {
@@ -155,14 +161,18 @@ impl Kernel {
         }
         let mut filter = self.array::<WORD>(map::Filter::NAME)?;
         for index in 0..gateway_common::filter::WORDS {
-            let word = tables.filter.get(&index).copied().unwrap_or_default();
-            filter.set(index, raw(&word), 0)?;
+            let word = tables.filter.get(&index);
+            if known.as_ref().is_none_or(|known| known.filter.get(&index) != word) {
+                filter.set(index, raw(&word.copied().unwrap_or_default()), 0)?;
+            }
         }
         self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
-        clear(self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?, ROWS)
+        clear(self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?, ROWS)?;
+        self.filled = Some(tables.clone());
+        Ok(())
     }
 
     /// Reads back what programs change: flows, translations and counts. The rest of the tables is taken from `before`.

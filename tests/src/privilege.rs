@@ -14,8 +14,13 @@ pub fn require(what: &str) -> bool {
     if nix::unistd::geteuid().is_root() {
         return true;
     }
-    let all = std::env::var(TESTS).is_ok_and(|value| value == "all");
-    assert!(!all, "{what} needs root: run the tests as root, or unset {TESTS}");
+    assert!(!is_all(), "{what} needs root: run the tests as root, or unset {TESTS}");
     eprintln!("skipped: needs root: {what}");
     false
+}
+
+/// Whether every test must run here.
+#[must_use]
+pub fn is_all() -> bool {
+    std::env::var(TESTS).is_ok_and(|value| value == "all")
 }

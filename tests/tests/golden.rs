@@ -16,6 +16,7 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::Path,
+    process::{Command, Output},
     sync::Arc,
 };
 
@@ -27,7 +28,7 @@ use gateway_common::{
     service::{Mode, Service, ServiceKey},
     slot::Slot,
 };
-use gateway_tests::expect;
+use gateway_tests::{expect, privilege};
 use gateway_userspace::{
     clock::Clock,
     compile::{
@@ -68,6 +69,30 @@ fn golden_files() {
         let text = fs::read_to_string(&path).unwrap();
         expect::file(&path, &tell(&path, &text));
     }
+}
+
+/// A case of the conformance suite says what scapy says, not what somebody made it say.
+#[test]
+fn the_conformance_suite_is_what_its_generator_makes() {
+    let generator = expect::root().join("tests/conformance/generate.py");
+    let update = std::env::var_os("UPDATE_EXPECT").is_some();
+    // Debian's scapy belongs to Debian's Python, which need not be the first one.
+    let has_scapy =
+        |python: &&str| run(python, &["-c", "import scapy"]).is_some_and(|out| out.status.success());
+    let Some(python) = ["python3", "/usr/bin/python3"].into_iter().find(has_scapy) else {
+        assert!(!privilege::is_all(), "no Python here has scapy: install python3-scapy");
+        eprintln!("skipped: needs scapy for Python: making the conformance suite again");
+        return;
+    };
+    let generator = generator.to_str().unwrap();
+    let check = ["-B", generator, "--check"];
+    let out = run(python, if update { &check[..2] } else { &check }).unwrap();
+    let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
+    assert!(out.status.success(), "{said}; write it with UPDATE_EXPECT=1");
+}
+
+fn run(python: &str, arguments: &[&str]) -> Option<Output> {
+    Command::new(python).args(arguments).output().ok()
 }
 
 /// What a file should say: its questions as they are, each with its answer.

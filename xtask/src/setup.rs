@@ -86,7 +86,12 @@ const BUILD: [Package; 2] = [
         why: "the C library's headers",
     },
 ];
-const TEST: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT];
+const SCAPY: Package = Package {
+    name: "python3-scapy",
+    proof: Proof::File("/usr/lib/python3/dist-packages/scapy/__init__.py"),
+    why: "building packets without any code of ours",
+};
+const TEST: [Package; 7] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT, SCAPY];
 const DEMO: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NGHTTP];
 const BENCH: [Package; 11] = [
     IPROUTE,

@@ -12,6 +12,7 @@
 
 mod change;
 mod check;
+mod conformance;
 mod direct;
 mod filter;
 mod flows;

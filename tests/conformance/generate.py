@@ -1,0 +1,674 @@
+#!/usr/bin/env python3
+"""Makes the packet conformance suite: what goes in, and what has to come out, built by scapy.
+
+Nothing here is taken from the pipeline. A packet that has to come out is built from the same description as the one
+that went in, with the addresses, ports and times to live that the case asks for, and scapy computes every length and
+checksum anew. What is a free choice of the implementation is left open in the bytes:
+
+    .    a nibble that may have any value, the same for every packet of a flow
+    x    a nibble of 0xc to 0xf: the upper bits of a port of the dynamic range (RFC 6335)
+    ~~~~ the header checksum of an IPv4 header with such nibbles: the one that makes the header's sum right
+
+The port of a translated packet is no free choice here: the range of translation has a single port.
+
+    generate.py             writes cases.json beside this file
+    generate.py --check     compares, and says whether they are the same
+    generate.py --list      says what there is of each kind
+"""
+
+import collections
+import json
+import logging
+import pathlib
+import sys
+
+logging.getLogger("scapy").setLevel(logging.ERROR)
+
+from scapy.all import IP, TCP, UDP, Ether, IPv6, Raw, raw  # noqa: E402
+
+CASES = pathlib.Path(__file__).with_name("cases.json")
+
+# The world of the suite (tests/src/world.rs): who is where.
+CLIENT_MAC, NODE_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+ENDPOINT_MAC, INNER_MAC = "02:00:00:00:01:01", "02:00:00:00:01:02"
+CLIENT = {4: "192.0.2.9", 6: "2001:db8:9::9"}
+VIP = {4: "198.51.100.1", 6: "2001:db8::1"}
+NODE = {4: "10.0.0.1", 6: "fd00::1"}
+ENDPOINT = {4: "10.0.0.10", 6: "fd00::10"}
+STRANGER = {4: "203.0.113.77", 6: "2001:db8:ff::1"}
+CLIENT_PORT = 40000
+VIRTUAL_PORT = {"tcp": 443, "udp": 53}
+ENDPOINT_PORT = {"tcp": 8443, "udp": 5353}
+TRANSLATION_PORT = 20000
+AGENT_PORT = 80
+TUNNEL_PORT = 6080
+TUNNEL_TTL = 64
+# Where the tunnels come from; what is free in them follows in the bytes.
+TUNNEL_SOURCE = {4: "172.16.0.0", 6: "100::"}
+
+VERDICTS = {"forwarded": "send", "replied": "send", "forwarded_local": "pass"}
+
+
+class Kind:
+    """How a packet looks, but for its addresses, ports, time to live and frame."""
+
+    def __init__(self, name, payload=b"sluice", ip=None, transport=None, pad=0, fault=0, zero_sum=False):
+        self.name = name
+        self.payload = payload
+        # Fields of the IP header and of the transport header, as scapy calls them.
+        self.ip = ip or {}
+        self.transport = transport or {}
+        # Bytes after the end of the IP packet, as short frames have them.
+        self.pad = pad
+        # What the transport checksum is wrong by.
+        self.fault = fault
+        # The payload is chosen so that the checksum of what comes out is zero, before UDP's rule.
+        self.zero_sum = zero_sum
+
+
+class Ends:
+    """Addresses, ports and frame of a packet."""
+
+    def __init__(self, source, destination, ttl, macs):
+        self.source, self.destination, self.ttl, self.macs = source, destination, ttl, macs
+
+
+def network(family, proto, kind, ends, payload):
+    """The IP packet, by scapy."""
+    (source, source_port), (destination, destination_port) = ends.source, ends.destination
+    if family == 4:
+        fields = {"id": 0x1234, **kind.ip}
+        header = IP(src=source, dst=destination, ttl=ends.ttl, **fields)
+    else:
+        fields = {"fl": 0x12345, **kind.ip}
+        header = IPv6(src=source, dst=destination, hlim=ends.ttl, **fields)
+    if proto == "tcp":
+        fields = {"flags": "A", "seq": 1, "ack": 2, "window": 8192, **kind.transport}
+        transport = TCP(sport=source_port, dport=destination_port, **fields)
+    else:
+        transport = UDP(sport=source_port, dport=destination_port, **kind.transport)
+    return header / transport / Raw(payload) if payload else header / transport
+
+
+def checksum_of(packet):
+    """The transport checksum of an IP packet as its bytes have it."""
+    data = raw(packet)
+    again = type(packet)(data)
+    return again[TCP].chksum if TCP in again else again[UDP].chksum
+
+
+def add16(a, b):
+    """A sum in ones' complement."""
+    total = a + b
+    return (total & 0xFFFF) + (total >> 16)
+
+
+def build(family, proto, kind, ends, payload=None):
+    """The frame."""
+    payload = kind.payload if payload is None else payload
+    packet = network(family, proto, kind, ends, payload)
+    if kind.fault:
+        # An error of the sender's stays the same error: a checksum that is updated keeps it (RFC 1624), and one that is
+        # computed anew would hide it.
+        right = checksum_of(packet)
+        layer = packet[TCP] if proto == "tcp" else packet[UDP]
+        layer.chksum = ~add16(~right & 0xFFFF, kind.fault) & 0xFFFF
+    source_mac, destination_mac = ends.macs
+    return raw(Ether(src=source_mac, dst=destination_mac) / packet) + bytes(kind.pad)
+
+
+def zero_payload(family, proto, kind, ends):
+    """A payload with which the checksum at these ends is zero in ones' complement."""
+    for filler in range(0x10000):
+        payload = b"slui" + filler.to_bytes(2, "big")
+        found = checksum_of(network(family, proto, kind, ends, payload))
+        if found == (0 if proto == "tcp" else 0xFFFF):
+            return payload
+        if filler == 0:
+            # Only one word of the sum is missing.
+            guess = add16(0, found)
+            payload = b"slui" + guess.to_bytes(2, "big")
+            if checksum_of(network(family, proto, kind, ends, payload)) in (0, 0xFFFF):
+                return payload
+    raise ValueError("no payload makes the checksum zero")
+
+
+TCP_OPTIONS = [("MSS", 1460), ("SAckOK", b""), ("Timestamp", (7, 0)), ("NOP", None), ("WScale", 7)]
+
+TCP_KINDS = [
+    Kind("syn", b"", transport={"flags": "S", "ack": 0}),
+    Kind("syn with options", b"", transport={"flags": "S", "ack": 0, "options": TCP_OPTIONS}),
+    Kind("ack", b""),
+    Kind("data"),
+    Kind("odd data", b"odd", transport={"flags": "PA"}),
+    Kind("urgent data", transport={"flags": "PAU", "urgptr": 3}),
+    Kind("fin", b"", transport={"flags": "FA"}),
+    Kind("rst", b"", transport={"flags": "R", "seq": 0xFFFFFFFF, "ack": 0}),
+    Kind("largest option words", transport={"options": [("NOP", None)] * 40}),
+    Kind("padded frame", b"", pad=6),
+    Kind("checksum becomes zero", zero_sum=True),
+    Kind("wrong checksum stays wrong", fault=0x0102),
+]
+
+UDP_KINDS = [
+    Kind("even data"),
+    Kind("odd data", b"odd"),
+    Kind("no data", b""),
+    Kind("padded frame", b"", pad=18),
+    Kind("checksum becomes zero", zero_sum=True),
+    Kind("wrong checksum stays wrong", fault=0x0102),
+    Kind("length below the packet's", b"sluice", transport={"len": 10, "chksum": 0}),
+]
+
+NO_CHECKSUM = Kind("no checksum", transport={"chksum": 0})
+
+# Kinds of a family, for either protocol.
+IP_KINDS = {
+    4: [
+        Kind("service class", ip={"tos": 0xB8}),
+        Kind("congestion experienced", ip={"tos": 0x03}),
+        Kind("do not fragment", ip={"flags": "DF", "id": 0}),
+        Kind("identification", ip={"id": 0xFFFF}),
+        Kind("a word of options", ip={"options": b"\x01\x01\x01\x00"}),
+        Kind("record route", ip={"options": b"\x07\x07\x04\x00\x00\x00\x00\x00"}),
+        Kind("most options", ip={"options": b"\x01" * 40}),
+    ],
+    6: [
+        Kind("service class", ip={"tc": 0xB8}),
+        Kind("congestion experienced", ip={"tc": 0x03}),
+        Kind("largest flow label", ip={"fl": 0xFFFFF}),
+        Kind("no flow label", ip={"fl": 0}),
+    ],
+}
+
+
+def kinds(family, proto):
+    """All that a packet of this family and protocol may look like."""
+    own = TCP_KINDS if proto == "tcp" else UDP_KINDS
+    # IPv6 knows no packets of UDP without a checksum but those of tunnels (RFC 8200, section 8.1).
+    zero = [NO_CHECKSUM] if (family, proto) == (4, "udp") else []
+    return [kind for kind in own if family == 4 or kind.name != "length below the packet's"] + zero + IP_KINDS[family]
+
+
+def cuts(data):
+    """Where the headers of a frame end, as far as they can be seen."""
+    found, at = [14], 14
+    proto = {b"\x08\x00": 4, b"\x86\xdd": 41}.get(data[12:14])
+    while proto is not None and at < len(data):
+        if proto == 4 and data[at] >> 4 == 4 and len(data) >= at + 20:
+            proto, at = data[at + 9], at + (data[at] & 15) * 4
+        elif proto == 41 and data[at] >> 4 == 6 and len(data) >= at + 40:
+            proto, at = data[at + 6], at + 40
+        elif proto == 6 and len(data) >= at + 20:
+            proto, at = None, at + (data[at + 12] >> 4) * 4
+        elif proto == 17 and len(data) >= at + 8:
+            tunnel = data[at + 2 : at + 4] == TUNNEL_PORT.to_bytes(2, "big")
+            at += 8
+            proto = {4: 4, 6: 41}.get(data[at] >> 4) if tunnel else None
+        else:
+            break
+        found.append(at)
+    return [at for at in found if 0 < at < len(data)]
+
+
+def text(data, free=()):
+    """Bytes as hexadecimal digits, a space after each header; `free` has what stands instead of some digits."""
+    digits = list(data.hex())
+    for at, what in free:
+        digits[at : at + len(what)] = list(what)
+    ends = [0, *cuts(data), len(data)]
+    return " ".join("".join(digits[2 * a : 2 * b]) for a, b in zip(ends, ends[1:]) if a < b)
+
+
+class Case:
+    """A case: what the tables say, packets one after the other, and what is counted at the end."""
+
+    def __init__(self, name, family, proto, mode, **given):
+        self.name, self.family, self.proto, self.mode = name, family, proto, mode
+        self.given = {"service": f"{proto}{family}", "mode": mode, **given}
+        self.steps = []
+        self.service = collections.Counter()
+        self.endpoint = collections.Counter()
+        self.flows = 0
+        self.replies = 0
+
+    def step(self, hook, reason, verdict, data, out=None, free=(), flow=None):
+        """Adds a packet; one that comes out unchanged is not written twice."""
+        step = {"hook": hook, "reason": reason, "verdict": verdict, "in": text(data)}
+        if out is not None and (out != data or free):
+            step["out"] = text(out, free)
+        if flow is not None:
+            step["flow"] = flow
+        self.steps.append(step)
+
+    def counted(self, what, data, is_new):
+        """Counts a packet that was sent on, or back."""
+        prefix = "reply_" if what == "reply" else ""
+        for count in (self.service, self.endpoint):
+            count[prefix + "packets"] += 1
+            count[prefix + "bytes"] += len(data)
+            count["new_flows"] += is_new
+
+    def as_dict(self):
+        """The case as the file has it."""
+        counts = {
+            "service": {key: value for key, value in sorted(self.service.items()) if value},
+            "endpoint": {key: value for key, value in sorted(self.endpoint.items()) if value},
+            "flows": self.flows,
+            "replies": self.replies,
+        }
+        return {"name": self.name, "given": self.given, "steps": self.steps, "counts": counts}
+
+
+def client_ends(family, proto, ttl=64, port=CLIENT_PORT):
+    """A packet as the client sends it."""
+    return Ends((CLIENT[family], port), (VIP[family], VIRTUAL_PORT[proto]), ttl, (CLIENT_MAC, NODE_MAC))
+
+
+def forward_ends(case, ttl=63, port=CLIENT_PORT):
+    """The same packet, as the endpoint gets it."""
+    family, proto = case.family, case.proto
+    macs = (INNER_MAC, ENDPOINT_MAC)
+    if case.mode == "nat":
+        source, to = (NODE[family], TRANSLATION_PORT), (ENDPOINT[family], ENDPOINT_PORT[proto])
+        return Ends(source, to, ttl, macs)
+    return Ends((CLIENT[family], port), (VIP[family], VIRTUAL_PORT[proto]), ttl, macs)
+
+
+def tunnelled(case, kind, inner):
+    """A packet inside the outer headers of its tunnel, and what is free in them."""
+    outer = 6 if ":" in case.given["endpoint"] else 4
+    # What the outer header takes from the packet inside: service class and congestion (RFC 2983, RFC 6040).
+    tos = kind.ip.get("tos" if case.family == 4 else "tc", 0)
+    packet, pad = (inner[14:-kind.pad], inner[-kind.pad :]) if kind.pad else (inner[14:], b"")
+    number = 17 if case.mode == "dsr-gue" else {4: 4, 6: 41}[case.family]
+    body = UDP(sport=0xC000, dport=TUNNEL_PORT, chksum=0) / Raw(packet) if number == 17 else Raw(packet)
+    to, source = case.given["endpoint"], TUNNEL_SOURCE[outer]
+    if outer == 4:
+        header = IP(src=source, dst=to, tos=tos, id=0, flags="DF", ttl=TUNNEL_TTL, proto=number)
+        # The checksum, and the lower half of the source address.
+        free, after = [(2 * 24, "~~~~"), (2 * 28, "....")], 34
+    else:
+        header = IPv6(src=source, dst=to, tc=tos, fl=0, nh=number, hlim=TUNNEL_TTL)
+        # The flow label, and the last quarter of the source address.
+        free, after = [(2 * 15 + 1, "....."), (2 * 34, "........")], 54
+    if number == 17:
+        free.append((2 * after, "x..."))
+    frame = Ether(src=INNER_MAC, dst=ENDPOINT_MAC, type=0x800 if outer == 4 else 0x86DD)
+    return raw(frame / header / body) + pad, free
+
+
+def send_on(case, hook, kind, ttl=64, port=CLIENT_PORT, first=True):
+    """A client's packet, as it comes and as it goes to the endpoint."""
+    family, proto = case.family, case.proto
+    before, after = client_ends(family, proto, ttl, port), forward_ends(case, ttl - 1, port)
+    payload = zero_payload(family, proto, kind, after) if kind.zero_sum else None
+    data = build(family, proto, kind, before, payload)
+    out, free, flow = build(family, proto, kind, after, payload), (), None
+    if case.mode in ("dsr-ipip", "dsr-gue"):
+        out, free = tunnelled(case, kind, out)
+        flow = f"{proto} {CLIENT[family]} {port}"
+    case.step(hook, "forwarded", "send", data, out, free, flow)
+    records = case.given.get("track", "always") == "always"
+    opens = proto == "tcp" and kind.transport.get("flags") == "S"
+    case.counted("forward", data, first if records else opens)
+    if records and first:
+        case.flows += 1
+        case.replies += case.mode == "nat"
+
+
+def send_back(case, hook, kind, ttl=64):
+    """A packet of the endpoint, as it comes and as it goes to the client."""
+    family, proto = case.family, case.proto
+    before = Ends(
+        (ENDPOINT[family], ENDPOINT_PORT[proto]), (NODE[family], TRANSLATION_PORT), ttl, (ENDPOINT_MAC, INNER_MAC)
+    )
+    after = Ends(
+        (VIP[family], VIRTUAL_PORT[proto]), (CLIENT[family], CLIENT_PORT), ttl - 1, (NODE_MAC, CLIENT_MAC)
+    )
+    payload = zero_payload(family, proto, kind, after) if kind.zero_sum else None
+    data = build(family, proto, kind, before, payload)
+    case.step(hook, "replied", "send", data, build(family, proto, kind, after, payload))
+    case.counted("reply", data, 0)
+
+
+PLAIN = {"tcp": TCP_KINDS[3], "udp": UDP_KINDS[0]}
+OPENING = {"tcp": TCP_KINDS[0], "udp": UDP_KINDS[0]}
+WAYS = [
+    ("nat", None),
+    ("dsr-l2", None),
+    ("dsr-ipip", 4),
+    ("dsr-ipip", 6),
+    ("dsr-gue", 4),
+    ("dsr-gue", 6),
+]
+XDP, TC, EGRESS = "xdp_balance", "tc_ingress", "tc_egress"
+FLAVORS = [(family, proto) for family in (4, 6) for proto in ("tcp", "udp")]
+
+
+def new_case(what, family, proto, way, hook=XDP, **given):
+    """A case in a mode, named after all that it is about."""
+    mode, outer = way
+    if mode != "nat":
+        given.setdefault("track", "never")
+        given["endpoint"] = ENDPOINT[outer or family]
+    through = f"{mode} over v{outer}" if outer else mode
+    where = {XDP: "", TC: " at tc", EGRESS: " at tc"}[hook]
+    return Case(f"{through}, {proto} over v{family}: {what}{where}", family, proto, mode, **given)
+
+
+def forwards():
+    """Every kind of packet, in every mode."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for kind in kinds(family, proto):
+                case = new_case(kind.name, family, proto, way)
+                send_on(case, XDP, kind)
+                yield case
+
+
+def forwards_at_tc():
+    """The hook that has the stack's own view of a packet."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for kind in (OPENING[proto], IP_KINDS[family][-1]):
+                case = new_case(kind.name, family, proto, way, TC)
+                send_on(case, TC, kind)
+                yield case
+
+
+def hops():
+    """Times to live."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for ttl in (2, 255):
+                case = new_case(f"{ttl} hops left", family, proto, way)
+                send_on(case, XDP, PLAIN[proto], ttl)
+                yield case
+            case = new_case("the last hop", family, proto, way)
+            data = build(family, proto, PLAIN[proto], client_ends(family, proto, 1))
+            case.step(XDP, "ttl_expired", "drop", data)
+            case.service["dropped"] += 1
+            if way[0] == "nat":
+                # The flow is recorded before its endpoint is looked at.
+                case.flows, case.replies = 1, 1
+            yield case
+
+
+def flows():
+    """Packets of one flow one after the other: the same endpoint, the same translation, the same tunnel."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            case = new_case("three packets of a flow", family, proto, way)
+            for kind, first in ((OPENING[proto], True), (PLAIN[proto], False), (PLAIN[proto], False)):
+                send_on(case, XDP, kind, first=first)
+            yield case
+    for way in WAYS[1:]:
+        for family, proto in FLAVORS:
+            case = new_case("two packets of a flow that is recorded", family, proto, way, track="always")
+            send_on(case, XDP, OPENING[proto])
+            send_on(case, XDP, PLAIN[proto], first=False)
+            yield case
+            case = new_case("two flows", family, proto, way)
+            send_on(case, XDP, OPENING[proto])
+            send_on(case, XDP, OPENING[proto], port=CLIENT_PORT + 1)
+            yield case
+    for family, proto in FLAVORS:
+        case = new_case("no second port", family, proto, ("nat", None))
+        send_on(case, XDP, OPENING[proto])
+        data = build(family, proto, OPENING[proto], client_ends(family, proto, port=CLIENT_PORT + 1))
+        case.step(XDP, "ports_exhausted", "drop", data)
+        case.service["dropped"] += 1
+        yield case
+
+
+def replies():
+    """What endpoints answer."""
+    for family, proto in FLAVORS:
+        for kind in kinds(family, proto):
+            case = new_case(f"answer, {kind.name}", family, proto, ("nat", None))
+            send_on(case, XDP, OPENING[proto])
+            send_back(case, XDP, kind)
+            yield case
+        case = new_case("answer on the last hop", family, proto, ("nat", None))
+        send_on(case, XDP, OPENING[proto])
+        ends = Ends(
+            (ENDPOINT[family], ENDPOINT_PORT[proto]), (NODE[family], TRANSLATION_PORT), 1, (ENDPOINT_MAC, INNER_MAC)
+        )
+        case.step(XDP, "ttl_expired", "drop", build(family, proto, PLAIN[proto], ends))
+        case.service["dropped"] += 1
+        yield case
+        case = new_case("answer", family, proto, ("nat", None), TC)
+        send_on(case, TC, OPENING[proto])
+        send_back(case, TC, PLAIN[proto])
+        yield case
+
+
+def not_replies():
+    """What comes to the port of a flow, and is no answer to it: the node's own socket may want it."""
+    for family, proto in FLAVORS:
+        other = "udp" if proto == "tcp" else "tcp"
+        good = (ENDPOINT[family], ENDPOINT_PORT[proto]), (NODE[family], TRANSLATION_PORT)
+        frauds = [
+            ("another port of the endpoint", proto, (ENDPOINT[family], ENDPOINT_PORT[proto] + 1), good[1]),
+            ("a stranger", proto, (STRANGER[family], ENDPOINT_PORT[proto]), good[1]),
+            ("another protocol", other, *good),
+            ("a port that is not translated to", proto, good[0], (NODE[family], TRANSLATION_PORT + 1)),
+        ]
+        for what, protocol, source, destination in frauds:
+            case = new_case(f"no answer, {what}", family, proto, ("nat", None))
+            send_on(case, XDP, OPENING[proto])
+            data = build(family, protocol, PLAIN[protocol], Ends(source, destination, 64, (ENDPOINT_MAC, INNER_MAC)))
+            reason = "no_service" if destination[1] != TRANSLATION_PORT else "no_translation"
+            case.step(XDP, reason, "pass", data)
+            yield case
+
+
+def locals_():
+    """An endpoint on this node: only the destination is translated, by the hook on the way in, and only the source, by
+    the hook on the way out; the stack delivers, so no hop is counted."""
+    for family, proto in FLAVORS:
+        for kind in kinds(family, proto):
+            if kind.fault or kind.zero_sum:
+                continue
+            given = {"local": True, "endpoint": NODE[family]}
+            case = new_case(f"on this node, {kind.name}", family, proto, ("nat", None), XDP, **given)
+            before = client_ends(family, proto)
+            after = Ends(before.source, (NODE[family], ENDPOINT_PORT[proto]), 64, before.macs)
+            data = build(family, proto, kind, before)
+            case.step(XDP, "forwarded_local", "pass", data, build(family, proto, kind, after))
+            case.counted("forward", data, 1)
+            case.flows, case.replies = 1, 1
+            macs = (NODE_MAC, CLIENT_MAC)
+            before = Ends((NODE[family], ENDPOINT_PORT[proto]), (CLIENT[family], CLIENT_PORT), 64, macs)
+            after = Ends((VIP[family], VIRTUAL_PORT[proto]), before.destination, 64, macs)
+            data = build(family, proto, kind, before)
+            case.step(EGRESS, "replied", "pass", data, build(family, proto, kind, after))
+            case.counted("reply", data, 0)
+            yield case
+    for family, proto in FLAVORS:
+        case = new_case("from this node, no flow", family, proto, ("nat", None), EGRESS)
+        ends = Ends(
+            (NODE[family], ENDPOINT_PORT[proto]), (CLIENT[family], CLIENT_PORT), 64, (NODE_MAC, CLIENT_MAC)
+        )
+        case.step(EGRESS, "not_translated", "pass", build(family, proto, PLAIN[proto], ends))
+        yield case
+
+
+def with_bytes(data, at, new):
+    """A frame with some of its bytes replaced."""
+    return data[:at] + bytes(new) + data[at + len(new) :]
+
+
+def faults(family, proto):
+    """Frames that cannot be read, each with the reason it ends with."""
+    good = build(family, proto, PLAIN[proto], client_ends(family, proto))
+    transport = 34 if family == 4 else 54
+    if family == 4:
+        optioned = build(family, proto, Kind("", b"", {"options": b"\x01" * 40}), client_ends(family, proto))
+        yield "version 6", with_bytes(good, 14, [0x65]), "bad_ip_header"
+        yield "header of four words", with_bytes(good, 14, [0x44]), "bad_ip_header"
+        yield "total length beyond the frame", with_bytes(good, 16, [0x7F, 0]), "bad_ip_header"
+        yield "total length of zero", with_bytes(good, 16, [0, 0]), "bad_ip_header"
+        yield "total length below the header", with_bytes(good, 16, [0, 19]), "bad_ip_header"
+        yield "total length ends in the transport header", with_bytes(good, 16, [0, 27]), "truncated"
+        yield "no transport header", with_bytes(good, 16, [0, 20])[:34], "truncated"
+        yield "cut in the options", optioned[: 14 + 40], "truncated"
+        yield "cut in the transport header", good[:40], "bad_ip_header"
+        yield "a byte is missing at the end", good[:-1], "bad_ip_header"
+    else:
+        yield "version 4", with_bytes(good, 14, [0x40]), "bad_ip_header"
+        yield "payload length beyond the frame", with_bytes(good, 18, [0x7F, 0]), "bad_ip_header"
+        yield "payload length of zero", with_bytes(good, 18, [0, 0]), "truncated"
+        yield "payload length ends in the transport header", with_bytes(good, 18, [0, 7]), "truncated"
+        yield "no transport header", with_bytes(good, 18, [0, 0])[:54], "truncated"
+        yield "cut in the transport header", good[:60], "bad_ip_header"
+        yield "a byte is missing at the end", good[:-1], "bad_ip_header"
+    if proto == "tcp":
+        yield "tcp header of four words", with_bytes(good, transport + 12, [0x40]), "bad_transport_header"
+        yield "tcp header of no words", with_bytes(good, transport + 12, [0x00]), "bad_transport_header"
+        yield "tcp header beyond the packet", with_bytes(good, transport + 12, [0xF0]), "bad_transport_header"
+    else:
+        yield "udp length of zero", with_bytes(good, transport + 4, [0, 0]), "bad_transport_header"
+        yield "udp length below the header", with_bytes(good, transport + 4, [0, 7]), "bad_transport_header"
+        yield "udp length beyond the packet", with_bytes(good, transport + 4, [0, 15]), "bad_transport_header"
+
+
+def malformed():
+    """Every fault in every mode, and at both hooks: dropped, and nobody's flow."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for what, data, reason in faults(family, proto):
+                if way[1] is not None and way[1] != family:
+                    continue
+                hook = TC if way[0] == "dsr-l2" else XDP
+                case = new_case(f"malformed, {what}", family, proto, way, hook)
+                case.step(hook, reason, "drop", data)
+                yield case
+
+
+def strangers():
+    """What is not ours stays as it is, whatever is wrong with it."""
+    for family, proto in FLAVORS:
+        to = Ends(
+            (CLIENT[family], CLIENT_PORT), (STRANGER[family], VIRTUAL_PORT[proto]), 1, (CLIENT_MAC, NODE_MAC)
+        )
+        foreign = build(family, proto, PLAIN[proto], to)
+        end = 34 if family == 4 else 54
+        here = build(family, proto, PLAIN[proto], client_ends(family, proto))
+        other = Ends((CLIENT[family], CLIENT_PORT), (VIP[family], 9), 64, (CLIENT_MAC, NODE_MAC))
+        agent = Ends((CLIENT[family], CLIENT_PORT), (VIP[family], AGENT_PORT), 64, (CLIENT_MAC, NODE_MAC))
+        frames = [
+            ("another address on its last hop", foreign, "not_ours"),
+            ("another address and a bad version", with_bytes(foreign, 14, [0x05]), "not_ours"),
+            ("another address and a bad length", with_bytes(foreign, 16 if family == 4 else 18, [255, 255]), "not_ours"),
+            ("another address and a cut header", foreign[: end + 4], "not_ours"),
+            ("a port of no service", build(family, proto, PLAIN[proto], other), "no_service"),
+            ("ARP's type", with_bytes(here, 12, [0x08, 0x06]), "not_ip"),
+            ("a length instead of a type", with_bytes(here, 12, [0x00, 0x2E]), "not_ip"),
+        ]
+        if (family, proto) == (4, "tcp"):
+            frames.append(("the agent's own service", build(family, proto, PLAIN[proto], agent), "agent"))
+        for what, data, reason in frames:
+            for hook in (XDP, TC):
+                case = new_case(f"passes, {what}", family, proto, ("nat", None), hook)
+                case.step(hook, reason, "pass", data)
+                yield case
+
+
+def states():
+    """Endpoints that take no new flows."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            case = new_case("no endpoint is up", family, proto, way, state="down")
+            case.step(XDP, "no_endpoint", "drop", build(family, proto, OPENING[proto], client_ends(family, proto)))
+            case.service["dropped"] += 1
+            yield case
+            case = new_case("all endpoints drain", family, proto, way, state="draining")
+            send_on(case, XDP, OPENING[proto])
+            yield case
+
+
+def sizes():
+    """Packets against the MTU of the way, 1500 bytes here."""
+    for way in WAYS:
+        mode, outer = way
+        for family, proto in FLAVORS:
+            outside = {None: 0, 4: 20, 6: 40}[outer] + (8 if mode == "dsr-gue" else 0)
+            headers = (20 if family == 4 else 40) + (20 if proto == "tcp" else 8)
+            room = 1500 - outside - headers
+            if proto == "udp" and (family, outer) != (4, 4):
+                continue
+            case = new_case("as large as the way takes", family, proto, way)
+            send_on(case, XDP, Kind("", b"s" * room))
+            yield case
+            case = new_case("a byte too large", family, proto, way)
+            kind = Kind("", b"s" * (room + 1))
+            case.step(XDP, "too_big", "drop", build(family, proto, kind, client_ends(family, proto)))
+            case.service["dropped"] += 1
+            if mode == "nat":
+                # The flow is recorded before its first packet turns out to be too large.
+                case.flows, case.replies = 1, 1
+            yield case
+
+
+GROUPS = [
+    forwards,
+    forwards_at_tc,
+    hops,
+    flows,
+    replies,
+    not_replies,
+    locals_,
+    malformed,
+    strangers,
+    states,
+    sizes,
+]
+
+
+def render(cases):
+    """The file: JSON, with a line for each packet."""
+
+    def value(what):
+        return json.dumps(what, separators=(", ", ": "))
+
+    lines = []
+    for case in cases:
+        steps = []
+        for step in case["steps"]:
+            head = value({key: step[key] for key in ("hook", "reason", "verdict", "flow") if key in step})[:-1]
+            packets = "".join(f',\n    "{key}": {value(step[key])}' for key in ("in", "out") if key in step)
+            steps.append(f"   {head}{packets}}}")
+        lines.append(
+            f' {{"name": {value(case["name"])},\n  "given": {value(case["given"])},\n  "steps": [\n'
+            + ",\n".join(steps)
+            + f'],\n  "counts": {value(case["counts"])}}}'
+        )
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def main(arguments):
+    groups = [(group.__name__.strip("_"), [case.as_dict() for case in group()]) for group in GROUPS]
+    cases = [case for _, group in groups for case in group]
+    names = collections.Counter(case["name"] for case in cases)
+    twice = [name for name, n in names.items() if n > 1]
+    if twice:
+        raise SystemExit(f"two cases have the same name: {twice}")
+    if arguments == ["--list"]:
+        for name, group in groups:
+            print(f"{name}: {len(group)}")
+        print(f"all: {len(cases)}")
+    elif arguments == ["--check"]:
+        if CASES.read_text() != render(cases):
+            raise SystemExit(f"{CASES} is not what this generator makes: run it without arguments")
+        print(f"{len(cases)} cases")
+    elif not arguments:
+        CASES.write_text(render(cases))
+        print(f"{len(cases)} cases")
+    else:
+        raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
