@@ -132,8 +132,12 @@ fn publish<M: Maps>(claimed: &Claimed<M::Row<FlowRows>>, who: &Who, content: &Co
 /// [`Reason::PortsExhausted`], and those of [`table::claim`].
 #[inline(always)]
 fn record<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<Port, Reason> {
-    let endpoint = maps.endpoint(arrival.row).ok_or(Reason::BadSlot)?;
     let claimed = own(maps, arrival)?;
+    let Some(endpoint) = maps.endpoint(arrival.row) else {
+        // An entry that stayed taken would be nobody's for ever.
+        table::give_up(maps, &claimed, arrival.id);
+        return Err(Reason::BadSlot);
+    };
     let row = claimed.place.row();
     if arrival.is_taken == 0 && row.endpoint::<M>() != arrival.row {
         reply::forget(maps, settings, row, arrival.head, claimed.place.index());
@@ -293,8 +297,12 @@ fn stay<M: Maps>(
 /// Remembers the endpoint of a client, or of a flow that is not translated.
 #[inline(always)]
 fn note<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<(), Reason> {
-    let endpoint = maps.endpoint(arrival.row).ok_or(Reason::BadSlot)?;
     let claimed = own(maps, arrival)?;
+    let Some(endpoint) = maps.endpoint(arrival.row) else {
+        // An entry that stayed taken would be nobody's for ever.
+        table::give_up(maps, &claimed, arrival.id);
+        return Err(Reason::BadSlot);
+    };
     let phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);
     let content = Content {
         endpoint: arrival.row,

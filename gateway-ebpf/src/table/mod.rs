@@ -193,7 +193,7 @@ pub fn release<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, service: u32)
 #[inline(always)]
 fn left<M: Maps>(maps: &M, service: u32) {
     if let Some(entries) = maps.service_flows(service) {
-        // A service that came under a number whose entries were another's began at zero.
+        // Never below zero, whoever else wrote to the map: a service without entries would seem to have all there are.
         if M::load(&entries) != 0 {
             M::add(&entries, u64::MAX);
         }

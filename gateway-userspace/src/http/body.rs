@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 use crate::{
     access::Line,
     endpoint::Active,
-    pool::{Lease, incoming::Incoming},
+    pool::{Lease, body::BoxError, incoming::Incoming},
 };
 
 /// A response body.
@@ -56,8 +56,6 @@ impl std::fmt::Display for TooLate {
 }
 
 impl std::error::Error for TooLate {}
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl ResponseBody {
     /// A text, or nothing.

@@ -29,7 +29,7 @@ use crate::{
     },
     limits,
     metrics::limit::Limit,
-    pool::body::RequestBody,
+    pool::body::{BoxError, RequestBody},
     retry,
     state::{Mirror, Rule},
 };
@@ -150,8 +150,6 @@ impl Queue {
         let _goes_on = self.push(None);
     }
 }
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Body for Tapped {
     type Data = Bytes;
