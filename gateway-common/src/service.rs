@@ -70,6 +70,21 @@ impl ServiceEntry {
         }
     }
 
+    /// Whether it leads anywhere.
+    pub const fn is_taken(&self) -> bool {
+        self.service | self.n_ranges != 0
+    }
+
+    /// What it stands for.
+    pub const fn key(&self) -> ServiceKey {
+        ServiceKey::new(self.addr, self.port, self.protocol)
+    }
+
+    /// Number of its service, if it has one besides those of its ranges.
+    pub const fn service_id(&self) -> Option<u32> {
+        self.service.checked_sub(1)
+    }
+
     /// Whether it stands for this key. One without service and ranges stands for nothing.
     #[inline(always)]
     pub fn is_for(&self, key: &ServiceKey) -> bool {
@@ -108,7 +123,7 @@ pub struct Service {
     pub mode: Mode,
     /// What is remembered about a flow.
     pub track: Track,
-    /// The virtual port; zero for every port, or for ranges of them.
+    /// The virtual port; the first of several, zero for every port.
     pub port: Port,
     /// TCP or UDP.
     pub protocol: Protocol,

@@ -300,6 +300,8 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
             SeedSource::Node => None,
         },
         flows: kernel.flows,
+        change_window: kernel.change_window,
+        tunnel: kernel.tunnel,
         tcx: true,
     }
 }

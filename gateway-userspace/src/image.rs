@@ -2,7 +2,7 @@
 //!
 //! Slots are not in it: they follow from the live endpoints it holds, and the publisher fills them.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use gateway_common::{
     addr::Addr,
@@ -32,6 +32,10 @@ pub struct Service {
     pub mode: Mode,
     /// What is remembered about a flow.
     pub track: Track,
+    /// Time of silence for which a client keeps its endpoint.
+    pub affinity: Option<Duration>,
+    /// Its ports, in ascending order; empty for that of the key, which is zero where it is every port.
+    pub ports: Vec<RangeInclusive<u16>>,
     /// First row of its endpoints, and how many rows it owns.
     pub rows: Range,
     /// Slots of one half, a prime; zero for a service of the agent.
@@ -99,6 +103,8 @@ pub struct KernelSettings {
 pub struct Way {
     /// The address is one of this node's own.
     pub is_local: bool,
+    /// It is on the link: no router lies between.
+    pub is_on_link: bool,
     /// Index of the interface that packets there leave by; zero without a route.
     pub interface: u32,
     /// The address of this node that packets there carry as their source.

@@ -127,6 +127,12 @@ pub const ACCESS_LOG_PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of a configuration file.
 pub const CONFIG_BYTES: u64 = 16 * 1024 * 1024;
 
+/// Ranges of ports of a listener, and of all listeners of an address and protocol: packets go through them one by one.
+pub const PORT_RANGES: usize = 32;
+
+/// Ranges of ports of all listeners: half of the kernel's rows, so that new ones are written beside the old.
+pub const ALL_PORT_RANGES: usize = 2_048;
+
 /// Listeners, routes and services of a snapshot, each.
 pub const NAMED_THINGS: usize = 10_000;
 

@@ -9,10 +9,11 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use gateway_common::{addr::Protocol, flow::FlowKey};
 use http::HeaderName;
 
 use crate::{
-    balance::Balancer,
+    balance::{self, Balancer},
     filter::Filters,
     metrics::shard::RouteStats,
     name::{ListenerName, RouteName, ServiceName},
@@ -218,6 +219,8 @@ pub struct Balanced {
     pub listener: ListenerName,
     /// Whether the agent forwards its bytes also where the kernel could forward its packets.
     pub is_by_agent: bool,
+    /// Whether a client's connections go to one endpoint.
+    pub by_client: bool,
     /// Picks as the kernel does.
     pub balancer: Balancer,
     /// By the index of the balancer's members: whether the endpoint is told by PROXY protocol who the client is.
@@ -228,6 +231,13 @@ pub struct Balanced {
     pub connect_timeout: Duration,
     /// How sockets towards endpoints are made.
     pub options: connect::Options,
+}
+
+impl Balanced {
+    /// What an endpoint is picked by, as the kernel does.
+    pub fn flow(&self, peer: SocketAddr, local: SocketAddr, protocol: Protocol) -> FlowKey {
+        if self.by_client { balance::client(peer, local) } else { balance::flow(peer, local, protocol) }
+    }
 }
 
 /// The one state that is served now.

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::{net::UdpSocket, task::AbortHandle};
 
 use crate::{
-    balance::{self, Tried},
+    balance::Tried,
     clock::Clock,
     drain::{Drain, Tasks},
     endpoint::{Active, Health},
@@ -132,7 +132,7 @@ impl Forwarder {
     fn begin(&self, table: &Table, socket: &Arc<UdpSocket>, client: SocketAddr) -> io::Result<Option<Flow>> {
         let state = self.published.load();
         let Some(Bind::Balanced(balanced)) = state.binds.get(&self.bind) else { return Ok(None) };
-        let key = balance::flow(client, self.bind.addr, Protocol::UDP);
+        let key = balanced.flow(client, self.bind.addr, Protocol::UDP);
         let member = balanced.balancer.pick(&key, &Tried::default());
         let Some(member) = member.and_then(|idx| balanced.balancer.members().get(idx)) else {
             return Ok(None);

@@ -31,6 +31,7 @@ use gateway_common::{
     endpoint::EndpointState,
     layout::{FLOW_LAYOUT_VERSION, LAYOUT_VERSION, PIN_ROOT},
     service::{Mode, ServiceKey, Track},
+    settings::Tunnel,
     slot::{SlotChunk, size_class},
 };
 use gateway_tests::{
@@ -74,7 +75,16 @@ impl Place {
 
     fn settings(&self, attach: AttachMode) -> Settings {
         let bpffs = self.bpffs.clone();
-        Settings { bpffs, attach, ports: 61_000..=65_535, seed: Some([7; 16]), flows: 1_024, tcx: true }
+        Settings {
+            bpffs,
+            attach,
+            ports: 61_000..=65_535,
+            seed: Some([7; 16]),
+            flows: 1_024,
+            change_window: Duration::from_hours(1),
+            tunnel: Tunnel::DEFAULT,
+            tcx: true,
+        }
     }
 
     fn start(&self, attach: AttachMode) -> Kernel {
@@ -447,6 +457,8 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         id: 0,
         mode: Mode::NAT,
         track: Track::ALWAYS,
+        affinity: None,
+        ports: Vec::new(),
         rows: Range { first: 0, count: 1_024 },
         n_slots,
         chunks: [0, SlotChunk::chunks_for(n_slots)],

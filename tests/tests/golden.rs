@@ -18,14 +18,15 @@ use std::{
     path::Path,
     process::{Command, Output},
     sync::Arc,
+    time::Duration,
 };
 
 use gateway_common::{
-    addr::Protocol,
+    addr::{Addr, Protocol},
     endpoint::{EndpointState, NextHop},
     hash::Seed,
     map::{self, MapDef as _},
-    service::{Mode, Service, ServiceKey},
+    service::{Mode, PortRange, Service, ServiceKey, Track},
     slot::Slot,
 };
 use gateway_tests::{expect, privilege};
@@ -40,7 +41,12 @@ use gateway_userspace::{
     drain::Tasks,
     endpoint::Registry,
     image::{Capacity, Range, Way},
-    kernel::{memory::Memory, plan::Op, writer::Writer},
+    kernel::{
+        memory::Memory,
+        plan::Op,
+        ticks::Ticks,
+        writer::{Terms, Writer},
+    },
     metrics::Metrics,
     net::connect,
     pool::registry::{self, Pools},
@@ -55,6 +61,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// The seed of every golden file: tables follow from it.
 const SEED: Seed = Seed::new([0x5eed, 0x5eed]);
+const TERMS: Terms = Terms {
+    seed: SEED,
+    flows: 1 << 18,
+    ticks: Ticks::of_interrupts(250),
+    change_window: Duration::from_hours(1),
+};
 
 /// Every address is known to be reached over this interface.
 const INTERFACE: u32 = 2;
@@ -157,7 +169,7 @@ impl Agent {
             served: None,
             ids: Ids::new(capacity),
             sockets: BTreeMap::new(),
-            writer: Writer::new(Memory::default(), SEED, 1 << 18, Clock::real()).unwrap(),
+            writer: Writer::new(Memory::default(), TERMS, Clock::real()).unwrap(),
         }
     }
 
@@ -209,7 +221,7 @@ fn lines(lines: impl Iterator<Item = String>) -> String {
 /// A write in words.
 fn describe(op: &Op) -> String {
     match op {
-        Op::Row { row, value } if value.port.number() == 0 => format!("row {row}: empty"),
+        Op::Row { row, value } if value.addr == Addr::UNSPECIFIED => format!("row {row}: empty"),
         Op::Row { row, value } => format!(
             "row {row}: {} {} of service {}, generation {}, up to {} bytes",
             SocketAddr::new(value.addr.into(), value.port.number()),
@@ -222,15 +234,31 @@ fn describe(op: &Op) -> String {
             format!("slots of {} from chunk {first_chunk}: {}", name(key), shares(slots))
         }
         Op::Service { key, value } => format!("service {}: {}", name(key), value_of(value)),
+        Op::Ranges { first, ranges } => {
+            let ranges: Vec<String> = ranges.iter().copied().map(range).collect();
+            format!("ranges {first}: {}", ranges.join(" "))
+        }
+        Op::Entry { entry } => {
+            let service = entry.service_id().map_or_else(|| "none".to_owned(), |id| id.to_string());
+            let ranges = entry.first_range..entry.first_range + entry.n_ranges;
+            format!("entry {}: service {service}, ranges {ranges:?}", name(&entry.key()))
+        }
         Op::Filter { word, bits } => format!("filter word {word}: {} bits", bits.count_ones()),
-        Op::Remove { key } => format!("remove service {}", name(key)),
+        Op::Remove { key } => format!("remove entry {}", name(key)),
     }
 }
 
 fn way(addr: IpAddr) -> Way {
     let next_hop = NextHop { interface: INTERFACE, mac: [2, 0, 0, 0, 0, 1], own_mac: [2, 0, 0, 0, 0, 2] };
     let source = if addr.is_ipv4() { "192.0.2.1" } else { "2001:db8::1" };
-    Way { is_local: false, interface: INTERFACE, source: Some(source.parse().unwrap()), next_hop, mtu: 1_500 }
+    Way {
+        is_local: false,
+        is_on_link: true,
+        interface: INTERFACE,
+        source: Some(source.parse().unwrap()),
+        next_hop,
+        mtu: 1_500,
+    }
 }
 
 const fn word(state: EndpointState) -> &'static str {
@@ -244,6 +272,10 @@ const fn word(state: EndpointState) -> &'static str {
 fn name(key: &ServiceKey) -> String {
     let transport = if key.protocol == Protocol::UDP { "udp" } else { "tcp" };
     format!("{}/{transport}", SocketAddr::new(key.addr.into(), key.port.number()))
+}
+
+fn range(range: PortRange) -> String {
+    format!("{}-{} to {}", range.first.number(), range.last.number(), range.service)
 }
 
 /// How many slots each endpoint has, and how many changed hands.
@@ -264,9 +296,34 @@ fn value_of(value: &Service) -> String {
     let [first, second] = value.halves;
     let table = value.table();
     format!(
-        "id {}, rows {} + {}, {} slots at chunk {first} or {second}, now {}",
-        value.id, table.first_endpoint, table.n_endpoints, table.n_slots, table.first_chunk
+        "id {}, {}, rows {} + {}, {} slots at chunk {first} or {second}, now {}",
+        value.id,
+        manner(value),
+        table.first_endpoint,
+        table.n_endpoints,
+        table.n_slots,
+        table.first_chunk
     )
+}
+
+/// How packets reach the endpoint and what is remembered.
+fn manner(value: &Service) -> String {
+    let mode = match value.mode {
+        Mode::NAT => "nat",
+        Mode::DSR_L2 => "dsr-l2",
+        Mode::DSR_IPIP => "dsr-ipip",
+        _ => "dsr-gue",
+    };
+    let track = match value.track {
+        Track::ALWAYS => "always",
+        Track::CHANGE => "change",
+        _ => "never",
+    };
+    let affinity = match value.flags & Service::AFFINITY {
+        0 => String::new(),
+        _ => format!(", a client for {} ticks", value.affinity_ticks),
+    };
+    format!("{mode}, track {track}{affinity}")
 }
 
 fn answer(served: &State, line: &str) -> String {

@@ -235,7 +235,14 @@ impl Netlink {
             if let RouteAttribute::Gateway(gateway) = attribute { ip(gateway) } else { None }
         });
         let interface = oif(route).unwrap_or(0);
-        let mut way = Way { is_local: false, interface, source, next_hop: NextHop::UNKNOWN, mtu: 0 };
+        let mut way = Way {
+            is_local: false,
+            is_on_link: gateway.is_none(),
+            interface,
+            source,
+            next_hop: NextHop::UNKNOWN,
+            mtu: 0,
+        };
         let Some(link) = links.get(&interface) else { return way };
         way.mtu = link.mtu;
         let hop = gateway.unwrap_or(addr);

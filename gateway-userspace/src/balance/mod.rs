@@ -24,6 +24,12 @@ pub fn flow(peer: SocketAddr, local: SocketAddr, protocol: Protocol) -> FlowKey 
     FlowKey::new(source, Port::new(peer.port()), destination, Port::new(local.port()), protocol)
 }
 
+/// A client without its ports, for services that keep a client on its endpoint.
+pub fn client(peer: SocketAddr, local: SocketAddr) -> FlowKey {
+    let (source, destination) = (Addr::from(peer.ip()), Addr::from(local.ip()));
+    FlowKey::new(source, Port::NONE, destination, Port::NONE, Protocol::default())
+}
+
 /// One endpoint that takes part.
 #[derive(Clone, Debug)]
 pub struct Member {

@@ -116,6 +116,8 @@ fn agent(
         id: ids.agent_service(key)?,
         mode: Mode::AGENT,
         track: Track::NEVER,
+        affinity: None,
+        ports: Vec::new(),
         rows: Range::default(),
         n_slots: 0,
         chunks: [0, 0],
@@ -139,16 +141,20 @@ fn balanced(
         .map(|(_, id)| (id.addr, id.clone()))
         .collect();
     let numbers = ids.balanced_service(key, &wanted, |addr| leaving.contains_key(&addr))?.clone();
-    let (mode, track) = match listener.forwarding {
-        // Translation has ports to remember.
-        Forwarding::Nat | Forwarding::Agent => (Mode::NAT, Track::ALWAYS),
+    let mode = match listener.forwarding {
+        Forwarding::Nat | Forwarding::Agent => Mode::NAT,
+        Forwarding::DsrL2 => Mode::DSR_L2,
+        Forwarding::DsrIpip => Mode::DSR_IPIP,
+        Forwarding::DsrGue => Mode::DSR_GUE,
     };
     Ok(Service {
         key,
         listener: listener.name.clone(),
         id: numbers.id,
         mode,
-        track,
+        track: listener.track(),
+        affinity: listener.packets.affinity,
+        ports: if listener.addr.port() == 0 { Vec::new() } else { listener.packets.ports.clone() },
         rows: numbers.rows,
         // The same as userspace takes for as many endpoints, even when there is room for more.
         n_slots: size_class(u32::try_from(wanted.len()).unwrap_or(u32::MAX)),
@@ -254,6 +260,7 @@ mod tests {
             ticket_keys: Vec::new(),
             clients: None,
             forwarding: Forwarding::Nat,
+            packets: crate::snapshot::listener::Packets::default(),
             proxies: Vec::new(),
             idle_timeout: std::time::Duration::from_secs(1),
             paths: crate::target::Rules::DEFAULT,

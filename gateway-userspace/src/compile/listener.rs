@@ -155,6 +155,7 @@ fn balanced(snapshot: &Snapshot, shared: &Shared, listener: &Listener, rule: Opt
     Balanced {
         listener: listener.name.clone(),
         is_by_agent: listener.is_by_agent(),
+        by_client: listener.packets.affinity.is_some(),
         announced: announced.into(),
         idle_timeout: listener.idle_timeout,
         balancer: Balancer::new(Policy::Maglev, members, &shared.seed),

@@ -2,13 +2,16 @@
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::OnceLock};
 
+use gateway_common::{addr::Port, settings::Tunnel};
+
 use crate::{
     config::{
         AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, Interfaces, KernelMode,
         KernelSettings, LogFormat, LogLevel, LogSettings, SeedSource, TraceSettings,
         files::Files,
         read::{View, Wrong},
-        shape, text,
+        shape,
+        text::{self, OuterSource},
     },
     secret::Secret,
 };
@@ -129,6 +132,8 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         Some(SeedSource::Node)
     };
     let flows = kernel.integer("flows");
+    let change_window = kernel.duration("changeWindow");
+    let tunnel = kernel.table_or_defaults("tunnel").and_then(|tunnel| read_tunnel(&tunnel));
     Some(KernelSettings {
         mode: mode?.value,
         interfaces,
@@ -137,7 +142,19 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         translation_ports: translation_ports?.value,
         seed: seed?,
         flows: flows?.value,
+        change_window: change_window?.value,
+        tunnel: tunnel?,
     })
+}
+
+const TUNNEL_V4: OuterSource = OuterSource { bits: 16, is_v4: true, example: "172.16.0.0/16" };
+const TUNNEL_V6: OuterSource = OuterSource { bits: 96, is_v4: false, example: "100::/96" };
+
+fn read_tunnel(tunnel: &View<'_>) -> Option<Tunnel> {
+    let v4 = tunnel.text("sourceV4", |text| text::outer_source(text, &TUNNEL_V4));
+    let v6 = tunnel.text("sourceV6", |text| text::outer_source(text, &TUNNEL_V6));
+    let port = tunnel.integer("port");
+    Some(Tunnel { v4: v4?.value, v6: v6?.value, port: Port::new(port?.value) })
 }
 
 fn read_seed(path: &str, files: &Files) -> Result<Secret, Wrong> {

@@ -3,6 +3,8 @@
 
 use std::{net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf, time::Duration};
 
+use gateway_common::settings::Tunnel;
+
 use crate::secret::Secret;
 
 pub mod agent;
@@ -178,6 +180,10 @@ pub struct KernelSettings {
     pub seed: SeedSource,
     /// Flows that the kernel remembers.
     pub flows: u32,
+    /// How long slots remember the endpoints before a change.
+    pub change_window: Duration,
+    /// How tunnelled packets look on the outside.
+    pub tunnel: Tunnel,
 }
 
 /// Whether eBPF is used.

@@ -5,7 +5,12 @@ use std::{
     ops::RangeInclusive,
 };
 
-use crate::config::{InterfacePattern, read::Wrong};
+use gateway_common::addr::Addr;
+
+use crate::{
+    config::{InterfacePattern, read::Wrong},
+    network::Network,
+};
 
 /// An address that one machine can have: not unspecified, not multicast, not broadcast, not IPv4 dressed as IPv6.
 pub fn unicast(text: &str) -> Result<IpAddr, Wrong> {
@@ -81,6 +86,35 @@ pub fn interface(text: &str) -> Result<InterfacePattern, Wrong> {
         return Err(Wrong::new("only `*` is a pattern", "write * for any letters, or list the names"));
     }
     Ok(InterfacePattern::new(text))
+}
+
+/// What a network of outer sources has to look like.
+#[derive(Clone, Copy, Debug)]
+pub struct OuterSource {
+    /// Its length; the rest of the address follows from the flow.
+    pub bits: u8,
+    /// Its family.
+    pub is_v4: bool,
+    /// One that is good.
+    pub example: &'static str,
+}
+
+/// The first address of a network that tunnelled packets come from.
+pub fn outer_source(text: &str, wanted: &OuterSource) -> Result<Addr, Wrong> {
+    let remedy = || format!("write a network of {} bits, such as {}", wanted.bits, wanted.example);
+    let (addr, bits) = text.split_once('/').ok_or_else(|| Wrong::new("it has no length", remedy()))?;
+    let addr: IpAddr = addr.parse().map_err(|_| Wrong::new("its address cannot be read", remedy()))?;
+    if addr.is_ipv4() != wanted.is_v4 {
+        return Err(Wrong::new("it is of the other address family", remedy()));
+    }
+    if bits.parse() != Ok(wanted.bits) {
+        return Err(Wrong::new("it has another length", remedy()));
+    }
+    let network = Network { addr, prefix_bits: wanted.bits };
+    if network.first() != addr || addr.is_multicast() || addr.is_unspecified() {
+        return Err(Wrong::new("it names no network that packets come from", remedy()));
+    }
+    Ok(Addr::from(addr))
 }
 
 /// A range of ports for translation: above the privileged ones, and wide enough to be of use.

@@ -186,7 +186,7 @@ impl KernelSide {
         if self.is_new {
             retired.extend(image::left_over(snapshot, &self.ids).into_iter().map(|left| (left, now)));
         }
-        for service in self.image.services.iter().filter(|service| service.mode == Mode::NAT) {
+        for service in self.image.services.iter().filter(|service| service.mode != Mode::AGENT) {
             for row in &service.endpoints {
                 retired.entry((service.key, row.endpoint.id().clone())).or_insert(now);
             }
@@ -327,6 +327,8 @@ impl KernelSide {
             self.write().await;
         } else {
             self.learn_ways().await;
+            let settled = self.kernel.lock().settle();
+            self.note(settled.map(drop).map_err(|error| error_chain(&error)));
             if self.detached.is_some() {
                 self.attach().await;
             }
@@ -374,7 +376,7 @@ impl KernelSide {
             }
         }
         drop(kernel);
-        let is_balanced = self.image.services.iter().any(|service| service.mode == Mode::NAT);
+        let is_balanced = self.image.services.iter().any(|service| service.mode != Mode::AGENT);
         self.detached = if !is_balanced {
             None
         } else if wanted.is_empty() {

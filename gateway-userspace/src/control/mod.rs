@@ -18,7 +18,7 @@ use crate::{
     admin::ready::Board,
     clock::Clock,
     compile::{
-        Faults,
+        Fault, Faults,
         service::{self, served},
         state::{Shared, state},
     },
@@ -106,6 +106,9 @@ impl Control {
     }
 
     async fn try_apply(&mut self, snapshot: Snapshot) -> Result<(), Refusal> {
+        if self.kernel.is_none() {
+            check_ports(&snapshot).map_err(Refusal::Faults)?;
+        }
         let before = self.published.load();
         let compiled = state(&snapshot, &self.shared, Some(&before)).map_err(Refusal::Faults)?;
         let binds = self.binds(&compiled);
@@ -236,6 +239,20 @@ impl Control {
         };
         state.binds.iter().filter_map(mine).collect()
     }
+}
+
+/// Sockets listen on one port each.
+fn check_ports(snapshot: &Snapshot) -> Result<(), Faults> {
+    let several = snapshot.listeners.iter().filter(|listener| !listener.packets.ports.is_empty());
+    let faults: Vec<Fault> = several
+        .map(|listener| Fault {
+            place: format!("listener `{}`", listener.name),
+            message: "`ports` needs eBPF, and this agent serves in userspace; write a listener for each port, or let it use \
+                      eBPF (its log says what is missing)"
+                .to_owned(),
+        })
+        .collect();
+    if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }
 
 /// Never resolves without a kernel.

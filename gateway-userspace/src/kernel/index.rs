@@ -43,12 +43,12 @@ impl Index {
 
     /// Every entry.
     pub(super) fn entries(&self) -> impl Iterator<Item = &ServiceEntry> {
-        self.buckets.iter().flat_map(|bucket| &bucket.entries).filter(|entry| is_taken(entry))
+        self.buckets.iter().flat_map(|bucket| &bucket.entries).filter(|entry| entry.is_taken())
     }
 
     /// The writes, in order, after which `entry` stands under its key; nothing when there is no room.
     pub(super) fn put(&mut self, entry: ServiceEntry) -> Option<Vec<Write>> {
-        let key = key(&entry);
+        let key = entry.key();
         let mut writes = Vec::new();
         let place = match self.find(&key).or_else(|| self.free(&key)) {
             Some(place) => place,
@@ -68,12 +68,12 @@ impl Index {
 
     fn find(&self, key: &ServiceKey) -> Option<Place> {
         let is_for =
-            |place: &Place| self.get(*place).is_some_and(|entry| is_taken(entry) && entry.is_for(key));
+            |place: &Place| self.get(*place).is_some_and(|entry| entry.is_taken() && entry.is_for(key));
         places(key).find(is_for)
     }
 
     fn free(&self, key: &ServiceKey) -> Option<Place> {
-        places(key).find(|place| self.get(*place).is_some_and(|entry| !is_taken(entry)))
+        places(key).find(|place| self.get(*place).is_some_and(|entry| !entry.is_taken()))
     }
 
     /// Looks for the shortest row of moves that ends at a free place, and makes them from there on.
@@ -87,7 +87,7 @@ impl Index {
         }
         while let Some(at) = queue.pop_front() {
             let (from, _) = *steps.get(at)?;
-            let moved = key(self.get(from)?);
+            let moved = self.get(from)?.key();
             if let Some(free) = self.free(&moved) {
                 return self.shift(&steps, at, free, writes);
             }
@@ -134,16 +134,6 @@ impl Index {
             *at = entry;
         }
     }
-}
-
-/// Whether an entry stands for something.
-pub(super) const fn is_taken(entry: &ServiceEntry) -> bool {
-    entry.service | entry.n_ranges != 0
-}
-
-/// The key of an entry.
-pub(super) const fn key(entry: &ServiceEntry) -> ServiceKey {
-    ServiceKey::new(entry.addr, entry.port, entry.protocol)
 }
 
 fn places(key: &ServiceKey) -> impl Iterator<Item = Place> + use<> {
@@ -199,7 +189,7 @@ mod tests {
             for (place, entry) in writes {
                 let replaced = *map.get(place).unwrap();
                 map.set(place, entry);
-                assert!(!is_taken(&replaced) || map.find(&key(&replaced)).is_some(), "{replaced:?} is lost");
+                assert!(!replaced.is_taken() || map.find(&replaced.key()).is_some(), "{replaced:?} is lost");
             }
         }
         assert!(moved > 0, "nothing had to move: the test shows nothing");

@@ -13,7 +13,7 @@ use gateway_common::{
     filter::{self, FilterWord},
     flow::FlowCount,
     map::{self, MapDef},
-    service::{Service, ServiceBucket, ServiceEntry, ServiceKey},
+    service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey},
     settings::Settings,
     slot::{Slot, SlotChunk},
 };
@@ -22,7 +22,7 @@ use crate::{
     image::Capacity,
     kernel::{
         Error,
-        index::{Index, Write, is_taken, key},
+        index::{Index, Write},
         maps::{Maps, Observed},
         sys::MappedRows,
     },
@@ -45,6 +45,7 @@ pub(super) struct KernelMaps {
     index: Index,
     buckets: MappedRows<ServiceBucket>,
     services: MappedRows<Service>,
+    port_ranges: MappedRows<PortRange>,
     endpoints: MappedRows<Endpoint>,
     slots: MappedRows<SlotChunk>,
     service_flows: MappedRows<FlowCount>,
@@ -108,6 +109,7 @@ impl KernelMaps {
             index: Index::new((0..buckets.len()).map_while(|bucket| buckets.get(bucket)).collect()),
             buckets,
             services: mapped::<map::Services>(object)?,
+            port_ranges: mapped::<map::PortRanges>(object)?,
             endpoints: mapped::<map::Endpoints>(object)?,
             slots: mapped::<map::Slots>(object)?,
             service_flows: mapped::<map::ServiceFlows>(object)?,
@@ -132,7 +134,7 @@ impl KernelMaps {
             let first = place.place * ENTRY_WORDS;
             let words: [u64; ENTRY_WORDS] = bytemuck::cast(*entry);
             // The word with the number of the service last where the entry comes, first where it goes.
-            let order: [usize; ENTRY_WORDS] = if is_taken(entry) { [0, 1, 3, 2] } else { [2, 3, 0, 1] };
+            let order: [usize; ENTRY_WORDS] = if entry.is_taken() { [0, 1, 3, 2] } else { [2, 3, 0, 1] };
             for at in order {
                 let word = self.buckets.word(place.bucket, first + at);
                 let (word, value) = word.zip(words.get(at)).ok_or_else(no_room::<map::ServiceIndex>)?;
@@ -163,13 +165,11 @@ const ENDPOINT_ORDER: [usize; 8] = [0, 1, 2, 3, 7, 5, 4, 6];
 impl Maps for KernelMaps {
     fn observe(&self) -> Result<Observed, Error> {
         let mut observed = Observed::default();
-        for entry in self.index.entries() {
-            let Some(service) = entry.service.checked_sub(1).and_then(|id| self.services.get(id)) else {
-                continue;
-            };
-            observed.services.insert(key(entry), service);
+        let (services, ranges) = (&self.services, &self.port_ranges);
+        observed.follow(self.index.entries().copied(), |id| services.get(id), |row| ranges.get(row));
+        for (key, service) in &observed.services {
             let table = service.table();
-            observed.slots.insert(key(entry), self.slots.read(table.first_chunk, table.n_slots));
+            observed.slots.insert(*key, self.slots.read(table.first_chunk, table.n_slots));
         }
         for (row, endpoint) in (0..).map_while(|row| Some((row, self.endpoints.get(row)?))) {
             if endpoint != Endpoint::default() {
@@ -193,14 +193,22 @@ impl Maps for KernelMaps {
         self.settings.set(0, Shared(*settings), 0).map_err(failed::<map::SettingsMap>)
     }
 
-    fn put_service(&mut self, key: &ServiceKey, service: &Service) -> Result<(), Error> {
-        self.services.put(service.id, service, &SERVICE_ORDER).map_err(memory::<map::Services>)?;
-        let entry = ServiceEntry::new(*key, Some(service.id), 0, 0);
-        let writes = self.index.put(entry).ok_or_else(no_room::<map::ServiceIndex>)?;
+    fn put_service(&mut self, _: &ServiceKey, service: &Service) -> Result<(), Error> {
+        self.services.put(service.id, service, &SERVICE_ORDER).map_err(memory::<map::Services>)
+    }
+
+    fn put_ranges(&mut self, first: u32, ranges: &[PortRange]) -> Result<(), Error> {
+        let mut rows = (first..).zip(ranges);
+        rows.try_for_each(|(row, range)| self.port_ranges.put(row, range, &[0]))
+            .map_err(memory::<map::PortRanges>)
+    }
+
+    fn put_entry(&mut self, entry: &ServiceEntry) -> Result<(), Error> {
+        let writes = self.index.put(*entry).ok_or_else(no_room::<map::ServiceIndex>)?;
         self.write_index(&writes)
     }
 
-    fn delete_service(&mut self, key: &ServiceKey) -> Result<(), Error> {
+    fn delete_entry(&mut self, key: &ServiceKey) -> Result<(), Error> {
         match self.index.remove(key) {
             Some(write) => self.write_index(&[write]),
             None => Ok(()),

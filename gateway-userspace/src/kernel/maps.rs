@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use gateway_common::{
     endpoint::Endpoint,
-    service::{Service, ServiceKey},
+    service::{PortRange, Service, ServiceEntry, ServiceKey},
     settings::Settings,
     slot::Slot,
 };
 
-use crate::kernel::Error;
+use crate::{image::Range, kernel::Error};
 
 /// What stands in the maps. Rows and words that are zero are left out.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,8 +20,36 @@ pub struct Observed {
     pub slots: BTreeMap<ServiceKey, Vec<Slot>>,
     /// `ENDPOINTS`.
     pub endpoints: BTreeMap<u32, Endpoint>,
+    /// `SERVICE_INDEX`, by the keys of its entries.
+    pub entries: BTreeMap<ServiceKey, ServiceEntry>,
+    /// `PORT_RANGES`: the rows that an entry refers to, and their content.
+    pub ranges: BTreeMap<ServiceKey, (Range, Vec<PortRange>)>,
     /// `FILTER`.
     pub filter: BTreeMap<u32, u64>,
+}
+
+impl Observed {
+    /// Takes the entries of the index, and everything that they lead to.
+    pub fn follow(
+        &mut self,
+        entries: impl Iterator<Item = ServiceEntry>,
+        service: impl Fn(u32) -> Option<Service>,
+        range: impl Fn(u32) -> Option<PortRange>,
+    ) {
+        for entry in entries {
+            let key = entry.key();
+            let rows = entry.first_range..entry.first_range.saturating_add(entry.n_ranges);
+            let ranges: Vec<PortRange> = rows.map_while(&range).collect();
+            let by_range = ranges.iter().map(|range| range.service);
+            for found in entry.service_id().into_iter().chain(by_range).filter_map(&service) {
+                self.services.insert(found.key(), found);
+            }
+            if entry.n_ranges > 0 {
+                self.ranges.insert(key, (Range { first: entry.first_range, count: entry.n_ranges }, ranges));
+            }
+            self.entries.insert(key, entry);
+        }
+    }
 }
 
 /// The maps that the writer fills.
@@ -41,16 +69,26 @@ pub trait Maps {
     /// # Errors
     /// When the kernel refuses.
     fn put_settings(&mut self, settings: &Settings) -> Result<(), Error>;
-    /// Writes a service: one system call, atomic for packets.
+    /// Writes the row of a service: its last word makes a table current, atomic for packets.
     ///
     /// # Errors
-    /// When the kernel refuses: the map is full.
+    /// When the row is beyond the map.
     fn put_service(&mut self, key: &ServiceKey, service: &Service) -> Result<(), Error>;
-    /// Removes a service; one that is not there is as good.
+    /// Writes rows of ranges that no entry refers to.
+    ///
+    /// # Errors
+    /// When a row is beyond the map.
+    fn put_ranges(&mut self, first: u32, ranges: &[PortRange]) -> Result<(), Error>;
+    /// Writes an entry of the index.
+    ///
+    /// # Errors
+    /// When the index is full.
+    fn put_entry(&mut self, entry: &ServiceEntry) -> Result<(), Error>;
+    /// Removes an entry of the index; one that is not there is as good.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn delete_service(&mut self, key: &ServiceKey) -> Result<(), Error>;
+    fn delete_entry(&mut self, key: &ServiceKey) -> Result<(), Error>;
     /// Writes an endpoint row.
     ///
     /// # Errors

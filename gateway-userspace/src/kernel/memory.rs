@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use gateway_common::{
     endpoint::Endpoint,
     map::{self, MapDef as _},
-    service::{Service, ServiceKey},
+    service::{PortRange, Service, ServiceEntry, ServiceKey},
     settings::Settings,
     slot::{Slot, SlotChunk},
 };
@@ -19,7 +19,11 @@ use crate::kernel::{
 /// Maps in memory.
 #[derive(Clone, Default)]
 pub struct Memory {
+    /// Endpoint rows and the filter; the rest follows from what is below.
     content: Observed,
+    services: BTreeMap<u32, Service>,
+    ranges: BTreeMap<u32, PortRange>,
+    entries: BTreeMap<ServiceKey, ServiceEntry>,
     settings: Settings,
     /// Every slot that was ever written, by its place.
     slots: BTreeMap<u64, Slot>,
@@ -66,7 +70,9 @@ impl Memory {
 impl Maps for Memory {
     fn observe(&self) -> Result<Observed, Error> {
         let mut observed = self.content.clone();
-        for (key, service) in &self.content.services {
+        let entries = self.entries.values().copied();
+        observed.follow(entries, |id| self.services.get(&id).copied(), |row| self.ranges.get(&row).copied());
+        for (key, service) in &observed.services {
             let table = service.table();
             observed.slots.insert(*key, self.read_slots(table.first_chunk, table.n_slots));
         }
@@ -84,13 +90,25 @@ impl Maps for Memory {
 
     fn put_service(&mut self, key: &ServiceKey, service: &Service) -> Result<(), Error> {
         self.write(map::Services::NAME, Op::Service { key: *key, value: *service })?;
-        self.content.services.insert(*key, *service);
+        self.services.insert(service.id, *service);
         Ok(())
     }
 
-    fn delete_service(&mut self, key: &ServiceKey) -> Result<(), Error> {
-        self.write(map::Services::NAME, Op::Remove { key: *key })?;
-        self.content.services.remove(key);
+    fn put_ranges(&mut self, first: u32, ranges: &[PortRange]) -> Result<(), Error> {
+        self.write(map::PortRanges::NAME, Op::Ranges { first, ranges: ranges.to_vec() })?;
+        self.ranges.extend((first..).zip(ranges.iter().copied()));
+        Ok(())
+    }
+
+    fn put_entry(&mut self, entry: &ServiceEntry) -> Result<(), Error> {
+        self.write(map::ServiceIndex::NAME, Op::Entry { entry: *entry })?;
+        self.entries.insert(entry.key(), *entry);
+        Ok(())
+    }
+
+    fn delete_entry(&mut self, key: &ServiceKey) -> Result<(), Error> {
+        self.write(map::ServiceIndex::NAME, Op::Remove { key: *key })?;
+        self.entries.remove(key);
         Ok(())
     }
 

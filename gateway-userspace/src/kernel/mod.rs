@@ -16,6 +16,7 @@ pub mod plan;
 pub mod probe;
 mod records;
 mod sys;
+pub mod ticks;
 pub mod writer;
 
 use std::{
@@ -35,7 +36,6 @@ use std::{
 use gateway_common::{
     addr::Port,
     counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
-    flow::tick_shift,
     hash::Seed,
     layout::PIN_ROOT,
     map::{Description, MapDef},
@@ -48,7 +48,7 @@ pub use crate::kernel::{
     records::Records,
 };
 use crate::{
-    clock::{self, Clock},
+    clock::Clock,
     endpoint::Endpoint,
     image::{Capacity, Image, Way},
     kernel::{
@@ -56,7 +56,8 @@ use crate::{
         map::KernelMaps,
         maps::{Maps as _, Observed},
         object::Pins,
-        writer::{Writer, Written},
+        ticks::Ticks,
+        writer::{Terms, Writer, Written},
     },
 };
 
@@ -73,6 +74,10 @@ pub struct Settings {
     pub seed: Option<[u8; 16]>,
     /// Flows that are remembered in each direction.
     pub flows: u32,
+    /// How long slots remember the endpoints before a change.
+    pub change_window: Duration,
+    /// How tunnelled packets look on the outside.
+    pub tunnel: Tunnel,
     /// Links at TC, where the kernel has them (Linux 6.6); without, filters as every kernel has them.
     pub tcx: bool,
 }
@@ -108,13 +113,14 @@ fn memory_bytes() -> u64 {
 
 /// Timeouts of flows: a minute for what never opened or is closed, two hours for silence as in RFC 5382, two minutes for
 /// UDP as in RFC 4787.
-fn timeouts() -> Timeouts {
-    let per_second = clock::interrupts_per_second();
-    let tick_shift = tick_shift(per_second);
-    let ticks = |seconds: u32| {
-        ((u64::from(seconds) * u64::from(per_second)) >> tick_shift).try_into().unwrap_or(u32::MAX)
-    };
-    Timeouts { opening: ticks(60), open: ticks(7_200), closing: ticks(64), udp: ticks(120), tick_shift }
+fn timeouts(ticks: Ticks) -> Timeouts {
+    Timeouts {
+        opening: ticks.of(Duration::from_mins(1)),
+        open: ticks.of(Duration::from_hours(2)),
+        closing: ticks.of(Duration::from_secs(64)),
+        udp: ticks.of(Duration::from_mins(2)),
+        tick_shift: ticks.shift(),
+    }
 }
 
 /// Counters of one read.
@@ -172,14 +178,21 @@ impl Kernel {
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         let [flow_buckets, reply_buckets] = maps.flow_buckets();
+        let ticks = Ticks::of_this_kernel();
         maps.put_settings(&Row::new(
             seed,
             Ports { first: Port::new(*settings.ports.start()), count: n_ports },
             Tables { flow_buckets, reply_buckets },
-            timeouts(),
-            Tunnel::DEFAULT,
+            timeouts(ticks),
+            settings.tunnel,
         ))?;
-        let writer = Writer::new(maps, seed, flow_buckets.saturating_mul(2), Clock::real())?;
+        let terms = Terms {
+            seed,
+            flows: flow_buckets.saturating_mul(2),
+            ticks,
+            change_window: settings.change_window,
+        };
+        let writer = Writer::new(maps, terms, Clock::real())?;
         let attacher = Attacher::new(object, pins, settings.tcx);
         Ok(Self { attacher, writer, mode: settings.attach, seed, records, _ownership: ownership })
     }
@@ -256,6 +269,14 @@ impl Kernel {
     /// See [`Writer::apply`].
     pub fn publish(&mut self, changed: &[Arc<Endpoint>]) -> Result<Written, Error> {
         self.writer.publish(changed)
+    }
+
+    /// Ends changes that have gone on for long enough.
+    ///
+    /// # Errors
+    /// See [`Writer::apply`].
+    pub fn settle(&mut self) -> Result<Written, Error> {
+        self.writer.settle()
     }
 
     /// Writes that are still missing because one was refused; the next call of anything that writes makes up for them.

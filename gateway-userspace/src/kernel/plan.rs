@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
+    ops::RangeInclusive,
 };
 
 use gateway_common::{
@@ -14,14 +15,14 @@ use gateway_common::{
     endpoint::{self as shared, EndpointState, NextHop},
     filter,
     hash::Seed,
-    service::{Mode, Service, ServiceKey, Table},
+    service::{Mode, PortRange, Service, ServiceEntry, ServiceKey, Table},
     slot::Slot,
 };
 
 use crate::{
     endpoint::Availability,
-    image::{self, Image, Row, Way},
-    kernel::maps::Observed,
+    image::{self, Image, Range, Row, Way},
+    kernel::{maps::Observed, ticks::Ticks},
     maglev,
 };
 
@@ -51,6 +52,18 @@ pub enum Op {
         /// Its value.
         value: Service,
     },
+    /// Rows of ranges that no entry of the index refers to.
+    Ranges {
+        /// The first row.
+        first: u32,
+        /// Their content.
+        ranges: Vec<PortRange>,
+    },
+    /// An entry of the index, which lets packets find a service, or several by their ports.
+    Entry {
+        /// Its content.
+        entry: ServiceEntry,
+    },
     /// 64 bits of the filter.
     Filter {
         /// Index of the word.
@@ -58,9 +71,9 @@ pub enum Op {
         /// Its bits.
         bits: u64,
     },
-    /// A service that goes.
+    /// An entry of the index that goes.
     Remove {
-        /// The service.
+        /// Its key.
         key: ServiceKey,
     },
 }
@@ -73,12 +86,15 @@ pub(super) struct Facts {
     pub(super) ways: HashMap<IpAddr, Way>,
     /// Entries of the flow table that each service may hold while others need room.
     pub(super) flow_share: u32,
+    /// The kernel's measure of time.
+    pub(super) ticks: Ticks,
 }
 
 /// Everything between the maps and an image, in order.
 pub(super) fn whole(image: &Image, facts: &Facts, written: &Observed) -> Vec<Op> {
     let mut ops: Vec<Op> = image.services.iter().flat_map(|service| rows(service, facts, written)).collect();
     ops.extend(image.services.iter().flat_map(|service| table(service, facts, written)));
+    ops.extend(entries(image, written));
     ops.extend(widened(image, facts, written));
     ops.extend(removals(image, written));
     ops.extend(narrowed(image, facts, written));
@@ -90,7 +106,7 @@ pub(super) fn whole(image: &Image, facts: &Facts, written: &Observed) -> Vec<Op>
 pub(super) fn rows(service: &image::Service, facts: &Facts, written: &Observed) -> Vec<Op> {
     let op = |row: &Row| {
         let present = written.endpoints.get(&row.row);
-        let value = endpoint(service.id, row, facts, written);
+        let value = endpoint(service, row, facts, written);
         (present != Some(&value)).then_some(Op::Row { row: row.row, value })
     };
     service.endpoints.iter().filter_map(op).collect()
@@ -106,6 +122,10 @@ pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed)
     value.mode = service.mode;
     value.track = service.track;
     value.flow_share = facts.flow_share;
+    if let Some(timeout) = service.affinity {
+        value.flags |= Service::AFFINITY;
+        value.affinity_ticks = facts.ticks.of(timeout);
+    }
     if let Some(present) = present {
         (value.tables, value.current) = (present.tables, present.current);
     }
@@ -122,17 +142,7 @@ pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed)
             && same_rows
             && now.n_endpoints == service.rows.count;
         if !is_same {
-            let next = value.current ^ 1;
-            let [even, odd] = service.chunks;
-            let first_chunk = if next == 0 { even } else { odd };
-            let [even, odd] = &mut value.tables;
-            *(if next == 0 { even } else { odd }) = Table {
-                first_chunk,
-                n_slots: u32::try_from(table.len()).unwrap_or(0),
-                first_endpoint: service.rows.first,
-                n_endpoints: service.rows.count,
-            };
-            value.current = next;
+            let first_chunk = turn(&mut value, service, table.len());
             // Slots name rows by their distance from the first, so they mean something else after a move of the rows.
             let slots = with_former(&table, if same_rows { former } else { &[] });
             ops.push(Op::Slots { key: service.key, first_chunk, slots });
@@ -142,6 +152,103 @@ pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed)
         ops.push(Op::Service { key: service.key, value });
     }
     ops
+}
+
+/// Names the other half of a service's slots as current; returns its first chunk.
+fn turn(value: &mut Service, service: &image::Service, n_slots: usize) -> u32 {
+    let next = value.current ^ 1;
+    let [even, odd] = service.chunks;
+    let first_chunk = if next == 0 { even } else { odd };
+    let [even, odd] = &mut value.tables;
+    *(if next == 0 { even } else { odd }) = Table {
+        first_chunk,
+        n_slots: u32::try_from(n_slots).unwrap_or(0),
+        first_endpoint: service.rows.first,
+        n_endpoints: service.rows.count,
+    };
+    value.current = next;
+    first_chunk
+}
+
+/// The end of a change: slots that know nothing of the endpoints before it. Nothing when no slot does.
+pub(super) fn settled(service: &image::Service, written: &Observed) -> Vec<Op> {
+    let Some(present) = written.services.get(&service.key) else { return Vec::new() };
+    let slots = written.slots.get(&service.key).map_or(&[][..], Vec::as_slice);
+    if !is_changing(slots) {
+        return Vec::new();
+    }
+    let mut value = *present;
+    let first_chunk = turn(&mut value, service, slots.len());
+    let slots = slots.iter().map(|slot| Slot { former: slot.endpoint, ..*slot }).collect();
+    vec![Op::Slots { key: service.key, first_chunk, slots }, Op::Service { key: service.key, value }]
+}
+
+/// Whether a slot remembers another endpoint than its own.
+pub(super) fn is_changing(slots: &[Slot]) -> bool {
+    slots.iter().any(|slot| slot.endpoint != slot.former)
+}
+
+/// Entries of the index that differ, each after the ranges that it refers to.
+pub(super) fn entries(image: &Image, written: &Observed) -> Vec<Op> {
+    let mut ops = Vec::new();
+    let mut taken: Vec<Range> = written.ranges.values().map(|(range, _)| *range).collect();
+    for (key, wanted) in wanted_entries(image) {
+        let first = match written.ranges.get(&key) {
+            Some((present, ranges)) if *ranges == wanted.ranges => present.first,
+            Some(_) | None if wanted.ranges.is_empty() => 0,
+            Some(_) | None => {
+                let first = free(&mut taken, wanted.ranges.len());
+                ops.push(Op::Ranges { first, ranges: wanted.ranges.clone() });
+                first
+            }
+        };
+        let n_ranges = u32::try_from(wanted.ranges.len()).unwrap_or(0);
+        let entry = ServiceEntry::new(key, wanted.service, first, n_ranges);
+        if written.entries.get(&key) != Some(&entry) {
+            ops.push(Op::Entry { entry });
+        }
+    }
+    ops
+}
+
+/// What an entry of the index leads to.
+#[derive(Default)]
+struct Wanted {
+    service: Option<u32>,
+    ranges: Vec<PortRange>,
+}
+
+fn wanted_entries(image: &Image) -> BTreeMap<ServiceKey, Wanted> {
+    let mut entries: BTreeMap<ServiceKey, Wanted> = BTreeMap::new();
+    for service in &image.services {
+        if service.ports.is_empty() {
+            entries.entry(service.key).or_default().service = Some(service.id);
+            continue;
+        }
+        let every = ServiceKey::new(service.key.addr, Port::NONE, service.key.protocol);
+        let range = |ports: &RangeInclusive<u16>| PortRange {
+            first: Port::new(*ports.start()),
+            last: Port::new(*ports.end()),
+            service: service.id,
+        };
+        entries.entry(every).or_default().ranges.extend(service.ports.iter().map(range));
+    }
+    entries
+}
+
+/// The first of so many rows that nobody has, beyond the map when there is no such place; from now on they are taken.
+fn free(taken: &mut Vec<Range>, n: usize) -> u32 {
+    let count = u32::try_from(n).unwrap_or(u32::MAX);
+    taken.sort_unstable_by_key(|range| range.first);
+    let mut first = 0;
+    for range in &*taken {
+        if range.first.saturating_sub(first) >= count {
+            break;
+        }
+        first = first.max(range.first.saturating_add(range.count));
+    }
+    taken.push(Range { first, count });
+    first
 }
 
 /// Bits of the filter that are missing.
@@ -163,10 +270,11 @@ pub(super) fn narrowed(image: &Image, facts: &Facts, written: &Observed) -> Vec<
     written.filter.iter().filter_map(op).collect()
 }
 
-/// Services that nobody wants any more.
+/// Entries of the index that nobody wants any more.
 pub(super) fn removals(image: &Image, written: &Observed) -> Vec<Op> {
-    let wanted: HashSet<&ServiceKey> = image.services.iter().map(|service| &service.key).collect();
-    written.services.keys().filter(|key| !wanted.contains(key)).map(|key| Op::Remove { key: *key }).collect()
+    let wanted = wanted_entries(image);
+    let unwanted = written.entries.keys().filter(|key| !wanted.contains_key(key));
+    unwanted.map(|key| Op::Remove { key: *key }).collect()
 }
 
 /// Rows that nobody refers to any more. They keep their generation, so that the next owner has another one.
@@ -181,21 +289,27 @@ pub(super) fn cleared(image: &Image, written: &Observed) -> Vec<Op> {
 }
 
 /// The content of a row.
-fn endpoint(service: u32, row: &Row, facts: &Facts, written: &Observed) -> shared::Endpoint {
+fn endpoint(service: &image::Service, row: &Row, facts: &Facts, written: &Observed) -> shared::Endpoint {
     let addr = row.endpoint.addr();
     let way = way(row, facts, written);
     shared::Endpoint {
         addr: Addr::from(addr.ip()),
         source: way.source.map_or(Addr::UNSPECIFIED, Addr::from),
         next_hop: if way.is_local { NextHop::UNKNOWN } else { way.next_hop },
-        port: Port::new(addr.port()),
-        state: state(row, &way),
+        // Packets for many ports keep theirs.
+        port: if is_one_port(service) { Port::new(addr.port()) } else { Port::NONE },
+        state: state(service.mode, row, &way),
         flags: if way.is_local { shared::Endpoint::LOCAL } else { 0 },
-        service,
+        service: service.id,
         generation: row.generation,
         mtu: way.mtu,
         vlan: 0,
     }
+}
+
+/// Whether a service has a port of its own, rather than several or all.
+fn is_one_port(service: &image::Service) -> bool {
+    service.ports.is_empty() && service.key.port != Port::NONE
 }
 
 /// How an endpoint is reached. As long as nobody has looked, what an earlier agent wrote still holds.
@@ -207,6 +321,8 @@ fn way(row: &Row, facts: &Facts, written: &Observed) -> Way {
     match written.endpoints.get(&row.row) {
         Some(present) if IpAddr::from(present.addr) == addr => Way {
             is_local: present.is_local(),
+            // It is down where this mattered and was not so.
+            is_on_link: present.state != EndpointState::DOWN,
             interface: present.next_hop.interface,
             source: (present.source != Addr::UNSPECIFIED).then(|| present.source.into()),
             next_hop: present.next_hop,
@@ -217,9 +333,16 @@ fn way(row: &Row, facts: &Facts, written: &Observed) -> Way {
 }
 
 /// May an endpoint receive packets, and which.
-fn state(row: &Row, way: &Way) -> EndpointState {
-    // Without an address of this node to send from, a packet could not come back.
-    if !way.is_local && way.source.is_none() {
+fn state(mode: Mode, row: &Row, way: &Way) -> EndpointState {
+    let is_reachable = way.is_local
+        || match mode {
+            // Without an address of this node to send from, a packet could not come back.
+            Mode::NAT => way.source.is_some(),
+            // A router would send it back here, where the virtual address is.
+            Mode::DSR_L2 => way.interface != 0 && way.is_on_link,
+            _ => way.interface != 0,
+        };
+    if !is_reachable {
         return EndpointState::DOWN;
     }
     match row.endpoint.availability() {
@@ -233,10 +356,12 @@ fn state(row: &Row, way: &Way) -> EndpointState {
 /// The slots of a service: its active endpoints by weight, or the draining ones when none is active.
 fn maglev_table(service: &image::Service, facts: &Facts, written: &Observed) -> Vec<u16> {
     let in_state = |wanted: EndpointState| -> Vec<&Row> {
-        // Packets keep their family on the way.
-        let fits =
-            |row: &&Row| row.local.is_some() && row.endpoint.addr().is_ipv4() == service.key.addr.is_v4();
-        let is_wanted = |row: &&Row| state(row, &way(row, facts, written)) == wanted;
+        // Packets keep their family on the way, unless it is a tunnel.
+        let is_tunnel = service.mode == Mode::DSR_IPIP || service.mode == Mode::DSR_GUE;
+        let fits = |row: &&Row| {
+            row.local.is_some() && (is_tunnel || row.endpoint.addr().is_ipv4() == service.key.addr.is_v4())
+        };
+        let is_wanted = |row: &&Row| state(service.mode, row, &way(row, facts, written)) == wanted;
         service.endpoints.iter().filter(fits).filter(is_wanted).collect()
     };
     let active =
@@ -285,7 +410,8 @@ fn ours(image: &Image, facts: &Facts, written: &Observed) -> BTreeMap<u32, u64> 
         *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
     };
     image.virtual_addrs().for_each(&mut add);
-    for row in image.services.iter().flat_map(|service| &service.endpoints) {
+    let translated = image.services.iter().filter(|service| service.mode == Mode::NAT);
+    for row in translated.flat_map(|service| &service.endpoints) {
         let way = way(row, facts, written);
         if way.is_local {
             add(Addr::from(row.endpoint.addr().ip()));

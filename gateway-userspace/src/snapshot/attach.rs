@@ -219,6 +219,13 @@ fn check_packets(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems)
     }
     for listener in attached(route, index) {
         let (Some(addr), Some(name)) = (&listener.addr, &listener.name) else { continue };
+        let forwarding = listener.forwarding.as_ref().map(|it| it.value).unwrap_or_default();
+        if forwarding.is_direct() && listener.ports.is_none() {
+            check_port(name.value.as_str(), addr.value.port(), &services, problems);
+        }
+        if forwarding.is_tunnel() {
+            continue;
+        }
         let other = services
             .iter()
             .flat_map(|service| &service.endpoints)
@@ -230,6 +237,17 @@ fn check_packets(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems)
             let remedy = format!("write an {ours} address, or a service for each family");
             problems.fault(endpoint.place, message, remedy);
         }
+    }
+}
+
+/// Packets that go to an endpoint as they came arrive at the port that the client asked for.
+fn check_port(listener: &str, port: u16, services: &[&DraftService], problems: &mut Problems) {
+    let endpoints = services.iter().flat_map(|service| &service.endpoints);
+    for endpoint in endpoints.filter(|endpoint| endpoint.value.addr.port() != port) {
+        let message = format!(
+            "packets for {listener} keep their port {port}, and this endpoint is said to have another"
+        );
+        problems.fault(endpoint.place, message, format!("write `port: {port}`"));
     }
 }
 

@@ -16,8 +16,8 @@ use crate::{
     snapshot::{
         Snapshot, attach,
         draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService, Problem, Severity},
-        listener::{Hostname, Listener, Protocol},
-        meaning,
+        listener::{Hostname, Listener, Packets, Protocol},
+        meaning, ports,
         route::{Match, PathMatch, Route, Rule},
         service::Service,
     },
@@ -89,6 +89,7 @@ pub fn check(draft: &Draft) -> Vec<Problem> {
     unique("service", draft.services.iter().filter_map(|it| it.name.as_ref()), &mut problems);
     draft.listeners.iter().for_each(|listener| meaning::check(listener, &mut problems));
     check_collisions(&draft.listeners, &mut problems);
+    ports::check(&draft.listeners, &mut problems);
     draft.routes.iter().flat_map(|route| &route.rules).for_each(|rule| check_rule(rule, &mut problems));
     draft.services.iter().for_each(|service| check_service(service, &mut problems));
     check_total(&draft.services, &mut problems);
@@ -276,6 +277,9 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         hostname,
         tls,
         forwarding,
+        track,
+        affinity,
+        ports,
         proxies,
         idle_timeout,
         paths,
@@ -292,6 +296,11 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         ticket_keys: tls.ticket_keys,
         clients: tls.clients,
         forwarding: forwarding.map(|forwarding| forwarding.value).unwrap_or_default(),
+        packets: Packets {
+            track: track.map(|track| track.value),
+            affinity: affinity.map(|timeout| timeout.value),
+            ports: ports.map(|ports| ports.value).unwrap_or_default(),
+        },
         proxies: proxies.map(|proxies| proxies.value).unwrap_or_default(),
         idle_timeout: idle_timeout.map_or(limits::FORWARDED_IDLE, |timeout| timeout.value),
         paths: paths.map_or(target::Rules::DEFAULT, |paths| paths.value),

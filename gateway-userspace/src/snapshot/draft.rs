@@ -3,7 +3,9 @@
 //! What a source could not read is absent here and has been reported by it; the checks go on with the rest, so that
 //! all faults come at once.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+
+use gateway_common::service::Track;
 
 use crate::{
     filter::Filters,
@@ -48,6 +50,12 @@ pub struct DraftListener {
     pub tls: Option<Located<DraftTls>>,
     /// Forwarding, if it is written.
     pub forwarding: Option<Located<Forwarding>>,
+    /// What is remembered about a flow, if it is written.
+    pub track: Option<Located<Track>>,
+    /// How long a client keeps its endpoint, if it is written.
+    pub affinity: Option<Located<Duration>>,
+    /// Several ports instead of one, if they are written.
+    pub ports: Option<Located<Vec<RangeInclusive<u16>>>>,
     /// Who speaks PROXY protocol, if it is written.
     pub proxies: Option<Located<Vec<Network>>>,
     /// Time without a byte, if it is written.

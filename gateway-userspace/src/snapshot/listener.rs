@@ -1,6 +1,8 @@
 //! Wanted listeners: virtual addresses and what happens there.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{fmt, net::SocketAddr, ops::RangeInclusive, time::Duration};
+
+use gateway_common::service::Track;
 
 use crate::{name::ListenerName, network::Network, secret::Secret, target};
 
@@ -9,7 +11,7 @@ use crate::{name::ListenerName, network::Network, secret::Secret, target};
 pub struct Listener {
     /// Unique name.
     pub name: ListenerName,
-    /// Virtual address and port.
+    /// Virtual address and port; where there are [`Packets::ports`], the first of them, or zero for all.
     pub addr: SocketAddr,
     /// What is spoken there.
     pub protocol: Protocol,
@@ -24,6 +26,8 @@ pub struct Listener {
     pub clients: Option<ClientCertificates>,
     /// How a `Tcp` or `Udp` listener reaches the endpoint.
     pub forwarding: Forwarding,
+    /// The rest of what a listener says whose packets are balanced.
+    pub packets: Packets,
     /// Who has to say by PROXY protocol for whom it connects. The same for all listeners of an address and port.
     pub proxies: Vec<Network>,
     /// Time without a byte after which a connection that the agent forwards ends.
@@ -78,11 +82,46 @@ pub enum Forwarding {
     /// Addresses are translated; replies come back through this node.
     #[default]
     Nat,
+    /// Frames are addressed to the endpoint, on the same link; it answers the client by itself, as for the next two.
+    DsrL2,
+    /// Packets go to the endpoint through a tunnel, IP in IP.
+    DsrIpip,
+    /// Packets go to the endpoint through a tunnel over UDP.
+    DsrGue,
     /// The agent accepts connections, and forwards their bytes over connections of its own.
     Agent,
 }
 
+impl Forwarding {
+    /// Whether the endpoint answers the client by itself.
+    pub const fn is_direct(self) -> bool {
+        matches!(self, Self::DsrL2 | Self::DsrIpip | Self::DsrGue)
+    }
+
+    /// Whether packets go through a tunnel, which takes either address family.
+    pub const fn is_tunnel(self) -> bool {
+        matches!(self, Self::DsrIpip | Self::DsrGue)
+    }
+}
+
+/// What a listener says whose packets are balanced.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Packets {
+    /// What is remembered about a flow; none leaves it to the forwarding.
+    pub track: Option<Track>,
+    /// Time of silence for which a client keeps its endpoint; none sends each flow where its slot says.
+    pub affinity: Option<Duration>,
+    /// Ports, in ascending order, none next to another; empty for the one of the address.
+    pub ports: Vec<RangeInclusive<u16>>,
+}
+
 impl Listener {
+    /// What is remembered about a flow: translation and affinity need all of it.
+    pub fn track(&self) -> Track {
+        let needs_all = !self.forwarding.is_direct() || self.packets.affinity.is_some();
+        self.packets.track.unwrap_or(if needs_all { Track::ALWAYS } else { Track::CHANGE })
+    }
+
     /// Whether the agent serves it, rather than the kernel.
     pub const fn is_by_agent(&self) -> bool {
         self.protocol.has_names() || matches!(self.forwarding, Forwarding::Agent)

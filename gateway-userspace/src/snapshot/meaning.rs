@@ -1,5 +1,7 @@
 //! Checks of one listener: whether what is written means something for its protocol, and agrees with its neighbours.
 
+use gateway_common::service::Track;
+
 use crate::{
     place::{Located, Place},
     snapshot::{
@@ -13,6 +15,7 @@ use crate::{
 pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
     let Some(Located { value: protocol, place }) = listener.protocol else { return };
     check_tls(listener, protocol, place, problems);
+    check_track(listener, problems);
     let word = protocol.as_str();
     let mut meaningless = |place: Option<Place>, key: &str, remedy: &str| {
         if let Some(place) = place {
@@ -44,6 +47,12 @@ pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
         meaningless(listener.trusted_hops.as_ref().map(|it| it.place), "trustedHops", remedy);
     }
     let by_kernel = is_packets && forwarding.is_none_or(|it| it.value != Forwarding::Agent);
+    if !by_kernel {
+        let remedy = "remove it, or write `protocol: TCP` or `UDP` without `forwarding: agent`";
+        meaningless(listener.track.as_ref().map(|it| it.place), "track", remedy);
+        meaningless(listener.affinity.as_ref().map(|it| it.place), "affinity", remedy);
+        meaningless(listener.ports.as_ref().map(|it| it.place), "ports", remedy);
+    }
     if by_kernel {
         let remedy =
             "write `protocol: TCP` with `forwarding: agent`: the kernel forwards packets as they are";
@@ -53,6 +62,20 @@ pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
         let remedy = "remove it, or write `protocol: TCP` with `forwarding: agent`";
         meaningless(listener.idle_timeout.as_ref().map(|it| it.place), "idleTimeout", remedy);
     }
+}
+
+/// Translation has ports to remember, affinity a client.
+fn check_track(listener: &DraftListener, problems: &mut Problems) {
+    let Some(Located { value: track, place }) = listener.track else { return };
+    let is_direct = listener.forwarding.as_ref().is_some_and(|it| it.value.is_direct());
+    let needed_by = match (&listener.affinity, is_direct) {
+        _ if track == Track::ALWAYS => return,
+        (_, false) => "translation",
+        (Some(_), true) => "`affinity`",
+        (None, true) => return,
+    };
+    let message = format!("{needed_by} needs every flow to be remembered");
+    problems.fault(place, message, "remove it, or write `always`");
 }
 
 fn check_tls(listener: &DraftListener, protocol: Protocol, place: Place, problems: &mut Problems) {

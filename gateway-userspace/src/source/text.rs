@@ -1,5 +1,7 @@
 //! Small languages of wanted things: names, host names, paths, header fields.
 
+use std::ops::RangeInclusive;
+
 use crate::{
     config::read::Wrong,
     network::Network,
@@ -27,6 +29,25 @@ pub fn name(text: &str) -> Result<&str, Wrong> {
     }
     Ok(text)
 }
+
+/// A port, or a range of ports.
+pub fn ports(text: &str) -> Result<RangeInclusive<u16>, Wrong> {
+    let remedy = "write a port or first-last, such as 30000-32767";
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let port = text.parse::<u16>().ok().filter(|port| digits && *port >= FIRST_PORT);
+        port.ok_or_else(|| Wrong::new("a port is a number from 1 to 65535", remedy))
+    };
+    let (first, last) = (port(first)?, port(last)?);
+    if first > last {
+        return Err(Wrong::new("it ends before it begins", format!("write {last}-{first}")));
+    }
+    Ok(first..=last)
+}
+
+/// Port zero is nobody's.
+pub const FIRST_PORT: u16 = 1;
 
 /// A host name, exact or `*.` and a suffix (RFC 1123; a wildcard as in the Gateway API).
 pub fn hostname(text: &str) -> Result<Hostname, Wrong> {
@@ -248,7 +269,7 @@ pub fn host(text: &str) -> Result<String, Wrong> {
 }
 
 /// One status or an inclusive range of them.
-pub fn statuses(text: &str) -> Result<std::ops::RangeInclusive<u16>, Wrong> {
+pub fn statuses(text: &str) -> Result<RangeInclusive<u16>, Wrong> {
     let remedy = "write a status such as 200, or a range such as 200-399";
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let status = |text: &str| {

@@ -3,7 +3,10 @@
 use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
 };
+
+use gateway_common::service::Track;
 
 use crate::{
     config::{
@@ -36,7 +39,8 @@ pub fn read(root: &View<'_>, files: &Files) -> Draft {
 
 fn listener(view: &View<'_>, files: &Files) -> DraftListener {
     let name = view.text("name", |name| text::name(name).map(ListenerName::new));
-    let addr = addr(view);
+    let ports = view.has("ports").then(|| ports(view));
+    let addr = addr(view, ports.as_ref());
     let protocol = view.word("protocol", |word| match word {
         "HTTP" => Some(Protocol::Http),
         "HTTPS" => Some(Protocol::Https),
@@ -53,8 +57,21 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
     });
     let forwarding = view.word("forwarding", |word| match word {
         "nat" => Some(Forwarding::Nat),
+        "dsr-l2" => Some(Forwarding::DsrL2),
+        "dsr-ipip" => Some(Forwarding::DsrIpip),
+        "dsr-gue" => Some(Forwarding::DsrGue),
         "agent" => Some(Forwarding::Agent),
         _ => None,
+    });
+    let track = view.word("track", |word| match word {
+        "always" => Some(Track::ALWAYS),
+        "change" => Some(Track::CHANGE),
+        "never" => Some(Track::NEVER),
+        _ => None,
+    });
+    let affinity = view.table("affinity").and_then(|affinity| {
+        let timeout = affinity.duration("timeout")?;
+        Some(Located { value: timeout.value, place: affinity.place() })
     });
     let proxies = view.table("proxyProtocol").map(|proxies| {
         let networks = proxies.texts("from", text::network);
@@ -70,6 +87,9 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         hostname,
         tls,
         forwarding,
+        track,
+        affinity,
+        ports,
         proxies,
         idle_timeout: if view.has("idleTimeout") { view.duration("idleTimeout") } else { None },
         paths,
@@ -92,11 +112,41 @@ fn path_rules(view: &View<'_>) -> Option<Located<target::Rules>> {
     Some(Located { value, place: view.place() })
 }
 
-fn addr(view: &View<'_>) -> Option<Located<SocketAddr>> {
+fn endpoint_addr(view: &View<'_>) -> Option<Located<SocketAddr>> {
+    addr(view, None)
+}
+
+/// An address and port: the first of several, or zero for all.
+fn addr(view: &View<'_>, ports: Option<&Located<Vec<RangeInclusive<u16>>>>) -> Option<Located<SocketAddr>> {
     let address: Option<Located<IpAddr>> = view.text("address", unicast);
-    let port: Option<Located<u16>> = view.integer("port");
-    let (address, port) = (address?, port?);
-    Some(address.map(|address| SocketAddr::new(address, port.value)))
+    let port = match ports {
+        Some(ports) => first_port(&ports.value),
+        None => view.integer("port")?.value,
+    };
+    Some(address?.map(|address| SocketAddr::new(address, port)))
+}
+
+/// The port that tells a listener of several ports from others of its address: zero when it has all.
+fn first_port(ports: &[RangeInclusive<u16>]) -> u16 {
+    let first = ports.first().map_or(0, |range| *range.start());
+    if ports == [text::FIRST_PORT..=u16::MAX] { 0 } else { first }
+}
+
+/// Ranges of ports in ascending order, those that touch as one.
+fn ports(view: &View<'_>) -> Located<Vec<RangeInclusive<u16>>> {
+    let mut written: Vec<RangeInclusive<u16>> =
+        view.texts("ports", text::ports).into_iter().map(|range| range.value).collect();
+    written.sort_unstable_by_key(|range| *range.start());
+    let mut value: Vec<RangeInclusive<u16>> = Vec::new();
+    for range in written {
+        match value.last_mut() {
+            Some(last) if *range.start() <= last.end().saturating_add(1) => {
+                *last = *last.start()..=*last.end().max(range.end());
+            }
+            Some(_) | None => value.push(range),
+        }
+    }
+    Located { value, place: view.place_of("ports") }
 }
 
 fn route(view: &View<'_>) -> DraftRoute {
@@ -260,7 +310,7 @@ fn retry_limits(view: &View<'_>) -> Option<retry::Limits> {
 }
 
 fn endpoint(view: &View<'_>) -> Option<Located<Endpoint>> {
-    let addr = addr(view);
+    let addr = endpoint_addr(view);
     let weight = view.integer("weight");
     let (addr, weight) = (addr?, weight?.value);
     Some(addr.map(|addr| Endpoint { addr, weight }))

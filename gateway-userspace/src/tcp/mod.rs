@@ -5,14 +5,14 @@ mod copy;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use gateway_common::{addr::Protocol, flow::FlowKey};
+use gateway_common::addr::Protocol;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
 use crate::{
-    balance::{self, Tried},
+    balance::Tried,
     endpoint::Active,
     limits,
     metrics::{forwarded::ForwardOutcome, names::Families},
@@ -132,7 +132,7 @@ fn find(published: &Published, bind: BindKey, name: Option<&str>) -> Option<Arc<
 /// A connection to the endpoint of the flow, to the next one when it cannot be opened; with what has to stand at its
 /// beginning.
 async fn open(balanced: &Balanced, ends: &Ends, hello: &[u8]) -> Option<(TcpStream, Active)> {
-    let flow: FlowKey = balance::flow(ends.source, ends.destination, Protocol::TCP);
+    let flow = balanced.flow(ends.source, ends.destination, Protocol::TCP);
     let mut tried = Tried::default();
     for _ in 0..limits::TRIES {
         let picked = balanced.balancer.pick(&flow, &tried)?;

@@ -8,7 +8,7 @@ use gateway_userspace::{
     secret::Secret,
     snapshot::{
         Snapshot,
-        listener::{Certificate, Forwarding, Hostname, Listener, Protocol},
+        listener::{Certificate, Forwarding, Hostname, Listener, Packets, Protocol},
         route::{Backend, Match, PathMatch, Route, Rule},
         service::{CheckKind, Endpoint, HealthCheck, Policy, Service, UpstreamProtocol},
     },
@@ -25,6 +25,7 @@ pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
         ticket_keys: Vec::new(),
         clients: None,
         forwarding: Forwarding::Nat,
+        packets: Packets::default(),
         proxies: Vec::new(),
         idle_timeout: Duration::from_hours(1),
         paths: target::Rules::DEFAULT,

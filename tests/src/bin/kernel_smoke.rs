@@ -10,6 +10,7 @@ use std::{
     net::{TcpListener, TcpStream},
     path::PathBuf,
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -124,6 +125,8 @@ fn takeover(interface: &str) -> Result<String> {
         ports: 61_000..=65_535,
         seed: Some([7; 16]),
         flows: 1_024,
+        change_window: Duration::from_hours(1),
+        tunnel: gateway_common::settings::Tunnel::DEFAULT,
         tcx: true,
     };
     for _ in 0..2 {

@@ -8,6 +8,7 @@
     reason = "a suite fails loudly"
 )]
 
+mod direct;
 mod takeover;
 
 use std::{

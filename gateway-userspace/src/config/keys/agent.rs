@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::SEED_FILE;
+use super::{NETWORK, PORT, SEED_FILE};
 use crate::config::shape::{
     Field, List,
     Presence::{Absent, Default, Required},
@@ -198,6 +198,46 @@ static KERNEL: Table = Table {
             shape: Shape::Integer { min: 1_024, max: 16_777_216 },
             presence: Default("262144"),
             doc: "Flows that the kernel remembers; beyond it the least recently used is forgotten.",
+        },
+        Field {
+            key: "changeWindow",
+            shape: Shape::Duration { min: Duration::from_secs(1), max: Duration::from_hours(24) },
+            presence: Default("1h"),
+            doc: "How long a service with `track: change` remembers where flows went before its endpoints changed. A flow \
+                  that is silent for longer may move to another endpoint.",
+        },
+        Field {
+            key: "tunnel",
+            shape: Shape::Table(&TUNNEL),
+            presence: Absent("every setting has its default"),
+            doc: "How packets look that go to an endpoint through a tunnel.",
+        },
+    ],
+    one_of: &[],
+};
+
+static TUNNEL: Table = Table {
+    name: "tunnel",
+    doc: "How packets look that go to an endpoint through a tunnel (`dsr-ipip`, `dsr-gue`). Their outer source follows from \
+          the flow, so that the endpoint's receive queues share the load; nothing answers there.",
+    fields: &[
+        Field {
+            key: "sourceV4",
+            shape: Shape::Text(&NETWORK),
+            presence: Default("172.16.0.0/16"),
+            doc: "Network of outer sources towards IPv4 endpoints, 16 bits long.",
+        },
+        Field {
+            key: "sourceV6",
+            shape: Shape::Text(&NETWORK),
+            presence: Default("100::/96"),
+            doc: "Network of outer sources towards IPv6 endpoints, 96 bits long.",
+        },
+        Field {
+            key: "port",
+            shape: PORT,
+            presence: Default("6080"),
+            doc: "UDP port that endpoints decapsulate at, for `dsr-gue`; 6080 is that of GUE (IANA).",
         },
     ],
     one_of: &[],

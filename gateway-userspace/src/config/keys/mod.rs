@@ -34,6 +34,7 @@ const fn weight_bound() -> u64 {
 
 text!(NAME, "a name", "web", "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$");
 text!(ADDRESS, "the IP address of a machine", "10.0.0.10", "^[0-9a-fA-F.:]+$");
+text!(NETWORK, "a network", "10.0.0.0/24", r"^[0-9a-fA-F.:]+(/[0-9]{1,3})?$");
 text!(FILE, "a usable file", "web.pem", "^.+$");
 text!(KEY_FILE, "a usable file", "web.key", "^.+$");
 text!(SEED_FILE, "a usable file", "/etc/sluice/seed", "^.+$");

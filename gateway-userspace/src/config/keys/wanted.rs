@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ADDRESS, NAME, PORT, WEIGHT, filter::FILTERS, tls::TLS};
+use super::{ADDRESS, NAME, NETWORK, PORT, WEIGHT, filter::FILTERS, tls::TLS};
 use crate::{
     config::shape::{
         Field, List,
@@ -14,7 +14,7 @@ use crate::{
 
 const TIMEOUT: Shape = Shape::Duration { min: Duration::ZERO, max: Duration::from_hours(24) };
 
-text!(NETWORK, "a network", "10.0.0.0/24", r"^[0-9a-fA-F.:]+(/[0-9]{1,3})?$");
+text!(PORT_RANGE, "a port or a range of ports", "30000-32767", "^[0-9]+(-[0-9]+)?$", true);
 text!(HOSTNAME, "a host name", "*.example.org", r"^(\*\.)?[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?$");
 text!(HEADER_NAME, "the name of a header field", "x-canary", "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$");
 text!(HEADER_VALUE, "the value of a header field", "1", r"^\S(.*\S)?$");
@@ -48,7 +48,20 @@ pub(super) static LISTENER: Table = Table {
             presence: Required("10.0.0.10"),
             doc: "Virtual address, IPv4 or IPv6.",
         },
-        Field { key: "port", shape: PORT, presence: Required("443"), doc: "Port." },
+        Field {
+            key: "port",
+            shape: PORT,
+            presence: Absent("see `ports`"),
+            doc: "Port. This or `ports` is written.",
+        },
+        Field {
+            key: "ports",
+            shape: Shape::List(&List { item: Shape::Text(&PORT_RANGE), min: 1, max: limits::PORT_RANGES }),
+            presence: Absent("see `port`"),
+            doc: "Several ports, and ranges of them, such as `[20000-29999, \"5060\"]`; `[1-65535]` takes every port of the \
+                  address that no other listener has. Packets keep their port; the port of an endpoint is the one that is \
+                  checked. TCP and UDP that the kernel forwards only.",
+        },
         Field {
             key: "protocol",
             shape: Shape::Word(&["HTTP", "HTTPS", "TLS", "TCP", "UDP"]),
@@ -71,11 +84,28 @@ pub(super) static LISTENER: Table = Table {
         },
         Field {
             key: "forwarding",
-            shape: Shape::Word(&["nat", "agent"]),
+            shape: Shape::Word(&["nat", "dsr-l2", "dsr-ipip", "dsr-gue", "agent"]),
             presence: Absent("`nat`"),
             doc: "How the endpoint is reached: `nat` translates the addresses of packets in the kernel, and replies come \
-                  back through this node; with `agent` the agent forwards bytes over a connection of its own (TCP only), \
-                  slower, and needed for the PROXY protocol. TCP and UDP only.",
+                  back through this node. With `dsr-l2` (on the same link), `dsr-ipip` (IP in IP) and `dsr-gue` (over UDP) \
+                  packets keep their addresses and ports, and the endpoint, which has to own the virtual address, answers \
+                  the client by itself. With `agent` the agent forwards bytes over a connection of its own (TCP only), \
+                  slower, and needed for the PROXY protocol. Without eBPF everything is forwarded as with `agent`. TCP and \
+                  UDP only.",
+        },
+        Field {
+            key: "track",
+            shape: Shape::Word(&["always", "change", "never"]),
+            presence: Absent("`always` with `nat` or `affinity`, otherwise `change`"),
+            doc: "What is remembered about a flow: `always` its endpoint; `change` its endpoint only while the service \
+                  changes, so that an open connection stays; `never` nothing, so that a change moves flows. `nat` and \
+                  `affinity` need `always`. Listeners that the kernel forwards only.",
+        },
+        Field {
+            key: "affinity",
+            shape: Shape::Table(&AFFINITY),
+            presence: Absent("each connection goes where its slot says"),
+            doc: "A client keeps its endpoint. Listeners that the kernel forwards only.",
         },
         Field {
             key: "proxyProtocol",
@@ -106,6 +136,18 @@ pub(super) static LISTENER: Table = Table {
                   HTTP and HTTPS only.",
         },
     ],
+    one_of: &["port", "ports"],
+};
+
+static AFFINITY: Table = Table {
+    name: "affinity",
+    doc: "All connections of a client's address go to one endpoint, as long as it is up.",
+    fields: &[Field {
+        key: "timeout",
+        shape: Shape::Duration { min: Duration::from_secs(1), max: Duration::from_hours(24) },
+        presence: Default("3h"),
+        doc: "Time without a packet after which the client is forgotten.",
+    }],
     one_of: &[],
 };
 

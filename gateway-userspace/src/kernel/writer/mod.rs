@@ -4,22 +4,27 @@
 //! first, because one write of half a microsecond takes an endpoint out; slot tables follow.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use gateway_common::{hash::Seed, service::ServiceKey, slot::Slot};
+use gateway_common::{
+    hash::Seed,
+    service::{PortRange, Service, ServiceKey, Track},
+    slot::Slot,
+};
 
 use crate::{
     clock::Clock,
     endpoint::Endpoint,
-    image::{Image, Way},
+    image::{Image, Range, Way},
     kernel::{
         Error,
         maps::{Maps, Observed},
         plan::{self, Facts, Op},
+        ticks::Ticks,
     },
 };
 
@@ -38,12 +43,32 @@ pub struct Written {
     pub services: usize,
 }
 
+/// What a writer is told once.
+#[derive(Clone, Copy)]
+pub struct Terms {
+    /// The cluster's seed.
+    pub seed: Seed,
+    /// Flows that the table has room for.
+    pub flows: u32,
+    /// The kernel's measure of time.
+    pub ticks: Ticks,
+    /// How long slots remember the endpoints before a change: a flow that is silent for longer may move.
+    pub change_window: Duration,
+}
+
+impl std::fmt::Debug for Terms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the seed, which is a secret.
+        f.debug_struct("Terms").field("flows", &self.flows).finish_non_exhaustive()
+    }
+}
+
 /// Writes maps.
 pub struct Writer<M> {
     maps: M,
     clock: Clock,
-    /// Flows that the table has room for.
     flows: u32,
+    change_window: Duration,
     facts: Facts,
     /// What stands in the maps, by our own account since the first look.
     written: Observed,
@@ -53,8 +78,12 @@ pub struct Writer<M> {
     users: HashMap<usize, Vec<usize>>,
     /// Slots that stand in the idle half of a service, until its value makes them current.
     pending: Option<(ServiceKey, Vec<Slot>)>,
+    /// Ranges that stand in their rows, until an entry refers to them.
+    new_ranges: Option<(u32, Vec<PortRange>)>,
     /// When a service was last published; forgotten with the service.
     published: HashMap<ServiceKey, Instant>,
+    /// Services that remember only flows of slots that change, with such slots, and since when.
+    changing: BTreeMap<ServiceKey, Instant>,
     /// A write was refused: the maps are not what they should be.
     behind: bool,
 }
@@ -64,18 +93,29 @@ impl<M: Maps> Writer<M> {
     ///
     /// # Errors
     /// When the kernel refuses to read.
-    pub fn new(maps: M, seed: Seed, flows: u32, clock: Clock) -> Result<Self, Error> {
+    pub fn new(maps: M, terms: Terms, clock: Clock) -> Result<Self, Error> {
+        let Terms { seed, flows, ticks, change_window } = terms;
         let written = maps.observe()?;
+        let now = clock.now();
+        // Nobody knows how long an earlier agent's changes have gone on.
+        let is_changing = |(key, service): (&ServiceKey, &Service)| {
+            let slots = written.slots.get(key).map_or(&[][..], Vec::as_slice);
+            (service.track == Track::CHANGE && plan::is_changing(slots)).then_some((*key, now))
+        };
+        let changing = written.services.iter().filter_map(is_changing).collect();
         Ok(Self {
             maps,
             clock,
             flows,
-            facts: Facts { seed, ways: HashMap::new(), flow_share: flows },
+            change_window,
+            facts: Facts { seed, ways: HashMap::new(), flow_share: flows, ticks },
             written,
             image: None,
             users: HashMap::new(),
             pending: None,
+            new_ranges: None,
             published: HashMap::new(),
+            changing,
             behind: false,
         })
     }
@@ -134,8 +174,10 @@ impl<M: Maps> Writer<M> {
         self.behind = true;
         let mut done = Written::default();
         self.publish_services(&image, 0..image.services.len(), &mut done)?;
+        self.run(plan::entries(&image, &self.written), &mut done)?;
         self.run(plan::widened(&image, &self.facts, &self.written), &mut done)?;
         self.run(plan::removals(&image, &self.written), &mut done)?;
+        self.forget(&image);
         self.run(plan::narrowed(&image, &self.facts, &self.written), &mut done)?;
         self.run(plan::cleared(&image, &self.written), &mut done)?;
         self.behind = false;
@@ -162,6 +204,40 @@ impl<M: Maps> Writer<M> {
         self.publish_services(&image, users, &mut done)?;
         self.behind = false;
         Ok(done)
+    }
+
+    /// Ends changes that have gone on for long enough: what has not been remembered by then follows the slots.
+    ///
+    /// # Errors
+    /// See [`Writer::apply`].
+    pub fn settle(&mut self) -> Result<Written, Error> {
+        if self.behind {
+            return self.reconcile();
+        }
+        let Some(image) = self.image.clone() else { return Ok(Written::default()) };
+        let now = self.clock.now();
+        let is_over = |since: &Instant| now.saturating_duration_since(*since) >= self.change_window;
+        let over: BTreeSet<ServiceKey> =
+            self.changing.iter().filter(|(_, since)| is_over(since)).map(|(key, _)| *key).collect();
+        let mut done = Written::default();
+        if over.is_empty() {
+            return Ok(done);
+        }
+        self.behind = true;
+        for service in image.services.iter().filter(|service| over.contains(&service.key)) {
+            self.run(plan::settled(service, &self.written), &mut done)?;
+        }
+        self.behind = false;
+        Ok(done)
+    }
+
+    /// Services that no entry leads to any more.
+    fn forget(&mut self, image: &Image) {
+        let wanted: BTreeSet<&ServiceKey> = image.services.iter().map(|service| &service.key).collect();
+        self.written.services.retain(|key, _| wanted.contains(key));
+        self.written.slots.retain(|key, _| wanted.contains(key));
+        self.published.retain(|key, _| wanted.contains(key));
+        self.changing.retain(|key, _| wanted.contains(key));
     }
 
     /// Takes new ways to endpoints, and writes what they concern. Before the first image they are only kept.
@@ -221,24 +297,51 @@ impl<M: Maps> Writer<M> {
                 self.maps.put_service(&key, &value)?;
                 self.written.services.insert(key, value);
                 if let Some((_, slots)) = self.pending.take_if(|(of, _)| *of == key) {
+                    self.published(&key, value.track, &slots);
                     self.written.slots.insert(key, slots);
-                    self.published.insert(key, self.clock.now());
                 }
                 done.services += 1;
+            }
+            Op::Ranges { first, ranges } => {
+                self.maps.put_ranges(first, &ranges)?;
+                self.new_ranges = Some((first, ranges));
+            }
+            Op::Entry { entry } => {
+                self.maps.put_entry(&entry)?;
+                let key = entry.key();
+                if let Some((first, ranges)) =
+                    self.new_ranges.take_if(|(first, _)| *first == entry.first_range)
+                {
+                    let count = entry.n_ranges;
+                    self.written.ranges.insert(key, (Range { first, count }, ranges));
+                } else if entry.n_ranges == 0 {
+                    self.written.ranges.remove(&key);
+                }
+                self.written.entries.insert(key, entry);
             }
             Op::Filter { word, bits } => {
                 self.maps.put_filter(word, bits)?;
                 self.written.filter.insert(word, bits);
             }
             Op::Remove { key } => {
-                self.maps.delete_service(&key)?;
-                self.written.services.remove(&key);
-                self.written.slots.remove(&key);
-                self.published.remove(&key);
+                self.maps.delete_entry(&key)?;
+                self.written.entries.remove(&key);
+                self.written.ranges.remove(&key);
                 done.services += 1;
             }
         }
         Ok(())
+    }
+
+    /// Notes a table that packets read from now on.
+    fn published(&mut self, key: &ServiceKey, track: Track, slots: &[Slot]) {
+        let now = self.clock.now();
+        self.published.insert(*key, now);
+        if track == Track::CHANGE && plan::is_changing(slots) {
+            self.changing.insert(*key, now);
+        } else {
+            self.changing.remove(key);
+        }
     }
 
     /// Waits until packets that were told to read the idle half have done so; a millisecond at most.

@@ -19,6 +19,9 @@ use crate::{
 };
 
 const SEED: Seed = Seed::new([1, 2]);
+const WINDOW: Duration = Duration::from_mins(10);
+const TERMS: Terms =
+    Terms { seed: SEED, flows: 1 << 18, ticks: Ticks::of_interrupts(250), change_window: WINDOW };
 const SOURCE: [u8; 4] = [192, 0, 2, 1];
 
 fn key(n: u8) -> ServiceKey {
@@ -47,6 +50,8 @@ fn service(registry: &Registry, n: u8, first_row: u32, hosts: &[u8]) -> Service 
         id: u32::from(n),
         mode: Mode::NAT,
         track: Track::ALWAYS,
+        affinity: None,
+        ports: Vec::new(),
         rows: Range { first: first_row, count: 8 },
         n_slots,
         chunks: [first, first + SlotChunk::chunks_for(n_slots)],
@@ -63,6 +68,7 @@ fn ways() -> HashMap<IpAddr, Way> {
     let next_hop = NextHop { interface: 2, mac: [2; 6], own_mac: [3; 6] };
     let way = Way {
         is_local: false,
+        is_on_link: true,
         interface: next_hop.interface,
         source: Some(IpAddr::from(SOURCE)),
         next_hop,
@@ -72,7 +78,7 @@ fn ways() -> HashMap<IpAddr, Way> {
 }
 
 fn writer_over(memory: Memory) -> Writer<Memory> {
-    Writer::new(memory, SEED, 1 << 18, Clock::driven()).unwrap()
+    Writer::new(memory, TERMS, Clock::driven()).unwrap()
 }
 
 fn writer() -> Writer<Memory> {
@@ -92,13 +98,14 @@ fn n_slots_of(writer: &Writer<Memory>, n: u8, local: u16) -> usize {
 /// Position of a write in the order of make before break.
 fn rank(op: &Op) -> usize {
     match op {
-        Op::Row { value, .. } if value.addr == Addr::UNSPECIFIED => 6,
+        Op::Row { value, .. } if value.addr == Addr::UNSPECIFIED => 7,
         Op::Row { .. } => 0,
         Op::Slots { .. } => 1,
         Op::Service { .. } => 2,
-        Op::Filter { bits, .. } if *bits != 0 => 3,
-        Op::Remove { .. } => 4,
-        Op::Filter { .. } => 5,
+        Op::Ranges { .. } | Op::Entry { .. } => 3,
+        Op::Filter { bits, .. } if *bits != 0 => 4,
+        Op::Remove { .. } => 5,
+        Op::Filter { .. } => 6,
     }
 }
 
@@ -128,11 +135,15 @@ fn additions_go_leaves_first_and_removals_roots_first() {
     let mut writer = writer();
     writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
     let ranks: Vec<usize> = writer.maps_mut().take_journal().iter().map(rank).collect();
-    assert_eq!(ranks, [0, 0, 1, 2, 3, 3], "rows, slots, service, filter (virtual address and source)");
+    assert_eq!(
+        ranks,
+        [0, 0, 1, 2, 3, 4, 4],
+        "rows, slots, service, index, filter (virtual address and source)"
+    );
     writer.apply(image([service(&registry, 2, 16, &[3])])).unwrap();
     let journal = writer.maps_mut().take_journal();
     let ranks: Vec<usize> = journal.iter().map(rank).collect();
-    assert_eq!(ranks, [0, 1, 2, 3, 4, 5, 6, 6], "{journal:?}");
+    assert_eq!(ranks, [0, 1, 2, 3, 4, 5, 6, 7, 7], "{journal:?}");
 }
 
 #[test]
@@ -344,7 +355,7 @@ fn endpoints_of_the_other_family_have_no_slots() {
 fn a_service_is_published_once_in_a_millisecond() {
     let registry = Registry::default();
     let clock = Clock::real();
-    let mut writer = Writer::new(Memory::default(), SEED, 1 << 18, clock.clone()).unwrap();
+    let mut writer = Writer::new(Memory::default(), TERMS, clock.clone()).unwrap();
     writer.set_ways(ways()).unwrap();
     writer.apply(image([service(&registry, 1, 0, &[1, 2])])).unwrap();
     let start = clock.now();
@@ -353,4 +364,165 @@ fn a_service_is_published_once_in_a_millisecond() {
         assert_eq!(writer.publish(&registry.changes().take()).unwrap().tables, 1);
     }
     assert!(clock.now() - start >= SPACING * 4);
+}
+
+/// A service that keeps packets as they are, and remembers flows of slots that change.
+fn direct(registry: &Registry, hosts: &[u8]) -> Service {
+    Service { mode: Mode::DSR_L2, track: Track::CHANGE, ..service(registry, 1, 0, hosts) }
+}
+
+fn n_changing(writer: &Writer<Memory>) -> usize {
+    let observed = writer.maps().observe().unwrap();
+    observed.slots[&key(1)].iter().filter(|slot| slot.endpoint != slot.former).count()
+}
+
+#[test]
+fn a_change_ends_after_its_window() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let clock = writer.clock.clone();
+    writer.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    assert_eq!(n_changing(&writer), 0);
+    endpoint(&registry, 2).set_weight(3);
+    writer.publish(&registry.changes().take()).unwrap();
+    let n = n_changing(&writer);
+    assert!((50..80).contains(&n), "a quarter of 251 slots: {n}");
+    clock.advance(Duration::from_secs(599));
+    assert_eq!(writer.settle().unwrap(), Written::default());
+    assert_eq!(n_changing(&writer), n);
+    let shares = [n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)];
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(writer.settle().unwrap(), Written { rows: 0, tables: 1, services: 1 });
+    assert_eq!(n_changing(&writer), 0);
+    assert_eq!([n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)], shares);
+    check_whole(writer.maps());
+    assert_eq!(writer.settle().unwrap(), Written::default());
+}
+
+#[test]
+fn a_change_of_an_earlier_agent_ends_too() {
+    let registry = Registry::default();
+    let mut first = writer();
+    first.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    endpoint(&registry, 2).set_weight(3);
+    first.publish(&registry.changes().take()).unwrap();
+    let mut second = writer_over(first.maps().clone());
+    second.set_ways(ways()).unwrap();
+    second.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    assert!(n_changing(&second) > 0);
+    second.clock.advance(WINDOW);
+    assert_eq!(second.settle().unwrap().tables, 1);
+    assert_eq!(n_changing(&second), 0);
+}
+
+#[test]
+fn affinity_is_told_in_ticks() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let sticky = Service { affinity: Some(Duration::from_hours(3)), ..service(&registry, 1, 0, &[1]) };
+    writer.apply(image([sticky])).unwrap();
+    let row = writer.maps().observe().unwrap().services[&key(1)];
+    assert_eq!(row.flags, gateway_common::service::Service::AFFINITY);
+    assert_eq!(row.affinity_ticks, TERMS.ticks.of(Duration::from_hours(3)));
+}
+
+#[test]
+fn a_frame_reaches_only_endpoints_on_the_link() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let mut behind_a_router = ways();
+    let way = behind_a_router.get_mut(&IpAddr::from([10, 1, 0, 2])).unwrap();
+    way.is_on_link = false;
+    writer.set_ways(behind_a_router).unwrap();
+    writer.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    assert_eq!([state(&writer, 0), state(&writer, 1)], [EndpointState::ACTIVE, EndpointState::DOWN]);
+    let tunnel = Service { mode: Mode::DSR_IPIP, ..direct(&registry, &[1, 2]) };
+    writer.apply(image([tunnel])).unwrap();
+    assert_eq!([state(&writer, 0), state(&writer, 1)], [EndpointState::ACTIVE, EndpointState::ACTIVE]);
+}
+
+#[test]
+fn a_tunnel_takes_endpoints_of_both_families() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let addr: SocketAddr = "[2001:db8::2]:80".parse().unwrap();
+    let mut both = ways();
+    both.insert(addr.ip(), both[&IpAddr::from([10, 1, 0, 1])]);
+    writer.set_ways(both).unwrap();
+    let mut mixed = Service { mode: Mode::DSR_GUE, ..direct(&registry, &[1, 2]) };
+    mixed.endpoints[1].endpoint = registry.resolve(&EndpointId { service: ServiceName::new("web"), addr });
+    writer.apply(image([mixed])).unwrap();
+    assert!(n_slots_of(&writer, 1, 0).abs_diff(n_slots_of(&writer, 1, 1)) <= 1);
+}
+
+/// A service of ranges of ports, numbered by its first row.
+fn ranged(registry: &Registry, first_row: u32, ports: &[(u16, u16)]) -> Service {
+    let wide = service(registry, 1, first_row, &[1]);
+    let first = ports.first().map_or(0, |(first, _)| *first);
+    Service {
+        key: ServiceKey::new(wide.key.addr, Port::new(first), wide.key.protocol),
+        id: first_row,
+        ports: ports.iter().map(|(first, last)| *first..=*last).collect(),
+        ..wide
+    }
+}
+
+/// The rows of the ranges of the one address, as numbers.
+fn ranges_of(writer: &Writer<Memory>) -> Vec<(u16, u16, u32)> {
+    let observed = writer.maps().observe().unwrap();
+    let every = ServiceKey::new(key(1).addr, Port::NONE, Protocol::TCP);
+    let Some((_, ranges)) = observed.ranges.get(&every) else { return Vec::new() };
+    ranges.iter().map(|range| (range.first.number(), range.last.number(), range.service)).collect()
+}
+
+#[test]
+fn ranges_of_ports_lead_to_their_services() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let passive = ranged(&registry, 16, &[(30_000, 30_999), (40_000, 40_000)]);
+    writer.apply(image([ranged(&registry, 32, &[(50_000, 50_009)]), passive.clone()])).unwrap();
+    assert_eq!(ranges_of(&writer), [(50_000, 50_009, 32), (30_000, 30_999, 16), (40_000, 40_000, 16)]);
+    let observed = writer.maps().observe().unwrap();
+    assert_eq!(observed.services.len(), 2);
+    assert_eq!(observed.endpoints[&16].port, Port::NONE, "packets keep their port");
+    assert_eq!(writer.gap(), 0);
+    // Ranges are written beside those that packets read now.
+    let first = observed.ranges.values().next().unwrap().0.first;
+    let grown = ranged(&registry, 32, &[(50_000, 50_019)]);
+    writer.apply(image([grown, passive.clone()])).unwrap();
+    let after = writer.maps().observe().unwrap();
+    assert_ne!(after.ranges.values().next().unwrap().0.first, first);
+    assert_eq!(ranges_of(&writer)[0], (50_000, 50_019, 32));
+    // The rest of the ports, and a port of its own.
+    let mut rest = ranged(&registry, 48, &[]);
+    rest.key = ServiceKey::new(key(1).addr, Port::NONE, Protocol::TCP);
+    let own = service(&registry, 1, 0, &[2]);
+    writer.apply(image([rest, own, passive])).unwrap();
+    assert_eq!(ranges_of(&writer), [(30_000, 30_999, 16), (40_000, 40_000, 16)]);
+    let after = writer.maps().observe().unwrap();
+    assert_eq!(after.entries.len(), 2);
+    assert_eq!(after.services.len(), 3);
+    writer.maps_mut().take_journal();
+    let second = writer_over(writer.maps().clone());
+    assert_eq!(second.written().services, after.services);
+    writer.apply(image([])).unwrap();
+    assert_eq!(writer.maps().observe().unwrap().services.len(), 0);
+}
+
+#[test]
+fn a_port_that_becomes_a_range_keeps_its_service() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let one = service(&registry, 1, 0, &[1]);
+    let many = Service { ports: vec![80..=89], ..one.clone() };
+    writer.apply(image([one.clone()])).unwrap();
+    writer.maps_mut().take_journal();
+    writer.apply(image([many])).unwrap();
+    let observed = writer.maps().observe().unwrap();
+    assert_eq!((observed.entries.len(), observed.services.len()), (1, 1));
+    assert_eq!(ranges_of(&writer), [(80, 89, 1)]);
+    writer.apply(image([one])).unwrap();
+    assert_eq!(ranges_of(&writer), []);
+    assert_eq!(writer.maps().observe().unwrap().entries.len(), 1);
+    assert_eq!(writer.gap(), 0);
 }
