@@ -15,14 +15,41 @@ use crate::{
     build_ebpf, process,
     setup::{self, Purpose},
     test::Tally,
+    verifier::Record,
     workspace::Workspace,
 };
 
-/// The kernels, oldest first: the oldest and the newest that Debian supports beside the machine's own.
-const KERNELS: [Kernel; 2] = [
-    Kernel { version: "6.1", suite: "bookworm", package: r"^linux-image-6\.1\..*-cloud-amd64$" },
-    Kernel { version: "6.12", suite: "trixie", package: r"^linux-image-6\.12\..*-cloud-amd64$" },
+/// The kernels, oldest first: one that is too old, then the oldest and the newest that Debian supports beside the
+/// machine's own.
+const KERNELS: [Kernel; 3] = [
+    Kernel {
+        version: "5.10",
+        suite: "bullseye",
+        package: r"^linux-image-5\.10\..*-cloud-amd64$",
+        part: Part::Refusal,
+    },
+    Kernel {
+        version: "6.1",
+        suite: "bookworm",
+        package: r"^linux-image-6\.1\..*-cloud-amd64$",
+        part: Part::Everything,
+    },
+    Kernel {
+        version: "6.12",
+        suite: "trixie",
+        package: r"^linux-image-6\.12\..*-cloud-amd64$",
+        part: Part::Everything,
+    },
 ];
+
+/// What runs on a kernel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Part {
+    /// The agent, which has to say what the kernel lacks and to serve without it.
+    Refusal,
+    /// The programs, attached and with packets.
+    Everything,
+}
 
 /// Modules that the hooks need; each is built into some kernels.
 const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
@@ -37,8 +64,8 @@ const START: &str = "sluice-kernel-matrix start";
 /// with QEMU 7.2), so a machine that dies before its first process runs is started again.
 const N_BOOTS: u32 = 5;
 
-/// A machine boots in 3 s and the suites take seconds; this is for one that hangs.
-const LIMIT_S: &str = "300";
+/// A machine boots in 3 s and the suites take one or two minutes; this is for one that hangs.
+const LIMIT_S: &str = "600";
 
 /// One kernel of the matrix.
 #[derive(Clone, Copy, Debug)]
@@ -48,13 +75,18 @@ struct Kernel {
     suite: &'static str,
     /// What its package is called, as a regular expression; builds without drivers for real hardware are small.
     package: &'static str,
+    part: Part,
 }
 
-/// Runs the matrix alone.
-pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+/// Runs the matrix alone: these kernels, or all.
+pub(crate) fn run(workspace: &Workspace, versions: &[String]) -> Result<()> {
+    let known = KERNELS.map(|kernel| kernel.version);
+    if let Some(version) = versions.iter().find(|version| !known.contains(&version.as_str())) {
+        bail!("no kernel {version} here; there are {}", known.join(", "));
+    }
     build_ebpf::run(workspace, false)?;
     let mut tally = Tally::default();
-    all(workspace, &mut tally)?;
+    all(workspace, versions, &mut tally)?;
     println!("{} passed, {} failed", tally.passed, tally.failed);
     if tally.failed > 0 {
         bail!("{} failed", tally.failed);
@@ -62,30 +94,62 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Runs an object that is built on every kernel, and counts the results.
-pub(crate) fn all(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+/// Runs an object that is built on these kernels, or on every one, and counts the results.
+pub(crate) fn all(workspace: &Workspace, versions: &[String], tally: &mut Tally) -> Result<()> {
     if env::consts::ARCH != "x86_64" {
         println!("kernel matrix: skipped: its kernels are for x86-64, this machine is {}", env::consts::ARCH);
         return Ok(());
     }
     setup::install(Purpose::Kernels)?;
-    let programs = programs(workspace)?;
-    for kernel in KERNELS {
+    let programs = Programs::build(workspace)?;
+    let mut record = Record::read(workspace);
+    let is_meant = |kernel: &Kernel| versions.is_empty() || versions.iter().any(|v| v == kernel.version);
+    for kernel in KERNELS.into_iter().filter(is_meant) {
         let image = fetch(workspace, kernel)?;
-        boot(workspace, kernel, &image, &programs, tally)
+        boot(workspace, kernel, &image, &programs, tally, &mut record)
             .with_context(|| format!("Linux {}", kernel.version))?;
     }
-    Ok(())
+    record.close(tally)
 }
 
-/// Builds what runs inside: the smoke test, and the packet suite as the test runner made it.
-fn programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+/// What runs inside, as it is called there.
+struct Programs {
+    everything: Vec<(&'static str, PathBuf)>,
+    refusal: Vec<(&'static str, PathBuf)>,
+}
+
+impl Programs {
+    /// Builds the agent, the programs that try it out, and the packet suite as the test runner made it.
+    fn build(workspace: &Workspace) -> Result<Self> {
+        let mut agent = process::cargo();
+        agent.current_dir(&workspace.root).args(["build", "--locked", "--quiet"]);
+        process::run(agent.args(["--package", "gateway-userspace", "--bin", "sluice"]))?;
+        let suite = suite(workspace)?;
+        let built = |name| workspace.binary("debug", name);
+        Ok(Self {
+            everything: vec![("smoke", built("sluice-kernel-smoke")), ("suite", suite)],
+            refusal: vec![("refusal", built("sluice-kernel-refusal")), ("sluice", built("sluice"))],
+        })
+    }
+
+    fn of(&self, part: Part) -> &[(&'static str, PathBuf)] {
+        match part {
+            Part::Refusal => &self.refusal,
+            Part::Everything => &self.everything,
+        }
+    }
+}
+
+/// Builds what the tests crate has for the machines; returns the packet suite.
+fn suite(workspace: &Workspace) -> Result<PathBuf> {
     let mut command = process::cargo();
     command.current_dir(&workspace.root).args(["test", "--no-run", "--locked", "--quiet"]).args([
         "--package",
         "gateway-tests",
         "--bin",
         "sluice-kernel-smoke",
+        "--bin",
+        "sluice-kernel-refusal",
         "--test",
         "kernel",
         "--message-format",
@@ -101,8 +165,7 @@ fn programs(workspace: &Workspace) -> Result<Vec<PathBuf>> {
         let is_ours = message.get("target")?.get("name")?.as_str()? == "kernel";
         message.get("executable")?.as_str().filter(|_| is_ours).map(PathBuf::from)
     };
-    let suite = lines.lines().find_map(executable).context("cargo built no packet suite")?;
-    Ok(vec![workspace.binary("debug", "sluice-kernel-smoke"), suite])
+    lines.lines().find_map(executable).context("cargo built no packet suite")
 }
 
 /// The folder with a kernel and its modules; taken from Debian once.
@@ -165,14 +228,15 @@ fn boot(
     workspace: &Workspace,
     kernel: Kernel,
     image: &Path,
-    programs: &[PathBuf],
+    programs: &Programs,
     tally: &mut Tally,
+    record: &mut Record,
 ) -> Result<()> {
     let root = workspace.target.join("kernels").join(format!("{}-root", kernel.version));
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("cannot empty {}", root.display()))?;
     }
-    fill(workspace, &root, image, programs)?;
+    fill(workspace, &root, image, (kernel.part, programs))?;
     let archive = root.with_extension("cpio");
     pack(&root, &archive)?;
     let vmlinuz = find(&image.join("boot"), &|name| name.starts_with("vmlinuz"))
@@ -180,7 +244,7 @@ fn boot(
     let before = (tally.passed, tally.failed);
     let mut outcome = Outcome::NeverUp;
     for _ in 0..N_BOOTS {
-        outcome = watch(kernel, machine(&vmlinuz, &archive), tally)?;
+        outcome = watch(kernel, machine(&vmlinuz, &archive), tally, record)?;
         if outcome != Outcome::NeverUp {
             break;
         }
@@ -232,7 +296,7 @@ fn machine(vmlinuz: &Path, archive: &Path) -> Command {
 }
 
 /// Runs a machine, shows its console and counts the results.
-fn watch(kernel: Kernel, mut machine: Command, tally: &mut Tally) -> Result<Outcome> {
+fn watch(kernel: Kernel, mut machine: Command, tally: &mut Tally, record: &mut Record) -> Result<Outcome> {
     let mut child =
         machine.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
     let console = child.stdout.take().context("the machine has no console")?;
@@ -247,6 +311,7 @@ fn watch(kernel: Kernel, mut machine: Command, tally: &mut Tally) -> Result<Outc
             println!("[{}] {line}", kernel.version);
             tally.count(&line);
             tally.count_program(&line);
+            record.note(kernel.version, &line);
         }
     }
     child.wait().context("cannot wait for the machine")?;
@@ -254,7 +319,7 @@ fn watch(kernel: Kernel, mut machine: Command, tally: &mut Tally) -> Result<Outc
 }
 
 /// Makes the machine's first file system.
-fn fill(workspace: &Workspace, root: &Path, image: &Path, programs: &[PathBuf]) -> Result<()> {
+fn fill(workspace: &Workspace, root: &Path, image: &Path, (part, programs): (Part, &Programs)) -> Result<()> {
     for dir in ["bin", "proc", "sys", "dev", "tmp", "modules"] {
         let dir = root.join(dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -262,12 +327,10 @@ fn fill(workspace: &Workspace, root: &Path, image: &Path, programs: &[PathBuf]) 
     copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
     symlink("busybox", root.join("bin/sh")).context("cannot link the shell")?;
     copy(&workspace.object(build_ebpf::OBJECT), &root.join("object"))?;
-    for program in programs {
+    for (name, program) in programs.of(part) {
         for library in libraries(program)? {
             copy(&library, &root.join(library.strip_prefix("/").unwrap_or(&library)))?;
         }
-    }
-    for (name, program) in ["smoke", "suite"].iter().zip(programs) {
         // Debug information is nine tenths of it, and the machine has little memory.
         process::run(Command::new("strip").arg("-o").arg(root.join("bin").join(name)).arg(program))?;
     }
@@ -282,13 +345,23 @@ fn fill(workspace: &Workspace, root: &Path, image: &Path, programs: &[PathBuf]) 
         }
     }
     let init = root.join("init");
-    fs::write(&init, INIT.replace("START", START).replace("END", END))
-        .with_context(|| format!("cannot write {}", init.display()))?;
+    let script = INIT.replace("START", START).replace("END", END).replace("RUN", commands(part));
+    fs::write(&init, script).with_context(|| format!("cannot write {}", init.display()))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))
         .context("cannot make the first program executable")
 }
 
-/// The first process: a link to attach to, then both programs. `busybox` alone, so that nothing else must be copied.
+/// What the first process runs.
+const fn commands(part: Part) -> &'static str {
+    match part {
+        Part::Refusal => "/bin/refusal /bin/sluice || code=1",
+        Part::Everything => {
+            "/bin/smoke /object v0 || code=1\nSLUICE_TESTS=all SLUICE_BPF_OBJECT=/object /bin/suite || code=1"
+        }
+    }
+}
+
+/// The first process: a link to attach to, then the programs. `busybox` alone, so that nothing else must be copied.
 const INIT: &str = r#"#!/bin/sh
 echo "START"
 busybox mount -t proc proc /proc
@@ -302,8 +375,7 @@ busybox ip link set lo up
 busybox ip link add v0 type veth peer name v1
 busybox ip link set v0 up
 code=0
-/bin/smoke /object v0 || code=1
-SLUICE_TESTS=all SLUICE_BPF_OBJECT=/object /bin/suite || code=1
+RUN
 echo "END $code"
 busybox poweroff -f
 "#;

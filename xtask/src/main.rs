@@ -18,6 +18,7 @@ mod source_hash;
 mod test;
 mod tidy;
 mod toolchain;
+mod verifier;
 mod workspace;
 
 use std::process::ExitCode;
@@ -58,6 +59,9 @@ enum Task {
         /// Leave out what takes minutes: the other kernels.
         #[arg(long)]
         quick: bool,
+        /// Run only what runs on this other kernel, under emulation; may be given more than once.
+        #[arg(long = "kernel", value_name = "VERSION")]
+        kernels: Vec<String>,
         /// Run only tests whose name contains one of these.
         filters: Vec<String>,
     },
@@ -101,13 +105,14 @@ fn run(task: Task) -> Result<()> {
         Task::Setup { purposes } => setup::run(&workspace, &purposes),
         Task::BuildEbpf { log: true, .. } => build_ebpf::run_with_log(&workspace, build_ebpf::OBJECT),
         Task::BuildEbpf { reference, .. } => build_ebpf::run(&workspace, reference),
-        Task::Test { quick, filters } => test::run(&workspace, quick, &filters),
+        Task::Test { kernels, .. } if !kernels.is_empty() => kernel_matrix::run(&workspace, &kernels),
+        Task::Test { quick, filters, .. } => test::run(&workspace, quick, &filters),
         Task::Demo { arguments } => launch::demo(&workspace, &arguments),
         Task::Bench { arguments } => launch::bench(&workspace, &arguments),
         Task::Check => check::run(&workspace),
         Task::Deny => deny::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
-        Task::KernelMatrix => kernel_matrix::run(&workspace),
+        Task::KernelMatrix => kernel_matrix::run(&workspace, &[]),
         Task::FreshRoot(options) => fresh_root::run(&workspace, &options),
     }
 }

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use aya::{maps::MapType, programs::ProgramType, sys};
 
+use crate::kernel::sys::has_atomics;
+
 /// `CAP_NET_ADMIN` and `CAP_BPF`, by their numbers in `capabilities(7)`.
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -33,6 +35,11 @@ pub fn missing() -> Vec<String> {
         if !matches!(sys::is_program_supported(program), Ok(true)) {
             missing.push(format!("{name} (Linux 5.15 or later has all that is needed)"));
         }
+    }
+    if !has_atomics() {
+        missing.push(
+            "atomic operations of kernel programs (Linux 5.15 or later has all that is needed)".to_owned(),
+        );
     }
     let maps = [
         (MapType::LruHash, "LRU hash maps"),

@@ -16,6 +16,7 @@ use std::{
 
 use gateway_common::slot::{Slot, SlotChunk};
 
+const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -64,6 +65,18 @@ struct LinkInfo {
     rest: [u32; 11],
 }
 
+/// The part of `union bpf_attr` that loading a program reads.
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    kind: u32,
+    n_instructions: u32,
+    instructions: u64,
+    license: u64,
+    log: [u64; 2],
+    version_and_flags: [u32; 2],
+}
+
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: each caller passes the attributes that its command reads, and their true size.
     let result =
@@ -74,6 +87,38 @@ fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> 
 fn raw(fd: BorrowedFd<'_>) -> u32 {
     // A descriptor that is borrowed is open, and an open descriptor is not negative.
     u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX)
+}
+
+/// Whether the kernel has atomic operations that tell what was there before (Linux 5.12): it takes a program with one.
+pub(super) fn has_atomics() -> bool {
+    // `struct bpf_insn`: r0 = 0; [r10 - 8] = r0; r1 = 0; compare and exchange [r10 - 8]; exit.
+    const PROGRAM: [[u8; 8]; 5] = [
+        [0xb7, 0x00, 0, 0, 0, 0, 0, 0],
+        [0x7b, 0x0a, 0xf8, 0xff, 0, 0, 0, 0],
+        [0xb7, 0x01, 0, 0, 0, 0, 0, 0],
+        [0xdb, 0x1a, 0xf8, 0xff, 0xf1, 0, 0, 0],
+        [0x95, 0x00, 0, 0, 0, 0, 0, 0],
+    ];
+    const SOCKET_FILTER: u32 = 1;
+    let address = |pointer: *const u8| u64::try_from(pointer.expose_provenance()).unwrap_or(0);
+    let mut load = ProgLoad {
+        kind: SOCKET_FILTER,
+        n_instructions: u32::try_from(PROGRAM.len()).unwrap_or(0),
+        instructions: address(PROGRAM.as_ptr().cast()),
+        license: address(c"GPL".as_ptr().cast()),
+        ..ProgLoad::default()
+    };
+    match bpf(BPF_PROG_LOAD, &mut load) {
+        Ok(fd) => {
+            if let Ok(fd) = libc::c_int::try_from(fd) {
+                // SAFETY: the kernel has just made this descriptor for us; dropping it unloads the program.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+            true
+        }
+        // What else may be wrong is said where it matters.
+        Err(error) => error.raw_os_error() != Some(libc::EINVAL),
+    }
 }
 
 /// Opens a pinned object.

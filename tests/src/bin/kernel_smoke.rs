@@ -48,7 +48,16 @@ fn main() -> ExitCode {
     let mut failed = false;
     for hook in Hook::ALL {
         match smoke(&mut ebpf, hook, &interface) {
-            Ok(how) => println!("ok {}: {how}", hook.name()),
+            Ok(how) => {
+                println!("ok {}: {how}", hook.name());
+                match verified(&mut ebpf, hook) {
+                    Ok(n) => println!("verified {} {n}", hook.name()),
+                    Err(error) => {
+                        println!("FAILED verified {}: {error:#}", hook.name());
+                        failed = true;
+                    }
+                }
+            }
             Err(error) => {
                 println!("FAILED {}: {}", hook.name(), ends(&format!("{error:#}")));
                 failed = true;
@@ -79,6 +88,13 @@ fn ends(text: &str) -> String {
 fn load(object: &str) -> Result<Ebpf> {
     let bytes = fs::read(object).with_context(|| format!("cannot read {object}"))?;
     EbpfLoader::new().load(&bytes).context("the kernel refuses a map")
+}
+
+/// Instructions that the verifier went through for a program that is loaded.
+fn verified(ebpf: &mut Ebpf, hook: Hook) -> Result<u32> {
+    let program = ebpf.program_mut(hook.name()).context("the object has no such program")?;
+    let info = program.info()?;
+    info.verified_instruction_count().context("this kernel does not tell (Linux 5.16)")
 }
 
 /// Loads and attaches the program of one hook and sends something through it; returns how it was attached.
