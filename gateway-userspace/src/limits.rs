@@ -68,6 +68,28 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Concurrent streams of one downstream HTTP/2 connection.
 pub const STREAMS: u32 = 100;
 
+/// Bytes that a client may send ahead on one stream of HTTP/2, and on all streams of its connection: what endpoints have not
+/// taken yet. It sends no more then.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+/// See [`STREAM_WINDOW_BYTES`].
+pub const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// Bytes that one stream of HTTP/2 may have waiting to be written to its client before more is read from the endpoint. A
+/// client that opens all its streams and reads none holds a hundred times as much.
+pub const STREAM_SEND_BYTES: usize = 16 * 1024;
+
+/// Frames of HTTP/2 that carry nothing and that a client may send at once; beyond it its connection ends with
+/// `ENHANCE_YOUR_CALM`. Requests, data and what is written to it earn it more, see `http::h2::frames`.
+pub const CONTROL_FRAMES: u32 = 1_000;
+
+/// Requests that a client may take back in ten seconds before they are answered; beyond it, and if they are most of its
+/// requests, its connection ends with `ENHANCE_YOUR_CALM`.
+pub const TAKEN_BACK: u32 = 200;
+
+/// Streams that a client's mistakes may make us reset on one connection; beyond it the connection ends with
+/// `ENHANCE_YOUR_CALM`.
+pub const FAULTY_STREAMS: usize = 128;
+
 /// Idle time after which a pooled upstream connection is closed.
 pub const POOL_IDLE: Duration = Duration::from_mins(1);
 
@@ -80,6 +102,12 @@ pub const UPSTREAM_CONNECTIONS: usize = 8_192;
 
 /// Streams that one upstream HTTP/2 connection carries before another is opened.
 pub const UPSTREAM_STREAMS: usize = 100;
+
+/// Interim responses of one try that are passed on to a client; further ones are left out.
+pub const INTERIMS: usize = 16;
+
+/// Bytes of interim responses that wait for a client who takes nothing; further ones are left out.
+pub const INTERIM_BYTES: usize = 64 * 1024;
 
 /// Bytes of a request's body that are remembered while it is sent; a longer one cannot be sent again.
 pub const REPLAY_BYTES: usize = 64 * 1024;

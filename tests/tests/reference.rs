@@ -22,6 +22,7 @@ use gateway_userspace::{
         Metrics,
         forwarded::ForwardOutcome,
         kernel::EndpointSample as KernelEndpoint,
+        misuse::Misuse,
         names::{
             BindLabels, EndpointSample, FaultKind, Limit, ModeLabels, OutcomeLabels, PacketSample,
             PoolSample, ProbeLabels, Samples, ServiceSample,
@@ -138,6 +139,8 @@ fn metrics() {
     writeln!(text, "- `limit`: {}", list(Limit::ALL.iter().map(|limit| limit.as_str()).collect())).unwrap();
     let reasons = Refusal::ALL.iter().map(|reason| reason.as_str()).collect();
     writeln!(text, "- `reason` of a refused request: {}", list(reasons)).unwrap();
+    let reasons = Misuse::ALL.iter().map(|reason| reason.as_str()).collect();
+    writeln!(text, "- `reason` of a misuse of HTTP/2: {}", list(reasons)).unwrap();
     let outcomes = ForwardOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
     writeln!(text, "- `outcome` of a forwarded connection: {}", list(outcomes)).unwrap();
     writeln!(text, "- `hook`: {}", list(Hook::ALL.iter().map(|hook| hook.name()).collect())).unwrap();
@@ -164,6 +167,7 @@ fn everything() -> Metrics {
     families.open.get_or_create(&bind).inc();
     families.misdirected.get_or_create(&bind).inc();
     families.handshake_failures.get_or_create(&bind).inc();
+    families.misuse(Misuse::Control);
     families.forwarded.ended(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), ForwardOutcome::Ended);
     families.forwarded.moved(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), [1, 1]);
     families.forwarded.no_header(std::net::SocketAddr::from(([10, 0, 0, 1], 443)));

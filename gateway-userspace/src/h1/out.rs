@@ -48,6 +48,11 @@ impl Out {
         self.n_written == self.head.len() && self.data.is_empty() && self.tail.is_empty()
     }
 
+    /// Bytes of heads that wait.
+    pub const fn len(&self) -> usize {
+        self.head.len() - self.n_written
+    }
+
     /// Whether there is room for another piece of a body.
     pub const fn has_room(&self) -> bool {
         self.data.is_empty() && self.tail.is_empty()

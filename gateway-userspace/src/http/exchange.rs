@@ -22,7 +22,7 @@ use crate::{
     },
     limits,
     metrics::shard::RouteStats,
-    pool::body::RequestBody,
+    pool::{body::RequestBody, interim::Interim},
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule},
 };
@@ -32,6 +32,7 @@ pub async fn run(
     worker: &Worker,
     downstream: &Downstream,
     request: Request<RequestBody>,
+    interim: &dyn Interim,
 ) -> Response<ResponseBody> {
     let started = worker.clock.now();
     let state = worker.published.load();
@@ -48,7 +49,10 @@ pub async fn run(
     let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
     let filters = filters.map(|filters| (filters, Remembered::of(filters, &parts.method, &parts.headers)));
     let done = match routed {
-        Ok(routed) => serve(worker, downstream, routed, Request::from_parts(parts, body), &mut line).await,
+        Ok(routed) => {
+            let client = Client { downstream, interim };
+            serve(worker, client, routed, Request::from_parts(parts, body), &mut line).await
+        }
         Err(fault) => Err(fault),
     };
     let mut response = done.unwrap_or_else(|fault| {
@@ -158,14 +162,23 @@ fn is_of_connection(bind: &HttpBind, downstream: &Downstream, listener: Option<&
     }
 }
 
+/// Who a request comes from.
+#[derive(Clone, Copy)]
+struct Client<'a> {
+    downstream: &'a Downstream,
+    /// Takes what comes before the response.
+    interim: &'a dyn Interim,
+}
+
 /// Answers, or makes what the endpoint gets and sends it.
 async fn serve(
     worker: &Worker,
-    downstream: &Downstream,
+    client: Client<'_>,
     routed: Routed<'_>,
     request: Request<RequestBody>,
     line: &mut Option<Box<Line>>,
 ) -> Result<Response<ResponseBody>, Fault> {
+    let Client { downstream, interim } = client;
     let Routed { listener, rule, prefix_bytes } = routed;
     let (mut parts, body) = request.into_parts();
     if let Some(line) = line {
@@ -195,7 +208,8 @@ async fn serve(
     if let Some(filters) = filters {
         filters.request_headers.apply(&mut head.headers);
     }
-    let forward = Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout };
+    let forward =
+        Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout, interim };
     let forwarding = within_deadline(forward, rule.request_timeout, Message::new(head, body));
     let (forwarded, deadline) = forwarding.await?;
     if let Some(line) = line {

@@ -14,19 +14,21 @@ use crate::{
         body::ResponseBody,
         fault::{Fault, Kind, Retry},
         header,
+        interim::Bounded,
     },
     metrics::names::Limit,
     pool::{
         Lease, OpenError, Origin, SendError,
         body::{Keeper, RequestBody},
         incoming::Incoming,
+        interim::Interim,
     },
     retry,
     upstream::{Freshness, Upstream},
 };
 
 /// What a request is sent with.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) struct Forward<'a> {
     pub(super) worker: &'a Worker,
     pub(super) downstream: &'a Downstream,
@@ -34,6 +36,8 @@ pub(super) struct Forward<'a> {
     pub(super) retry: &'a retry::Policy,
     /// Bound on each try.
     pub(super) timeout: Option<Duration>,
+    /// Takes what comes before the response.
+    pub(super) interim: &'a dyn Interim,
 }
 
 /// The head of a response, and what its body comes over.
@@ -153,10 +157,11 @@ impl Forward<'_> {
         self.service.stats().tried(self.worker.idx);
         let active = lease.endpoint().begin();
         let (request, kept) = message.split();
+        let interim = Bounded::new(self.interim, &self.worker.metrics.families);
         let sent = match self.timeout {
-            None => lease.send(request).await,
+            None => lease.send(request, &interim).await,
             Some(timeout) => {
-                let Ok(sent) = tokio::time::timeout(timeout, lease.send(request)).await else {
+                let Ok(sent) = tokio::time::timeout(timeout, lease.send(request, &interim)).await else {
                     lease.withdraw();
                     return Err(self.timed_out(kept, n_retries));
                 };

@@ -132,6 +132,10 @@ pub fn to_upstream(mut parts: Parts, onward: &Onward<'_>) -> Result<Parts, Fault
         parts.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     strip_hop_by_hop(&mut parts.headers);
     forwarded::add(&mut parts.headers, downstream, host.as_ref(), trusted_hops);
+    // Without a body there is nothing to wait for, and a client of HTTP/1.0 does not wait (RFC 9110, section 10.1.1).
+    if !has_body || parts.version < Version::HTTP_11 {
+        parts.headers.remove(header::EXPECT);
+    }
     let host = onward.host.cloned().or(host);
     join_cookies(&mut parts.headers);
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -184,8 +188,16 @@ pub fn to_downstream(parts: &mut response::Parts) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Makes an interim response as the client gets it.
+pub fn interim(parts: &mut response::Parts) {
+    // It has no body that they could be about (RFC 9110, section 8.6).
+    parts.headers.remove(header::CONTENT_LENGTH);
+    strip_hop_by_hop(&mut parts.headers);
+    parts.extensions = http::Extensions::new();
+}
+
 /// Fields that concern one connection only (RFC 9110, section 7.6.1).
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)

@@ -29,7 +29,10 @@ use crate::{
     },
     limits,
     metrics::limit::Limit,
-    pool::body::{BoxError, RequestBody},
+    pool::{
+        body::{BoxError, RequestBody},
+        interim::Nobody,
+    },
     retry,
     state::{Mirror, Rule},
 };
@@ -84,7 +87,8 @@ async fn send(
     message: Message,
 ) {
     let timeout = Some(limits::BACKEND_REQUEST_TIMEOUT);
-    let forward = Forward { worker, downstream, service, retry: &retry::Policy::NEVER, timeout };
+    let forward =
+        Forward { worker, downstream, service, retry: &retry::Policy::NEVER, timeout, interim: &Nobody };
     let Ok(forwarded) = forward.run(message).await else { return };
     let mut body =
         ResponseBody::upstream(forwarded.response.into_body(), forwarded.lease, forwarded.active, None);

@@ -11,6 +11,8 @@ pub enum Limit {
     AccessLog,
     /// Downstream connections of a worker.
     Connections,
+    /// Interim responses that are passed on.
+    Interims,
     /// Copies of requests, in number or in bytes that wait.
     Mirrors,
     /// Idle connections to an endpoint.
@@ -25,9 +27,10 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::AccessLog,
         Self::Connections,
+        Self::Interims,
         Self::Mirrors,
         Self::PoolIdle,
         Self::RetryBudget,
@@ -40,6 +43,7 @@ impl Limit {
         match self {
             Self::AccessLog => "access_log",
             Self::Connections => "connections",
+            Self::Interims => "interims",
             Self::Mirrors => "mirrors",
             Self::PoolIdle => "pool_idle",
             Self::RetryBudget => "retry_budget",

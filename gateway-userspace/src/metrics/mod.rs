@@ -8,6 +8,7 @@ pub mod forwarded;
 pub mod handshake;
 pub mod kernel;
 pub mod limit;
+pub mod misuse;
 pub mod names;
 pub mod refusal;
 pub mod shard;

@@ -15,6 +15,7 @@ use crate::metrics::{
     forwarded::Forwarded,
     handshake::Handshakes,
     kernel,
+    misuse::{Misuse, MisuseLabels},
     refusal::{Refusal, RefusalLabels},
 };
 
@@ -206,6 +207,8 @@ pub struct Families {
     pub probes: Family<ProbeLabels, Counter>,
     /// Requests of HTTP/1 whose bytes were refused.
     pub refused: Family<RefusalLabels, Counter>,
+    /// Connections of HTTP/2 that were ended because of what the client did.
+    pub misused: Family<MisuseLabels, Counter>,
     /// Times a bound was reached.
     pub limits: Family<LimitLabels, Counter>,
     /// Generation of the snapshot being served.
@@ -249,6 +252,11 @@ impl Families {
             "Requests of HTTP/1 whose bytes were refused",
             families.refused.clone(),
         );
+        registry.register(
+            "http2_misuse",
+            "Connections of HTTP/2 that were ended because of what the client did",
+            families.misused.clone(),
+        );
         registry.register("limit_reached", "Times a bound of the agent was reached", families.limits.clone());
         registry.register(
             "config_generation",
@@ -272,6 +280,11 @@ impl Families {
     /// Counts that the bytes of a request were refused.
     pub fn refuse(&self, reason: Refusal) {
         self.refused.get_or_create(&RefusalLabels { reason }).inc();
+    }
+
+    /// Counts that a connection of HTTP/2 was ended because of what the client did.
+    pub fn misuse(&self, reason: Misuse) {
+        self.misused.get_or_create(&MisuseLabels { reason }).inc();
     }
 
     /// Forgets an address, so that labels never outnumber what is configured.

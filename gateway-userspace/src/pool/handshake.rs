@@ -1,28 +1,32 @@
 //! From a connected stream to a connection that is driven, counted and cut when its endpoint goes down.
 
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     io,
     os::fd::{AsRawFd as _, RawFd},
     pin::Pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::{Ping, PingPong, client::Connection};
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
-use tokio::{net::TcpStream, task::AbortHandle};
+use tokio::{
+    net::TcpStream,
+    task::AbortHandle,
+    time::{Instant, Sleep},
+};
 
 use crate::{
-    drain::Tasks,
     limits,
     metrics::names::Limit,
-    pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire, http1::Connection},
+    pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire, http1},
 };
 
 /// Bytes that an endpoint may send ahead on one stream of HTTP/2, and on a connection: all streams together, so that
@@ -31,8 +35,8 @@ const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * 100;
 const _: () = assert!(limits::UPSTREAM_STREAMS == 100, "the window of a connection follows from it");
 
-/// How often it is looked at how many streams an endpoint allows.
-const BOUND_INTERVAL: Duration = Duration::from_millis(250);
+/// Bytes of one stream that wait to be written before more is read from its client.
+const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Silence after which an endpoint is asked whether an HTTP/2 connection with open streams still lives, and the time it has
 /// to answer. Servers of gRPC close connections that ask more often than every five minutes. A connection that gave no
@@ -88,7 +92,7 @@ impl Pool {
         let stream = connect.await.map_err(OpenError::Io)?;
         self.drivers.lock().insert(counted.driver, Driver::Socket(stream.as_raw_fd()));
         self.watch();
-        let connection = Box::new(Connection::new(counted, stream));
+        let connection = Box::new(http1::Connection::new(counted, stream));
         Ok(Lease { pool: Arc::clone(self), home, wire: Wire::Http1(connection), origin: Origin::Opened })
     }
 
@@ -98,34 +102,24 @@ impl Pool {
     {
         let counted = self.count(home)?;
         let stream = connect.await.map_err(OpenError::Io)?;
-        let (sender, mut connection) = http2::Builder::new(Executor(self.shared.tasks.clone()))
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        let (sender, connection) = h2::client::Builder::new()
+            .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_header_list_size(u32::try_from(limits::HEAD_BYTES).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .handshake(TokioIo::new(stream))
+            .initial_max_send_streams(limits::UPSTREAM_STREAMS)
+            .max_send_buffer_size(SEND_BUFFER_BYTES)
+            .enable_push(false)
+            .handshake(stream)
             .await
             .map_err(|cause| OpenError::Io(io::Error::other(cause)))?;
         let multiplexed = Arc::new(Multiplexed {
             sender: sender.clone(),
+            is_closed: AtomicBool::new(false),
             streams: AtomicUsize::new(1),
             used: Mutex::new(self.shared.clock.now()),
             bound: AtomicUsize::new(limits::UPSTREAM_STREAMS),
         });
-        let told = Arc::downgrade(&multiplexed);
-        let mut looks = tokio::time::interval(BOUND_INTERVAL);
-        let connection = poll_fn(move |cx| {
-            // The codec runs the connection itself in a task of its own, so nothing wakes this one when the endpoint
-            // says in its settings how many streams it takes.
-            let _woken = looks.poll_tick(cx);
-            let ended = Pin::new(&mut connection).poll(cx);
-            if let Some(multiplexed) = told.upgrade() {
-                multiplexed.bound.store(connection.current_max_send_streams(), Ordering::Relaxed);
-            }
-            ended
-        });
+        let connection = Driven::new(connection, &multiplexed);
         self.drive(counted, connection);
         if let Some(shard) = self.shards.get(home) {
             shard.connections.lock().shared.push(Arc::clone(&multiplexed));
@@ -155,7 +149,7 @@ impl Pool {
     /// Runs a connection on this worker until it ends, or until the endpoint goes down.
     fn drive<C>(self: &Arc<Self>, counted: Counted, connection: C)
     where
-        C: Future<Output = hyper::Result<()>> + Send + 'static,
+        C: Future<Output = Result<(), h2::Error>> + Send + 'static,
     {
         let driver = counted.driver;
         let mut drivers = self.drivers.lock();
@@ -204,15 +198,65 @@ impl Pool {
     }
 }
 
-/// Runs the tasks that HTTP/2 needs.
-#[derive(Clone, Debug)]
-struct Executor(Tasks);
+/// A connection of HTTP/2 that tells its pool what it can carry, and asks a silent endpoint whether it still is there.
+struct Driven {
+    connection: Connection<TcpStream, Bytes>,
+    told: Weak<Multiplexed>,
+    pings: Option<PingPong>,
+    /// When to ask, or when the answer is due.
+    next: Pin<Box<Sleep>>,
+    is_asked: bool,
+}
 
-impl<F> hyper::rt::Executor<F> for Executor
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        drop(self.0.spawn("upstream stream", future));
+impl Driven {
+    fn new(mut connection: Connection<TcpStream, Bytes>, multiplexed: &Arc<Multiplexed>) -> Self {
+        let pings = connection.ping_pong();
+        let next = Box::pin(tokio::time::sleep(PING_INTERVAL));
+        Self { connection, told: Arc::downgrade(multiplexed), pings, next, is_asked: false }
+    }
+
+    /// Ready when the endpoint does not answer.
+    fn poll_silence(&mut self, multiplexed: &Multiplexed, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pings) = &mut self.pings else { return Poll::Pending };
+        if self.is_asked && pings.poll_pong(cx).is_ready() {
+            self.is_asked = false;
+            self.next.as_mut().reset(Instant::now() + PING_INTERVAL);
+        }
+        while self.next.as_mut().poll(cx).is_ready() {
+            if self.is_asked {
+                return Poll::Ready(());
+            }
+            // Nobody waits for it: the sweep ends it, or its own end.
+            let is_idle = multiplexed.streams.load(Ordering::Acquire) == 0;
+            self.is_asked = !is_idle && pings.send_ping(Ping::opaque()).is_ok();
+            let wait = if self.is_asked { PING_TIMEOUT } else { PING_INTERVAL };
+            self.next.as_mut().reset(Instant::now() + wait);
+        }
+        Poll::Pending
+    }
+}
+
+impl Future for Driven {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let mut ended = Pin::new(&mut this.connection).poll(cx);
+        let Some(multiplexed) = this.told.upgrade() else { return ended };
+        // Woken by every frame that arrives, so also by the endpoint's settings.
+        multiplexed.bound.store(this.connection.max_concurrent_send_streams(), Ordering::Relaxed);
+        if ended.is_pending() && this.poll_silence(&multiplexed, cx).is_ready() {
+            tracing::debug!("an endpoint does not answer over HTTP/2");
+            ended = Poll::Ready(Ok(()));
+        }
+        ended
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        if let Some(multiplexed) = self.told.upgrade() {
+            multiplexed.is_closed.store(true, Ordering::Release);
+        }
     }
 }

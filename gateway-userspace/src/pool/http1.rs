@@ -29,6 +29,7 @@ use crate::{
         SendError,
         body::{BoxError, RequestBody},
         handshake::Counted,
+        interim::Interim,
     },
 };
 
@@ -81,6 +82,7 @@ impl Connection {
 pub(super) async fn send(
     connection: Box<Connection>,
     request: Request<RequestBody>,
+    interim: &dyn Interim,
 ) -> Result<Response<Receiving>, SendError> {
     let (parts, body) = request.into_parts();
     let mut receiving = Receiving {
@@ -97,7 +99,7 @@ pub(super) async fn send(
         connection.out.fields(&parts.headers);
         connection.out.text(b"\r\n");
     }
-    let head = poll_fn(|cx| receiving.poll_head(cx, &parts.method)).await?;
+    let head = poll_fn(|cx| receiving.poll_head(cx, &parts.method, interim)).await?;
     Ok(Response::from_parts(head, receiving))
 }
 
@@ -178,6 +180,7 @@ impl Receiving {
         &mut self,
         cx: &mut Context<'_>,
         method: &Method,
+        interim: &dyn Interim,
     ) -> Poll<Result<response::Parts, SendError>> {
         self.poll_upload(cx)?;
         loop {
@@ -188,6 +191,7 @@ impl Receiving {
                 if answer.parts.status.is_informational()
                     && answer.parts.status != StatusCode::SWITCHING_PROTOCOLS
                 {
+                    interim.pass(answer.parts);
                     continue;
                 }
                 self.is_reusable = answer.is_reusable;

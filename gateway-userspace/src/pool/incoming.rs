@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::pool::{
     body::BoxError,
     http1::{Connection, Receiving},
+    http2,
 };
 
 /// A response body on its way.
@@ -20,7 +21,7 @@ pub struct Incoming(Codec);
 #[derive(Debug)]
 enum Codec {
     Http1(Receiving),
-    Http2(hyper::body::Incoming),
+    Http2(http2::Receiving),
 }
 
 impl From<Receiving> for Incoming {
@@ -29,9 +30,9 @@ impl From<Receiving> for Incoming {
     }
 }
 
-impl From<hyper::body::Incoming> for Incoming {
-    fn from(incoming: hyper::body::Incoming) -> Self {
-        Self(Codec::Http2(incoming))
+impl From<http2::Receiving> for Incoming {
+    fn from(receiving: http2::Receiving) -> Self {
+        Self(Codec::Http2(receiving))
     }
 }
 
@@ -55,23 +56,21 @@ impl Body for Incoming {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.get_mut().0 {
             Codec::Http1(receiving) => Pin::new(receiving).poll_frame(cx),
-            Codec::Http2(incoming) => {
-                Pin::new(incoming).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
-            }
+            Codec::Http2(receiving) => Pin::new(receiving).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Codec::Http1(receiving) => receiving.is_end_stream(),
-            Codec::Http2(incoming) => incoming.is_end_stream(),
+            Codec::Http2(receiving) => receiving.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Codec::Http1(receiving) => receiving.size_hint(),
-            Codec::Http2(incoming) => incoming.size_hint(),
+            Codec::Http2(receiving) => receiving.size_hint(),
         }
     }
 }

@@ -11,8 +11,11 @@
 pub mod body;
 pub mod handshake;
 mod http1;
+mod http2;
 pub mod incoming;
+pub mod interim;
 pub mod registry;
+pub mod stream;
 
 use std::{
     collections::HashMap,
@@ -25,8 +28,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use h2::client::SendRequest;
 use http::{Request, Response};
-use hyper::client::conn::http2;
 use parking_lot::Mutex;
 use tokio::{net::TcpStream, task::AbortHandle};
 
@@ -35,10 +39,11 @@ use crate::{
     limits,
     metrics::names::Limit,
     pool::{
-        body::{Broken, RequestBody, Stalled},
+        body::RequestBody,
         handshake::Driver,
         http1::Connection,
         incoming::Incoming,
+        interim::Interim,
         registry::{Key, Shared},
     },
 };
@@ -98,7 +103,9 @@ struct Idle {
 
 #[derive(Debug)]
 struct Multiplexed {
-    sender: http2::SendRequest<RequestBody>,
+    sender: SendRequest<Bytes>,
+    /// It ended, or takes no more streams.
+    is_closed: AtomicBool,
     streams: AtomicUsize,
     used: Mutex<Instant>,
     /// Streams that the endpoint allows at once, as it said last.
@@ -117,7 +124,7 @@ pub struct Lease {
 #[derive(Debug)]
 enum Wire {
     Http1(Box<Connection>),
-    H2c(http2::SendRequest<RequestBody>, Arc<Multiplexed>),
+    H2c(SendRequest<Bytes>, Arc<Multiplexed>),
     /// Given back, or never to be used again.
     None,
 }
@@ -264,7 +271,7 @@ impl Pool {
         connections.idle.retain_mut(|idle| now.duration_since(idle.since) < limit && idle.connection.rest());
         connections.shared.retain(|connection| {
             let busy = connection.streams.load(Ordering::Acquire) > 0;
-            !connection.sender.is_closed() && (busy || now.duration_since(*connection.used.lock()) < limit)
+            !connection.is_closed() && (busy || now.duration_since(*connection.used.lock()) < limit)
         });
     }
 
@@ -315,13 +322,19 @@ impl Connections {
 
     /// A connection with room for a stream.
     fn share(&mut self) -> Option<Arc<Multiplexed>> {
-        self.shared.retain(|connection| !connection.sender.is_closed());
+        self.shared.retain(|connection| !connection.is_closed());
         // The endpoint's own bound may be lower than ours.
         let bound = |c: &Multiplexed| c.bound.load(Ordering::Relaxed).min(limits::UPSTREAM_STREAMS);
         let room = |c: &&Arc<Multiplexed>| c.streams.load(Ordering::Acquire) < bound(c);
         let connection = self.shared.iter().find(room)?;
         connection.streams.fetch_add(1, Ordering::AcqRel);
         Some(Arc::clone(connection))
+    }
+}
+
+impl Multiplexed {
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
     }
 }
 
@@ -341,28 +354,32 @@ impl Lease {
         self.pool.key.protocol
     }
 
-    /// Sends a request and waits for the head of the response.
-    pub async fn send(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+    /// Sends a request and waits for the head of the response; what comes before it goes to `interim`.
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+        interim: &dyn Interim,
+    ) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.wire {
-            Wire::Http1(_) => return self.send_http1(request).await,
-            Wire::H2c(sender, _) => sender.try_send_request(request).await,
+            Wire::Http1(_) => return self.send_http1(request, interim).await,
+            Wire::H2c(sender, _) => http2::send(sender, request, interim).await,
             Wire::None => return Err(SendError::Unsent(Box::new(request))),
         };
-        sent.map(|response| response.map(Incoming::from)).map_err(|mut failed| {
-            let kind = match failed.take_message() {
-                Some(request) => SendError::Unsent(Box::new(request)),
-                None => classify(failed.error()),
-            };
+        sent.map(|response| response.map(Incoming::from)).map_err(|failed| {
             // What ended one stream says nothing about the others.
-            if !h2_error(failed.error()).is_some_and(h2::Error::is_reset) {
+            if failed.is_of_connection {
                 self.withdraw();
             }
-            kind
+            failed.error
         })
     }
 
     /// The connection goes with the response, and comes back in [`Lease::finish`].
-    async fn send_http1(&mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, SendError> {
+    async fn send_http1(
+        &mut self,
+        request: Request<RequestBody>,
+        interim: &dyn Interim,
+    ) -> Result<Response<Incoming>, SendError> {
         let unsent = |request| Err(SendError::Unsent(Box::new(request)));
         let Wire::Http1(mut connection) = std::mem::replace(&mut self.wire, Wire::None) else {
             return unsent(request);
@@ -371,7 +388,7 @@ impl Lease {
         if !connection.is_idle() {
             return unsent(request);
         }
-        Ok(http1::send(connection, request).await?.map(Incoming::from))
+        Ok(http1::send(connection, request, interim).await?.map(Incoming::from))
     }
 
     /// Nobody else shall begin with a connection that failed, or that gave no answer; what is under way on it may go on.
@@ -422,34 +439,6 @@ impl Drop for Lease {
         if let Wire::H2c(_, connection) = &self.wire {
             self.pool.leave(connection);
         }
-    }
-}
-
-fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    std::error::Error::source(error)?.downcast_ref()
-}
-
-/// Whether the endpoint said that it did nothing with the request (RFC 9113, section 8.7).
-fn is_refused(error: &hyper::Error) -> bool {
-    h2_error(error).is_some_and(|error| {
-        let is_unprocessed = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-        // Streams that a GOAWAY covers go on; only those beyond its last one get this error.
-        error.is_remote() && (is_unprocessed || error.is_go_away())
-    })
-}
-
-fn classify(error: &hyper::Error) -> SendError {
-    if is_refused(error) {
-        return SendError::Refused;
-    }
-    // A cut connection looks like a mistake of the caller too, so only our own error counts as the client's.
-    if std::error::Error::source(error).is_some_and(|source| source.is::<Broken>() || source.is::<Stalled>())
-    {
-        SendError::Body
-    } else if error.is_parse() || error.is_parse_too_large() {
-        SendError::Protocol
-    } else {
-        SendError::Closed
     }
 }
 

@@ -54,7 +54,7 @@ impl Bench {
     /// One whole exchange.
     async fn exchange(&self, mut lease: Lease) {
         let request = Request::get("/").header("host", "a").body(RequestBody::empty()).unwrap();
-        let response = lease.send(request).await.unwrap();
+        let response = lease.send(request, &interim::Nobody).await.unwrap();
         assert_eq!(response.status(), 200);
         lease.finish(&mut response.into_body());
     }
@@ -127,7 +127,10 @@ async fn all_connections_end_with_the_endpoint_and_new_ones_are_possible_when_it
         assert_eq!(bench.pool.idle_count(), 0);
         let mut busy = busy;
         let request = Request::get("/").header("host", "a").body(RequestBody::empty()).unwrap();
-        assert!(matches!(busy.send(request).await, Err(SendError::Unsent(_) | SendError::Closed)));
+        assert!(matches!(
+            busy.send(request, &interim::Nobody).await,
+            Err(SendError::Unsent(_) | SendError::Closed)
+        ));
         drop(busy);
         assert_eq!(bench.pool.open_count(), 0);
         bench.pool.endpoint().set_health(Health::Up);

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each suite uses its part of these modules")]
 
 pub mod client;
+pub mod frames;
 pub mod origin;
 pub mod proxy;
 pub mod wanted;

@@ -177,6 +177,7 @@ where
         let is_empty = {
             let mut wire = self.wire.lock();
             wire.begin(head.framing, head.awaits_continue);
+            wire.hears_interim = head.parts.version != Version::HTTP_10;
             wire.is_read()
         };
         let body = if is_empty { RequestBody::empty() } else { RequestBody::new(Uploaded::new(&self.wire)) };
@@ -196,10 +197,17 @@ where
 
     /// Waits for the response, and for the client to leave.
     async fn response(&mut self, request: Request<RequestBody>) -> Result<Response<ResponseBody>, End> {
-        let mut exchange = pin!(exchange::run(&self.worker, &self.downstream, request));
+        let mut exchange = pin!(exchange::run(&self.worker, &self.downstream, request, self.wire.as_ref()));
         poll_fn(|cx| match exchange.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Ok(response)),
-            Poll::Pending => self.wire.lock().poll_gone(cx).map(|()| Err(End::Cut)),
+            Poll::Pending => {
+                let mut wire = self.wire.lock();
+                // Interim responses; a client that takes none of them waits for its response all the same.
+                if !wire.out.is_empty() && matches!(wire.poll_write(cx), Poll::Ready(Err(_))) {
+                    return Poll::Ready(Err(End::Cut));
+                }
+                wire.poll_gone(cx).map(|()| Err(End::Cut))
+            }
         })
         .await
     }
@@ -214,9 +222,10 @@ where
             // What is behind a request to connect may be meant for somebody else.
             let keeps_alive = asked.keeps_alive
                 && asked.method != Method::CONNECT
+                // Whoever was not told to send its body may do so or not, and nobody can tell which.
+                && !wire.awaits_continue()
                 && !self.drain.has_begun()
                 && (is_wanted || wire.skip());
-            wire.answer();
             let form = reply::head(&mut wire.out, asked, &mut parts, &body.size_hint(), keeps_alive);
             // Without a body, the connection to the endpoint is free before the head is written.
             let body = (form != Body::None).then_some(body);

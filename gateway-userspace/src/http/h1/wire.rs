@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use http::{StatusCode, Version, response::Parts};
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -23,8 +24,9 @@ use crate::{
         head::{self, Finder},
         out::Out,
     },
+    limits,
     metrics::refusal::Refusal,
-    pool::body::BoxError,
+    pool::{body::BoxError, interim::Interim},
 };
 
 /// Bytes that are read at once: of heads, and of bodies.
@@ -44,6 +46,8 @@ pub(super) struct Wire<S> {
     rest: Rest,
     /// The client waits to be told that its body is wanted.
     awaits_continue: bool,
+    /// The client knows that something may come before its response.
+    pub(super) hears_interim: bool,
     /// Why the body is malformed.
     refusal: Option<Refusal>,
     /// What is written.
@@ -93,6 +97,7 @@ impl<S> Wire<S> {
             n_begun: 0,
             rest: Rest::End { is_good: true },
             awaits_continue: false,
+            hears_interim: false,
             refusal: None,
             out: Out::default(),
         }
@@ -122,18 +127,34 @@ impl<S> Wire<S> {
     /// Reads over what has arrived of a body that nobody wants; true when that was all of it.
     pub(super) fn skip(&mut self) -> bool {
         while let Ok(Next::Piece(_)) = self.piece() {}
-        // Whoever was not told to send its body may do so or not, and nobody can tell which.
-        self.is_read() && !self.awaits_continue
+        self.is_read()
+    }
+
+    /// Whether the client was not told yet that its body is wanted.
+    pub(super) const fn awaits_continue(&self) -> bool {
+        self.awaits_continue && !self.is_read()
+    }
+
+    /// Puts an interim response in front of the response; false when there is no room.
+    fn interim(&mut self, head: &Parts) -> bool {
+        let is_asked = std::mem::take(&mut self.awaits_continue);
+        let is_continue = head.status == StatusCode::CONTINUE;
+        self.awaits_continue = is_asked && !is_continue;
+        if !self.hears_interim || (is_continue && !is_asked) {
+            return true;
+        }
+        if self.out.len() > limits::INTERIM_BYTES {
+            return false;
+        }
+        self.out.status(Version::HTTP_11, head.status);
+        self.out.fields(&head.headers);
+        self.out.text(b"\r\n");
+        true
     }
 
     /// Why the body is malformed; once.
     pub(super) const fn refusal(&mut self) -> Option<Refusal> {
         self.refusal.take()
-    }
-
-    /// No more of the body will be asked for.
-    pub(super) fn answer(&mut self) {
-        self.awaits_continue = false;
     }
 
     /// The next piece of the body that is here.
@@ -228,12 +249,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.awaits_continue {
-            self.awaits_continue = false;
-            self.out.text(b"HTTP/1.1 100 Continue\r\n\r\n");
-            // Nothing else waits: the response has not begun. What cannot be written now goes with it.
-            let _written = self.poll_write(cx);
-        }
         loop {
             match self.piece() {
                 Ok(Next::Piece(frame)) => return Poll::Ready(Some(Ok(frame))),
@@ -245,6 +260,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.rest = Rest::End { is_good: false };
                 return Poll::Ready(Some(Err(BoxError::from(BrokenOff(None)))));
             }
+        }
+    }
+}
+
+impl<S: Send> Interim for Mutex<Wire<S>> {
+    fn pass(&self, head: Parts) {
+        // Whoever waits for the response writes it.
+        if !self.lock().interim(&head) {
+            tracing::debug!("a client takes no interim responses");
         }
     }
 }

@@ -1,0 +1,314 @@
+//! The frames of a client's connection, as they arrive: the codec answers each of them, so somebody has to see that most of
+//! them are good for something, and that heads end in time.
+//!
+//! A frame that carries nothing costs one point. Requests and data earn points, and so does what is written to the client:
+//! whoever receives data sends PING and updates of windows. When nothing is left, the connection ends.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
+
+use crate::{http::stream::Guarded, limits, metrics::misuse::Misuse};
+
+/// Points that a connection may save up, and gets back in a second when it has none.
+const MOST_POINTS: u32 = 10 * limits::CONTROL_FRAMES;
+const POINTS_PER_SECOND: u32 = 100;
+
+/// Bytes written that earn a point: more than the answers to PING and SETTINGS, which earn none thereby.
+const BYTES_PER_POINT: usize = 64;
+
+/// Bytes that are read and forgotten when a connection ends, so that its last words are not lost with it.
+const FORGOTTEN_BYTES: usize = 256 * 1024;
+
+/// What the connection and its stream tell each other.
+#[derive(Debug, Default)]
+pub(super) struct Seen(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    misuse: Option<Misuse>,
+    n_reads: u64,
+}
+
+impl Seen {
+    /// The connection must end.
+    pub(super) fn accuse(&self, misuse: Misuse) {
+        self.0.lock().misuse.get_or_insert(misuse);
+    }
+
+    /// Why the connection must end.
+    pub(super) fn misuse(&self) -> Option<Misuse> {
+        self.0.lock().misuse
+    }
+
+    /// Changes whenever something arrived.
+    pub(super) fn n_reads(&self) -> u64 {
+        self.0.lock().n_reads
+    }
+}
+
+/// Goes through frames without keeping them.
+#[derive(Debug)]
+struct Walker {
+    /// Bytes to come of the preface or of a payload.
+    skip: usize,
+    header: [u8; HEADER_BYTES],
+    n_header: usize,
+    /// A head has begun and its last frame has not been read.
+    is_in_head: bool,
+    /// The payload that is skipped ends the head.
+    ends_head: bool,
+    points: u32,
+    refilled: Instant,
+    n_unpaid: usize,
+}
+
+const HEADER_BYTES: usize = 9;
+const PREFACE_BYTES: usize = 24;
+
+/// Types and flags of frames (RFC 9113, section 6).
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// Too many frames that carry nothing.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Flood;
+
+impl Walker {
+    fn new() -> Self {
+        Self {
+            skip: PREFACE_BYTES,
+            header: [0; HEADER_BYTES],
+            n_header: 0,
+            is_in_head: false,
+            ends_head: false,
+            points: limits::CONTROL_FRAMES,
+            refilled: Instant::now(),
+            n_unpaid: 0,
+        }
+    }
+
+    fn read(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            self.skip -= skipped;
+            if self.skip == 0 {
+                self.is_in_head &= !std::mem::take(&mut self.ends_head);
+            }
+            let room = self.header.get_mut(self.n_header..).unwrap_or_default();
+            let n = room.len().min(bytes.len());
+            room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+            bytes = bytes.get(n..).unwrap_or_default();
+            self.n_header += n;
+            if self.n_header == HEADER_BYTES {
+                self.n_header = 0;
+                self.frame()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The header of a frame is whole.
+    fn frame(&mut self) -> Result<(), Flood> {
+        let [a, b, c, kind, flags, ..] = self.header;
+        self.skip = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
+        if matches!(kind, HEADERS | CONTINUATION) {
+            let is_last = flags & END_HEADERS != 0;
+            self.is_in_head = !is_last || self.skip > 0;
+            self.ends_head = is_last && self.skip > 0;
+        }
+        match kind {
+            DATA if self.skip > 0 => self.earn(1),
+            HEADERS => self.earn(1),
+            GOAWAY => {}
+            DATA if flags & END_STREAM != 0 => {}
+            _ => return self.pay(),
+        }
+        Ok(())
+    }
+
+    fn earn(&mut self, points: u32) {
+        self.points = self.points.saturating_add(points).min(MOST_POINTS);
+    }
+
+    fn pay(&mut self) -> Result<(), Flood> {
+        if self.points == 0 {
+            let now = Instant::now();
+            let ms = now.duration_since(self.refilled).min(Duration::from_secs(10)).as_millis();
+            self.refilled = now;
+            self.earn(u32::try_from(ms).unwrap_or(u32::MAX) * POINTS_PER_SECOND / 1_000);
+        }
+        self.points = self.points.checked_sub(1).ok_or(Flood)?;
+        Ok(())
+    }
+
+    fn written(&mut self, n_bytes: usize) {
+        self.n_unpaid += n_bytes;
+        self.earn(u32::try_from(self.n_unpaid / BYTES_PER_POINT).unwrap_or(u32::MAX));
+        self.n_unpaid %= BYTES_PER_POINT;
+    }
+}
+
+/// A stream whose frames are looked at.
+#[derive(Debug)]
+pub(super) struct Watched<S> {
+    stream: Guarded<S>,
+    seen: Arc<Seen>,
+    walker: Walker,
+    /// Runs while a head is incomplete.
+    head: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: Guarded<S>, seen: Arc<Seen>) -> Self {
+        Self { stream, seen, walker: Walker::new(), head: None }
+    }
+
+    /// Accuses a client that does not end a head.
+    fn poll_head(&mut self, cx: &mut Context<'_>) {
+        if !self.walker.is_in_head {
+            self.head = None;
+            return;
+        }
+        let head = self.head.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::HEAD_TIMEOUT)));
+        if head.as_mut().poll(cx).is_ready() {
+            self.seen.accuse(Misuse::Slow);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.seen.misuse().is_some() {
+            // Nothing more is listened to; the connection sees why as soon as it has nothing to read.
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let new = buf.filled().get(before..).unwrap_or_default();
+        if !new.is_empty() {
+            this.seen.0.lock().n_reads += 1;
+            if this.walker.read(new).is_err() {
+                this.seen.accuse(Misuse::Control);
+            }
+        }
+        this.poll_head(cx);
+        polled
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let n = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;
+        this.walker.written(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let ended = ready!(Pin::new(&mut this.stream).poll_shutdown(cx));
+        // What is not read would turn the end into a reset, which may overtake what was written.
+        let (mut room, mut n_bytes) = ([0; 4 * 1_024], 0);
+        while n_bytes < FORGOTTEN_BYTES {
+            let mut read = ReadBuf::new(&mut room);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => n_bytes += read.filled().len(),
+                Poll::Ready(_) | Poll::Pending => break,
+            }
+        }
+        Poll::Ready(ended)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let n = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
+        this.walker.written(n);
+        Poll::Ready(Ok(n))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, len: usize) -> Vec<u8> {
+        let size = u32::try_from(len).unwrap().to_be_bytes();
+        let mut frame = vec![size[1], size[2], size[3], kind, flags, 0, 0, 0, 1];
+        frame.resize(HEADER_BYTES + len, 0);
+        frame
+    }
+
+    fn walker() -> Walker {
+        let mut walker = Walker::new();
+        walker.read(&[0; PREFACE_BYTES]).unwrap();
+        walker
+    }
+
+    #[test]
+    fn frames_are_found_however_they_arrive() {
+        let bytes = [frame(HEADERS, 0, 5), frame(CONTINUATION, END_HEADERS, 7), frame(DATA, 0, 300)].concat();
+        for step in [1, 2, 8, 9, 10, 500] {
+            let mut walker = walker();
+            let mut was_in_head = 0;
+            for piece in bytes.chunks(step) {
+                walker.read(piece).unwrap();
+                was_in_head += usize::from(walker.is_in_head);
+            }
+            assert_eq!((walker.skip, walker.n_header, walker.is_in_head), (0, 0, false), "{step}");
+            assert_eq!(walker.points, limits::CONTROL_FRAMES + 1, "{step}");
+            assert_eq!(was_in_head > 0, step < 30, "{step}");
+        }
+    }
+
+    #[test]
+    fn what_carries_nothing_is_paid_for() {
+        const PING: u8 = 6;
+        let fresh = walker;
+        for empty in [frame(PING, 0, 8), frame(DATA, 0, 0), frame(CONTINUATION, 0, 0), frame(77, 0, 3)] {
+            let mut walker = fresh();
+            let n = (0..10_000).take_while(|_| walker.read(&empty).is_ok()).count();
+            // A point or two may have come meanwhile.
+            assert!((1_000..1_100).contains(&n), "{n}");
+            let mut walker = fresh();
+            (walker.points, walker.refilled) = (0, walker.refilled - Duration::from_secs(1));
+            let n = (0..10_000).take_while(|_| walker.read(&empty).is_ok()).count();
+            assert!((100..200).contains(&n), "{n}");
+        }
+        // One PING for every request, or for every packet of a response, is what clients do.
+        let mut walker = walker();
+        for _ in 0..100_000 {
+            walker.read(&[frame(HEADERS, END_HEADERS, 9), frame(PING, 0, 8)].concat()).unwrap();
+            walker.written(1_200);
+            walker.read(&frame(PING, 0, 8)).unwrap();
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! One downstream connection of HTTP/2, on the codec of the crate `h2`: it accepts streams, each a task on the same worker,
+//! and ends when it is idle, when the drain begins, when its client is silent, and when the client abuses it.
+//!
+//! What a client can make us hold has a bound for each stream and one for the connection: bytes that endpoints have not
+//! taken, bytes that the client has not taken, heads. What it can make us do has one too: see [`frames`] for frames that
+//! carry nothing, [`Activity`] for requests that are taken back, the codec for streams that are faulty.
+
+mod frames;
+mod stream;
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{Ping, PingPong, Reason, server::Connection};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep},
+};
+
+use crate::{
+    drain::Drain,
+    http::{
+        Downstream, Worker,
+        h2::frames::{Seen, Watched},
+        stream::Guarded,
+    },
+    limits,
+    metrics::misuse::Misuse,
+};
+
+/// How often a connection is looked at: one without requests ends after three looks, one whose client said nothing since
+/// the last look is asked whether it still is there, and ends at the next look if there is no answer.
+const LOOK: Duration = Duration::from_secs(25);
+const LOOKS: u32 = 3;
+const _: () = assert!(LOOK.as_secs() * 3 == limits::DOWNSTREAM_IDLE.as_secs(), "that is what idle means");
+
+/// Time for a client without requests to close its connection after it was told that it ends.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Streams that a client may reset before we look at them.
+const UNSEEN_RESETS: usize = 20;
+
+/// Serves a connection to its end.
+pub(super) async fn serve<S>(
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    stream: Guarded<S>,
+    drain: Drain,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let seen = Arc::new(Seen::default());
+    let opening = h2::server::Builder::new()
+        .initial_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits::STREAMS)
+        .max_header_list_size(u32::try_from(limits::HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_send_buffer_size(limits::STREAM_SEND_BYTES)
+        .max_pending_accept_reset_streams(UNSEEN_RESETS)
+        .max_local_error_reset_streams(Some(limits::FAULTY_STREAMS))
+        .handshake::<_, Bytes>(Watched::new(stream, Arc::clone(&seen)));
+    let Ok(Ok(mut connection)) = tokio::time::timeout(limits::HEAD_TIMEOUT, opening).await else { return };
+    let families = worker.metrics.families.clone();
+    let pings = connection.ping_pong();
+    let look = Box::pin(tokio::time::sleep(LOOK));
+    let served = Served {
+        connection,
+        worker,
+        downstream,
+        activity: Arc::new(Activity::new(Arc::clone(&seen))),
+        pings,
+        look,
+        last: Last::default(),
+        is_asked: false,
+        is_ending: false,
+        is_cut: false,
+    };
+    if let Err(cause) = until_end(served, drain).await {
+        tracing::debug!(%cause, "a downstream connection broke off");
+        if let Some(misuse) = misuse(&cause) {
+            families.misuse(misuse);
+        }
+    }
+}
+
+/// Drives a connection; when the drain begins, it takes no more requests.
+async fn until_end<S>(mut served: Served<S>, mut drain: Drain) -> Result<(), h2::Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let watch = drain.clone();
+    let mut begun = pin!(drain.begun());
+    let mut is_waiting = false;
+    poll_fn(|cx| {
+        // The wait takes a lock whenever it is polled, so it is polled once, to be woken.
+        let is_over = if is_waiting { watch.has_begun() } else { begun.as_mut().poll(cx).is_ready() };
+        is_waiting = true;
+        if is_over {
+            served.end();
+        }
+        served.poll(cx)
+    })
+    .await
+}
+
+/// What a client did wrong, where it is to blame.
+fn misuse(cause: &h2::Error) -> Option<Misuse> {
+    if cause.is_remote() {
+        return None;
+    }
+    Some(match cause.reason()? {
+        Reason::ENHANCE_YOUR_CALM => Misuse::Excess,
+        Reason::COMPRESSION_ERROR => Misuse::Compression,
+        Reason::FLOW_CONTROL_ERROR => Misuse::FlowControl,
+        Reason::FRAME_SIZE_ERROR => Misuse::FrameSize,
+        Reason::PROTOCOL_ERROR | Reason::STREAM_CLOSED => Misuse::Protocol,
+        _ => return None,
+    })
+}
+
+/// What was seen at the last look.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    begun: u64,
+    reads: u64,
+    idle: u32,
+}
+
+/// A connection.
+struct Served<S> {
+    connection: Connection<Watched<S>, Bytes>,
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    activity: Arc<Activity>,
+    pings: Option<PingPong>,
+    look: Pin<Box<Sleep>>,
+    last: Last,
+    /// The client was asked whether it still is there.
+    is_asked: bool,
+    /// The client was told to send no more requests.
+    is_ending: bool,
+    /// The client was told why it is not served any more.
+    is_cut: bool,
+}
+
+impl<S> Served<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        loop {
+            if !self.is_cut
+                && let Some(misuse) = self.activity.seen.misuse()
+            {
+                self.is_cut = true;
+                self.worker.metrics.families.misuse(misuse);
+                self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            }
+            if self.poll_look(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            match self.connection.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    let (worker, downstream) = (Arc::clone(&self.worker), Arc::clone(&self.downstream));
+                    let serving = self.activity.begin();
+                    let stream = stream::serve(worker, downstream, request, respond, serving);
+                    drop(self.worker.tasks.spawn("downstream stream", stream));
+                }
+                Poll::Ready(Some(Err(cause))) => return Poll::Ready(Err(cause)),
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending if !self.is_cut && self.activity.seen.misuse().is_some() => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Takes no more requests; once.
+    fn end(&mut self) {
+        if !self.is_ending {
+            self.is_ending = true;
+            self.connection.graceful_shutdown();
+            self.look.as_mut().reset(Instant::now() + GOODBYE);
+        }
+    }
+
+    /// Ready when nobody is there any more, or when whoever is there does not go.
+    fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_asked && self.pings.as_mut().is_some_and(|pings| pings.poll_pong(cx).is_ready()) {
+            self.is_asked = false;
+        }
+        while self.look.as_mut().poll(cx).is_ready() {
+            let is_idle = self.activity.n_active.load(Ordering::Relaxed) == 0;
+            if self.is_asked || (self.is_ending && is_idle) {
+                return Poll::Ready(());
+            }
+            self.look.as_mut().reset(Instant::now() + LOOK);
+            let Last { begun, reads, idle } = self.last;
+            self.last = Last {
+                begun: self.activity.n_begun.load(Ordering::Relaxed),
+                reads: self.activity.seen.n_reads(),
+                idle: if is_idle { idle + 1 } else { 0 },
+            };
+            if self.last.begun != begun {
+                self.last.idle = u32::from(is_idle);
+            }
+            if self.last.idle >= LOOKS {
+                self.end();
+            } else if self.last.reads == reads && !is_idle {
+                let ping = self.pings.as_mut().map(|pings| pings.send_ping(Ping::opaque()));
+                self.is_asked = matches!(ping, Some(Ok(())));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// The requests of one connection.
+#[derive(Debug)]
+struct Activity {
+    n_active: AtomicUsize,
+    n_begun: AtomicU64,
+    taken_back: Mutex<TakenBack>,
+    seen: Arc<Seen>,
+}
+
+/// Requests that were taken back since a moment.
+#[derive(Debug)]
+struct TakenBack {
+    since: Instant,
+    n_begun: u64,
+    count: u32,
+}
+
+/// Time in which requests that are taken back are counted together.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// One request that is being served.
+#[derive(Debug)]
+struct Serving(Arc<Activity>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.n_active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Activity {
+    fn new(seen: Arc<Seen>) -> Self {
+        let taken_back = TakenBack { since: Instant::now(), n_begun: 0, count: 0 };
+        Self {
+            n_active: AtomicUsize::new(0),
+            n_begun: AtomicU64::new(0),
+            taken_back: Mutex::new(taken_back),
+            seen,
+        }
+    }
+
+    fn begin(self: &Arc<Self>) -> Serving {
+        self.n_active.fetch_add(1, Ordering::Relaxed);
+        self.n_begun.fetch_add(1, Ordering::Relaxed);
+        Serving(Arc::clone(self))
+    }
+}
+
+impl Serving {
+    /// The client does not want its answer any more. Each such request is work for nothing, here and at an endpoint.
+    fn taken_back(&self) {
+        let (now, n_begun) = (Instant::now(), self.0.n_begun.load(Ordering::Relaxed));
+        let mut taken_back = self.0.taken_back.lock();
+        if now.duration_since(taken_back.since) > WINDOW {
+            *taken_back = TakenBack { since: now, n_begun: n_begun.saturating_sub(1), count: 0 };
+        }
+        taken_back.count += 1;
+        let most = u64::from(taken_back.count) * 2 > n_begun.saturating_sub(taken_back.n_begun);
+        if taken_back.count > limits::TAKEN_BACK && most {
+            self.0.seen.accuse(Misuse::Resets);
+        }
+    }
+}

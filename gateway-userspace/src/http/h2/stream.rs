@@ -1,0 +1,166 @@
+//! One stream of HTTP/2: a request, its response, and the body that follows, as the client's windows allow.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, response::Parts};
+use http_body::Body as _;
+use parking_lot::Mutex;
+use tokio::time::Sleep;
+
+use crate::{
+    clock,
+    h1::date,
+    http::{Downstream, Worker, body::ResponseBody, exchange, h2::Serving, header as fields},
+    limits,
+    pool::{
+        body::{BoxError, RequestBody},
+        interim::Interim,
+        stream::{Received, Sending, Sent},
+    },
+};
+
+/// Serves one stream to its end.
+pub(super) async fn serve(
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    serving: Serving,
+) {
+    let (parts, stream) = request.into_parts();
+    if !is_for_one_host(&parts) {
+        respond.send_reset(Reason::PROTOCOL_ERROR);
+        return;
+    }
+    let method = parts.method.clone();
+    let awaits_continue = AtomicBool::new(parts.headers.contains_key(header::EXPECT));
+    let client = Client { respond: Mutex::new(respond), awaits_continue };
+    let body = if stream.is_end_stream() {
+        RequestBody::empty()
+    } else {
+        RequestBody::new(Received::new(stream, &parts.headers))
+    };
+    let request = Request::from_parts(parts, body);
+    let Some(response) = respond_to(&worker, &downstream, request, &client).await else {
+        return serving.taken_back();
+    };
+    let (parts, body) = response.into_parts();
+    let (head, is_bodiless) = head(parts, &method, &body);
+    match client.respond.into_inner().send_response(head, is_bodiless) {
+        Ok(_) if is_bodiless => {}
+        Ok(stream) => send(body, stream).await,
+        Err(cause) => tracing::debug!(%cause, "a response cannot be sent"),
+    }
+}
+
+/// Two names for the host are none (RFC 9113, section 8.3.1).
+fn is_for_one_host(parts: &http::request::Parts) -> bool {
+    match (parts.uri.authority(), parts.headers.get(header::HOST)) {
+        (Some(authority), Some(host)) => host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()),
+        (Some(_), None) | (None, _) => true,
+    }
+}
+
+/// Waits for the response; none when the client does not want it any more.
+async fn respond_to(
+    worker: &Worker,
+    downstream: &Downstream,
+    request: Request<RequestBody>,
+    client: &Client,
+) -> Option<Response<ResponseBody>> {
+    let mut exchange = pin!(exchange::run(worker, downstream, request, client));
+    poll_fn(|cx| match exchange.as_mut().poll(cx) {
+        Poll::Ready(response) => Poll::Ready(Some(response)),
+        Poll::Pending => client.respond.lock().poll_reset(cx).map(|_| None),
+    })
+    .await
+}
+
+/// The head of a response as the client gets it, and whether nothing follows it.
+fn head(mut parts: Parts, method: &Method, body: &ResponseBody) -> (Response<()>, bool) {
+    let has_none =
+        *method == Method::HEAD || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = body.size_hint().exact().filter(|length| !has_none || *length > 0);
+    if let Some(length) = length
+        && !parts.headers.contains_key(header::CONTENT_LENGTH)
+    {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    // Filters may have written what belongs to connections of HTTP/1.
+    fields::strip_hop_by_hop(&mut parts.headers);
+    if !parts.headers.contains_key(header::DATE)
+        && let Ok(date) = HeaderValue::try_from(date::format(clock::wall()).as_str())
+    {
+        parts.headers.insert(header::DATE, date);
+    }
+    parts.version = Version::HTTP_2;
+    (Response::from_parts(parts, ()), has_none || body.is_end_stream())
+}
+
+/// Sends a body to its end, unless the client leaves it or takes nothing of it.
+async fn send(body: ResponseBody, stream: SendStream<Bytes>) {
+    let mut sending = Sending::new(body, stream);
+    let mut stall = Stall::default();
+    let sent = poll_fn(|cx| {
+        if sending.stream.poll_reset(cx).is_ready() {
+            return Poll::Ready(Sent::Unwanted);
+        }
+        let sent = sending.poll(cx);
+        if sent.is_pending() && stall.poll(sending.is_blocked(), sending.stream.capacity(), cx).is_ready() {
+            return Poll::Ready(Sent::Broken(BoxError::from("the client takes nothing of the response")));
+        }
+        sent
+    })
+    .await;
+    if let Sent::Broken(cause) = sent {
+        tracing::debug!(%cause, "a response broke off");
+        // Clients of gRPC read an endpoint's reason.
+        let reason = cause.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
+        sending.stream.send_reset(reason.unwrap_or(Reason::INTERNAL_ERROR));
+    }
+}
+
+/// Bounds the time in which a client takes nothing of one stream: its connection may be busy with others.
+#[derive(Debug, Default)]
+struct Stall(Option<Pin<Box<Sleep>>>);
+
+impl Stall {
+    fn poll(&mut self, is_blocked: bool, capacity: usize, cx: &mut Context<'_>) -> Poll<()> {
+        if !is_blocked || capacity > 0 {
+            self.0 = None;
+            return Poll::Pending;
+        }
+        self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::STALL))).as_mut().poll(cx)
+    }
+}
+
+/// The client of one stream, before its response.
+#[derive(Debug)]
+struct Client {
+    respond: Mutex<SendResponse<Bytes>>,
+    /// It waits to be told that its body is wanted.
+    awaits_continue: AtomicBool,
+}
+
+impl Interim for Client {
+    fn pass(&self, head: Parts) {
+        if head.status == StatusCode::CONTINUE && !self.awaits_continue.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let mut response = Response::from_parts(head, ());
+        *response.version_mut() = Version::HTTP_2;
+        if let Err(cause) = self.respond.lock().send_informational(response) {
+            tracing::debug!(%cause, "an interim response cannot be sent");
+        }
+    }
+}

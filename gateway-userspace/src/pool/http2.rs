@@ -1,0 +1,125 @@
+//! One stream of HTTP/2 to an endpoint, without a task of its own: whoever waits for the response also writes the request.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, client::SendRequest};
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+
+use crate::pool::{
+    SendError,
+    body::{BoxError, RequestBody},
+    interim::Interim,
+    stream::{Received, Sending, Sent},
+};
+
+/// Why a stream came to nothing, and whether that says something about its connection.
+pub(super) struct Failed {
+    pub(super) error: SendError,
+    pub(super) is_of_connection: bool,
+}
+
+impl Failed {
+    const fn of_stream(error: SendError) -> Self {
+        Self { error, is_of_connection: false }
+    }
+}
+
+impl From<h2::Error> for Failed {
+    fn from(cause: h2::Error) -> Self {
+        tracing::debug!(%cause, "no response over HTTP/2");
+        // Whether the endpoint said that it did nothing with the request (RFC 9113, section 8.7). Streams that a GOAWAY
+        // covers go on; only those beyond its last one get this error.
+        let is_unprocessed = cause.is_reset() && cause.reason() == Some(Reason::REFUSED_STREAM);
+        let is_refused = cause.is_remote() && (is_unprocessed || cause.is_go_away());
+        let error = if is_refused { SendError::Refused } else { SendError::Closed };
+        Self { error, is_of_connection: !cause.is_reset() }
+    }
+}
+
+/// Sends a request, and waits for the head of the response.
+pub(super) async fn send(
+    sender: &mut SendRequest<Bytes>,
+    request: Request<RequestBody>,
+    interim: &dyn Interim,
+) -> Result<Response<Receiving>, Failed> {
+    if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
+        return Err(Failed { error: SendError::Unsent(Box::new(request)), is_of_connection: true });
+    }
+    let (head, body) = request.into_parts();
+    let is_empty = body.is_empty();
+    let Ok((mut response, stream)) = sender.send_request(Request::from_parts(head, ()), is_empty) else {
+        // The connection ended this moment: nothing was written.
+        return Err(Failed { error: SendError::Refused, is_of_connection: true });
+    };
+    let mut upload = (!is_empty).then(|| Sending::new(body, stream));
+    let head = poll_fn(|cx| {
+        if let Err(error) = poll_upload(&mut upload, cx) {
+            return Poll::Ready(Err(Failed::of_stream(error)));
+        }
+        while let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
+            interim.pass(head.into_parts().0);
+        }
+        Pin::new(&mut response).poll(cx).map_err(Failed::from)
+    })
+    .await?;
+    let (head, stream) = head.into_parts();
+    let received = Received::new(stream, &head.headers);
+    Ok(Response::from_parts(head, Receiving { received, upload }))
+}
+
+/// Writes what can be written now. An endpoint that takes no more says why in its response.
+fn poll_upload(upload: &mut Option<Sending<RequestBody>>, cx: &mut Context<'_>) -> Result<(), SendError> {
+    let Some(sending) = upload else { return Ok(()) };
+    match sending.poll(cx) {
+        Poll::Pending => return Ok(()),
+        Poll::Ready(Sent::Whole | Sent::Unwanted) => {}
+        Poll::Ready(Sent::Broken(_)) => {
+            sending.stream.send_reset(Reason::CANCEL);
+            *upload = None;
+            return Err(SendError::Body);
+        }
+    }
+    *upload = None;
+    Ok(())
+}
+
+/// The body of a response, and whatever of the request is still to be written.
+#[derive(Debug)]
+pub struct Receiving {
+    received: Received,
+    upload: Option<Sending<RequestBody>>,
+}
+
+impl Body for Receiving {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if poll_upload(&mut this.upload, cx).is_err() {
+            return Poll::Ready(Some(Err("the request broke off".into())));
+        }
+        Poll::Ready(match ready!(Pin::new(&mut this.received).poll_frame(cx)) {
+            // The response is whole, the endpoint just wants no more of the request (RFC 9113, section 8.1).
+            Some(Err(cause)) if cause.is_reset() && cause.reason() == Some(Reason::NO_ERROR) => None,
+            frame => frame.map(|frame| frame.map_err(BoxError::from)),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.received.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.received.size_hint()
+    }
+}
