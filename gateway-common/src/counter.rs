@@ -77,6 +77,8 @@ pub enum Hook {
     TcEgress,
     /// Socket lookup.
     SkLookup,
+    /// TC on ingress, for packets that come through a tunnel.
+    TcReceive,
 }
 
 impl Hook {
@@ -84,7 +86,8 @@ impl Hook {
     pub const LIMIT: u32 = 8;
 
     /// All hooks, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::XdpBalance, Self::TcIngress, Self::TcEgress, Self::SkLookup];
+    pub const ALL: [Self; 5] =
+        [Self::XdpBalance, Self::TcIngress, Self::TcEgress, Self::SkLookup, Self::TcReceive];
 
     /// The number of the hook; append-only.
     #[inline(always)]
@@ -94,6 +97,7 @@ impl Hook {
             Self::TcIngress => 1,
             Self::TcEgress => 2,
             Self::SkLookup => 3,
+            Self::TcReceive => 4,
         }
     }
 
@@ -104,6 +108,7 @@ impl Hook {
             Self::TcIngress => "tc_ingress",
             Self::TcEgress => "tc_egress",
             Self::SkLookup => "sk_lookup",
+            Self::TcReceive => "tc_receive",
         }
     }
 
@@ -231,6 +236,16 @@ reasons! {
     FlowTableFull = 45 "flow_table_full" Dropped,
     /// Another processor was recording the same flow.
     FlowContended = 46 "flow_contended" Dropped,
+    /// At `tc_receive`: in no tunnel that ends at this node.
+    NotTunnelled = 80 "not_tunnelled" Passed,
+    /// Taken out of its tunnel and handed to the stack.
+    Decapsulated = 81 "decapsulated" Forwarded,
+    /// In a tunnel that ends at this node, from an address that is none of `receive.peers`.
+    TunnelStranger = 82 "tunnel_stranger" Dropped,
+    /// In a tunnel that ends at this node, but no IP packet that can be read.
+    BadTunnel = 83 "bad_tunnel" Dropped,
+    /// Congestion was marked on the tunnel's way, and the packet inside cannot carry the mark (RFC 6040).
+    TunnelCongested = 84 "tunnel_congested" Dropped,
 }
 
 impl Reason {

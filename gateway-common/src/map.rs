@@ -7,6 +7,7 @@ use crate::{
     endpoint::Endpoint,
     filter::{self, FilterWord},
     flow::{FlowBucket, FlowCount, ReplyBucket, Scratch},
+    receive::Receive,
     service::{PortRange, Service, ServiceBucket},
     settings::Settings,
     slot::SlotChunk,
@@ -113,6 +114,8 @@ maps! {
     Filter "FILTER" Array [filter::WORDS] u32 => FilterWord;
     /// The agent's settings, one row.
     SettingsMap "SETTINGS" Array [1] u32 => Settings;
+    /// Whose tunnels end at this node, one row.
+    Receiving "RECEIVING" Array [1] u32 => Receive;
     /// Listening sockets of the agent.
     Sockets "SOCKETS" SockMap [4_096] u32 => u64;
     /// Room where a program notes what it knows of a packet: its stack is too small for that. Means nothing between packets.

@@ -9,6 +9,7 @@ use gateway_common::{
     endpoint::Endpoint,
     filter::FilterWord,
     flow::Tick,
+    receive::Receive,
     service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
     slot::Slot,
@@ -33,6 +34,8 @@ pub trait Maps {
     fn filter_word(&self, index: u32) -> FilterWord;
     /// The agent's settings.
     fn settings(&self) -> Option<Self::Row<Settings>>;
+    /// Whose tunnels end here.
+    fn receive(&self) -> Option<Self::Row<Receive>>;
     /// A bucket of the service index.
     fn service_bucket(&self, bucket: u32) -> Option<Self::Row<ServiceBucket>>;
     /// A row of the port ranges.

@@ -31,6 +31,12 @@ fn tc_egress(ctx: TcContext) -> i32 {
     hook::tc::egress(&ctx)
 }
 
+/// Takes packets of peers out of their tunnels.
+#[classifier]
+fn tc_receive(ctx: TcContext) -> i32 {
+    hook::tc::receive(&ctx)
+}
+
 /// Gives connections to the agent's services to its listening sockets. Written without the macro, which would give
 /// the section the name of the function: the linker refuses two symbols of one name.
 #[expect(unsafe_code, reason = "the name and section of a program")]

@@ -16,6 +16,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::{FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
     map::{self, MapDef},
+    receive::Receive,
     service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
     slot::{Slot, SlotChunk},
@@ -76,6 +77,8 @@ static FILTER: Array<Value<map::Filter>, { capacity::<map::Filter>() }> = Array:
 #[btf_map]
 static SETTINGS: Array<Value<map::SettingsMap>, { capacity::<map::SettingsMap>() }> = Array::new();
 #[btf_map]
+static RECEIVING: Array<Value<map::Receiving>, { capacity::<map::Receiving>() }> = Array::new();
+#[btf_map]
 pub(crate) static SOCKETS: SockMap<{ capacity::<map::Sockets>() }> = SockMap::new();
 #[btf_map]
 static SCRATCH: PerCpuArray<Value<map::ScratchMap>, { capacity::<map::ScratchMap>() }> = PerCpuArray::new();
@@ -135,6 +138,11 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn settings(&self) -> Option<&'static Settings> {
         SETTINGS.get(0)
+    }
+
+    #[inline(always)]
+    fn receive(&self) -> Option<&'static Receive> {
+        RECEIVING.get(0)
     }
 
     #[inline(always)]

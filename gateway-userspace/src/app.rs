@@ -8,7 +8,12 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use gateway_common::{counter::EndpointCount, hash::Seed};
+use gateway_common::{
+    addr::Port,
+    counter::EndpointCount,
+    hash::Seed,
+    receive::{Peer, Receive},
+};
 use parking_lot::Mutex;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -25,7 +30,7 @@ use crate::{
     clock::Clock,
     compile::state::Shared,
     config::{AgentSettings, AttachMode, KernelMode, LogFormat, LogSettings, SeedSource, fault::Faults},
-    control::{Control, KernelSide, interfaces_of},
+    control::{Control, KernelSide, Places, interfaces_of},
     drain::{self, Tasks},
     endpoint::Registry,
     kernel::{self, Kernel},
@@ -37,6 +42,7 @@ use crate::{
         names::{EndpointSample, ModeLabels, PacketSample, Samples, ServiceSample},
     },
     net::connect,
+    network::Network,
     pool::registry::{self, Pools},
     prober::Prober,
     snapshot::Snapshot,
@@ -207,7 +213,9 @@ fn assemble(
         Some(kernel) => {
             let netlink = Netlink::open(tasks)?;
             tracing::info!(interfaces = interfaces_of(&agent.kernel.interfaces), "following interfaces");
-            Some(KernelSide::new(kernel, netlink, agent.kernel.interfaces.clone(), n_workers))
+            let receiving = agent.kernel.receive.as_ref().map(|receive| receive.interfaces.clone());
+            let places = Places { balanced: agent.kernel.interfaces.clone(), receiving };
+            Some(KernelSide::new(kernel, netlink, places, n_workers))
         }
         None => None,
     };
@@ -303,6 +311,10 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
         change_window: kernel.change_window,
         tunnel: kernel.tunnel,
         tcx: true,
+        receive: kernel.receive.as_ref().map_or_else(Receive::default, |receive| {
+            let peer = |network: &Network| Peer::new(network.addr.into(), network.prefix_bits);
+            Receive::new(receive.peers.iter().map(peer), Port::new(receive.port))
+        }),
     }
 }
 

@@ -53,6 +53,9 @@ pub const PROXY_HEADER_BYTES: usize = 4 * 1024;
 /// Networks that may send a PROXY protocol header to one listener.
 pub const PROXY_SOURCES: usize = 64;
 
+/// Networks whose tunnels end at this node: room in the kernel's row for them.
+pub const TUNNEL_PEERS: usize = gateway_common::receive::Receive::PEERS;
+
 /// Names of a client's certificate that are kept; further ones are left out.
 pub const IDENTITY_NAMES: usize = 64;
 

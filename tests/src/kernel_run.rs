@@ -19,6 +19,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::{FlowBucket, FlowCount, FlowKey, ReplyBucket},
     map::{self, MapDef},
+    receive::Receive,
     service::{PortRange, Service, ServiceBucket},
     settings::Settings,
     slot::SlotChunk,
@@ -167,6 +168,7 @@ impl Kernel {
             }
         }
         self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
+        self.array::<RECEIVE>(map::Receiving::NAME)?.set(0, raw(&tables.receive), 0)?;
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
@@ -279,7 +281,9 @@ impl Kernel {
             self.ebpf.program_mut(hook.name()).with_context(|| format!("no program {}", hook.name()))?;
         let result = match hook {
             Hook::XdpBalance => <&mut Xdp>::try_from(program)?.test_run(options),
-            Hook::TcIngress | Hook::TcEgress => <&mut SchedClassifier>::try_from(program)?.test_run(options),
+            Hook::TcIngress | Hook::TcEgress | Hook::TcReceive => {
+                <&mut SchedClassifier>::try_from(program)?.test_run(options)
+            }
             Hook::SkLookup => bail!("a socket lookup has no packet: use lookup()"),
         }
         .with_context(|| format!("running {}", hook.name()))?;
@@ -298,6 +302,7 @@ const CHUNK: usize = size_of::<SlotChunk>();
 const ENDPOINT: usize = size_of::<Endpoint>();
 const WORD: usize = size_of::<FilterWord>();
 const SETTINGS: usize = size_of::<Settings>();
+const RECEIVE: usize = size_of::<Receive>();
 const HOOK_COUNTS: usize = size_of::<HookCounts>();
 const SERVICE_COUNT: usize = size_of::<ServiceCount>();
 const SERVICE_REASONS: usize = size_of::<ServiceReasons>();

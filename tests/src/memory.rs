@@ -3,19 +3,21 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    net::IpAddr,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
 use bytemuck::{Pod, Zeroable as _};
 use gateway_common::{
-    addr::Protocol,
+    addr::{Addr, Protocol},
     counter::{Count, EndpointCount, Hook, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
     flow::{Flow, FlowBucket, FlowKey, HeadState, ReplyBucket, Scratch, Tick},
     hash,
     map::{self, INDEX_BUCKETS, MapDef as _},
+    receive::Receive,
     service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey, Table},
     settings::Settings,
     slot::{Slot, SlotChunk},
@@ -25,6 +27,8 @@ use gateway_ebpf::{
     env::{Env, Maps, Room},
     ingress,
     outcome::{self, Stage},
+    packet::eth,
+    receive::{self, Receiver, Shell},
     record, reply, steer,
     table::row::{FlowRow, FlowRows, ReplyRow, ReplyRows},
     way::Way,
@@ -53,6 +57,8 @@ pub struct Tables {
     pub filter: BTreeMap<u32, FilterWord>,
     /// The settings.
     pub settings: Settings,
+    /// Whose tunnels end here.
+    pub receive: Receive,
     /// Counts by number of the hook and of the reason that are not zero.
     pub reasons: BTreeMap<(u32, u32), Count>,
     /// Counts by service that are not zero.
@@ -141,6 +147,7 @@ impl Run {
             }
             Hook::TcIngress => ingress::ingress(&mut env, arrival).tc_code(),
             Hook::TcEgress => reply::egress(&mut env, arrival).tc_code(),
+            Hook::TcReceive => receive::receive(&mut env).tc_code(),
             Hook::SkLookup => -1,
         };
         *tables = env.maps.into_tables();
@@ -211,6 +218,19 @@ impl Env for Memory {
     }
 }
 
+impl Receiver for Memory {
+    fn is_delivered(&mut self, _source: Addr, destination: Addr) -> bool {
+        IpAddr::from(destination).is_loopback()
+    }
+
+    fn leave_tunnel(&mut self, shell: Shell) -> Option<()> {
+        let bytes = usize::try_from(shell.bytes).ok()?;
+        self.bytes.get(14 + bytes)?;
+        self.bytes.drain(14..14 + bytes);
+        self.store(eth::TYPE, &if shell.inner_v6 { eth::IPV6 } else { eth::IPV4 })
+    }
+}
+
 /// The maps over plain tables. Buckets of the flow tables are made when they are asked for.
 struct MemoryMaps {
     tables: RefCell<Tables>,
@@ -278,6 +298,10 @@ impl Maps for MemoryMaps {
 
     fn settings(&self) -> Option<Rc<Settings>> {
         Some(Rc::new(self.tables.borrow().settings))
+    }
+
+    fn receive(&self) -> Option<Rc<Receive>> {
+        Some(Rc::new(self.tables.borrow().receive))
     }
 
     fn service_bucket(&self, bucket: u32) -> Option<Rc<ServiceBucket>> {
@@ -383,7 +407,7 @@ impl Maps for MemoryMaps {
 
 impl Tables {
     /// Sets the filter's bit for an address.
-    pub fn claim(&mut self, addr: gateway_common::addr::Addr) {
+    pub fn claim(&mut self, addr: Addr) {
         let bit = filter::bit(addr);
         self.filter.entry(bit >> 6).or_default().bits |= 1 << (bit & 63);
     }

@@ -30,6 +30,7 @@ use gateway_common::{
     addr::{Addr, Port, Protocol},
     endpoint::EndpointState,
     layout::{FLOW_LAYOUT_VERSION, LAYOUT_VERSION, PIN_ROOT},
+    receive::Receive,
     service::{Mode, ServiceKey, Track},
     settings::Tunnel,
     slot::{SlotChunk, size_class},
@@ -84,6 +85,7 @@ impl Place {
             change_window: Duration::from_hours(1),
             tunnel: Tunnel::DEFAULT,
             tcx: true,
+            receive: Receive::default(),
         }
     }
 
@@ -248,11 +250,11 @@ fn interfaces_that_are_not_meant_any_more_are_let_go() {
     let mut kernel = place.start(AttachMode::Auto);
     place.attach(&mut kernel);
     place.node.run(|| kernel.steer()).unwrap();
-    kernel.keep_only(&BTreeSet::from(["node0".to_owned()])).unwrap();
+    kernel.keep_only(&BTreeSet::from(["node0".to_owned()]), &BTreeSet::new()).unwrap();
     assert!(place.shows_xdp());
     drop(kernel);
     let mut kernel = place.start(AttachMode::Auto);
-    kernel.keep_only(&BTreeSet::from(["eth0".to_owned()])).unwrap();
+    kernel.keep_only(&BTreeSet::from(["eth0".to_owned()]), &BTreeSet::new()).unwrap();
     assert!(!place.shows_xdp());
     assert_eq!(place.links(), ["link-sk_lookup"]);
     assert!(kernel.attached().is_empty());
@@ -284,7 +286,7 @@ fn filters_stand_where_the_kernel_has_no_links_at_tc() {
     let mut kernel = place.try_start(&settings(AttachMode::Native)).unwrap();
     assert_eq!(place.attach(&mut kernel).0, "native XDP");
     assert!(!filters("ingress").contains("tc_ingress"), "a change of the mode takes the filter away");
-    place.node.run(|| kernel.keep_only(&BTreeSet::new())).unwrap();
+    place.node.run(|| kernel.keep_only(&BTreeSet::new(), &BTreeSet::new())).unwrap();
     assert!(!filters("egress").contains("tc_egress"));
     place.attach(&mut kernel);
     drop(kernel);
@@ -360,7 +362,10 @@ fn interfaces_may_have_dots_in_their_names() {
         assert_eq!(hook, "native XDP");
         let shown = || place.node.tool("ip", "-details link show dev veth.100").unwrap();
         let keep = |kernel: &mut Kernel, interface: &str| {
-            place.node.run(|| kernel.keep_only(&BTreeSet::from([interface.to_owned()]))).unwrap();
+            place
+                .node
+                .run(|| kernel.keep_only(&BTreeSet::from([interface.to_owned()]), &BTreeSet::new()))
+                .unwrap();
         };
         keep(&mut kernel, "veth.100");
         assert!(shown().contains("prog/xdp"));

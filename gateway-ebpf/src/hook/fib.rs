@@ -79,6 +79,29 @@ fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Op
     ])
 }
 
+/// `BPF_FIB_LKUP_RET_NOT_FWDED` of `linux/bpf.h`: the route is none that leads on.
+const NOT_FORWARDED: i64 = 4;
+/// `BPF_FIB_LKUP_RET_FWD_DISABLED`: this node forwards nothing that comes in there.
+const FORWARDING_DISABLED: i64 = 5;
+
+/// Whether the stack would deliver a packet rather than forward it. `ctx` must be the context of the running program.
+#[inline(never)]
+pub(super) fn is_delivered(ctx: *mut c_void, ingress: u32, source: Addr, destination: Addr) -> bool {
+    let family = if destination.is_v4() { AF_INET } else { AF_INET6 };
+    let mut block = Block {
+        head: u64::from_ne_bytes([family, 0, 0, 0, 0, 0, 0, 0]),
+        interface: ingress,
+        flow_info: 0,
+        source: words(source),
+        destination: words(destination),
+        links: (black_box(0), black_box(0)),
+    };
+    let at = (&raw mut block).cast::<bpf_fib_lookup>();
+    // SAFETY: the context is the program's own, and the block has the size and the fields of the kernel's.
+    let code = unsafe { helpers::bpf_fib_lookup(ctx, at, 64, 0) };
+    code == NOT_FORWARDED || code == FORWARDING_DISABLED
+}
+
 /// An address as the helper takes it: IPv4 in the first word alone.
 #[inline(always)]
 fn words(addr: Addr) -> [u32; 4] {

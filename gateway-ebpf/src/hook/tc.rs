@@ -8,7 +8,7 @@
 use aya_ebpf::{EbpfContext as _, helpers, programs::TcContext};
 use bytemuck::Pod;
 use gateway_common::{
-    addr::Protocol,
+    addr::{Addr, Protocol},
     counter::{Hook, Reason},
     endpoint::Endpoint,
 };
@@ -16,7 +16,10 @@ use gateway_ebpf::{
     arrival::Arrival,
     checksum::Diff,
     env::{Env, Room, TransportFix},
-    ingress as pipeline, reply,
+    ingress as pipeline,
+    packet::eth,
+    receive::{self, Receiver, Shell},
+    reply,
     verdict::{TC_SHOT, Verdict},
     way::Way,
 };
@@ -41,6 +44,20 @@ const ENCAP_V6: u64 = 1 << 2;
 /// `BPF_F_ADJ_ROOM_ENCAP_L4_UDP`.
 const ENCAP_UDP: u64 = 1 << 4;
 
+/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV4` (Linux 6.3): the packet inside is IPv4.
+const DECAP_V4: u64 = 1 << 7;
+/// `BPF_F_ADJ_ROOM_DECAP_L3_IPV6`.
+const DECAP_V6: u64 = 1 << 8;
+/// `ETH_P_IP` of `linux/if_ether.h`, as the helper takes it.
+const ETH_P_IP: u16 = 0x0800_u16.to_be();
+/// `ETH_P_IPV6`.
+const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
+/// Bytes by which the headers of both families differ.
+const FAMILIES_DIFFER: i32 = 20;
+
+/// `PACKET_HOST` of `linux/if_packet.h`: the frame is addressed to this node.
+const TO_THIS_HOST: u32 = 0;
+
 /// `BPF_F_PSEUDO_HDR` of `linux/bpf.h`.
 const PSEUDO_HDR: u64 = 1 << 4;
 /// `BPF_F_MARK_MANGLED_0`: a sum of zero is written as all ones, and zero is left alone.
@@ -56,7 +73,7 @@ struct Tc<'a> {
 /// Runs the ingress pipeline; returns the TC code.
 #[inline(always)]
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
-    pull(ctx);
+    pull(ctx, HEAD_BYTES);
     let Some(scratch) = scratch() else { return TC_SHOT };
     let verdict = pipeline::ingress(&mut Tc { ctx, hook: Hook::TcIngress }, Arrival::of(scratch));
     super::log_drop!(ctx, Hook::TcIngress, verdict);
@@ -69,10 +86,19 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
 /// Runs the egress pipeline; returns the TC code.
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
-    pull(ctx);
+    pull(ctx, HEAD_BYTES);
     let Some(scratch) = scratch() else { return TC_SHOT };
     let verdict = reply::egress(&mut Tc { ctx, hook: Hook::TcEgress }, Arrival::of(scratch));
     super::log_drop!(ctx, Hook::TcEgress, verdict);
+    verdict.tc_code()
+}
+
+/// Opens tunnels; returns the TC code.
+#[inline(always)]
+pub(crate) fn receive(ctx: &TcContext) -> i32 {
+    pull(ctx, receive::HEAD_BYTES);
+    let verdict = receive::receive(&mut Tc { ctx, hook: Hook::TcReceive });
+    super::log_drop!(ctx, Hook::TcReceive, verdict);
     verdict.tc_code()
 }
 
@@ -80,8 +106,8 @@ pub(crate) fn egress(ctx: &TcContext) -> i32 {
 /// is too short, and parsing says so.
 #[inline(always)]
 #[expect(clippy::as_conversions, reason = "widening")]
-fn pull(ctx: &TcContext) {
-    let wanted = ctx.len().min(HEAD_BYTES);
+fn pull(ctx: &TcContext, head_bytes: u32) {
+    let wanted = ctx.len().min(head_bytes);
     if ctx.data().wrapping_add(wanted as usize) > ctx.data_end() {
         // SAFETY: the context is the program's own; no pointer into the packet is held.
         let _code = unsafe { helpers::bpf_skb_pull_data(ctx.skb.skb, wanted) };
@@ -106,6 +132,53 @@ impl Tc<'_> {
         unsafe {
             helpers::bpf_l4_csum_replace(self.ctx.skb.skb, fix.offset, 0, u64::from(diff.fold32()), flags)
         }
+    }
+}
+
+impl Receiver for Tc<'_> {
+    #[inline(always)]
+    fn is_delivered(&mut self, source: Addr, destination: Addr) -> bool {
+        // SAFETY: the context is the program's own.
+        let to = unsafe { (*self.ctx.skb.skb).pkt_type };
+        to == TO_THIS_HOST && fib::is_delivered(self.ctx.as_ptr(), self.ingress(), source, destination)
+    }
+
+    #[inline(always)]
+    fn leave_tunnel(&mut self, shell: Shell) -> Option<()> {
+        let (flag, ethertype) = if shell.inner_v6 { (DECAP_V6, eth::IPV6) } else { (DECAP_V4, eth::IPV4) };
+        let bytes = i32::try_from(shell.bytes).ok()?;
+        // Kernels before 6.3 do not know the flags, and refuse them before they change anything.
+        if self.shrink(bytes, flag).is_none() {
+            self.leave_by_steps(shell, bytes)?;
+        }
+        if shell.inner_v6 == shell.outer_v6 { Some(()) } else { self.store(eth::TYPE, &ethertype) }
+    }
+}
+
+impl Tc<'_> {
+    /// Takes bytes off behind the link-layer header.
+    #[inline(always)]
+    fn shrink(&self, bytes: i32, flags: u64) -> Option<()> {
+        let flags = FIXED_GSO | flags;
+        // SAFETY: the context is the program's own; no pointer into the packet is held.
+        let code = unsafe { helpers::bpf_skb_adjust_room(self.ctx.skb.skb, -bytes, ROOM_MAC, flags) };
+        (code == 0).then_some(())
+    }
+
+    /// Makes the outer header one of the inner family first, where they differ: its bytes are none that anybody reads.
+    #[inline(always)]
+    fn leave_by_steps(&self, shell: Shell, bytes: i32) -> Option<()> {
+        if shell.inner_v6 == shell.outer_v6 {
+            return self.shrink(bytes, 0);
+        }
+        let (version, rest) = if shell.inner_v6 {
+            (ETH_P_IPV6, bytes + FAMILIES_DIFFER)
+        } else {
+            (ETH_P_IP, bytes - FAMILIES_DIFFER)
+        };
+        // SAFETY: as for `shrink`.
+        let code = unsafe { helpers::bpf_skb_change_proto(self.ctx.skb.skb, version, 0) };
+        if code == 0 { self.shrink(rest, 0) } else { None }
     }
 }
 

@@ -43,12 +43,103 @@ pub struct V6 {
     destination: [u8; 16],
 }
 
+impl V4 {
+    /// Source address.
+    #[inline(always)]
+    pub const fn source(&self) -> Addr {
+        Addr::v4(self.source)
+    }
+
+    /// Destination address.
+    #[inline(always)]
+    pub const fn destination(&self) -> Addr {
+        Addr::v4(self.destination)
+    }
+
+    /// What the packet carries, as a protocol number.
+    #[inline(always)]
+    pub const fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Service class and congestion bits.
+    #[inline(always)]
+    pub const fn class(&self) -> u8 {
+        self.class
+    }
+
+    /// Offset of what follows a header behind the link-layer header.
+    #[inline(always)]
+    pub const fn end(&self) -> u8 {
+        header_end(self.version_and_words)
+    }
+
+    /// Whether version and length of the header are possible.
+    #[inline(always)]
+    pub const fn is_sound(&self) -> bool {
+        self.version_and_words >> 4 == 4 && self.version_and_words & 0x0f >= 5
+    }
+
+    /// Whether it is part of a larger packet.
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & FRAGMENTED != 0
+    }
+
+    /// Whether the packet that it declares has its header, and lies within so many bytes.
+    #[inline(always)]
+    pub fn fits(&self, available: u32) -> bool {
+        let declared = declared(u32::from(u16::from_be_bytes(self.total_bytes)), available);
+        declared >= u32::from(self.version_and_words & 0x0f) * 4 && declared <= available
+    }
+}
+
+impl V6 {
+    /// Source address.
+    #[inline(always)]
+    pub const fn source(&self) -> Addr {
+        Addr::v6(self.source)
+    }
+
+    /// Destination address.
+    #[inline(always)]
+    pub const fn destination(&self) -> Addr {
+        Addr::v6(self.destination)
+    }
+
+    /// What follows, as a protocol number.
+    #[inline(always)]
+    pub const fn next_header(&self) -> u8 {
+        self.next_header
+    }
+
+    /// Service class and congestion bits.
+    #[inline(always)]
+    pub const fn class(&self) -> u8 {
+        let [first, ..] = self.flow;
+        self.version << 4 | first >> 4
+    }
+
+    /// Whether the version is right, and the addresses mean IPv6 (RFC 5156).
+    #[inline(always)]
+    pub const fn is_sound(&self) -> bool {
+        self.version >> 4 == 6 && !self.source().is_v4() && !self.destination().is_v4()
+    }
+
+    /// Whether the packet that it declares lies within so many bytes.
+    #[inline(always)]
+    pub fn fits(&self, available: u32) -> bool {
+        let Some(available) = available.checked_sub(V6_LEN) else { return false };
+        declared(u32::from(u16::from_be_bytes(self.payload_bytes)), available) <= available
+    }
+}
+
 /// Bytes of the fixed part of the IPv4 header.
 pub const V4_LEN: u32 = 20;
 /// Bytes of the IPv6 header.
 pub const V6_LEN: u32 = 40;
 /// Offset of what follows the IPv6 header.
-const V6_END: u8 = 54;
+pub const V6_END: u8 = 54;
 /// Offset of the time to live, from the link-layer header.
 pub const V4_TTL: u32 = OFFSET + 8;
 /// Offset of the header checksum.

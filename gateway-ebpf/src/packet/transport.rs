@@ -1,7 +1,10 @@
 //! TCP and UDP.
 
 use bytemuck::{Pod, Zeroable};
-use gateway_common::{addr::Protocol, counter::Reason};
+use gateway_common::{
+    addr::{Port, Protocol},
+    counter::Reason,
+};
 
 use super::ip::Ip;
 use crate::{env::Env, verdict::Verdict};
@@ -27,6 +30,14 @@ pub struct Udp {
     ports: Ports,
     bytes: [u8; 2],
     checksum: [u8; 2],
+}
+
+impl Udp {
+    /// Destination port.
+    #[inline(always)]
+    pub const fn destination(&self) -> Port {
+        Port::from_wire(self.ports.destination)
+    }
 }
 
 /// Both ports, at the same place in either header.

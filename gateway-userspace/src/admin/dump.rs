@@ -135,5 +135,6 @@ pub fn kernel(kernel: &Kernel) -> Value {
         .iter()
         .map(|(name, one)| (name.clone(), json!({ "ingress": one.ingress, "why": one.why })))
         .collect();
-    json!({ "services": services, "attachments": attachments })
+    let receiving: Vec<&String> = kernel.receiving().keys().collect();
+    json!({ "services": services, "attachments": attachments, "receiving": receiving })
 }

@@ -7,7 +7,7 @@ use gateway_common::{addr::Port, settings::Tunnel};
 use crate::{
     config::{
         AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, Interfaces, KernelMode,
-        KernelSettings, LogFormat, LogLevel, LogSettings, SeedSource, TraceSettings,
+        KernelSettings, LogFormat, LogLevel, LogSettings, ReceiveSettings, SeedSource, TraceSettings,
         files::Files,
         read::{View, Wrong},
         shape,
@@ -134,6 +134,10 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
     let flows = kernel.integer("flows");
     let change_window = kernel.duration("changeWindow");
     let tunnel = kernel.table_or_defaults("tunnel").and_then(|tunnel| read_tunnel(&tunnel));
+    let receive = match kernel.table("receive") {
+        Some(view) => read_receive(&view, &interfaces).map(Some),
+        None => Some(None).filter(|_| !kernel.has("receive")),
+    };
     Some(KernelSettings {
         mode: mode?.value,
         interfaces,
@@ -144,6 +148,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         flows: flows?.value,
         change_window: change_window?.value,
         tunnel: tunnel?,
+        receive: receive?,
     })
 }
 
@@ -155,6 +160,19 @@ fn read_tunnel(tunnel: &View<'_>) -> Option<Tunnel> {
     let v6 = tunnel.text("sourceV6", |text| text::outer_source(text, &TUNNEL_V6));
     let port = tunnel.integer("port");
     Some(Tunnel { v4: v4?.value, v6: v6?.value, port: Port::new(port?.value) })
+}
+
+fn read_receive(view: &View<'_>, balanced: &Interfaces) -> Option<ReceiveSettings> {
+    let peers = view.texts("peers", text::network);
+    let interfaces = view.texts("interfaces", text::interface);
+    let interfaces = if view.has("interfaces") {
+        Interfaces::Matching(interfaces.into_iter().map(|pattern| pattern.value).collect())
+    } else {
+        balanced.clone()
+    };
+    let port = view.integer("port");
+    let peers = peers.into_iter().map(|network| network.value).collect();
+    Some(ReceiveSettings { peers, interfaces, port: port?.value })
 }
 
 fn read_seed(path: &str, files: &Files) -> Result<Secret, Wrong> {

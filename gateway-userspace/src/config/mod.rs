@@ -5,7 +5,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, ops::RangeInclusive, path::PathBuf
 
 use gateway_common::settings::Tunnel;
 
-use crate::secret::Secret;
+use crate::{network::Network, secret::Secret};
 
 pub mod agent;
 pub mod args;
@@ -184,6 +184,19 @@ pub struct KernelSettings {
     pub change_window: Duration,
     /// How tunnelled packets look on the outside.
     pub tunnel: Tunnel,
+    /// Tunnels that end at this node.
+    pub receive: Option<ReceiveSettings>,
+}
+
+/// The receiving end of tunnels.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ReceiveSettings {
+    /// Networks of the outer source addresses.
+    pub peers: Vec<Network>,
+    /// Interfaces where tunnelled packets come in.
+    pub interfaces: Interfaces,
+    /// UDP port of GUE.
+    pub port: u16,
 }
 
 /// Whether eBPF is used.

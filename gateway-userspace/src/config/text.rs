@@ -117,6 +117,30 @@ pub fn outer_source(text: &str, wanted: &OuterSource) -> Result<Addr, Wrong> {
     Ok(Addr::from(addr))
 }
 
+/// A network: an address and how many of its bits count; an address alone is one machine.
+pub fn network(text: &str) -> Result<Network, Wrong> {
+    let (addr, prefix) = text.split_once('/').map_or((text, None), |(addr, prefix)| (addr, Some(prefix)));
+    let remedy = "write it such as 10.0.0.0/24 or 2001:db8::/64";
+    let addr: IpAddr = addr.parse().map_err(|_| Wrong::new("its address cannot be read", remedy))?;
+    let n_bits = if addr.is_ipv4() { 32 } else { 128 };
+    let prefix_bits = match prefix {
+        None => n_bits,
+        Some(prefix) => prefix
+            .parse::<u8>()
+            .ok()
+            .filter(|bits| *bits <= n_bits && bits.to_string() == prefix)
+            .ok_or_else(|| {
+                Wrong::new("its length cannot be read", format!("write 0 to {n_bits} behind the /"))
+            })?,
+    };
+    let network = Network { addr, prefix_bits };
+    let first = network.first();
+    if first != addr {
+        return Err(Wrong::new("it begins in the middle", format!("write {first}/{prefix_bits}")));
+    }
+    Ok(network)
+}
+
 /// A range of ports for translation: above the privileged ones, and wide enough to be of use.
 pub fn translation_ports(text: &str) -> Result<RangeInclusive<u16>, Wrong> {
     let remedy = "write first-last, such as 61000-65535";

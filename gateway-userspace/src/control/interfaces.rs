@@ -31,6 +31,31 @@ pub(super) fn avoid_xdp(link: &Link, links: &[Link], ways: &HashMap<IpAddr, Way>
     ))
 }
 
+/// Where hooks sit.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Interfaces whose packets are balanced.
+    pub balanced: Interfaces,
+    /// Interfaces where tunnels end.
+    pub receiving: Option<Interfaces>,
+}
+
+impl Places {
+    /// Whether the answer depends on default routes.
+    pub(super) fn follow_routes(&self) -> bool {
+        self.balanced == Interfaces::DefaultRoute || self.receiving == Some(Interfaces::DefaultRoute)
+    }
+}
+
+/// Names of interfaces that keep their hooks. A default route that is gone for a moment is no reason to stop; a name
+/// that is not meant is.
+pub(super) fn kept(interfaces: &Interfaces, links: &[Link], meant: &[&Link]) -> BTreeSet<String> {
+    match interfaces {
+        Interfaces::Matching(_) => meant.iter().map(|link| link.name.clone()).collect(),
+        Interfaces::DefaultRoute => links.iter().map(|link| link.name.clone()).collect(),
+    }
+}
+
 /// The interfaces that get hooks.
 pub(super) fn meant<'a>(
     interfaces: &Interfaces,

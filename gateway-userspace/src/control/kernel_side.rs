@@ -16,16 +16,20 @@ use gateway_common::{
 use parking_lot::Mutex;
 
 use crate::{
-    address::{Change, Changes, Netlink, Routes, Senders},
+    address::{Change, Changes, Link, Netlink, Routes, Senders},
     compile::{
         id::{Full, Ids},
         image::{self, Retired, SocketRanges},
     },
     config::Interfaces,
-    control::{Refusal, interfaces, sockets::Sockets},
+    control::{
+        Refusal,
+        interfaces::{self, Places},
+        sockets::Sockets,
+    },
     endpoint::{Endpoint, EndpointId, Health, Registry},
     image::{Image, Way},
-    kernel::{AttachMode, Kernel},
+    kernel::{self, AttachMode, Kernel},
     listener::Workers,
     net::listen::Place,
     snapshot::Snapshot,
@@ -39,12 +43,29 @@ const RETIRED: Duration = Duration::from_hours(1);
 const NEIGHBOR_TRIES: u32 = 10;
 const NEIGHBOR_PAUSE: Duration = Duration::from_millis(10);
 
+/// What an interface is attached to for.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Purpose {
+    Balance,
+    Receive,
+}
+
+impl Purpose {
+    /// What an operator reads when it cannot be had.
+    const fn loss(self) -> &'static str {
+        match self {
+            Self::Balance => "its packets are not balanced",
+            Self::Receive => "no tunnel ends there",
+        }
+    }
+}
+
 /// The kernel and what the loop knows about it.
 pub struct KernelSide {
     kernel: Arc<Mutex<Kernel>>,
     netlink: Netlink,
     changes: Changes,
-    interfaces: Interfaces,
+    places: Places,
     ids: Ids,
     sockets: Sockets,
     /// Endpoints that are no longer wanted, and since when.
@@ -52,7 +73,7 @@ pub struct KernelSide {
     /// The image that should stand in the maps.
     image: Arc<Image>,
     /// Interfaces that could not be attached to, and why; said once.
-    refused: BTreeMap<String, String>,
+    refused: BTreeMap<(Purpose, String), String>,
     is_steering: bool,
     /// Nothing was applied yet: what stands in the maps is an earlier agent's.
     is_new: bool,
@@ -74,7 +95,7 @@ impl KernelSide {
     pub fn new(
         kernel: Arc<Mutex<Kernel>>,
         netlink: (Netlink, Changes),
-        interfaces: Interfaces,
+        places: Places,
         n_workers: usize,
     ) -> Self {
         let (ids, sockets) = {
@@ -89,7 +110,7 @@ impl KernelSide {
             kernel,
             netlink,
             changes,
-            interfaces,
+            places,
             ids,
             sockets,
             retired: BTreeMap::new(),
@@ -341,53 +362,73 @@ impl KernelSide {
             Ok(links) => links,
             Err(error) => return self.note(Err(error_chain(&error))),
         };
-        let uplinks = match (&self.interfaces, self.netlink.uplinks().await) {
-            (Interfaces::Matching(_), _) => BTreeSet::new(),
-            (Interfaces::DefaultRoute, Ok(uplinks)) => uplinks,
-            (Interfaces::DefaultRoute, Err(error)) => return self.note(Err(error_chain(&error))),
-        };
-        let wanted = interfaces::meant(&self.interfaces, &links, &uplinks, &self.ways);
-        let mut kernel = self.kernel.lock();
-        // A default route that is gone for a moment is no reason to stop balancing; a name that is not meant is.
-        let keep: BTreeSet<String> = match &self.interfaces {
-            Interfaces::Matching(_) => wanted.iter().map(|link| link.name.clone()).collect(),
-            Interfaces::DefaultRoute => links.iter().map(|link| link.name.clone()).collect(),
-        };
-        let kept = kernel.keep_only(&keep).map_err(|error| error_chain(&error));
-        self.refused.retain(|name, _| wanted.iter().any(|link| link.name == *name));
-        for link in &wanted {
-            let avoid = interfaces::avoid_xdp(link, &links, &self.ways);
-            if kernel.is_attached(&link.name, link.index, avoid.as_deref()) {
-                continue;
+        let uplinks = if self.places.follow_routes() {
+            match self.netlink.uplinks().await {
+                Ok(uplinks) => uplinks,
+                Err(error) => return self.note(Err(error_chain(&error))),
             }
-            match kernel.attach(&link.name, avoid.as_deref()) {
-                Ok(_) => drop(self.refused.remove(&link.name)),
-                Err(error) => {
-                    let why = error_chain(&error);
-                    let said = self.refused.insert(link.name.clone(), why.clone());
-                    if said.as_ref() != Some(&why) {
-                        tracing::error!(
-                            interface = link.name,
-                            why,
-                            "cannot attach; its packets are not balanced"
-                        );
-                    }
-                }
+        } else {
+            BTreeSet::new()
+        };
+        let places = self.places.clone();
+        let balanced = interfaces::meant(&places.balanced, &links, &uplinks, &self.ways);
+        let meant = |places| interfaces::meant(places, &links, &uplinks, &self.ways);
+        let receiving = places.receiving.as_ref().map_or_else(Vec::new, meant);
+        let keep_receiving = places
+            .receiving
+            .as_ref()
+            .map_or_else(BTreeSet::new, |places| interfaces::kept(places, &links, &receiving));
+        let keep_balanced = interfaces::kept(&places.balanced, &links, &balanced);
+        let kernel = Arc::clone(&self.kernel);
+        let mut kernel = kernel.lock();
+        let kept = kernel.keep_only(&keep_balanced, &keep_receiving).map_err(|error| error_chain(&error));
+        self.refused.retain(|(purpose, name), _| {
+            let meant = match purpose {
+                Purpose::Balance => &balanced,
+                Purpose::Receive => &receiving,
+            };
+            meant.iter().any(|link| link.name == *name)
+        });
+        for link in &balanced {
+            let avoid = interfaces::avoid_xdp(link, &links, &self.ways);
+            if !kernel.is_attached(&link.name, link.index, avoid.as_deref()) {
+                let attached = kernel.attach(&link.name, avoid.as_deref()).map(drop);
+                self.attached(Purpose::Balance, link, attached);
+            }
+        }
+        for link in &receiving {
+            if !kernel.is_receiving(&link.name, link.index) {
+                let attached = kernel.receive(&link.name);
+                self.attached(Purpose::Receive, link, attached);
             }
         }
         drop(kernel);
         let is_balanced = self.image.services.iter().any(|service| service.mode != Mode::AGENT);
-        self.detached = if !is_balanced {
-            None
-        } else if wanted.is_empty() {
-            let meant = interfaces::interfaces_of(&self.interfaces);
-            Some(format!(
-                "no interface is there to balance packets on; `agent.kernel.interfaces` means {meant}"
-            ))
+        self.detached = if is_balanced && balanced.is_empty() {
+            Some(nowhere("to balance packets on", "interfaces", &places.balanced))
+        } else if let (Some(places), true) = (&places.receiving, receiving.is_empty()) {
+            Some(nowhere("where tunnels end", "receive.interfaces", places))
+        } else if is_balanced || !receiving.is_empty() {
+            self.refused.iter().next().map(|((_, name), why)| format!("{name} cannot be attached to: {why}"))
         } else {
-            self.refused.iter().next().map(|(name, why)| format!("{name} cannot be attached to: {why}"))
+            None
         };
         self.note(kept);
+    }
+
+    /// Notes whether an interface could be attached to; what is wrong is said once.
+    fn attached(&mut self, purpose: Purpose, link: &Link, outcome: Result<(), kernel::Error>) {
+        let place = (purpose, link.name.clone());
+        let Err(error) = outcome else {
+            self.refused.remove(&place);
+            return;
+        };
+        let why = error_chain(&error);
+        let said = self.refused.insert(place, why.clone());
+        if said.as_ref() != Some(&why) {
+            let (interface, what) = (&link.name, purpose.loss());
+            tracing::error!(interface, why, "cannot attach; {what}");
+        }
     }
 
     fn note(&mut self, outcome: Result<(), String>) {
@@ -406,6 +447,11 @@ impl KernelSide {
     pub fn gap(&self) -> Option<&str> {
         self.gap.as_deref().or(self.detached.as_deref())
     }
+}
+
+fn nowhere(what: &str, key: &str, interfaces: &Interfaces) -> String {
+    let meant = interfaces::interfaces_of(interfaces);
+    format!("no interface is there {what}; `agent.kernel.{key}` means {meant}")
 }
 
 fn full(what: &str, map: &str) -> Refusal {

@@ -13,7 +13,10 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
-pub use crate::control::{interfaces::interfaces_of, kernel_side::KernelSide};
+pub use crate::control::{
+    interfaces::{Places, interfaces_of},
+    kernel_side::KernelSide,
+};
 use crate::{
     admin::ready::Board,
     clock::Clock,

@@ -90,6 +90,8 @@ pub(super) struct Attacher {
     object: Ebpf,
     pins: Pins,
     attached: BTreeMap<String, Attachment>,
+    /// Interfaces where tunnels are opened, with their indices.
+    receiving: BTreeMap<String, u32>,
     /// Links at TC, where the kernel has them.
     tcx: bool,
 }
@@ -97,17 +99,23 @@ pub(super) struct Attacher {
 const XDP: &str = "xdp_balance";
 pub(super) const TC_INGRESS: &str = "tc_ingress";
 pub(super) const TC_EGRESS: &str = "tc_egress";
+pub(super) const TC_RECEIVE: &str = "tc_receive";
 const SK_LOOKUP: &str = "sk_lookup";
 
 impl Attacher {
     /// For an object whose programs are loaded.
     pub(super) const fn new(object: Ebpf, pins: Pins, tcx: bool) -> Self {
-        Self { object, pins, attached: BTreeMap::new(), tcx }
+        Self { object, pins, attached: BTreeMap::new(), receiving: BTreeMap::new(), tcx }
     }
 
     /// What sits where.
     pub(super) const fn attached(&self) -> &BTreeMap<String, Attachment> {
         &self.attached
+    }
+
+    /// Where tunnels are opened.
+    pub(super) const fn receiving(&self) -> &BTreeMap<String, u32> {
+        &self.receiving
     }
 
     /// Attaches socket lookup to this process's network namespace, or replaces the program of the pinned link.
@@ -136,8 +144,7 @@ impl Attacher {
         mode: AttachMode,
         avoid: Option<&str>,
     ) -> Result<&Attachment, Error> {
-        let index = nix::net::if_::if_nametoindex(interface)
-            .map_err(|errno| Error::Interface { name: interface.to_owned(), source: errno.into() })?;
+        let index = index_of(interface)?;
         let (ingress, why) = self.ingress(interface, Target(index), mode, avoid)?;
         self.classifier(interface, Target(index), TC_EGRESS, TcAttachType::Egress)?;
         for other in Ingress::ALL.into_iter().filter(|other| *other != ingress) {
@@ -151,17 +158,34 @@ impl Attacher {
         Ok(place.into_mut())
     }
 
-    /// Removes what this agent, or one before it, attached to any other interface. Interfaces that are gone have lost
-    /// their programs already.
-    pub(super) fn keep_only(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
-        self.attached.retain(|name, _| interfaces.contains(name));
+    /// Opens tunnels at an interface, or takes over what an earlier agent left there.
+    ///
+    /// Behind what balances: a node that is an endpoint too must not balance a packet again that was sent to it.
+    pub(super) fn receive(&mut self, interface: &str) -> Result<(), Error> {
+        let index = index_of(interface)?;
+        self.classifier(interface, Target(index), TC_RECEIVE, TcAttachType::Ingress)?;
+        tracing::info!(interface, "tunnels of peers end here");
+        self.receiving.insert(interface.to_owned(), index);
+        Ok(())
+    }
+
+    /// Removes what this agent, or one before it, attached to any other interface: what balances, and what receives.
+    /// Interfaces that are gone have lost their programs already.
+    pub(super) fn keep_only(
+        &mut self,
+        balanced: &BTreeSet<String>,
+        receiving: &BTreeSet<String>,
+    ) -> Result<(), Error> {
+        self.attached.retain(|name, _| balanced.contains(name));
+        self.receiving.retain(|name, _| receiving.contains(name));
         let tables = self.pins.tables();
         let failed = |source| Error::PinFolder { path: tables.to_owned(), source };
         for entry in fs::read_dir(tables).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            let Some(interface) = interface_of(&name.to_string_lossy()) else { continue };
-            if !interfaces.contains(&interface) && pin::remove(&entry.path())? {
+            let Some((hook, interface)) = hook_of(&name.to_string_lossy()) else { continue };
+            let kept = if hook == TC_RECEIVE { receiving } else { balanced };
+            if !kept.contains(&interface) && pin::remove(&entry.path())? {
                 tracing::info!(interface, pin = %name.to_string_lossy(), "detached");
             }
         }
@@ -253,8 +277,9 @@ impl Attacher {
             return Ok(());
         }
         if self.tcx {
-            let first = TcAttachOptions::TcxOrder(LinkOrder::first());
-            if let Ok(id) = program.attach_with_options(interface, side, first) {
+            let order = if name == TC_RECEIVE { LinkOrder::last() } else { LinkOrder::first() };
+            let order = TcAttachOptions::TcxOrder(order);
+            if let Ok(id) = program.attach_with_options(interface, side, order) {
                 let link = program.take_link(id).map_err(failed(name))?;
                 let link: FdLink = link.try_into().map_err(|source| Error::Link { what: name, source })?;
                 return pin::keep(link, &path);
@@ -279,7 +304,7 @@ fn hang(program: &mut SchedClassifier, path: &Path, next: &Path) -> Result<(), E
     let Some(place) = pin::filter_of(path) else {
         return Err(failed_filter(io::ErrorKind::InvalidInput.into()));
     };
-    let name = if place.is_ingress { TC_INGRESS } else { TC_EGRESS };
+    let name = place.hook;
     let side = place.side();
     // One that is there already is as good; where it cannot be, the next step says so.
     drop(tc::qdisc_add_clsact(&place.interface));
@@ -293,7 +318,9 @@ fn hang(program: &mut SchedClassifier, path: &Path, next: &Path) -> Result<(), E
     let id = if let Some(filter) = filter::of_pin(path, &place).map_err(failed_filter)? {
         program.attach_to_link(filter)
     } else {
-        let options = TcAttachOptions::Netlink(tc::NlOptions::default());
+        // Without a priority a filter comes before those that are there.
+        let priority = if name == TC_RECEIVE { LAST } else { 0 };
+        let options = TcAttachOptions::Netlink(tc::NlOptions { priority, ..tc::NlOptions::default() });
         program.attach_with_options(&place.interface, side, options)
     };
     let link = program.take_link(id.map_err(failed(name))?).map_err(failed(name))?;
@@ -302,11 +329,19 @@ fn hang(program: &mut SchedClassifier, path: &Path, next: &Path) -> Result<(), E
     fs::rename(next, path).map_err(failed_pin(next))
 }
 
+/// Priority of a filter that comes last: behind those to which the kernel gave one, from 49152 down.
+const LAST: u16 = 0xff00;
+
+fn index_of(interface: &str) -> Result<u32, Error> {
+    nix::net::if_::if_nametoindex(interface)
+        .map_err(|errno| Error::Interface { name: interface.to_owned(), source: errno.into() })
+}
+
 /// Loads every program into the kernel. The maps must still be open: afterwards the programs hold them.
 pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), Error> {
     let refused = |what| move |source| Error::Verifier { what, source };
     program::<Xdp>(object, XDP)?.load().map_err(refused(XDP))?;
-    for name in [TC_INGRESS, TC_EGRESS] {
+    for name in [TC_INGRESS, TC_EGRESS, TC_RECEIVE] {
         program::<SchedClassifier>(object, name)?.load().map_err(refused(name))?;
     }
     program::<SkLookup>(object, SK_LOOKUP)?.load().map_err(refused(SK_LOOKUP))
@@ -324,12 +359,15 @@ fn failed(what: &'static str) -> impl Fn(ProgramError) -> Error {
     move |source| Error::Attach { what, source }
 }
 
-/// The interface of a link's pin; none for the socket lookup, which has none, and for maps.
-fn interface_of(pin: &str) -> Option<String> {
+/// The hook and the interface of a link's pin; none for the socket lookup, which has no interface, and for maps.
+fn hook_of(pin: &str) -> Option<(&'static str, String)> {
     let prefixes = [pin::PREFIX, pin::NEXT_FILTER, pin::FILTER];
     let hook = prefixes.into_iter().find_map(|prefix| pin.strip_prefix(prefix))?;
-    let names = Ingress::ALL.map(Ingress::pin).into_iter().chain([TC_EGRESS]);
-    names.into_iter().find_map(|name| hook.strip_prefix(name)?.strip_prefix('-').map(pin::decoded))
+    let names = Ingress::ALL.map(Ingress::pin).into_iter().chain([TC_EGRESS, TC_RECEIVE]);
+    names.into_iter().find_map(|name| {
+        let interface = hook.strip_prefix(name)?.strip_prefix('-')?;
+        Some((name, pin::decoded(interface)))
+    })
 }
 
 /// An error as the reason for another choice.
@@ -356,12 +394,16 @@ mod tests {
 
     #[test]
     fn the_interface_stands_in_the_name_of_the_pin() {
-        let check = |pin, expected| assert_eq!(interface_of(pin).as_deref(), expected, "{pin}");
+        let check = |pin: &str, expected: Option<&str>| {
+            let seen = hook_of(pin).map(|(_, interface)| interface);
+            assert_eq!(seen.as_deref(), expected, "{pin}");
+        };
         check("link-xdp_balance-eth0", Some("eth0"));
         check("link-xdp_generic-veth-a", Some("veth-a"));
         check("link-tc_ingress-tc_ingress", Some("tc_ingress"));
         check("link-tc_egress-eth0:100", Some("eth0.100"));
         check("filter-tc_egress-eth0", Some("eth0"));
+        check("link-tc_receive-eth0", Some("eth0"));
         check("filter-next-tc_egress-eth0", Some("eth0"));
         check("link-sk_lookup", None);
         check("services", None);

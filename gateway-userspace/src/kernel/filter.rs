@@ -25,6 +25,8 @@ const PART: usize = 64 << 10;
 /// Where a filter of ours stands: what its pin is named after.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Place {
+    /// Name of the program.
+    pub(super) hook: &'static str,
     /// Name of the interface.
     pub(super) interface: String,
     /// Whether it is on ingress or on egress.

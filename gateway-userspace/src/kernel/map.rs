@@ -13,6 +13,7 @@ use gateway_common::{
     filter::{self, FilterWord},
     flow::FlowCount,
     map::{self, MapDef},
+    receive::Receive,
     service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey},
     settings::Settings,
     slot::{Slot, SlotChunk},
@@ -53,6 +54,7 @@ pub(super) struct KernelMaps {
     flow_buckets: [u32; 2],
     filter: Rows<FilterWord>,
     settings: Rows<Settings>,
+    receiving: Rows<Receive>,
     sockets: SockMap<MapData>,
     reasons: PerCpu<HookCounts>,
     service_counts: PerCpu<ServiceCount>,
@@ -116,6 +118,7 @@ impl KernelMaps {
             flow_buckets: [size_of_map::<map::Flows>(object)?, size_of_map::<map::Replies>(object)?],
             filter: taken::<map::Filter, _>(object)?,
             settings: taken::<map::SettingsMap, _>(object)?,
+            receiving: taken::<map::Receiving, _>(object)?,
             sockets: taken::<map::Sockets, _>(object)?,
             reasons: taken::<map::Reasons, _>(object)?,
             service_counts: taken::<map::ServiceCounts, _>(object)?,
@@ -270,6 +273,11 @@ impl KernelMaps {
     /// Room in the maps as they are.
     pub(super) const fn capacity(&self) -> Capacity {
         self.capacity
+    }
+
+    /// Says whose tunnels end here.
+    pub(super) fn put_receive(&mut self, receive: &Receive) -> Result<(), Error> {
+        self.receiving.set(0, Shared(*receive), 0).map_err(failed::<map::Receiving>)
     }
 
     /// Gives a listening socket its place.

@@ -39,6 +39,7 @@ use gateway_common::{
     hash::Seed,
     layout::PIN_ROOT,
     map::{Description, MapDef},
+    receive::Receive,
     settings::{Ports, Settings as Row, Tables, Timeouts, Tunnel},
 };
 
@@ -80,6 +81,8 @@ pub struct Settings {
     pub tunnel: Tunnel,
     /// Links at TC, where the kernel has them (Linux 6.6); without, filters as every kernel has them.
     pub tcx: bool,
+    /// Whose tunnels end at this node.
+    pub receive: Receive,
 }
 
 impl Settings {
@@ -186,6 +189,7 @@ impl Kernel {
             timeouts(ticks),
             settings.tunnel,
         ))?;
+        maps.put_receive(&settings.receive)?;
         let terms = Terms {
             seed,
             flows: flow_buckets.saturating_mul(2),
@@ -238,6 +242,24 @@ impl Kernel {
         self.attacher.attach(interface, self.mode, avoid)
     }
 
+    /// Opens tunnels that end at an interface.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn receive(&mut self, interface: &str) -> Result<(), Error> {
+        self.attacher.receive(interface)
+    }
+
+    /// Whether tunnels are opened at this very interface.
+    pub fn is_receiving(&self, interface: &str, index: u32) -> bool {
+        self.attacher.receiving().get(interface) == Some(&index)
+    }
+
+    /// Interfaces where tunnels are opened, with their indices.
+    pub const fn receiving(&self) -> &BTreeMap<String, u32> {
+        self.attacher.receiving()
+    }
+
     /// Whether programs sit on this very interface, not on one that had its name before, at a hook that still is the
     /// right one.
     pub fn is_attached(&self, interface: &str, index: u32, avoid: Option<&str>) -> bool {
@@ -247,12 +269,16 @@ impl Kernel {
         })
     }
 
-    /// Detaches from every other interface, also what an earlier agent attached.
+    /// Detaches from every other interface, also what an earlier agent attached: what balances, and what receives.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn keep_only(&mut self, interfaces: &BTreeSet<String>) -> Result<(), Error> {
-        self.attacher.keep_only(interfaces)
+    pub fn keep_only(
+        &mut self,
+        balanced: &BTreeSet<String>,
+        receiving: &BTreeSet<String>,
+    ) -> Result<(), Error> {
+        self.attacher.keep_only(balanced, receiving)
     }
 
     /// Brings the maps to an image.

@@ -100,9 +100,10 @@ fn file_name(path: &Path) -> Cow<'_, str> {
 pub(super) fn filter_of(pin: &Path) -> Option<Place> {
     let name = file_name(pin);
     let hook = name.strip_prefix(NEXT_FILTER).or_else(|| name.strip_prefix(FILTER))?;
-    [(attach::TC_INGRESS, true), (attach::TC_EGRESS, false)].into_iter().find_map(|(name, is_ingress)| {
+    let hooks = [(attach::TC_INGRESS, true), (attach::TC_EGRESS, false), (attach::TC_RECEIVE, true)];
+    hooks.into_iter().find_map(|(name, is_ingress)| {
         let interface = decoded(hook.strip_prefix(name)?.strip_prefix('-')?);
-        Some(Place { interface, is_ingress })
+        Some(Place { hook: name, interface, is_ingress })
     })
 }
 
@@ -153,13 +154,16 @@ mod tests {
 
     #[test]
     fn a_pin_says_where_its_filter_stands() {
-        let place = |interface: &str, is_ingress| Some(Place { interface: interface.to_owned(), is_ingress });
+        let place = |hook, interface: &str| {
+            Some(Place { hook, interface: interface.to_owned(), is_ingress: hook != attach::TC_EGRESS })
+        };
         let check = |pin: &str, expected: Option<Place>| {
             assert_eq!(filter_of(&Path::new("/pins").join(pin)), expected, "{pin}");
         };
-        check("filter-tc_ingress-eth0", place("eth0", true));
-        check("filter-tc_egress-veth-a:100", place("veth-a.100", false));
-        check("filter-next-tc_ingress-eth0", place("eth0", true));
+        check("filter-tc_ingress-eth0", place(attach::TC_INGRESS, "eth0"));
+        check("filter-tc_egress-veth-a:100", place(attach::TC_EGRESS, "veth-a.100"));
+        check("filter-next-tc_ingress-eth0", place(attach::TC_INGRESS, "eth0"));
+        check("filter-tc_receive-eth0", place(attach::TC_RECEIVE, "eth0"));
         check("link-tc_ingress-eth0", None);
         check("filter-tc_other-eth0", None);
         check("services", None);

@@ -4,7 +4,6 @@ use std::ops::RangeInclusive;
 
 use crate::{
     config::read::Wrong,
-    network::Network,
     pattern::{self, Pattern},
     snapshot::listener::Hostname,
     target,
@@ -154,31 +153,6 @@ fn squeeze(text: &str) -> String {
         }
     }
     squeezed
-}
-
-/// A network: an address and how many of its bits count; an address alone is one machine.
-pub fn network(text: &str) -> Result<Network, Wrong> {
-    let (addr, prefix) = text.split_once('/').map_or((text, None), |(addr, prefix)| (addr, Some(prefix)));
-    let remedy = "write it such as 10.0.0.0/24 or 2001:db8::/64";
-    let addr: std::net::IpAddr =
-        addr.parse().map_err(|_| Wrong::new("its address cannot be read", remedy))?;
-    let n_bits = if addr.is_ipv4() { 32 } else { 128 };
-    let prefix_bits = match prefix {
-        None => n_bits,
-        Some(prefix) => prefix
-            .parse::<u8>()
-            .ok()
-            .filter(|bits| *bits <= n_bits && bits.to_string() == prefix)
-            .ok_or_else(|| {
-                Wrong::new("its length cannot be read", format!("write 0 to {n_bits} behind the /"))
-            })?,
-    };
-    let network = Network { addr, prefix_bits };
-    let first = network.first();
-    if first != addr {
-        return Err(Wrong::new("it begins in the middle", format!("write {first}/{prefix_bits}")));
-    }
-    Ok(network)
 }
 
 /// The name of a header field that a match may ask for.

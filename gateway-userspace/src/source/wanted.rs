@@ -12,7 +12,7 @@ use crate::{
     config::{
         files::Files,
         read::{View, Wrong},
-        text::unicast,
+        text::{network, unicast},
     },
     name::{ListenerName, RouteName, ServiceName},
     pattern::Text,
@@ -74,7 +74,7 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         Some(Located { value: timeout.value, place: affinity.place() })
     });
     let proxies = view.table("proxyProtocol").map(|proxies| {
-        let networks = proxies.texts("from", text::network);
+        let networks = proxies.texts("from", network);
         let value = networks.into_iter().map(|network| network.value).collect();
         Located { value, place: proxies.place() }
     });

@@ -23,7 +23,7 @@ use aya::{
     },
     sys::{Stats, enable_stats},
 };
-use gateway_common::counter::Hook;
+use gateway_common::{counter::Hook, receive::Receive};
 use gateway_userspace::kernel::{AttachMode, Kernel, Settings, cleanup};
 
 /// `XDP_PASS` of `linux/bpf.h`.
@@ -108,7 +108,9 @@ fn smoke(ebpf: &mut Ebpf, hook: Hook, interface: &str) -> Result<&'static str> {
             passes(&*program, XDP_PASS)?;
             Ok("native XDP, a packet passes unchanged")
         }
-        Hook::TcIngress => classifier(program.try_into()?, interface, TcAttachType::Ingress),
+        Hook::TcIngress | Hook::TcReceive => {
+            classifier(program.try_into()?, interface, TcAttachType::Ingress)
+        }
         Hook::TcEgress => classifier(program.try_into()?, interface, TcAttachType::Egress),
         Hook::SkLookup => lookup(program.try_into()?),
     }
@@ -144,11 +146,13 @@ fn takeover(interface: &str) -> Result<String> {
         change_window: Duration::from_hours(1),
         tunnel: gateway_common::settings::Tunnel::DEFAULT,
         tcx: true,
+        receive: Receive::default(),
     };
     for _ in 0..2 {
         let mut kernel = Kernel::start(&settings).context("the agent cannot start its kernel side")?;
         let hook = kernel.attach(interface, None).context("the agent cannot attach")?.ingress;
         ensure!(hook == "TC", "attached at {hook}");
+        kernel.receive(interface).context("the agent cannot attach the program that opens tunnels")?;
     }
     let removed = cleanup(&bpffs).context("cleanup failed")?;
     let is_there = |name: &str| removed.iter().any(|path| path.ends_with(format!("{name}-{interface}")));

@@ -9,6 +9,7 @@
 )]
 
 mod direct;
+mod receive;
 mod takeover;
 
 use std::{

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use super::{NETWORK, PORT, SEED_FILE};
-use crate::config::shape::{
-    Field, List,
-    Presence::{Absent, Default, Required},
-    Shape, Table, Text,
+use crate::{
+    config::shape::{
+        Field, List,
+        Presence::{Absent, Default, Required},
+        Shape, Table, Text,
+    },
+    limits,
 };
 
 text!(SOCKET_ADDRESS, "an IP address and a port", "127.0.0.1:9901", r"^[0-9a-fA-F.:\[\]]+:[0-9]+$");
@@ -212,6 +215,12 @@ static KERNEL: Table = Table {
             presence: Absent("every setting has its default"),
             doc: "How packets look that go to an endpoint through a tunnel.",
         },
+        Field {
+            key: "receive",
+            shape: Shape::Table(&RECEIVE),
+            presence: Absent("no tunnel ends at this node"),
+            doc: "Takes packets out of the tunnels of balancing nodes (direct return).",
+        },
     ],
     one_of: &[],
 };
@@ -239,6 +248,30 @@ static TUNNEL: Table = Table {
             presence: Default("6080"),
             doc: "UDP port that endpoints decapsulate at, for `dsr-gue`; 6080 is that of GUE (IANA).",
         },
+    ],
+    one_of: &[],
+};
+
+static RECEIVE: Table = Table {
+    name: "receive",
+    doc: "The receiving end of direct return: packets in IPIP or GUE to an address of this node come out as their clients \
+          sent them and go to the stack, where the virtual address has to be local (`ip address add ADDRESS dev lo`). \
+          Tunnelled packets of anybody else to this node are dropped.",
+    fields: &[
+        Field {
+            key: "peers",
+            shape: Shape::List(&List { item: Shape::Text(&NETWORK), min: 1, max: limits::TUNNEL_PEERS }),
+            presence: Required("[172.16.0.0/16]"),
+            doc: "Networks of the outer source addresses that balancing nodes use (`tunnel`). Whoever can send from them can \
+                  claim to be any client: nobody else must be able to.",
+        },
+        Field {
+            key: "interfaces",
+            shape: Shape::List(&List { item: Shape::Text(&INTERFACE), min: 1, max: 64 }),
+            presence: Absent("those of `kernel.interfaces`"),
+            doc: "Interfaces where tunnelled packets come in; `*` stands for any letters.",
+        },
+        Field { key: "port", shape: PORT, presence: Default("6080"), doc: "UDP port of GUE." },
     ],
     one_of: &[],
 };
