@@ -51,5 +51,6 @@ pub mod state;
 pub mod target;
 pub mod tcp;
 pub mod tls;
+pub mod tunnel;
 pub mod udp;
 pub mod upstream;

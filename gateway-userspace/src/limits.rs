@@ -112,6 +112,18 @@ pub const INTERIMS: usize = 16;
 /// Bytes of interim responses that wait for a client who takes nothing; further ones are left out.
 pub const INTERIM_BYTES: usize = 64 * 1024;
 
+/// Time without a byte after which a tunnel (WebSocket, CONNECT) ends, where its rule says nothing.
+pub const TUNNEL_IDLE: Duration = Duration::from_hours(1);
+
+/// Tunnels that are open on one address; beyond it a request for one gets 503.
+pub const TUNNELS: usize = 16_384;
+
+/// Time for a tunnel to end by itself after the drain began; then it is closed.
+pub const TUNNEL_DRAIN: Duration = Duration::from_secs(10);
+
+/// Time for an endpoint of HTTP/2 to say that it takes extended CONNECT, which it does when it is connected to.
+pub const SETTINGS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Bytes of a request's body that are remembered while it is sent; a longer one cannot be sent again.
 pub const REPLAY_BYTES: usize = 64 * 1024;
 

@@ -24,6 +24,7 @@ use crate::{
     route::{Table, host::Hosts},
     target,
     tls::accept::Acceptor,
+    tunnel::Tunnels,
     upstream::Upstream,
 };
 
@@ -155,6 +156,8 @@ pub struct Rule {
     pub backend_timeout: Option<Duration>,
     /// When requests are sent again.
     pub retry: retry::Policy,
+    /// What clients may speak instead of HTTP.
+    pub tunnels: Tunnels,
     /// Counts its requests.
     pub stats: Arc<RouteStats>,
 }

@@ -130,7 +130,16 @@ async fn requests_that_are_taken_back_when_they_are_under_way() {
         let streams: Vec<u32> = (0..50).map(|k| 2 * (n + k) + 1).collect();
         n += 50;
         peer.send(&streams.iter().flat_map(|stream| get(*stream)).collect::<Vec<_>>()).await;
-        // A pause, so that all of them are sent on.
+        // All of them have to be under way; after the farewell none is.
+        let all_there = || bench.origin.requests() >= usize::try_from(n).unwrap();
+        let waiting = eventually("requests are at the endpoint", SOON, all_there);
+        let was_ended = bench.misuses("resets") > 0;
+        if !was_ended {
+            tokio::select! {
+                _ = waiting => {}
+                () = tokio::time::sleep(Duration::from_secs(2)) => {}
+            }
+        }
         while let Some(frame) = peer.read(Duration::from_millis(20)).await {
             if frame.kind == GOAWAY {
                 last = frame.code();

@@ -29,6 +29,7 @@ use gateway_userspace::{
         },
         refusal::Refusal,
         shard::RouteLabels,
+        tunnel::{TunnelKind, TunnelOutcome},
     },
 };
 
@@ -143,6 +144,10 @@ fn metrics() {
     writeln!(text, "- `reason` of a misuse of HTTP/2: {}", list(reasons)).unwrap();
     let outcomes = ForwardOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
     writeln!(text, "- `outcome` of a forwarded connection: {}", list(outcomes)).unwrap();
+    let outcomes = TunnelOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
+    writeln!(text, "- `outcome` of a tunnel: {}", list(outcomes)).unwrap();
+    let kinds = TunnelKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    writeln!(text, "- `kind` of a tunnel: {}", list(kinds)).unwrap();
     writeln!(text, "- `hook`: {}", list(Hook::ALL.iter().map(|hook| hook.name()).collect())).unwrap();
     text.push_str("- `reason` of packets: [maps.md](maps.md)\n");
     expect::file(&expect::root().join("docs/reference/metrics.md"), &text);
@@ -170,6 +175,12 @@ fn everything() -> Metrics {
     families.misuse(Misuse::Control);
     families.forwarded.ended(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), ForwardOutcome::Ended);
     families.forwarded.moved(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), [1, 1]);
+    let mut tunnel = families
+        .tunnels
+        .begin(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), TunnelKind::Connect, 1)
+        .unwrap();
+    tunnel.open();
+    drop(tunnel);
     families.forwarded.no_header(std::net::SocketAddr::from(([10, 0, 0, 1], 443)));
     families.handshakes.expires("l", "c", 1);
     families.handshakes.count(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), false);

@@ -281,6 +281,7 @@ mod tests {
             request_timeout: None,
             backend_timeout: None,
             retry: crate::retry::Policy::DEFAULT,
+            tunnels: crate::tunnel::Tunnels::DEFAULT,
         };
         Route {
             name: RouteName::new(name),

@@ -43,6 +43,7 @@ pub(super) fn table(
                 request_timeout: rule.request_timeout,
                 backend_timeout: rule.backend_timeout,
                 retry: rule.retry.clone(),
+                tunnels: rule.tunnels,
                 stats: shared.parts.metrics.route(&labels),
             });
             for hostname in &hostnames {

@@ -12,6 +12,8 @@ use tokio::time::Sleep;
 use crate::{
     access::Line,
     endpoint::Active,
+    http::tunnel::Tunnel,
+    metrics::tunnel::TunnelOutcome,
     pool::{Lease, body::BoxError, incoming::Incoming},
 };
 
@@ -43,6 +45,8 @@ struct Streamed {
     _active: Active,
     /// When the whole exchange must be over.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// The body is that of a tunnel, and has another direction.
+    tunnel: Option<Box<Tunnel>>,
 }
 
 /// The response took longer than the route allows.
@@ -70,12 +74,47 @@ impl ResponseBody {
         active: Active,
         deadline: Option<Pin<Box<Sleep>>>,
     ) -> Self {
-        let streamed = Streamed { incoming, lease: Some(lease), _active: active, deadline };
+        let streamed = Streamed { incoming, lease: Some(lease), _active: active, deadline, tunnel: None };
         Self { source: Source::Upstream(streamed), line: None }
     }
 }
 
 impl ResponseBody {
+    /// What comes from an endpoint through a tunnel over `lease`.
+    pub(super) fn tunnel(incoming: Incoming, lease: Lease, active: Active, tunnel: Box<Tunnel>) -> Self {
+        let streamed =
+            Streamed { incoming, lease: Some(lease), _active: active, deadline: None, tunnel: Some(tunnel) };
+        Self { source: Source::Upstream(streamed), line: None }
+    }
+
+    /// Whether this is one direction of a tunnel; the other one has to be driven too.
+    pub fn is_tunnel(&self) -> bool {
+        matches!(&self.source, Source::Upstream(Streamed { tunnel: Some(_), .. }))
+    }
+
+    /// Drives the other direction of a tunnel; ready when the client has ended it.
+    pub(super) fn poll_upload_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match &mut self.source {
+            Source::Text(_) => Poll::Ready(Ok(())),
+            Source::Upstream(streamed) => streamed.incoming.poll_upload_end(cx),
+        }
+    }
+
+    /// See [`Tunnel::poll_over`].
+    pub(super) fn poll_over(&mut self, is_draining: bool, cx: &mut Context<'_>) -> Poll<TunnelOutcome> {
+        match &mut self.source {
+            Source::Upstream(Streamed { tunnel: Some(tunnel), .. }) => tunnel.poll_over(is_draining, cx),
+            Source::Upstream(_) | Source::Text(_) => Poll::Ready(TunnelOutcome::Ended),
+        }
+    }
+
+    /// How a tunnel ends.
+    pub(super) fn end(&mut self, outcome: TunnelOutcome) {
+        if let Source::Upstream(Streamed { tunnel: Some(tunnel), .. }) = &mut self.source {
+            tunnel.end(outcome);
+        }
+    }
+
     /// Hands over the line of the access log, to be ended with this body.
     pub fn log(&mut self, line: Option<Box<Line>>) {
         self.line = line;
@@ -106,6 +145,12 @@ impl Streamed {
             return Poll::Ready(Some(Err(Box::new(TooLate))));
         }
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if let Some(tunnel) = &self.tunnel {
+            if let Some(Ok(frame)) = &frame {
+                tunnel.received(frame);
+            }
+            return Poll::Ready(frame);
+        }
         if frame.is_none() || self.incoming.is_end_stream() {
             self.finish();
         }
@@ -116,7 +161,7 @@ impl Streamed {
 impl Drop for Streamed {
     fn drop(&mut self) {
         // A body of known length, or none at all, is not polled beyond its last byte.
-        if self.incoming.is_end_stream() {
+        if self.tunnel.is_none() && self.incoming.is_end_stream() {
             self.finish();
         }
     }
@@ -148,7 +193,7 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Text(text) => text.is_none(),
-            Source::Upstream(streamed) => streamed.incoming.is_end_stream(),
+            Source::Upstream(streamed) => streamed.tunnel.is_none() && streamed.incoming.is_end_stream(),
         }
     }
 
@@ -157,6 +202,7 @@ impl Body for ResponseBody {
             Source::Text(text) => {
                 SizeHint::with_exact(u64::try_from(text.as_ref().map_or(0, Bytes::len)).unwrap_or(u64::MAX))
             }
+            Source::Upstream(streamed) if streamed.tunnel.is_some() => SizeHint::default(),
             Source::Upstream(streamed) => streamed.incoming.size_hint(),
         }
     }

@@ -19,6 +19,7 @@ use crate::{
         filtered::{self, Remembered},
         forward::{Forward, Forwarded, Message},
         header, mirror, trace,
+        tunnel::{Opening, Wanted},
     },
     limits,
     metrics::shard::RouteStats,
@@ -38,6 +39,7 @@ pub async fn run(
     let state = worker.published.load();
     let (mut parts, body) = request.into_parts();
     let language = Language::of(&parts);
+    let wanted = Wanted::of(&mut parts);
     let Some(Bind::Http(bind)) = state.binds.get(&downstream.bind) else {
         return Fault::new(Kind::NoRoute).response(language);
     };
@@ -46,6 +48,7 @@ pub async fn run(
     // Before routes are looked at: they may ask for an identity like for any field.
     downstream.identify(&state, bind, &mut parts.headers);
     let (routed, counted) = find(bind, downstream, &mut parts);
+    let routed = routed.map(|routed| Routed { wanted, ..routed });
     let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
     let filters = filters.map(|filters| (filters, Remembered::of(filters, &parts.method, &parts.headers)));
     let done = match routed {
@@ -100,11 +103,12 @@ fn begin(worker: &Worker, downstream: &Downstream, parts: &Parts, started: Insta
 }
 
 /// Where a request goes.
-#[derive(Clone, Copy)]
 struct Routed<'s> {
     listener: &'s HttpListener,
     rule: &'s Rule,
     prefix_bytes: usize,
+    /// What is spoken instead of HTTP.
+    wanted: Option<Wanted>,
 }
 
 /// Route: the most specific listener for the host name, then its most specific route.
@@ -114,9 +118,6 @@ fn find<'s>(
     parts: &mut Parts,
 ) -> (Result<Routed<'s>, Fault>, &'s RouteStats) {
     let fault = |kind, counted: &'s Arc<RouteStats>| (Err(Fault::new(kind)), counted.as_ref());
-    if parts.method == Method::CONNECT {
-        return fault(Kind::Unsupported, &bind.unmatched);
-    }
     // The codec of HTTP/1 refuses more by itself; HTTP/2 counts bytes only.
     if parts.headers.len() > limits::HEADERS {
         return fault(Kind::HeadTooLarge, &bind.unmatched);
@@ -132,19 +133,21 @@ fn find<'s>(
     let Some(listener) = listener else {
         return fault(Kind::NoRoute, &bind.unmatched);
     };
-    if let Err(refused) = header::normalize(parts, listener.paths) {
+    // CONNECT has no path (RFC 9110, section 9.3.6).
+    let is_connect = parts.method == Method::CONNECT;
+    if !is_connect && let Err(refused) = header::normalize(parts, listener.paths) {
         return (Err(refused), &listener.unmatched);
     }
     let request = route::Request {
         host: &header::host_name(header::authority(parts).unwrap_or_default()),
-        path: parts.uri.path(),
+        path: if is_connect { "/" } else { parts.uri.path() },
         query: parts.uri.query(),
         method: &parts.method,
         headers: &parts.headers,
     };
     match listener.table.find(&request) {
         Some(Matched { rule, prefix_bytes }) => {
-            (Ok(Routed { listener, rule, prefix_bytes: *prefix_bytes }), &rule.stats)
+            (Ok(Routed { listener, rule, prefix_bytes: *prefix_bytes, wanted: None }), &rule.stats)
         }
         None => fault(Kind::NoRoute, &listener.unmatched),
     }
@@ -179,7 +182,7 @@ async fn serve(
     line: &mut Option<Box<Line>>,
 ) -> Result<Response<ResponseBody>, Fault> {
     let Client { downstream, interim } = client;
-    let Routed { listener, rule, prefix_bytes } = routed;
+    let Routed { listener, rule, prefix_bytes, wanted } = routed;
     let (mut parts, body) = request.into_parts();
     if let Some(line) = line {
         line.display(AccessField::Listener, &listener.name);
@@ -201,8 +204,26 @@ async fn serve(
         trusted_hops: listener.trusted_hops,
         host: filters.and_then(|filters| filters.rewrite.as_ref()?.host.as_ref()),
         protocol: service.definition().protocol,
-        has_body: !body.is_empty(),
+        has_body: !body.is_empty() && wanted.is_none(),
     };
+    let forward =
+        Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout, interim };
+    if let Some(wanted) = wanted {
+        let mut opening = Opening::begin(worker, downstream, wanted, rule.tunnels)?;
+        let forwarded = if opening.is_raw() {
+            forward.connect().await?
+        } else {
+            let mut head = header::to_upstream(parts, &onward)?;
+            if let Some(filters) = filters {
+                filters.request_headers.apply(&mut head.headers);
+            }
+            opening.ask(&mut head, onward.protocol)?;
+            let message = Message::new(head, RequestBody::empty());
+            within_deadline(forward, rule.request_timeout, message).await?.0
+        };
+        note(line, &forwarded);
+        return opening.answer(forwarded, body);
+    }
     let body = if rule.mirrors.is_empty() { body } else { mirror::copy(worker, rule, &parts, &onward, body) };
     let mut head = header::to_upstream(parts, &onward)?;
     if let Some(filters) = filters {
@@ -212,11 +233,15 @@ async fn serve(
         Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout, interim };
     let forwarding = within_deadline(forward, rule.request_timeout, Message::new(head, body));
     let (forwarded, deadline) = forwarding.await?;
+    note(line, &forwarded);
+    receive(forwarded, deadline)
+}
+
+fn note(line: &mut Option<Box<Line>>, forwarded: &Forwarded) {
     if let Some(line) = line {
         line.display(AccessField::Endpoint, forwarded.lease.endpoint().addr());
         line.number(AccessField::Retries, u64::try_from(forwarded.n_retries).unwrap_or(u64::MAX));
     }
-    receive(forwarded, deadline)
 }
 
 /// When the rest of an exchange must be over.
@@ -240,7 +265,7 @@ async fn within_deadline(
 }
 
 /// Receive: the head goes on, the body streams behind it.
-fn receive(forwarded: Forwarded, deadline: Deadline) -> Result<Response<ResponseBody>, Fault> {
+pub(super) fn receive(forwarded: Forwarded, deadline: Deadline) -> Result<Response<ResponseBody>, Fault> {
     let Forwarded { response, lease, active, .. } = forwarded;
     let (mut parts, incoming) = response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {

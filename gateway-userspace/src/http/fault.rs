@@ -337,6 +337,17 @@ pub static TABLE: [Row; Kind::COUNT] = [
         remedy: "Look at the endpoint, or raise `timeouts.request` of the rule.",
     },
     Row {
+        kind: Kind::Shed,
+        side: Side::Gateway,
+        retry: Retry::Never,
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        grpc: Grpc::UNAVAILABLE,
+        retry_after_s: Some(1),
+        text: "the gateway has too much to do\n",
+        meaning: "A bound of the gateway is reached; `sluice_limit_reached_total` says which.",
+        remedy: "Send less, or give the agent more cores and memory; bounds that can be written are in the configuration.",
+    },
+    Row {
         kind: Kind::TryTimeout,
         side: Side::Upstream,
         retry: Retry::IfIdempotent,
@@ -355,8 +366,8 @@ pub static TABLE: [Row; Kind::COUNT] = [
         grpc: Grpc::UNIMPLEMENTED,
         retry_after_s: None,
         text: "not supported\n",
-        meaning: "A method or a protocol change that is not served.",
-        remedy: "None.",
+        meaning: "A tunnel that the rule refuses, or that the endpoint does not offer, or a protocol that is not spoken.",
+        remedy: "See `tunnels` of the rule.",
     },
 ];
 

@@ -16,6 +16,7 @@ use crate::{
         header,
         interim::Bounded,
     },
+    limits,
     metrics::names::Limit,
     pool::{
         Lease, OpenError, Origin, SendError,
@@ -109,6 +110,26 @@ impl Forward<'_> {
             }
             course.n_retries += 1;
         }
+    }
+
+    /// A connection to an endpoint, without a request.
+    pub(super) async fn connect(&self) -> Result<Forwarded, Fault> {
+        let (mut tried, mut last) = (Tried::default(), Fault::new(Kind::NoEndpoint));
+        for n_retries in 0..limits::TRIES {
+            let Some(picked) = self.service.pick(&self.downstream.flow, &tried) else { return Err(last) };
+            self.service.stats().tried(self.worker.idx);
+            // One that was used for requests may be half closed, or worse.
+            match self.service.connect_or_reuse(picked, self.worker.idx, Freshness::New).await {
+                Ok(mut lease) => {
+                    let incoming = lease.raw().ok_or(Fault::new(Kind::Unsupported))?;
+                    let active = lease.endpoint().begin();
+                    return Ok(Forwarded { response: Response::new(incoming), lease, active, n_retries });
+                }
+                Err(cause) => last = Fault::new(unopened(&cause)),
+            }
+            tried.push(picked);
+        }
+        Err(last)
     }
 
     /// The endpoint to try, and how.
@@ -216,6 +237,7 @@ impl Forward<'_> {
             SendError::Body => Kind::ClientGone,
             SendError::Protocol => Kind::Protocol,
             SendError::Refused => Kind::Refused,
+            SendError::Unsupported => Kind::Unsupported,
             SendError::Closed | SendError::Unsent(_) if is_down => Kind::EndpointDown,
             SendError::Closed | SendError::Unsent(_) => Kind::Reset,
         });
@@ -227,7 +249,7 @@ impl Forward<'_> {
             // The endpoint may have done what it was asked for.
             SendError::Closed => (if kept.is_idempotent() { kept.message() } else { None }, !is_down),
             SendError::Refused => (kept.message(), true),
-            SendError::Body | SendError::Protocol => (None, false),
+            SendError::Body | SendError::Protocol | SendError::Unsupported => (None, false),
         };
         let message = message.filter(|_| fault.retry != Retry::Never);
         let burden = match (is_kept, is_seen) {

@@ -14,6 +14,7 @@ mod mirror;
 pub mod serve;
 pub mod stream;
 pub mod trace;
+mod tunnel;
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -21,13 +21,15 @@ pub enum Limit {
     RetryBudget,
     /// Connections to an endpoint.
     UpstreamConnections,
+    /// Tunnels that are open on an address.
+    Tunnels,
     /// UDP flows of a worker.
     UdpFlows,
 }
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AccessLog,
         Self::Connections,
         Self::Interims,
@@ -35,6 +37,7 @@ impl Limit {
         Self::PoolIdle,
         Self::RetryBudget,
         Self::UpstreamConnections,
+        Self::Tunnels,
         Self::UdpFlows,
     ];
 
@@ -48,6 +51,7 @@ impl Limit {
             Self::PoolIdle => "pool_idle",
             Self::RetryBudget => "retry_budget",
             Self::UpstreamConnections => "upstream_connections",
+            Self::Tunnels => "tunnels",
             Self::UdpFlows => "udp_flows",
         }
     }

@@ -12,6 +12,7 @@ pub mod misuse;
 pub mod names;
 pub mod refusal;
 pub mod shard;
+pub mod tunnel;
 
 use std::{fmt, sync::Arc};
 

@@ -17,6 +17,7 @@ use crate::metrics::{
     kernel,
     misuse::{Misuse, MisuseLabels},
     refusal::{Refusal, RefusalLabels},
+    tunnel::Tunnels,
 };
 
 /// What every name begins with.
@@ -95,6 +96,8 @@ pub enum FaultKind {
     Reset,
     /// The time for the whole exchange was over.
     RequestTimeout,
+    /// A bound of the gateway is reached.
+    Shed,
     /// The time for one try was over.
     TryTimeout,
     /// A method or a protocol change that is not served.
@@ -106,7 +109,7 @@ impl FaultKind {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::BadRequest,
         Self::ClientGone,
         Self::Connect,
@@ -122,6 +125,7 @@ impl FaultKind {
         Self::Refused,
         Self::Reset,
         Self::RequestTimeout,
+        Self::Shed,
         Self::TryTimeout,
         Self::Unsupported,
     ];
@@ -144,6 +148,7 @@ impl FaultKind {
             Self::Refused => "refused",
             Self::Reset => "reset",
             Self::RequestTimeout => "request_timeout",
+            Self::Shed => "shed",
             Self::TryTimeout => "try_timeout",
             Self::Unsupported => "unsupported",
         }
@@ -203,6 +208,8 @@ pub struct Families {
     pub handshakes: Handshakes,
     /// Connections that were forwarded byte by byte.
     pub forwarded: Forwarded,
+    /// What clients speak instead of HTTP.
+    pub tunnels: Tunnels,
     /// Finished probes.
     pub probes: Family<ProbeLabels, Counter>,
     /// Requests of HTTP/1 whose bytes were refused.
@@ -246,6 +253,7 @@ impl Families {
         );
         families.handshakes.register(registry);
         families.forwarded.register(registry);
+        families.tunnels.register(registry);
         registry.register("probes", "Finished health checks", families.probes.clone());
         registry.register(
             "requests_refused",
@@ -294,6 +302,7 @@ impl Families {
         self.handshake_failures.remove(bind);
         self.handshakes.forget(addr);
         self.forwarded.forget(addr);
+        self.tunnels.forget(addr);
     }
 
     /// Counts that a bound was reached.

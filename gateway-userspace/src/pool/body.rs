@@ -24,6 +24,8 @@ pub struct RequestBody {
     hint: SizeHint,
     /// Runs while the client is waited for.
     stall: Option<Pin<Box<Sleep>>>,
+    /// The client may be silent for as long as it wants.
+    is_patient: bool,
 }
 
 #[derive(Debug)]
@@ -111,7 +113,7 @@ impl Keeper {
     /// The body, whole; none when too much of it has been passed on.
     pub fn take_back(self) -> Option<RequestBody> {
         let stream = self.stream.lock().take()?.rewind()?;
-        Some(RequestBody { source: Source::Own(stream), hint: self.hint, stall: None })
+        Some(RequestBody { source: Source::Own(stream), hint: self.hint, stall: None, is_patient: false })
     }
 }
 
@@ -130,12 +132,18 @@ impl RequestBody {
     {
         let hint = incoming.size_hint();
         let client = Box::pin(http_body_util::BodyExt::map_err(incoming, Into::into));
-        Self { source: Source::Own(Stream::new(client)), hint, stall: None }
+        Self { source: Source::Own(Stream::new(client)), hint, stall: None, is_patient: false }
     }
 
     /// No body.
     pub fn empty() -> Self {
-        Self { source: Source::Empty, hint: SizeHint::with_exact(0), stall: None }
+        Self { source: Source::Empty, hint: SizeHint::with_exact(0), stall: None, is_patient: false }
+    }
+
+    /// Waits for the client as long as it takes: somebody else looks after the time.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { is_patient: true, ..self }
     }
 
     /// Whether there is nothing to send, so that it can be sent any number of times.
@@ -150,10 +158,10 @@ impl RequestBody {
                 let stream = Arc::new(Mutex::new(Some(stream)));
                 let source = Source::Lent(Arc::clone(&stream));
                 let keeper = Keeper { stream, hint: self.hint };
-                (Self { source, hint: self.hint, stall: None }, Some(keeper))
+                (Self { source, hint: self.hint, stall: None, is_patient: false }, Some(keeper))
             }
             source @ (Source::Empty | Source::Lent(_)) => {
-                (Self { source, hint: self.hint, stall: None }, None)
+                (Self { source, hint: self.hint, stall: None, is_patient: false }, None)
             }
         }
     }
@@ -221,6 +229,9 @@ impl Body for RequestBody {
         };
         let Poll::Ready(frame) = polled else {
             let new = || Box::pin(tokio::time::sleep(limits::STALL));
+            if this.is_patient {
+                return Poll::Pending;
+            }
             ready!(this.stall.get_or_insert_with(new).as_mut().poll(cx));
             return Poll::Ready(Some(Err(Box::new(Stalled))));
         };

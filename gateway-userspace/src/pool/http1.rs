@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::{
-    io::{AsyncRead as _, AsyncReadExt as _, ReadBuf},
+    io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, ReadBuf},
     net::TcpStream,
 };
 
@@ -92,6 +92,7 @@ pub(super) async fn send(
         is_reusable: false,
         rest: Rest::End,
         read_bytes: READ_BYTES,
+        tunnel: None,
     };
     if let Some(connection) = &mut receiving.connection {
         let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
@@ -144,6 +145,16 @@ pub struct Receiving {
     is_reusable: bool,
     rest: Rest,
     read_bytes: usize,
+    /// None as long as HTTP is spoken.
+    tunnel: Option<Tunnel>,
+}
+
+/// The way to the endpoint of a tunnel.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Tunnel {
+    Open,
+    /// The client has ended it, and the endpoint has been told.
+    Ended,
 }
 
 /// What is still to come.
@@ -174,6 +185,50 @@ impl Receiving {
         self.connection.take_if(|connection| {
             is_over && self.is_reusable && connection.bytes.is_empty() && connection.out.is_empty()
         })
+    }
+
+    /// No other request goes over this connection.
+    pub(super) const fn retire(&mut self) {
+        self.is_reusable = false;
+    }
+
+    /// HTTP is over: what follows are the bytes of both sides.
+    pub(super) fn open(&mut self, client: RequestBody) {
+        self.retire();
+        self.upload = Some(Upload { body: client, form: out::Body::UntilClose });
+        self.rest = Rest::UntilClose;
+        self.tunnel = Some(Tunnel::Open);
+    }
+
+    /// A tunnel without a request.
+    pub(super) fn raw(connection: Box<Connection>) -> Self {
+        Self {
+            connection: Some(connection),
+            upload: None,
+            is_broken: false,
+            is_reusable: false,
+            rest: Rest::UntilClose,
+            read_bytes: READ_BYTES,
+            tunnel: None,
+        }
+    }
+
+    /// Drives what is written of a tunnel; ready when the client has ended it and the endpoint has been told.
+    pub(super) fn poll_upload_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if self.poll_upload(cx).is_err() {
+            return Poll::Ready(Err(BoxError::from("the client broke off")));
+        }
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(())) };
+        let is_written = self.is_broken || (self.upload.is_none() && connection.out.is_empty());
+        if !is_written {
+            return Poll::Pending;
+        }
+        if self.tunnel == Some(Tunnel::Open) && !self.is_broken {
+            // An endpoint that is gone says so where it is read from.
+            let _told = ready!(Pin::new(&mut connection.stream).poll_shutdown(cx));
+            self.tunnel = Some(Tunnel::Ended);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_head(

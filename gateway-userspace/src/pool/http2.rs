@@ -7,15 +7,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{Reason, client::SendRequest};
-use http::{Request, Response};
+use h2::{Reason, SendStream, client::SendRequest};
+use http::{Method, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 
-use crate::pool::{
-    SendError,
-    body::{BoxError, RequestBody},
-    interim::Interim,
-    stream::{Received, Sending, Sent},
+use crate::{
+    limits,
+    pool::{
+        SendError,
+        body::{BoxError, RequestBody},
+        interim::Interim,
+        stream::{Received, Sending, Sent},
+    },
 };
 
 /// Why a stream came to nothing, and whether that says something about its connection.
@@ -52,12 +55,22 @@ pub(super) async fn send(
         return Err(Failed { error: SendError::Unsent(Box::new(request)), is_of_connection: true });
     }
     let (head, body) = request.into_parts();
-    let is_empty = body.is_empty();
+    // Behind CONNECT the client's bytes follow, as soon as the endpoint agrees.
+    let is_tunnel = head.method == Method::CONNECT;
+    if is_tunnel && !takes_tunnels(sender).await {
+        return Err(Failed::of_stream(SendError::Unsupported));
+    }
+    let is_empty = body.is_empty() && !is_tunnel;
     let Ok((mut response, stream)) = sender.send_request(Request::from_parts(head, ()), is_empty) else {
         // The connection ended this moment: nothing was written.
         return Err(Failed { error: SendError::Refused, is_of_connection: true });
     };
-    let mut upload = (!is_empty).then(|| Sending::new(body, stream));
+    let (mut upload, mut reserved) = (None, None);
+    if is_tunnel {
+        reserved = Some(stream);
+    } else if !is_empty {
+        upload = Some(Sending::new(body, stream));
+    }
     let head = poll_fn(|cx| {
         if let Err(error) = poll_upload(&mut upload, cx) {
             return Poll::Ready(Err(Failed::of_stream(error)));
@@ -70,7 +83,7 @@ pub(super) async fn send(
     .await?;
     let (head, stream) = head.into_parts();
     let received = Received::new(stream, &head.headers);
-    Ok(Response::from_parts(head, Receiving { received, upload }))
+    Ok(Response::from_parts(head, Receiving { received, upload, held: reserved }))
 }
 
 /// Writes what can be written now. An endpoint that takes no more says why in its response.
@@ -94,6 +107,36 @@ fn poll_upload(upload: &mut Option<Sending<RequestBody>>, cx: &mut Context<'_>) 
 pub struct Receiving {
     received: Received,
     upload: Option<Sending<RequestBody>>,
+    /// The way to the endpoint of a tunnel that is not open yet.
+    held: Option<SendStream<Bytes>>,
+}
+
+/// Whether the endpoint takes extended CONNECT (RFC 8441, section 3). It says so when it is connected to, and nothing tells
+/// when it has.
+async fn takes_tunnels(sender: &SendRequest<Bytes>) -> bool {
+    const STEPS: u32 = 50;
+    for _ in 0..STEPS {
+        if sender.is_extended_connect_protocol_enabled() {
+            return true;
+        }
+        tokio::time::sleep(limits::SETTINGS_TIMEOUT / STEPS).await;
+    }
+    sender.is_extended_connect_protocol_enabled()
+}
+
+impl Receiving {
+    /// The endpoint agreed: what follows are the bytes of both sides.
+    pub(super) fn open(&mut self, client: RequestBody) {
+        self.upload = self.held.take().map(|stream| Sending::new(client, stream));
+    }
+
+    /// Drives what is written of a tunnel; ready when the client has ended it.
+    pub(super) fn poll_upload_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        if poll_upload(&mut self.upload, cx).is_err() {
+            return Poll::Ready(Err(BoxError::from("the client broke off")));
+        }
+        if self.upload.is_some() { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
 }
 
 impl Body for Receiving {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::pool::{
-    body::BoxError,
+    body::{BoxError, RequestBody},
     http1::{Connection, Receiving},
     http2,
 };
@@ -37,6 +37,30 @@ impl From<http2::Receiving> for Incoming {
 }
 
 impl Incoming {
+    /// No other request goes over the connection behind it, if it is one for each request.
+    pub const fn retire(&mut self) {
+        match &mut self.0 {
+            Codec::Http1(receiving) => receiving.retire(),
+            Codec::Http2(_) => {}
+        }
+    }
+
+    /// HTTP is over: what follows are the bytes of both sides, those of the client as they come from `client`.
+    pub fn open(&mut self, client: RequestBody) {
+        match &mut self.0 {
+            Codec::Http1(receiving) => receiving.open(client),
+            Codec::Http2(receiving) => receiving.open(client),
+        }
+    }
+
+    /// Drives what is written to the endpoint of a tunnel; ready when the client has ended its side.
+    pub fn poll_upload_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match &mut self.0 {
+            Codec::Http1(receiving) => receiving.poll_upload_end(cx),
+            Codec::Http2(receiving) => receiving.poll_upload_end(cx),
+        }
+    }
+
     /// The connection behind it, if it goes with the body and can serve the next request.
     pub(super) fn take(&mut self) -> Option<Box<Connection>> {
         match &mut self.0 {

@@ -153,6 +153,8 @@ pub enum SendError {
     Unsent(Box<Request<RequestBody>>),
     /// The endpoint did nothing with it, and said so: any request may be sent again.
     Refused,
+    /// The endpoint takes no tunnels.
+    Unsupported,
 }
 
 /// Why there is no connection.
@@ -389,6 +391,17 @@ impl Lease {
             return unsent(request);
         }
         Ok(http1::send(connection, request, interim).await?.map(Incoming::from))
+    }
+
+    /// A tunnel over this connection, without a request; none where a connection carries many.
+    pub fn raw(&mut self) -> Option<Incoming> {
+        match std::mem::replace(&mut self.wire, Wire::None) {
+            Wire::Http1(connection) => Some(Incoming::from(http1::Receiving::raw(connection))),
+            wire @ (Wire::H2c(..) | Wire::None) => {
+                self.wire = wire;
+                None
+            }
+        }
     }
 
     /// Nobody else shall begin with a connection that failed, or that gave no answer; what is under way on it may go on.

@@ -107,6 +107,10 @@ fn check_listeners(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
             let message = format!("retries have no meaning on a {word} listener");
             problems.fault(retry.place, message, "remove `retry`");
         }
+        if let Some(tunnels) = &rule.tunnels {
+            let message = format!("tunnels have no meaning on a {word} listener");
+            problems.fault(tunnels.place, message, "remove `tunnels`");
+        }
         if let Some(timeout) = rule.request_timeout.as_ref().or(rule.backend_timeout.as_ref()) {
             let message = format!("timeouts have no meaning on a {word} listener");
             problems.fault(timeout.place, message, "remove `timeouts`");

@@ -22,6 +22,7 @@ use crate::{
         service::Service,
     },
     target,
+    tunnel::Tunnels,
 };
 
 /// A snapshot and what somebody should look at nevertheless.
@@ -344,6 +345,7 @@ fn rule(draft: DraftRule) -> Rule {
             written @ Some(_) => bound(written),
         },
         retry: draft.retry.map_or(retry::Policy::DEFAULT, |retry| retry.value),
+        tunnels: draft.tunnels.map_or(Tunnels::DEFAULT, |tunnels| tunnels.value),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::{
         service::{Endpoint, HealthCheck, Policy, UpstreamProtocol},
     },
     target,
+    tunnel::Tunnels,
 };
 
 /// Everything a source wants.
@@ -113,6 +114,8 @@ pub struct DraftRule {
     pub backend_timeout: Option<Located<Duration>>,
     /// When requests are sent again, if it is written.
     pub retry: Option<Located<retry::Policy>>,
+    /// What clients may speak instead of HTTP, if it is written.
+    pub tunnels: Option<Located<Tunnels>>,
 }
 
 /// A service that may lack what could not be read.

@@ -8,6 +8,7 @@ use crate::{
     pattern::{Pattern, Text},
     retry,
     snapshot::listener::Hostname,
+    tunnel::Tunnels,
 };
 
 /// Matches and what follows. On a `Tcp` or `Udp` listener a route has one rule without matches.
@@ -40,6 +41,8 @@ pub struct Rule {
     pub backend_timeout: Option<Duration>,
     /// When requests are sent again.
     pub retry: retry::Policy,
+    /// What clients may speak instead of HTTP.
+    pub tunnels: Tunnels,
 }
 
 /// A match; all its parts must hold.

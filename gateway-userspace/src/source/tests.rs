@@ -33,6 +33,7 @@ use crate::{
     },
     source::file::{Loaded, load, parse},
     target::{Escaped, Repeated, Rules},
+    tunnel::Tunnels,
 };
 
 fn good(name: &str) -> PathBuf {
@@ -94,6 +95,9 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!((rule.retry.attempts, rule.retry.backoff), (3, Duration::from_millis(100)));
     assert!(rule.retry.includes(503) && rule.retry.includes(500) && !rule.retry.includes(501));
     assert_eq!(snapshot.routes[0].rules[1].retry, retry::Policy::DEFAULT);
+    let tunnels = rule.tunnels;
+    assert_eq!((tunnels.websocket, tunnels.connect, tunnels.idle_timeout.as_secs()), (true, true, 600));
+    assert_eq!(snapshot.routes[0].rules[1].tunnels, Tunnels::DEFAULT);
     let budgets: Vec<_> = snapshot.services.iter().map(|service| service.retries).collect();
     assert_eq!(
         budgets,

@@ -26,6 +26,7 @@ use crate::{
     },
     source::{filter, text, tls},
     target,
+    tunnel::Tunnels,
 };
 
 /// Reads the three lists; faults go to the reader of `root`.
@@ -179,7 +180,21 @@ fn rule(view: &View<'_>) -> DraftRule {
         request_timeout: timeouts.and_then(|timeouts| timeouts.duration("request")),
         backend_timeout: timeouts.and_then(|timeouts| timeouts.duration("backendRequest")),
         retry: view.table("retry").and_then(|retry| retry_policy(&retry)),
+        tunnels: view.table("tunnels").and_then(|tunnels| tunnel_rules(&tunnels)),
     }
+}
+
+fn tunnel_rules(view: &View<'_>) -> Option<Located<Tunnels>> {
+    let decode = |word: &str| match word {
+        "allow" => Some(true),
+        "refuse" => Some(false),
+        _ => None,
+    };
+    let (websocket, connect) = (view.word("webSocket", decode), view.word("connect", decode));
+    let idle_timeout = view.duration("idleTimeout");
+    let value =
+        Tunnels { websocket: websocket?.value, connect: connect?.value, idle_timeout: idle_timeout?.value };
+    Some(Located { value, place: view.place() })
 }
 
 fn retry_policy(view: &View<'_>) -> Option<Located<retry::Policy>> {

@@ -13,6 +13,7 @@ use gateway_userspace::{
         service::{CheckKind, Endpoint, HealthCheck, Policy, Service, UpstreamProtocol},
     },
     target,
+    tunnel::Tunnels,
 };
 
 pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
@@ -68,6 +69,7 @@ pub fn rule(matched: Match, backends: &[(&str, u32)]) -> Rule {
         request_timeout: None,
         backend_timeout: None,
         retry: retry::Policy::DEFAULT,
+        tunnels: Tunnels::DEFAULT,
     }
 }
 

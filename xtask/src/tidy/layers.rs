@@ -6,7 +6,7 @@ use super::{Fault, source::Source};
 const LAYERS: [&[&str]; 9] = [
     &[
         "name", "limits", "clock", "drain", "secret", "metrics", "place", "duration", "network", "pattern",
-        "target", "filter", "retry",
+        "target", "filter", "retry", "tunnel",
     ],
     &["config", "snapshot", "endpoint", "maglev", "image", "h1"],
     &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client", "access"],
@@ -19,13 +19,14 @@ const LAYERS: [&[&str]; 9] = [
 ];
 
 /// Imports within a layer, each with its reason. They must not form a circle.
-const SIDEWAYS: [(&str, &str, &str); 2] = [
+const SIDEWAYS: [(&str, &str, &str); 3] = [
     (
         "image",
         "endpoint",
         "the image holds live endpoints, whose health reaches the kernel without a new image",
     ),
     ("retry", "limits", "where nothing is written about retries, the bounds of the agent hold"),
+    ("tunnel", "limits", "where nothing is written about tunnels, the bounds of the agent hold"),
 ];
 
 /// Something that only some modules may name.

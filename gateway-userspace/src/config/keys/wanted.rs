@@ -257,6 +257,12 @@ static RULE: Table = Table {
             ),
             doc: "When requests are sent again. HTTP and HTTPS only.",
         },
+        Field {
+            key: "tunnels",
+            shape: Shape::Table(&TUNNELS),
+            presence: Absent("every setting has its default"),
+            doc: "What clients may speak instead of HTTP. HTTP and HTTPS only.",
+        },
     ],
     one_of: &[],
 };
@@ -412,6 +418,35 @@ static RETRY: Table = Table {
 
 #[expect(clippy::as_conversions, reason = "widening, in a constant, where `From` cannot be called")]
 const ATTEMPTS: u64 = limits::RETRIES_AT_MOST as u64;
+
+static TUNNELS: Table = Table {
+    name: "tunnels",
+    doc: "What clients may speak instead of HTTP, over their connection or one of its streams. Bytes then pass both ways until \
+          both sides have ended, nothing passes for `idleTimeout`, or ten seconds after the drain began.",
+    fields: &[
+        Field {
+            key: "webSocket",
+            shape: Shape::Word(&["allow", "refuse"]),
+            presence: Default("allow"),
+            doc: "WebSocket, by an upgrade over HTTP/1.1 or by CONNECT over HTTP/2 (RFC 8441), to endpoints of either protocol; \
+                  those of `h2c` have to offer it. A refused request gets 501.",
+        },
+        Field {
+            key: "connect",
+            shape: Shape::Word(&["refuse", "allow"]),
+            presence: Default("refuse"),
+            doc: "CONNECT: a connection to an endpoint of the rule's services, which have to be `http1`, for whatever bytes. The \
+                  host that the client names picks the route, and nothing else; the path is `/`. A refused request gets 501.",
+        },
+        Field {
+            key: "idleTimeout",
+            shape: Shape::Duration { min: Duration::from_millis(100), max: Duration::from_hours(24) },
+            presence: Default("1h"),
+            doc: "Time without a byte after which a tunnel ends.",
+        },
+    ],
+    one_of: &[],
+};
 
 static TIMEOUTS: Table = Table {
     name: "timeouts",

@@ -24,6 +24,8 @@ pub struct Head {
     pub keeps_alive: bool,
     /// The client sends its body when it is told to.
     pub awaits_continue: bool,
+    /// The client would rather speak WebSocket (RFC 6455, section 4.1).
+    pub wants_websocket: bool,
 }
 
 /// Looks for the end of a head.
@@ -111,7 +113,13 @@ pub fn parse(bytes: &Bytes) -> Result<Head, Refusal> {
     let (mut parts, ()) = Request::new(()).into_parts();
     (parts.method, parts.uri, parts.version, parts.headers) = (method, uri, version, headers);
     let awaits_continue = facts.awaits_continue && version == Version::HTTP_11;
-    Ok(Head { parts, framing, keeps_alive: facts.keeps_alive && !facts.closes, awaits_continue })
+    let wants_websocket = facts.upgrade.is_to_websocket
+        && facts.upgrade.is_of_connection
+        && framing == Framing::None
+        && version == Version::HTTP_11
+        && parts.method == Method::GET;
+    let keeps_alive = facts.keeps_alive && !facts.closes;
+    Ok(Head { parts, framing, keeps_alive, awaits_continue, wants_websocket })
 }
 
 fn refusal(cause: httparse::Error, bytes: &[u8]) -> Refusal {
@@ -194,9 +202,18 @@ struct Facts {
     keeps_alive: bool,
     closes: bool,
     awaits_continue: bool,
+    upgrade: Upgrade,
     n_hosts: usize,
     n_codings: usize,
     length: Option<u64>,
+}
+
+/// What is said about another protocol.
+#[derive(Debug, Default)]
+struct Upgrade {
+    is_to_websocket: bool,
+    /// `connection` names it, as it has to.
+    is_of_connection: bool,
 }
 
 impl Facts {
@@ -217,7 +234,10 @@ impl Facts {
             for word in words(value) {
                 self.closes |= word.eq_ignore_ascii_case(b"close");
                 self.keeps_alive |= word.eq_ignore_ascii_case(b"keep-alive");
+                self.upgrade.is_of_connection |= word.eq_ignore_ascii_case(b"upgrade");
             }
+        } else if *name == header::UPGRADE {
+            self.upgrade.is_to_websocket |= words(value).any(|word| word.eq_ignore_ascii_case(b"websocket"));
         } else if *name == header::EXPECT {
             if !value.trim_ascii().eq_ignore_ascii_case(b"100-continue") {
                 return Err(Refusal::Expect);

@@ -7,6 +7,7 @@
 
 mod reply;
 mod timer;
+mod tunnel;
 mod wire;
 
 use std::{
@@ -38,6 +39,7 @@ use crate::{
             timer::{Timer, Wait},
             wire::{NoHead, Uploaded, Wire},
         },
+        tunnel::Named,
     },
     limits,
     metrics::refusal::Refusal,
@@ -167,8 +169,12 @@ where
     }
 
     /// Serves one request. No error means that the connection goes on.
-    async fn exchange(&mut self, head: Head) -> Result<(), End> {
+    async fn exchange(&mut self, mut head: Head) -> Result<(), End> {
         self.is_first = false;
+        if head.wants_websocket {
+            head.parts.extensions.insert(Named::from_static("websocket"));
+        }
+        let may_tunnel = head.wants_websocket || head.parts.method == Method::CONNECT;
         let asked = Asked {
             method: head.parts.method.clone(),
             version: head.parts.version,
@@ -178,10 +184,18 @@ where
             let mut wire = self.wire.lock();
             wire.begin(head.framing, head.awaits_continue);
             wire.hears_interim = head.parts.version != Version::HTTP_10;
-            wire.is_read()
+            if may_tunnel {
+                wire.hold();
+            }
+            wire.is_read() && !may_tunnel
         };
         let body = if is_empty { RequestBody::empty() } else { RequestBody::new(Uploaded::new(&self.wire)) };
         let response = self.response(Request::from_parts(head.parts, body)).await?;
+        if response.body().is_tunnel() {
+            let (parts, body) = response.into_parts();
+            reply::tunnel(&mut self.wire.lock().out, &parts);
+            return Err(self.tunnel(body).await);
+        }
         let keeps_alive = self.reply(&asked, response).await?;
         let mut wire = self.wire.lock();
         let is_read = wire.skip();

@@ -55,6 +55,17 @@ pub(super) fn head(
     form
 }
 
+/// Writes the head behind which bytes follow that are not HTTP.
+pub(super) fn tunnel(out: &mut Out, parts: &Parts) {
+    out.status(Version::HTTP_11, parts.status);
+    out.fields(&parts.headers);
+    let is_upgrade = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+    if is_upgrade {
+        out.field(b"upgrade", b"websocket");
+    }
+    finish(out, parts.headers.contains_key(header::DATE), is_upgrade.then_some(b"upgrade"));
+}
+
 /// What is said about the connection, where the version does not say it by itself.
 const fn connection(is_old: bool, keeps_alive: bool, form: Body) -> Option<&'static [u8]> {
     match (is_old, keeps_alive && !matches!(form, Body::UntilClose)) {

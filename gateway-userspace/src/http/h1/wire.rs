@@ -58,6 +58,10 @@ pub(super) struct Wire<S> {
 enum Rest {
     Length(u64),
     Chunks(Chunks),
+    /// Whatever the client sends, when its tunnel is open.
+    Held,
+    /// Whatever the client sends, until it ends its side.
+    Open,
     /// Nothing more, or nothing that can be understood.
     End {
         is_good: bool,
@@ -110,7 +114,7 @@ impl<S> Wire<S> {
 
     /// Whether the body of the last request has been read to its end.
     pub(super) const fn is_read(&self) -> bool {
-        matches!(self.rest, Rest::End { is_good: true })
+        matches!(self.rest, Rest::End { is_good: true } | Rest::Held)
     }
 
     /// A request begins, with a body as its head says.
@@ -122,6 +126,16 @@ impl<S> Wire<S> {
             Framing::Chunked => Rest::Chunks(Chunks::default()),
         };
         self.awaits_continue = awaits_continue && !self.is_read();
+    }
+
+    /// The client may get a tunnel.
+    pub(super) fn hold(&mut self) {
+        self.rest = Rest::Held;
+    }
+
+    /// The client has got it.
+    pub(super) fn open(&mut self) {
+        self.rest = Rest::Open;
     }
 
     /// Reads over what has arrived of a body that nobody wants; true when that was all of it.
@@ -161,6 +175,8 @@ impl<S> Wire<S> {
     fn piece(&mut self) -> Result<Next, Refusal> {
         match &mut self.rest {
             Rest::End { .. } => Ok(Next::End),
+            Rest::Open if !self.bytes.is_empty() => Ok(Next::Piece(Frame::data(self.bytes.split().freeze()))),
+            Rest::Held | Rest::Open => Ok(Next::Later),
             Rest::Length(_) if self.bytes.is_empty() => Ok(Next::Later),
             Rest::Length(left) => {
                 let len = usize::try_from(*left).unwrap_or(usize::MAX).min(self.bytes.len());
@@ -256,7 +272,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Ok(Next::Later) => {}
                 Err(refusal) => return Poll::Ready(Some(Err(BoxError::from(BrokenOff(Some(refusal)))))),
             }
-            if let Ok(0) | Err(_) = ready!(self.poll_fill::<BODY_READ_BYTES>(cx)) {
+            // Whoever opens it polls then.
+            if matches!(self.rest, Rest::Held) {
+                return Poll::Pending;
+            }
+            let filled = ready!(self.poll_fill::<BODY_READ_BYTES>(cx));
+            if matches!((&filled, &self.rest), (Ok(0), Rest::Open)) {
+                self.rest = Rest::End { is_good: true };
+                return Poll::Ready(None);
+            }
+            if let Ok(0) | Err(_) = filled {
                 self.rest = Rest::End { is_good: false };
                 return Poll::Ready(Some(Err(BoxError::from(BrokenOff(None)))));
             }
@@ -317,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body for Uploaded<S> {
 
     fn is_end_stream(&self) -> bool {
         let wire = self.wire.lock();
-        wire.n_begun != self.number || wire.is_read()
+        wire.n_begun != self.number || (wire.is_read() && !matches!(wire.rest, Rest::Held))
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -325,7 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Body for Uploaded<S> {
         match &wire.rest {
             _ if wire.n_begun != self.number => SizeHint::with_exact(0),
             Rest::Length(left) => SizeHint::with_exact(*left),
-            Rest::Chunks(_) => SizeHint::default(),
+            Rest::Chunks(_) | Rest::Held | Rest::Open => SizeHint::default(),
             Rest::End { .. } => SizeHint::with_exact(0),
         }
     }

@@ -67,6 +67,7 @@ pub(super) async fn serve<S>(
         .max_header_list_size(u32::try_from(limits::HEAD_BYTES).unwrap_or(u32::MAX))
         .max_send_buffer_size(limits::STREAM_SEND_BYTES)
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
+        .enable_connect_protocol()
         .max_local_error_reset_streams(Some(limits::FAULTY_STREAMS))
         .handshake::<_, Bytes>(Watched::new(stream, Arc::clone(&seen)));
     let Ok(Ok(mut connection)) = tokio::time::timeout(limits::HEAD_TIMEOUT, opening).await else { return };
@@ -75,6 +76,7 @@ pub(super) async fn serve<S>(
     let look = Box::pin(tokio::time::sleep(LOOK));
     let served = Served {
         connection,
+        drain: drain.clone(),
         worker,
         downstream,
         activity: Arc::new(Activity::new(Arc::clone(&seen))),
@@ -139,6 +141,8 @@ struct Last {
 /// A connection.
 struct Served<S> {
     connection: Connection<Watched<S>, Bytes>,
+    /// For tunnels, which do not end by themselves.
+    drain: Drain,
     worker: Arc<Worker>,
     downstream: Arc<Downstream>,
     activity: Arc<Activity>,
@@ -173,7 +177,8 @@ where
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     let (worker, downstream) = (Arc::clone(&self.worker), Arc::clone(&self.downstream));
                     let serving = self.activity.begin();
-                    let stream = stream::serve(worker, downstream, request, respond, serving);
+                    let stream =
+                        stream::serve(worker, downstream, request, respond, (serving, self.drain.clone()));
                     drop(self.worker.tasks.spawn("downstream stream", stream));
                 }
                 Poll::Ready(Some(Err(cause))) => return Poll::Ready(Err(cause)),

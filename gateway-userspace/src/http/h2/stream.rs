@@ -19,9 +19,11 @@ use tokio::time::Sleep;
 
 use crate::{
     clock,
+    drain::Drain,
     h1::date,
     http::{Downstream, Worker, body::ResponseBody, exchange, h2::Serving, header as fields},
     limits,
+    metrics::tunnel::TunnelOutcome,
     pool::{
         body::{BoxError, RequestBody},
         interim::Interim,
@@ -35,7 +37,7 @@ pub(super) async fn serve(
     downstream: Arc<Downstream>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    serving: Serving,
+    (serving, drain): (Serving, Drain),
 ) {
     let (parts, stream) = request.into_parts();
     if !is_for_one_host(&parts) {
@@ -45,7 +47,7 @@ pub(super) async fn serve(
     let method = parts.method.clone();
     let awaits_continue = AtomicBool::new(parts.headers.contains_key(header::EXPECT));
     let client = Client { respond: Mutex::new(respond), awaits_continue };
-    let body = if stream.is_end_stream() {
+    let body = if stream.is_end_stream() && method != Method::CONNECT {
         RequestBody::empty()
     } else {
         RequestBody::new(Received::new(stream, &parts.headers))
@@ -58,6 +60,7 @@ pub(super) async fn serve(
     let (head, is_bodiless) = head(parts, &method, &body);
     match client.respond.into_inner().send_response(head, is_bodiless) {
         Ok(_) if is_bodiless => {}
+        Ok(stream) if body.is_tunnel() => tunnel(body, stream, drain).await,
         Ok(stream) => send(body, stream).await,
         Err(cause) => tracing::debug!(%cause, "a response cannot be sent"),
     }
@@ -127,6 +130,46 @@ async fn send(body: ResponseBody, stream: SendStream<Bytes>) {
         // Clients of gRPC read an endpoint's reason.
         let reason = cause.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
         sending.stream.send_reset(reason.unwrap_or(Reason::INTERNAL_ERROR));
+    }
+}
+
+/// Serves a tunnel until both sides have ended it.
+async fn tunnel(body: ResponseBody, stream: SendStream<Bytes>, mut drain: Drain) {
+    let watch = drain.clone();
+    let mut begun = pin!(drain.begun());
+    let mut is_waiting = false;
+    let mut sending = Sending::new(body, stream);
+    let (mut is_sending, mut is_uploading) = (true, true);
+    let outcome = poll_fn(|cx| {
+        let is_draining = if is_waiting { watch.has_begun() } else { begun.as_mut().poll(cx).is_ready() };
+        is_waiting = true;
+        if sending.stream.poll_reset(cx).is_ready() {
+            return Poll::Ready(TunnelOutcome::Broken);
+        }
+        if is_uploading && let Poll::Ready(ended) = sending.body.poll_upload_end(cx) {
+            if ended.is_err() {
+                return Poll::Ready(TunnelOutcome::Broken);
+            }
+            is_uploading = false;
+        }
+        if is_sending && let Poll::Ready(sent) = sending.poll(cx) {
+            if !matches!(sent, Sent::Whole) {
+                return Poll::Ready(TunnelOutcome::Broken);
+            }
+            is_sending = false;
+        }
+        if !is_sending && !is_uploading {
+            return Poll::Ready(TunnelOutcome::Ended);
+        }
+        sending.body.poll_over(is_draining, cx)
+    })
+    .await;
+    sending.body.end(outcome);
+    match outcome {
+        TunnelOutcome::Ended => {}
+        // As a connection that is reset (RFC 9113, section 8.5).
+        TunnelOutcome::Broken => sending.stream.send_reset(Reason::CONNECT_ERROR),
+        TunnelOutcome::Idle | TunnelOutcome::Drained => sending.stream.send_reset(Reason::CANCEL),
     }
 }
 
