@@ -79,6 +79,10 @@ pub enum Hook {
     SkLookup,
     /// TC on ingress, for packets that come through a tunnel.
     TcReceive,
+    /// TC on egress, for health checks that go through a tunnel.
+    TcProbeOut,
+    /// TC on ingress, for their answers.
+    TcProbeIn,
 }
 
 impl Hook {
@@ -86,8 +90,15 @@ impl Hook {
     pub const LIMIT: u32 = 8;
 
     /// All hooks, in the order of their numbers.
-    pub const ALL: [Self; 5] =
-        [Self::XdpBalance, Self::TcIngress, Self::TcEgress, Self::SkLookup, Self::TcReceive];
+    pub const ALL: [Self; 7] = [
+        Self::XdpBalance,
+        Self::TcIngress,
+        Self::TcEgress,
+        Self::SkLookup,
+        Self::TcReceive,
+        Self::TcProbeOut,
+        Self::TcProbeIn,
+    ];
 
     /// The number of the hook; append-only.
     #[inline(always)]
@@ -98,6 +109,8 @@ impl Hook {
             Self::TcEgress => 2,
             Self::SkLookup => 3,
             Self::TcReceive => 4,
+            Self::TcProbeOut => 5,
+            Self::TcProbeIn => 6,
         }
     }
 
@@ -109,6 +122,8 @@ impl Hook {
             Self::TcEgress => "tc_egress",
             Self::SkLookup => "sk_lookup",
             Self::TcReceive => "tc_receive",
+            Self::TcProbeOut => "tc_probe_out",
+            Self::TcProbeIn => "tc_probe_in",
         }
     }
 
@@ -246,6 +261,12 @@ reasons! {
     BadTunnel = 83 "bad_tunnel" Dropped,
     /// Congestion was marked on the tunnel's way, and the packet inside cannot carry the mark (RFC 6040).
     TunnelCongested = 84 "tunnel_congested" Dropped,
+    /// At `tc_probe_out` and `tc_probe_in`: no health check that goes through a tunnel, or its answer.
+    NotProbe = 85 "not_probe" Passed,
+    /// A health check's packet, put into the tunnel to its endpoint.
+    ProbeSent = 86 "probe_sent" Forwarded,
+    /// The answer to a health check that went through a tunnel.
+    ProbeAnswered = 87 "probe_answered" Forwarded,
 }
 
 impl Reason {

@@ -3,7 +3,7 @@
 //! A new layout never opens an old map: it starts beside it and is filled from the same snapshot. Capacity is no
 //! part of a layout.
 
-use crate::{counter, endpoint, filter, flow, receive, service, settings, slot};
+use crate::{counter, endpoint, filter, flow, probe, receive, service, settings, slot};
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
 pub const LAYOUT_VERSION: u32 = 3;
@@ -23,6 +23,7 @@ pub const SIZES: &[(&str, usize)] = &[
     ("SlotChunk", size_of::<slot::SlotChunk>()),
     ("FilterWord", size_of::<filter::FilterWord>()),
     ("Settings", size_of::<settings::Settings>()),
+    ("Probe", size_of::<probe::Probe>()),
     ("Receive", size_of::<receive::Receive>()),
     ("Scratch", size_of::<flow::Scratch>()),
     ("HookCounts", size_of::<counter::HookCounts>()),

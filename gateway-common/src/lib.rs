@@ -17,6 +17,7 @@ pub mod generator;
 pub mod hash;
 pub mod layout;
 pub mod map;
+pub mod probe;
 pub mod receive;
 pub mod service;
 pub mod settings;

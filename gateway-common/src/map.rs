@@ -7,6 +7,7 @@ use crate::{
     endpoint::Endpoint,
     filter::{self, FilterWord},
     flow::{FlowBucket, FlowCount, ReplyBucket, Scratch},
+    probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket},
     settings::Settings,
@@ -116,6 +117,8 @@ maps! {
     SettingsMap "SETTINGS" Array [1] u32 => Settings;
     /// Whose tunnels end at this node, one row.
     Receiving "RECEIVING" Array [1] u32 => Receive;
+    /// Health checks that take the way of clients' packets, by the port of the agent's socket.
+    Probes "PROBES" MappedArray [Probe::ROWS] u32 => Probe;
     /// Listening sockets of the agent.
     Sockets "SOCKETS" SockMap [4_096] u32 => u64;
     /// Room where a program notes what it knows of a packet: its stack is too small for that. Means nothing between packets.

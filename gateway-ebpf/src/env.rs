@@ -9,6 +9,7 @@ use gateway_common::{
     endpoint::Endpoint,
     filter::FilterWord,
     flow::Tick,
+    probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
@@ -36,6 +37,10 @@ pub trait Maps {
     fn settings(&self) -> Option<Self::Row<Settings>>;
     /// Whose tunnels end here.
     fn receive(&self) -> Option<Self::Row<Receive>>;
+    /// A health check on its way.
+    fn probe(&self, row: u32) -> Option<Self::Row<Probe>>;
+    /// Notes that it sent a packet.
+    fn note_probe(&self, row: u32);
     /// A bucket of the service index.
     fn service_bucket(&self, bucket: u32) -> Option<Self::Row<ServiceBucket>>;
     /// A row of the port ranges.

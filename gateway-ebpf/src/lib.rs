@@ -16,6 +16,7 @@ pub mod index;
 pub mod ingress;
 pub mod outcome;
 pub mod packet;
+pub mod probe;
 pub mod receive;
 pub mod record;
 pub mod reply;

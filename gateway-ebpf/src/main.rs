@@ -37,6 +37,18 @@ fn tc_receive(ctx: TcContext) -> i32 {
     hook::tc::receive(&ctx)
 }
 
+/// Sends the agent's health checks through the tunnels of their endpoints.
+#[classifier]
+fn tc_probe_out(ctx: TcContext) -> i32 {
+    hook::tc::probe_out(&ctx)
+}
+
+/// Gives answers to health checks the address that they were sent to.
+#[classifier]
+fn tc_probe_in(ctx: TcContext) -> i32 {
+    hook::tc::probe_in(&ctx)
+}
+
 /// Gives connections to the agent's services to its listening sockets. Written without the macro, which would give
 /// the section the name of the function: the linker refuses two symbols of one name.
 #[expect(unsafe_code, reason = "the name and section of a program")]

@@ -16,6 +16,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::{FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
     map::{self, MapDef},
+    probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
@@ -78,6 +79,9 @@ static FILTER: Array<Value<map::Filter>, { capacity::<map::Filter>() }> = Array:
 static SETTINGS: Array<Value<map::SettingsMap>, { capacity::<map::SettingsMap>() }> = Array::new();
 #[btf_map]
 static RECEIVING: Array<Value<map::Receiving>, { capacity::<map::Receiving>() }> = Array::new();
+#[btf_map]
+static PROBES: Array<Value<map::Probes>, { capacity::<map::Probes>() }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 #[btf_map]
 pub(crate) static SOCKETS: SockMap<{ capacity::<map::Sockets>() }> = SockMap::new();
 #[btf_map]
@@ -143,6 +147,22 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn receive(&self) -> Option<&'static Receive> {
         RECEIVING.get(0)
+    }
+
+    #[inline(always)]
+    fn probe(&self, row: u32) -> Option<&'static Probe> {
+        PROBES.get(row)
+    }
+
+    #[inline(always)]
+    fn note_probe(&self, row: u32) {
+        let Some(row) = PROBES.get_ptr_mut(row) else { return };
+        let row: *mut Probe = row;
+        // SAFETY: a field of a live value.
+        let sent = unsafe { &raw mut (*row).sent };
+        // SAFETY: packets of one socket come one after the other, and the agent writes the field only before the first and
+        // after the last.
+        unsafe { sent.write_volatile(1) };
     }
 
     #[inline(always)]

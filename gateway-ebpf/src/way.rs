@@ -39,6 +39,13 @@ impl Way {
         }
     }
 
+    /// The way that a frame is on already. `frame` is the first twelve bytes.
+    #[inline(always)]
+    pub const fn again(interface: u32, frame: [u32; 3]) -> Self {
+        let [f0, f1, f2] = frame;
+        Self { words: [interface, f0, f1, f2] }
+    }
+
     /// Index of the interface; zero means that nothing is known.
     #[inline(always)]
     pub const fn interface(self) -> u32 {

@@ -44,7 +44,7 @@ use crate::{
     net::connect,
     network::Network,
     pool::registry::{self, Pools},
-    prober::Prober,
+    prober::{self, Prober},
     snapshot::Snapshot,
     source::{file::Loaded, watch::FileSource},
     state::Published,
@@ -197,6 +197,7 @@ fn assemble(
         (None, SeedSource::Given(secret)) => Seed::from_bytes(secret_bytes(secret.expose())),
         (None, SeedSource::Node) => Seed::from_bytes(fastrand::u128(..).to_le_bytes()),
     };
+    let tunnelled = kernel.as_ref().map(|kernel| kernel.lock().tunnelled());
     sample(metrics, &registry, &pools, kernel.clone());
     let published = Arc::new(Published::default());
     let workers = Workers::start(&Settings {
@@ -224,7 +225,7 @@ fn assemble(
         published,
         wanted: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
         workers,
-        prober: Prober::new(tasks.clone(), Arc::clone(metrics), options),
+        prober: Prober::new(tasks.clone(), Arc::clone(metrics), prober::Path { options, tunnelled }),
         registry,
         metrics: Arc::clone(metrics),
         board: Arc::clone(board),

@@ -195,6 +195,9 @@ pub const WEIGHT: u32 = 1_000_000;
 /// so it takes thousands of them to make the others late.
 pub const PROBES: usize = 4_096;
 
+/// Ports that a probe through a tunnel tries until one is free in the kernel's table; then it fails.
+pub const PROBE_PORTS: usize = 8;
+
 /// Bytes of a probe's response that are read.
 pub const PROBE_RESPONSE_BYTES: usize = 64 * 1024;
 

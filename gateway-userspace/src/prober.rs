@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
     sync::Semaphore,
     task::AbortHandle,
     time::{Instant, MissedTickBehavior},
@@ -24,6 +25,7 @@ use crate::{
     drain::Tasks,
     endpoint::{Endpoint, EndpointId, Health},
     health::{Check, Kind, Outcome, Tracker},
+    kernel::tunnelled::{Detour, Passage, Tunnelled},
     limits,
     metrics::{Metrics, names::ProbeLabels},
     name::ServiceName,
@@ -37,6 +39,8 @@ pub struct Probe {
     pub endpoint: Arc<Endpoint>,
     /// How.
     pub check: Arc<Check>,
+    /// Through which tunnel, where clients' packets take one.
+    pub detour: Option<Detour>,
 }
 
 /// Runs the checks of all endpoints on the runtime that [`Prober::apply`] is called on.
@@ -46,7 +50,16 @@ pub struct Prober {
     tasks: Tasks,
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
-    options: connect::Options,
+    path: Path,
+}
+
+/// How checks reach endpoints.
+#[derive(Clone, Debug, Default)]
+pub struct Path {
+    /// Of every connection.
+    pub options: connect::Options,
+    /// Tunnels; none without the kernel side, where no packet goes through one.
+    pub tunnelled: Option<Arc<Tunnelled>>,
 }
 
 #[derive(Debug)]
@@ -63,9 +76,9 @@ impl Drop for Running {
 
 impl Prober {
     /// Checks nothing yet.
-    pub fn new(tasks: Tasks, metrics: Arc<Metrics>, options: connect::Options) -> Self {
+    pub fn new(tasks: Tasks, metrics: Arc<Metrics>, path: Path) -> Self {
         let permits = Arc::new(Semaphore::new(limits::PROBES));
-        Self { running: Mutex::default(), tasks, metrics, permits, options }
+        Self { running: Mutex::default(), tasks, metrics, permits, path }
     }
 
     /// Starts, keeps and ends checks, so that those of `wanted` run. An endpoint that loses its check while it
@@ -78,7 +91,9 @@ impl Prober {
         running.retain(|id, running| {
             let next = by_id.get(id);
             let stays = next.is_some_and(|next| {
-                next.check == running.probe.check && Arc::ptr_eq(&next.endpoint, &running.probe.endpoint)
+                next.check == running.probe.check
+                    && next.detour == running.probe.detour
+                    && Arc::ptr_eq(&next.endpoint, &running.probe.endpoint)
             });
             if next.is_none() && is_served(id) {
                 running.probe.endpoint.set_health(Health::Unknown);
@@ -109,7 +124,7 @@ impl Prober {
     }
 
     fn start(&self, probe: Probe) -> Running {
-        let (permits, options, tasks) = (Arc::clone(&self.permits), self.options, self.tasks.clone());
+        let (permits, path, tasks) = (Arc::clone(&self.permits), self.path.clone(), self.tasks.clone());
         let (metrics, running) = (Arc::clone(&self.metrics), probe.clone());
         let task = self.tasks.spawn("prober", async move {
             let first = Instant::now() + probe.check.interval.mul_f64(fastrand::f64());
@@ -120,7 +135,7 @@ impl Prober {
                 ticks.tick().await;
                 // The semaphore is never closed.
                 let Ok(permit) = permits.acquire().await else { return };
-                let outcome = run(probe.endpoint.addr(), &probe.check, options, &tasks).await;
+                let outcome = run(&probe, &path, &tasks).await;
                 drop(permit);
                 let service = probe.endpoint.id().service.as_str().to_owned();
                 metrics
@@ -147,9 +162,10 @@ fn report(endpoint: &Endpoint, health: Health, outcome: Outcome) {
 }
 
 /// One check.
-pub async fn run(addr: SocketAddr, check: &Check, options: connect::Options, tasks: &Tasks) -> Outcome {
+async fn run(probe: &Probe, path: &Path, tasks: &Tasks) -> Outcome {
+    let check = &probe.check;
     let done = async {
-        let mut stream = connect::tcp(addr, check.timeout, options).await?;
+        let (mut stream, _passage) = open(probe, path).await?;
         match &check.kind {
             Kind::Tcp => Ok(Outcome::Passed),
             Kind::Http { path, host, statuses, h2c } => {
@@ -174,6 +190,43 @@ pub async fn run(addr: SocketAddr, check: &Check, options: connect::Options, tas
     }
 }
 
+/// Opens a connection to an endpoint, on the way of clients' packets. The passage is to be kept as long as the connection.
+async fn open(probe: &Probe, path: &Path) -> io::Result<(TcpStream, Option<Passage>)> {
+    let (addr, timeout) = (probe.endpoint.addr(), probe.check.timeout);
+    let (Some(detour), Some(tunnelled)) = (probe.detour, &path.tunnelled) else {
+        return Ok((connect::tcp(addr, timeout, path.options).await?, None));
+    };
+    let (socket, passage) = passage(addr, detour, tunnelled, path.options)?;
+    let stream = connect::finish(socket, addr, timeout).await?;
+    // An endpoint on this node needs no tunnel. Anything else that answered without one was reached by another way than
+    // clients' packets take.
+    if stream.local_addr()?.ip() != addr.ip() && !passage.is_used() {
+        return Err(io::ErrorKind::NetworkUnreachable.into());
+    }
+    Ok((stream, Some(passage)))
+}
+
+/// A socket whose packets go through a tunnel.
+fn passage(
+    addr: SocketAddr,
+    detour: Detour,
+    tunnelled: &Arc<Tunnelled>,
+    options: connect::Options,
+) -> io::Result<(TcpSocket, Passage)> {
+    let mut taken = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in 0..limits::PROBE_PORTS {
+        let socket = connect::socket(addr, options)?;
+        let any: IpAddr =
+            if addr.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        socket.bind(SocketAddr::new(any, 0))?;
+        match tunnelled.begin(addr.ip(), socket.local_addr()?.port(), detour) {
+            Ok(passage) => return Ok((socket, passage)),
+            Err(error) => taken = error,
+        }
+    }
+    Err(taken)
+}
+
 /// What an error of the network says about the endpoint.
 fn outcome_of(cause: &io::Error) -> Outcome {
     let said_no = matches!(
@@ -185,7 +238,7 @@ fn outcome_of(cause: &io::Error) -> Outcome {
 }
 
 /// The status of a response; none when it is not HTTP, too long, or breaks off.
-async fn read_status(stream: &mut tokio::net::TcpStream) -> io::Result<Option<u16>> {
+async fn read_status(stream: &mut TcpStream) -> io::Result<Option<u16>> {
     let mut head = Vec::with_capacity(1_024);
     let mut n_read = 0;
     loop {
@@ -229,7 +282,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::health::Thresholds;
+    use crate::{endpoint::Registry, health::Thresholds};
 
     fn check(h2c: bool) -> Check {
         let kind = Kind::Http { path: "/ok".into(), host: "a.test".into(), statuses: 200..=200, h2c };
@@ -238,7 +291,10 @@ mod tests {
     }
 
     async fn outcome(addr: SocketAddr, h2c: bool) -> Outcome {
-        run(addr, &check(h2c), connect::Options::default(), &Tasks::default()).await
+        let id = EndpointId { service: ServiceName::new("a"), addr };
+        let endpoint = Registry::default().resolve(&id);
+        let probe = Probe { endpoint, check: Arc::new(check(h2c)), detour: None };
+        run(&probe, &Path::default(), &Tasks::default()).await
     }
 
     #[tokio::test]

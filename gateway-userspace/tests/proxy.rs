@@ -642,8 +642,7 @@ mod health {
 
     use gateway_userspace::{
         drain::Tasks,
-        net::connect,
-        prober::{Prober, time_to_notice},
+        prober::{Path, Prober, time_to_notice},
         snapshot::service::CheckKind,
     };
 
@@ -651,7 +650,7 @@ mod health {
     use support::eventually;
 
     fn prober(proxy: &Proxy) -> Prober {
-        let prober = Prober::new(Tasks::default(), Arc::clone(&proxy.metrics), connect::Options::default());
+        let prober = Prober::new(Tasks::default(), Arc::clone(&proxy.metrics), Path::default());
         prober.apply(&proxy.published.load().probes, |_| true);
         prober
     }

@@ -19,6 +19,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::{FlowBucket, FlowCount, FlowKey, ReplyBucket},
     map::{self, MapDef},
+    probe::{OWN_MARK, Probe},
     receive::Receive,
     service::{PortRange, Service, ServiceBucket},
     settings::Settings,
@@ -64,6 +65,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// Buckets of the service index that are not empty.
     index: Vec<u32>,
+    /// Rows of health checks that are not empty.
+    probes: Vec<u32>,
     /// What the maps were filled with last, of which programs change a part.
     filled: Option<Tables>,
 }
@@ -106,7 +109,7 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        Ok(Self { ebpf, index: Vec::new(), filled: None })
+        Ok(Self { ebpf, index: Vec::new(), filled: None, probes: Vec::new() })
     }
 
     /// Makes the maps hold what the tables say, and nothing else.
@@ -169,6 +172,15 @@ impl Kernel {
         }
         self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
         self.array::<RECEIVE>(map::Receiving::NAME)?.set(0, raw(&tables.receive), 0)?;
+        let stale: Vec<u32> = self.probes.drain(..).filter(|row| !tables.probes.contains_key(row)).collect();
+        let mut probes = self.array::<PROBE>(map::Probes::NAME)?;
+        for row in stale {
+            probes.set(row, [0; PROBE], 0)?;
+        }
+        for (row, probe) in &tables.probes {
+            probes.set(*row, raw(probe), 0)?;
+        }
+        self.probes = tables.probes.keys().copied().collect();
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
@@ -189,6 +201,10 @@ impl Kernel {
         let counts: BTreeMap<u32, FlowCount> =
             rows(&self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?, ROWS)?;
         tables.service_flows = counts.into_iter().map(|(id, count)| (id, count.entries)).collect();
+        let probes = self.array::<PROBE>(map::Probes::NAME)?;
+        for (row, probe) in &mut tables.probes {
+            *probe = bytemuck::pod_read_unaligned(&probes.get(row, 0)?);
+        }
         tables.reasons.clear();
         let reasons = self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?;
         for hook in 0..Hook::LIMIT {
@@ -275,13 +291,20 @@ impl Kernel {
     /// When the kernel cannot run it.
     pub fn run(&mut self, hook: Hook, packet: &[u8]) -> Result<Outcome> {
         let mut out = vec![0; packet.len() + 256];
-        let options =
-            TestRunOptions { data_in: Some(packet), data_out: Some(&mut out), ..TestRunOptions::default() };
+        // `len`, `pkt_type` and `mark` of `struct __sk_buff`.
+        let marked = [0_u32, 0, OWN_MARK];
+        let context = (hook == Hook::TcProbeOut).then_some(bytemuck::cast_slice(&marked));
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: context,
+            ..TestRunOptions::default()
+        };
         let program =
             self.ebpf.program_mut(hook.name()).with_context(|| format!("no program {}", hook.name()))?;
         let result = match hook {
             Hook::XdpBalance => <&mut Xdp>::try_from(program)?.test_run(options),
-            Hook::TcIngress | Hook::TcEgress | Hook::TcReceive => {
+            Hook::TcIngress | Hook::TcEgress | Hook::TcReceive | Hook::TcProbeIn | Hook::TcProbeOut => {
                 <&mut SchedClassifier>::try_from(program)?.test_run(options)
             }
             Hook::SkLookup => bail!("a socket lookup has no packet: use lookup()"),
@@ -302,6 +325,7 @@ const CHUNK: usize = size_of::<SlotChunk>();
 const ENDPOINT: usize = size_of::<Endpoint>();
 const WORD: usize = size_of::<FilterWord>();
 const SETTINGS: usize = size_of::<Settings>();
+const PROBE: usize = size_of::<Probe>();
 const RECEIVE: usize = size_of::<Receive>();
 const HOOK_COUNTS: usize = size_of::<HookCounts>();
 const SERVICE_COUNT: usize = size_of::<ServiceCount>();

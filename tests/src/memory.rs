@@ -17,6 +17,7 @@ use gateway_common::{
     flow::{Flow, FlowBucket, FlowKey, HeadState, ReplyBucket, Scratch, Tick},
     hash,
     map::{self, INDEX_BUCKETS, MapDef as _},
+    probe::{OWN_MARK, Probe},
     receive::Receive,
     service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey, Table},
     settings::Settings,
@@ -28,6 +29,7 @@ use gateway_ebpf::{
     ingress,
     outcome::{self, Stage},
     packet::eth,
+    probe::{self, Marked},
     receive::{self, Receiver, Shell},
     record, reply, steer,
     table::row::{FlowRow, FlowRows, ReplyRow, ReplyRows},
@@ -59,6 +61,8 @@ pub struct Tables {
     pub settings: Settings,
     /// Whose tunnels end here.
     pub receive: Receive,
+    /// Health checks on their way.
+    pub probes: BTreeMap<u32, Probe>,
     /// Counts by number of the hook and of the reason that are not zero.
     pub reasons: BTreeMap<(u32, u32), Count>,
     /// Counts by service that are not zero.
@@ -148,6 +152,8 @@ impl Run {
             Hook::TcIngress => ingress::ingress(&mut env, arrival).tc_code(),
             Hook::TcEgress => reply::egress(&mut env, arrival).tc_code(),
             Hook::TcReceive => receive::receive(&mut env).tc_code(),
+            Hook::TcProbeOut => probe::out(&mut env).tc_code(),
+            Hook::TcProbeIn => probe::back(&mut env).tc_code(),
             Hook::SkLookup => -1,
         };
         *tables = env.maps.into_tables();
@@ -215,6 +221,12 @@ impl Env for Memory {
 
     fn next_hop(&mut self, _endpoint: &Endpoint, _protocol: Protocol, _ip_bytes: u16) -> Option<Way> {
         self.run.next_hop.as_ref().map(Way::from)
+    }
+}
+
+impl Marked for Memory {
+    fn mark(&self) -> u32 {
+        OWN_MARK
     }
 }
 
@@ -302,6 +314,15 @@ impl Maps for MemoryMaps {
 
     fn receive(&self) -> Option<Rc<Receive>> {
         Some(Rc::new(self.tables.borrow().receive))
+    }
+
+    fn probe(&self, row: u32) -> Option<Rc<Probe>> {
+        (row < Probe::ROWS)
+            .then(|| Rc::new(self.tables.borrow().probes.get(&row).copied().unwrap_or_default()))
+    }
+
+    fn note_probe(&self, row: u32) {
+        self.tables.borrow_mut().probes.entry(row).or_default().sent = 1;
     }
 
     fn service_bucket(&self, bucket: u32) -> Option<Rc<ServiceBucket>> {

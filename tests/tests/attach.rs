@@ -43,7 +43,7 @@ use gateway_tests::{
 use gateway_userspace::{
     endpoint::{EndpointId, Health, Registry},
     image::{Image, Range, Row, Service, Way},
-    kernel::{AttachMode, Error, Kernel, Settings, cleanup},
+    kernel::{AttachMode, Error, Kept, Kernel, Settings, cleanup},
     name::{ListenerName, ServiceName},
 };
 
@@ -139,6 +139,10 @@ impl Drop for Place {
         drop(tool("umount", &format!("-l {}", self.bpffs.display())));
         drop(fs::remove_dir(&self.bpffs));
     }
+}
+
+fn kept(interface: &str) -> Kept {
+    Kept { balanced: BTreeSet::from([interface.to_owned()]), ..Kept::default() }
 }
 
 #[test]
@@ -250,11 +254,11 @@ fn interfaces_that_are_not_meant_any_more_are_let_go() {
     let mut kernel = place.start(AttachMode::Auto);
     place.attach(&mut kernel);
     place.node.run(|| kernel.steer()).unwrap();
-    kernel.keep_only(&BTreeSet::from(["node0".to_owned()]), &BTreeSet::new()).unwrap();
+    kernel.keep_only(&kept("node0")).unwrap();
     assert!(place.shows_xdp());
     drop(kernel);
     let mut kernel = place.start(AttachMode::Auto);
-    kernel.keep_only(&BTreeSet::from(["eth0".to_owned()]), &BTreeSet::new()).unwrap();
+    kernel.keep_only(&kept("eth0")).unwrap();
     assert!(!place.shows_xdp());
     assert_eq!(place.links(), ["link-sk_lookup"]);
     assert!(kernel.attached().is_empty());
@@ -286,7 +290,7 @@ fn filters_stand_where_the_kernel_has_no_links_at_tc() {
     let mut kernel = place.try_start(&settings(AttachMode::Native)).unwrap();
     assert_eq!(place.attach(&mut kernel).0, "native XDP");
     assert!(!filters("ingress").contains("tc_ingress"), "a change of the mode takes the filter away");
-    place.node.run(|| kernel.keep_only(&BTreeSet::new(), &BTreeSet::new())).unwrap();
+    place.node.run(|| kernel.keep_only(&Kept::default())).unwrap();
     assert!(!filters("egress").contains("tc_egress"));
     place.attach(&mut kernel);
     drop(kernel);
@@ -362,10 +366,7 @@ fn interfaces_may_have_dots_in_their_names() {
         assert_eq!(hook, "native XDP");
         let shown = || place.node.tool("ip", "-details link show dev veth.100").unwrap();
         let keep = |kernel: &mut Kernel, interface: &str| {
-            place
-                .node
-                .run(|| kernel.keep_only(&BTreeSet::from([interface.to_owned()]), &BTreeSet::new()))
-                .unwrap();
+            place.node.run(|| kernel.keep_only(&kept(interface))).unwrap();
         };
         keep(&mut kernel, "veth.100");
         assert!(shown().contains("prog/xdp"));

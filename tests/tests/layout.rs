@@ -26,6 +26,7 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("SlotChunk", 64),
         ("FilterWord", 8),
         ("Settings", 128),
+        ("Probe", 40),
         ("Receive", 1_032),
         ("Scratch", 256),
         ("HookCounts", 2_048),

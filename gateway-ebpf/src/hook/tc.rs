@@ -18,6 +18,7 @@ use gateway_ebpf::{
     env::{Env, Room, TransportFix},
     ingress as pipeline,
     packet::eth,
+    probe::{self, Marked},
     receive::{self, Receiver, Shell},
     reply,
     verdict::{TC_SHOT, Verdict},
@@ -102,6 +103,24 @@ pub(crate) fn receive(ctx: &TcContext) -> i32 {
     verdict.tc_code()
 }
 
+/// Sends health checks into tunnels; returns the TC code.
+#[inline(always)]
+pub(crate) fn probe_out(ctx: &TcContext) -> i32 {
+    pull(ctx, HEAD_BYTES);
+    let verdict = probe::out(&mut Tc { ctx, hook: Hook::TcProbeOut });
+    super::log_drop!(ctx, Hook::TcProbeOut, verdict);
+    verdict.tc_code()
+}
+
+/// Takes answers to health checks; returns the TC code.
+#[inline(always)]
+pub(crate) fn probe_in(ctx: &TcContext) -> i32 {
+    pull(ctx, HEAD_BYTES);
+    let verdict = probe::back(&mut Tc { ctx, hook: Hook::TcProbeIn });
+    super::log_drop!(ctx, Hook::TcProbeIn, verdict);
+    verdict.tc_code()
+}
+
 /// Brings the headers into the linear part of the packet. They almost always are there; where it fails, the packet
 /// is too short, and parsing says so.
 #[inline(always)]
@@ -132,6 +151,14 @@ impl Tc<'_> {
         unsafe {
             helpers::bpf_l4_csum_replace(self.ctx.skb.skb, fix.offset, 0, u64::from(diff.fold32()), flags)
         }
+    }
+}
+
+impl Marked for Tc<'_> {
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: the context is the program's own.
+        unsafe { (*self.ctx.skb.skb).mark }
     }
 }
 

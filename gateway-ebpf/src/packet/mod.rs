@@ -41,6 +41,22 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// A TCP packet that was read without the filter: its 5-tuple, its bytes from the IP header on, where TCP begins, and
+    /// its service class.
+    #[inline(always)]
+    pub fn tcp(key: FlowKey, bytes: u32, transport: u8, class: u8) -> Self {
+        Self {
+            key,
+            bytes,
+            v6: u8::from(!key.source.is_v4()),
+            transport,
+            ttl: 0,
+            flags: Flags::default(),
+            class,
+            pad: [0; 7],
+        }
+    }
+
     /// The 5-tuple as the packet carries it.
     #[inline(always)]
     pub const fn key(&self) -> &FlowKey {

@@ -135,6 +135,6 @@ pub fn kernel(kernel: &Kernel) -> Value {
         .iter()
         .map(|(name, one)| (name.clone(), json!({ "ingress": one.ingress, "why": one.why })))
         .collect();
-    let receiving: Vec<&String> = kernel.receiving().keys().collect();
+    let receiving: Vec<&str> = kernel.receiving().collect();
     json!({ "services": services, "attachments": attachments, "receiving": receiving })
 }

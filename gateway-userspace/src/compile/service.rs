@@ -1,16 +1,21 @@
 //! One service: from words to something that requests can be sent to, and the checks of its endpoints.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use gateway_common::service::Mode;
 
 use crate::{
     balance::Policy,
     compile::state::Shared,
     endpoint::{EndpointId, Registry},
     health::{Check, Kind, Thresholds},
+    kernel::tunnelled::Detour,
     pool::Protocol,
     prober::Probe,
     snapshot::{
         Snapshot,
+        listener::{Forwarding, Listener},
+        route::Rule,
         service::{self, CheckKind, Service, UpstreamProtocol},
     },
     upstream::{Definition, Upstream},
@@ -69,8 +74,9 @@ pub(super) fn upstream(definition: Definition, shared: &Shared) -> Upstream {
 }
 
 /// One check per endpoint, when the service has any.
-pub(super) fn probes(wanted: &Service, registry: &Registry) -> Vec<Probe> {
+pub(super) fn probes(snapshot: &Snapshot, wanted: &Service, registry: &Registry) -> Vec<Probe> {
     let Some(health) = &wanted.health else { return Vec::new() };
+    let tunnels = tunnels(snapshot, wanted);
     let thresholds = Thresholds { unhealthy: health.unhealthy_threshold, healthy: health.healthy_threshold };
     let check =
         |kind| Arc::new(Check { kind, interval: health.interval, timeout: health.timeout, thresholds });
@@ -88,7 +94,31 @@ pub(super) fn probes(wanted: &Service, registry: &Registry) -> Vec<Probe> {
                 },
             };
             let id = EndpointId { service: wanted.name.clone(), addr: endpoint.addr };
-            Probe { endpoint: registry.resolve(&id), check: check(kind) }
+            let detour = detour(&tunnels, endpoint.addr.ip());
+            Probe { endpoint: registry.resolve(&id), check: check(kind), detour }
         })
         .collect()
+}
+
+/// The listeners whose packets reach this service through a tunnel, in order of the configuration.
+fn tunnels<'a>(snapshot: &'a Snapshot, service: &Service) -> Vec<&'a Listener> {
+    let leads_there = |rule: &Rule| rule.backends.iter().any(|backend| backend.service == service.name);
+    let is_meant = |listener: &&Listener| {
+        listener.forwarding.is_tunnel()
+            && snapshot
+                .routes
+                .iter()
+                .any(|route| route.listeners.contains(&listener.name) && route.rules.iter().any(leads_there))
+    };
+    snapshot.listeners.iter().filter(is_meant).collect()
+}
+
+/// The tunnel that checks of an endpoint take: to the first virtual address of its family, or, where there are only those
+/// of the other, to its own address through the same kind of tunnel.
+fn detour(tunnels: &[&Listener], endpoint: IpAddr) -> Option<Detour> {
+    let same = tunnels.iter().find(|listener| listener.addr.is_ipv4() == endpoint.is_ipv4());
+    let listener = same.or(tunnels.first())?;
+    let destination = if same.is_some() { listener.addr.ip() } else { endpoint };
+    let mode = if listener.forwarding == Forwarding::DsrGue { Mode::DSR_GUE } else { Mode::DSR_IPIP };
+    Some(Detour { destination, mode })
 }

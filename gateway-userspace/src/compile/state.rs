@@ -42,8 +42,11 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
             (wanted.name.clone(), made)
         })
         .collect();
-    let probes =
-        snapshot.services.iter().flat_map(|wanted| service::probes(wanted, &shared.parts.registry)).collect();
+    let probes = snapshot
+        .services
+        .iter()
+        .flat_map(|wanted| service::probes(snapshot, wanted, &shared.parts.registry))
+        .collect();
     let mut faults = Faults::default();
     let mut expiries = BTreeMap::new();
     let binds = listener::binds(snapshot, shared, &services, &mut expiries, &mut faults);

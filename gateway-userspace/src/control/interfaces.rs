@@ -74,6 +74,19 @@ pub(super) fn meant<'a>(
     links.iter().filter(is_meant).collect()
 }
 
+/// The interfaces that health checks through tunnels leave by, and that their answers may come in at.
+pub(super) fn probing<'a>(
+    links: &'a [Link],
+    balanced: &[&'a Link],
+    ways: &HashMap<IpAddr, Way>,
+) -> Vec<&'a Link> {
+    let used: BTreeSet<u32> = ways.values().filter(|way| !way.is_local).map(|way| way.interface).collect();
+    let is_meant = |link: &&Link| {
+        used.contains(&link.index) || balanced.iter().any(|balanced| balanced.index == link.index)
+    };
+    links.iter().filter(is_meant).collect()
+}
+
 /// The words of the log.
 pub fn interfaces_of(interfaces: &Interfaces) -> String {
     match interfaces {

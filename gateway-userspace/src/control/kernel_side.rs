@@ -29,7 +29,7 @@ use crate::{
     },
     endpoint::{Endpoint, EndpointId, Health, Registry},
     image::{Image, Way},
-    kernel::{self, AttachMode, Kernel},
+    kernel::{self, AttachMode, Beside, Kept, Kernel},
     listener::Workers,
     net::listen::Place,
     snapshot::Snapshot,
@@ -48,6 +48,7 @@ const NEIGHBOR_PAUSE: Duration = Duration::from_millis(10);
 enum Purpose {
     Balance,
     Receive,
+    Probe,
 }
 
 impl Purpose {
@@ -56,6 +57,7 @@ impl Purpose {
         match self {
             Self::Balance => "its packets are not balanced",
             Self::Receive => "no tunnel ends there",
+            Self::Probe => "health checks that should go through tunnels fail",
         }
     }
 }
@@ -374,18 +376,24 @@ impl KernelSide {
         let balanced = interfaces::meant(&places.balanced, &links, &uplinks, &self.ways);
         let meant = |places| interfaces::meant(places, &links, &uplinks, &self.ways);
         let receiving = places.receiving.as_ref().map_or_else(Vec::new, meant);
-        let keep_receiving = places
-            .receiving
-            .as_ref()
-            .map_or_else(BTreeSet::new, |places| interfaces::kept(places, &links, &receiving));
-        let keep_balanced = interfaces::kept(&places.balanced, &links, &balanced);
+        let probing =
+            if self.has_tunnels() { interfaces::probing(&links, &balanced, &self.ways) } else { Vec::new() };
+        let kept = Kept {
+            balanced: interfaces::kept(&places.balanced, &links, &balanced),
+            receiving: places
+                .receiving
+                .as_ref()
+                .map_or_else(BTreeSet::new, |places| interfaces::kept(places, &links, &receiving)),
+            probing: probing.iter().map(|link| link.name.clone()).collect(),
+        };
         let kernel = Arc::clone(&self.kernel);
         let mut kernel = kernel.lock();
-        let kept = kernel.keep_only(&keep_balanced, &keep_receiving).map_err(|error| error_chain(&error));
+        let kept = kernel.keep_only(&kept).map_err(|error| error_chain(&error));
         self.refused.retain(|(purpose, name), _| {
             let meant = match purpose {
                 Purpose::Balance => &balanced,
                 Purpose::Receive => &receiving,
+                Purpose::Probe => &probing,
             };
             meant.iter().any(|link| link.name == *name)
         });
@@ -396,10 +404,14 @@ impl KernelSide {
                 self.attached(Purpose::Balance, link, attached);
             }
         }
-        for link in &receiving {
-            if !kernel.is_receiving(&link.name, link.index) {
-                let attached = kernel.receive(&link.name);
-                self.attached(Purpose::Receive, link, attached);
+        for (purpose, beside, links) in
+            [(Purpose::Receive, Beside::Receive, &receiving), (Purpose::Probe, Beside::Probe, &probing)]
+        {
+            for link in links {
+                if !kernel.is_beside(beside, &link.name, link.index) {
+                    let attached = kernel.attach_beside(beside, &link.name);
+                    self.attached(purpose, link, attached);
+                }
             }
         }
         drop(kernel);
@@ -414,6 +426,12 @@ impl KernelSide {
             None
         };
         self.note(kept);
+    }
+
+    /// Whether packets go through tunnels from here.
+    fn has_tunnels(&self) -> bool {
+        let is_tunnel = |mode| mode == Mode::DSR_IPIP || mode == Mode::DSR_GUE;
+        self.image.services.iter().any(|service| is_tunnel(service.mode))
     }
 
     /// Notes whether an interface could be attached to; what is wrong is said once.

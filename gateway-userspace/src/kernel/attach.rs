@@ -85,13 +85,68 @@ impl Ingress {
     }
 }
 
+/// What an interface may have beside the programs that balance.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Beside {
+    /// Opens the tunnels of peers.
+    Receive,
+    /// Takes health checks through tunnels, and their answers back.
+    Probe,
+}
+
+impl Beside {
+    /// All of them.
+    const ALL: [Self; 2] = [Self::Receive, Self::Probe];
+
+    /// The programs.
+    const fn hooks(self) -> &'static [&'static str] {
+        match self {
+            Self::Receive => &[TC_RECEIVE],
+            Self::Probe => &[TC_PROBE_OUT, TC_PROBE_IN],
+        }
+    }
+
+    /// What an operator reads.
+    const fn purpose(self) -> &'static str {
+        match self {
+            Self::Receive => "tunnels of peers end here",
+            Self::Probe => "health checks go through tunnels here",
+        }
+    }
+}
+
+/// The side of TC where a program hangs.
+fn side_of(hook: &str) -> TcAttachType {
+    if [TC_EGRESS, TC_PROBE_OUT].contains(&hook) { TcAttachType::Egress } else { TcAttachType::Ingress }
+}
+
+/// Names of the interfaces that keep what they have.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// What balances.
+    pub balanced: BTreeSet<String>,
+    /// What opens tunnels.
+    pub receiving: BTreeSet<String>,
+    /// What takes health checks through tunnels.
+    pub probing: BTreeSet<String>,
+}
+
+impl Kept {
+    const fn beside(&self, beside: Beside) -> &BTreeSet<String> {
+        match beside {
+            Beside::Receive => &self.receiving,
+            Beside::Probe => &self.probing,
+        }
+    }
+}
+
 /// Programs and links of one loaded object.
 pub(super) struct Attacher {
     object: Ebpf,
     pins: Pins,
     attached: BTreeMap<String, Attachment>,
-    /// Interfaces where tunnels are opened, with their indices.
-    receiving: BTreeMap<String, u32>,
+    /// Interfaces with what does not balance, and their indices.
+    beside: BTreeMap<(Beside, String), u32>,
     /// Links at TC, where the kernel has them.
     tcx: bool,
 }
@@ -100,12 +155,16 @@ const XDP: &str = "xdp_balance";
 pub(super) const TC_INGRESS: &str = "tc_ingress";
 pub(super) const TC_EGRESS: &str = "tc_egress";
 pub(super) const TC_RECEIVE: &str = "tc_receive";
+pub(super) const TC_PROBE_OUT: &str = "tc_probe_out";
+pub(super) const TC_PROBE_IN: &str = "tc_probe_in";
+/// Programs that do not balance.
+const BESIDE: [&str; 3] = [TC_RECEIVE, TC_PROBE_OUT, TC_PROBE_IN];
 const SK_LOOKUP: &str = "sk_lookup";
 
 impl Attacher {
     /// For an object whose programs are loaded.
     pub(super) const fn new(object: Ebpf, pins: Pins, tcx: bool) -> Self {
-        Self { object, pins, attached: BTreeMap::new(), receiving: BTreeMap::new(), tcx }
+        Self { object, pins, attached: BTreeMap::new(), beside: BTreeMap::new(), tcx }
     }
 
     /// What sits where.
@@ -113,9 +172,10 @@ impl Attacher {
         &self.attached
     }
 
-    /// Where tunnels are opened.
-    pub(super) const fn receiving(&self) -> &BTreeMap<String, u32> {
-        &self.receiving
+    /// Interfaces where one of the programs sits that do not balance, and their indices.
+    pub(super) fn beside(&self, beside: Beside) -> impl Iterator<Item = (&str, u32)> {
+        let at = self.beside.iter().filter(move |((which, _), _)| *which == beside);
+        at.map(|((_, name), index)| (name.as_str(), *index))
     }
 
     /// Attaches socket lookup to this process's network namespace, or replaces the program of the pinned link.
@@ -158,34 +218,33 @@ impl Attacher {
         Ok(place.into_mut())
     }
 
-    /// Opens tunnels at an interface, or takes over what an earlier agent left there.
+    /// Attaches a program that does not balance, or takes over what an earlier agent left there.
     ///
     /// Behind what balances: a node that is an endpoint too must not balance a packet again that was sent to it.
-    pub(super) fn receive(&mut self, interface: &str) -> Result<(), Error> {
+    pub(super) fn attach_beside(&mut self, beside: Beside, interface: &str) -> Result<(), Error> {
         let index = index_of(interface)?;
-        self.classifier(interface, Target(index), TC_RECEIVE, TcAttachType::Ingress)?;
-        tracing::info!(interface, "tunnels of peers end here");
-        self.receiving.insert(interface.to_owned(), index);
+        for hook in beside.hooks() {
+            self.classifier(interface, Target(index), hook, side_of(hook))?;
+        }
+        tracing::info!(interface, "attached: {}", beside.purpose());
+        self.beside.insert((beside, interface.to_owned()), index);
         Ok(())
     }
 
-    /// Removes what this agent, or one before it, attached to any other interface: what balances, and what receives.
-    /// Interfaces that are gone have lost their programs already.
-    pub(super) fn keep_only(
-        &mut self,
-        balanced: &BTreeSet<String>,
-        receiving: &BTreeSet<String>,
-    ) -> Result<(), Error> {
-        self.attached.retain(|name, _| balanced.contains(name));
-        self.receiving.retain(|name, _| receiving.contains(name));
+    /// Removes what this agent, or one before it, attached to any other interface. Interfaces that are gone have lost
+    /// their programs already.
+    pub(super) fn keep_only(&mut self, kept: &Kept) -> Result<(), Error> {
+        self.attached.retain(|name, _| kept.balanced.contains(name));
+        self.beside.retain(|(beside, name), _| kept.beside(*beside).contains(name));
         let tables = self.pins.tables();
         let failed = |source| Error::PinFolder { path: tables.to_owned(), source };
         for entry in fs::read_dir(tables).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let Some((hook, interface)) = hook_of(&name.to_string_lossy()) else { continue };
-            let kept = if hook == TC_RECEIVE { receiving } else { balanced };
-            if !kept.contains(&interface) && pin::remove(&entry.path())? {
+            let beside = Beside::ALL.into_iter().find(|beside| beside.hooks().contains(&hook));
+            let stay = beside.map_or(&kept.balanced, |beside| kept.beside(beside));
+            if !stay.contains(&interface) && pin::remove(&entry.path())? {
                 tracing::info!(interface, pin = %name.to_string_lossy(), "detached");
             }
         }
@@ -277,7 +336,7 @@ impl Attacher {
             return Ok(());
         }
         if self.tcx {
-            let order = if name == TC_RECEIVE { LinkOrder::last() } else { LinkOrder::first() };
+            let order = if BESIDE.contains(&name) { LinkOrder::last() } else { LinkOrder::first() };
             let order = TcAttachOptions::TcxOrder(order);
             if let Ok(id) = program.attach_with_options(interface, side, order) {
                 let link = program.take_link(id).map_err(failed(name))?;
@@ -319,7 +378,7 @@ fn hang(program: &mut SchedClassifier, path: &Path, next: &Path) -> Result<(), E
         program.attach_to_link(filter)
     } else {
         // Without a priority a filter comes before those that are there.
-        let priority = if name == TC_RECEIVE { LAST } else { 0 };
+        let priority = if BESIDE.contains(&name) { LAST } else { 0 };
         let options = TcAttachOptions::Netlink(tc::NlOptions { priority, ..tc::NlOptions::default() });
         program.attach_with_options(&place.interface, side, options)
     };
@@ -341,7 +400,7 @@ fn index_of(interface: &str) -> Result<u32, Error> {
 pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), Error> {
     let refused = |what| move |source| Error::Verifier { what, source };
     program::<Xdp>(object, XDP)?.load().map_err(refused(XDP))?;
-    for name in [TC_INGRESS, TC_EGRESS, TC_RECEIVE] {
+    for name in [TC_INGRESS, TC_EGRESS].into_iter().chain(BESIDE) {
         program::<SchedClassifier>(object, name)?.load().map_err(refused(name))?;
     }
     program::<SkLookup>(object, SK_LOOKUP)?.load().map_err(refused(SK_LOOKUP))
@@ -363,7 +422,7 @@ fn failed(what: &'static str) -> impl Fn(ProgramError) -> Error {
 fn hook_of(pin: &str) -> Option<(&'static str, String)> {
     let prefixes = [pin::PREFIX, pin::NEXT_FILTER, pin::FILTER];
     let hook = prefixes.into_iter().find_map(|prefix| pin.strip_prefix(prefix))?;
-    let names = Ingress::ALL.map(Ingress::pin).into_iter().chain([TC_EGRESS, TC_RECEIVE]);
+    let names = Ingress::ALL.map(Ingress::pin).into_iter().chain([TC_EGRESS]).chain(BESIDE);
     names.into_iter().find_map(|name| {
         let interface = hook.strip_prefix(name)?.strip_prefix('-')?;
         Some((name, pin::decoded(interface)))

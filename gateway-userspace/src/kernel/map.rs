@@ -71,7 +71,7 @@ where
     T::try_from(map).map_err(|source| Error::Map { name: M::NAME, source })
 }
 
-fn mapped<M: MapDef>(object: &Ebpf) -> Result<MappedRows<M::Value>, Error> {
+pub(super) fn mapped<M: MapDef>(object: &Ebpf) -> Result<MappedRows<M::Value>, Error> {
     let Some(aya::maps::Map::Array(data)) = object.map(M::NAME) else {
         return Err(Error::NoMap { name: M::NAME });
     };

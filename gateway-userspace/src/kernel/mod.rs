@@ -17,10 +17,11 @@ pub mod probe;
 mod records;
 mod sys;
 pub mod ticks;
+pub mod tunnelled;
 pub mod writer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     fmt, fs, io,
     net::{IpAddr, SocketAddr},
     os::{
@@ -44,7 +45,7 @@ use gateway_common::{
 };
 
 pub use crate::kernel::{
-    attach::{AttachMode, Attachment},
+    attach::{AttachMode, Attachment, Beside, Kept},
     error::Error,
     records::Records,
 };
@@ -58,6 +59,7 @@ use crate::{
         maps::{Maps as _, Observed},
         object::Pins,
         ticks::Ticks,
+        tunnelled::Tunnelled,
         writer::{Terms, Writer, Written},
     },
 };
@@ -146,6 +148,7 @@ pub struct Counters {
 /// What was loaded, attached and pinned.
 pub struct Kernel {
     attacher: Attacher,
+    tunnelled: Arc<Tunnelled>,
     writer: Writer<KernelMaps>,
     mode: AttachMode,
     seed: Seed,
@@ -177,6 +180,7 @@ impl Kernel {
         let mut object = object::load(settings, &pins)?;
         attach::load_programs(&mut object)?;
         let records = Records::take(&mut object);
+        let tunnelled = Arc::new(Tunnelled::take(&object)?);
         let mut maps = KernelMaps::take(&mut object)?;
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
@@ -198,7 +202,7 @@ impl Kernel {
         };
         let writer = Writer::new(maps, terms, Clock::real())?;
         let attacher = Attacher::new(object, pins, settings.tcx);
-        Ok(Self { attacher, writer, mode: settings.attach, seed, records, _ownership: ownership })
+        Ok(Self { attacher, tunnelled, writer, mode: settings.attach, seed, records, _ownership: ownership })
     }
 
     /// The seed in use.
@@ -209,6 +213,11 @@ impl Kernel {
     /// What the programs of a build for debugging tell; once, and never for other builds.
     pub const fn take_records(&mut self) -> Option<Records> {
         self.records.take()
+    }
+
+    /// Health checks that go through tunnels.
+    pub fn tunnelled(&self) -> Arc<Tunnelled> {
+        Arc::clone(&self.tunnelled)
     }
 
     /// What stands in the maps.
@@ -242,22 +251,22 @@ impl Kernel {
         self.attacher.attach(interface, self.mode, avoid)
     }
 
-    /// Opens tunnels that end at an interface.
+    /// Attaches what does something beside balancing, or takes over what an earlier agent left there.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn receive(&mut self, interface: &str) -> Result<(), Error> {
-        self.attacher.receive(interface)
+    pub fn attach_beside(&mut self, beside: Beside, interface: &str) -> Result<(), Error> {
+        self.attacher.attach_beside(beside, interface)
     }
 
-    /// Whether tunnels are opened at this very interface.
-    pub fn is_receiving(&self, interface: &str, index: u32) -> bool {
-        self.attacher.receiving().get(interface) == Some(&index)
+    /// Whether it sits on this very interface.
+    pub fn is_beside(&self, beside: Beside, interface: &str, index: u32) -> bool {
+        self.attacher.beside(beside).any(|(name, at)| name == interface && at == index)
     }
 
-    /// Interfaces where tunnels are opened, with their indices.
-    pub const fn receiving(&self) -> &BTreeMap<String, u32> {
-        self.attacher.receiving()
+    /// Interfaces where tunnels are opened.
+    pub fn receiving(&self) -> impl Iterator<Item = &str> {
+        self.attacher.beside(Beside::Receive).map(|(name, _)| name)
     }
 
     /// Whether programs sit on this very interface, not on one that had its name before, at a hook that still is the
@@ -269,16 +278,12 @@ impl Kernel {
         })
     }
 
-    /// Detaches from every other interface, also what an earlier agent attached: what balances, and what receives.
+    /// Detaches from every other interface, also what an earlier agent attached.
     ///
     /// # Errors
     /// When a pin cannot be removed.
-    pub fn keep_only(
-        &mut self,
-        balanced: &BTreeSet<String>,
-        receiving: &BTreeSet<String>,
-    ) -> Result<(), Error> {
-        self.attacher.keep_only(balanced, receiving)
+    pub fn keep_only(&mut self, kept: &Kept) -> Result<(), Error> {
+        self.attacher.keep_only(kept)
     }
 
     /// Brings the maps to an image.

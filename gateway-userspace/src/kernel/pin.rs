@@ -100,7 +100,13 @@ fn file_name(path: &Path) -> Cow<'_, str> {
 pub(super) fn filter_of(pin: &Path) -> Option<Place> {
     let name = file_name(pin);
     let hook = name.strip_prefix(NEXT_FILTER).or_else(|| name.strip_prefix(FILTER))?;
-    let hooks = [(attach::TC_INGRESS, true), (attach::TC_EGRESS, false), (attach::TC_RECEIVE, true)];
+    let hooks = [
+        (attach::TC_INGRESS, true),
+        (attach::TC_EGRESS, false),
+        (attach::TC_RECEIVE, true),
+        (attach::TC_PROBE_OUT, false),
+        (attach::TC_PROBE_IN, true),
+    ];
     hooks.into_iter().find_map(|(name, is_ingress)| {
         let interface = decoded(hook.strip_prefix(name)?.strip_prefix('-')?);
         Some(Place { hook: name, interface, is_ingress })

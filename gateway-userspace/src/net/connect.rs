@@ -6,14 +6,10 @@ use std::{
     time::Duration,
 };
 
+pub use gateway_common::probe::OWN_MARK;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 use crate::limits;
-
-/// The mark (`SO_MARK`) of everything that the agent itself sends to endpoints, for rules that must tell it from other
-/// traffic of the node. It stays clear of the bits that kube-proxy (0x4000, 0x8000), Cilium (0x0f00) and Calico
-/// (0xffff0000) use.
-pub const OWN_MARK: u32 = 0x51;
 
 /// How connections of the agent to endpoints are made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,6 +20,11 @@ pub struct Options {
 
 /// Opens a connection; `TimedOut` when it takes longer than `timeout`.
 pub async fn tcp(addr: SocketAddr, timeout: Duration, options: Options) -> io::Result<TcpStream> {
+    finish(socket(addr, options)?, addr, timeout).await
+}
+
+/// A socket for a connection to an endpoint.
+pub fn socket(addr: SocketAddr, options: Options) -> io::Result<TcpSocket> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(mark) = options.mark {
         socket2::SockRef::from(&socket).set_mark(mark)?;
@@ -32,6 +33,11 @@ pub async fn tcp(addr: SocketAddr, timeout: Duration, options: Options) -> io::R
     let reference = socket2::SockRef::from(&socket);
     reference.set_tcp_keepalive(&limits::keepalive())?;
     reference.set_tcp_user_timeout(Some(limits::UNACKNOWLEDGED))?;
+    Ok(socket)
+}
+
+/// Connects a socket; `TimedOut` when it takes longer than `timeout`.
+pub async fn finish(socket: TcpSocket, addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     match tokio::time::timeout(timeout, socket.connect(addr)).await {
         Ok(connected) => connected,
         Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut)),

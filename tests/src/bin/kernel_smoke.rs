@@ -24,7 +24,7 @@ use aya::{
     sys::{Stats, enable_stats},
 };
 use gateway_common::{counter::Hook, receive::Receive};
-use gateway_userspace::kernel::{AttachMode, Kernel, Settings, cleanup};
+use gateway_userspace::kernel::{AttachMode, Beside, Kernel, Settings, cleanup};
 
 /// `XDP_PASS` of `linux/bpf.h`.
 const XDP_PASS: u32 = 2;
@@ -108,10 +108,10 @@ fn smoke(ebpf: &mut Ebpf, hook: Hook, interface: &str) -> Result<&'static str> {
             passes(&*program, XDP_PASS)?;
             Ok("native XDP, a packet passes unchanged")
         }
-        Hook::TcIngress | Hook::TcReceive => {
+        Hook::TcIngress | Hook::TcReceive | Hook::TcProbeIn => {
             classifier(program.try_into()?, interface, TcAttachType::Ingress)
         }
-        Hook::TcEgress => classifier(program.try_into()?, interface, TcAttachType::Egress),
+        Hook::TcEgress | Hook::TcProbeOut => classifier(program.try_into()?, interface, TcAttachType::Egress),
         Hook::SkLookup => lookup(program.try_into()?),
     }
 }
@@ -152,7 +152,11 @@ fn takeover(interface: &str) -> Result<String> {
         let mut kernel = Kernel::start(&settings).context("the agent cannot start its kernel side")?;
         let hook = kernel.attach(interface, None).context("the agent cannot attach")?.ingress;
         ensure!(hook == "TC", "attached at {hook}");
-        kernel.receive(interface).context("the agent cannot attach the program that opens tunnels")?;
+        for beside in [Beside::Receive, Beside::Probe] {
+            kernel
+                .attach_beside(beside, interface)
+                .context("the agent cannot attach what does not balance")?;
+        }
     }
     let removed = cleanup(&bpffs).context("cleanup failed")?;
     let is_there = |name: &str| removed.iter().any(|path| path.ends_with(format!("{name}-{interface}")));

@@ -18,6 +18,7 @@ mod filter;
 mod flows;
 mod local;
 mod ports;
+mod probe;
 mod receive;
 mod steer;
 

@@ -64,7 +64,7 @@ const WAYS: [(&str, &str, &str, &str); 8] = [
     ("6-gue-6", "fd08::5", "dsr-gue", "v6"),
 ];
 
-fn config(node: &Node) -> String {
+fn config(node: &Node, health: &str) -> String {
     let (mut listeners, mut routes) = (String::new(), String::new());
     for (name, vip, forwarding, service) in WAYS {
         writeln!(listeners,
@@ -77,8 +77,8 @@ fn config(node: &Node) -> String {
     let (v4, v6) = (Node::v4(0), Node::v6(0));
     node.agent_part("required")
         + &format!(
-            "listeners:\n{listeners}routes:\n{routes}services:\n  - {{ name: v4, endpoints: [ {{ address: {v4}, port: {HTTP} }} ] }}\n  \
-             - {{ name: v6, endpoints: [ {{ address: \"{v6}\", port: {HTTP} }} ] }}\n"
+            "listeners:\n{listeners}routes:\n{routes}services:\n  - {{ name: v4, endpoints: [ {{ address: {v4}, port: {HTTP} }} ]{health} }}\n  \
+             - {{ name: v6, endpoints: [ {{ address: \"{v6}\", port: {HTTP} }} ]{health} }}\n"
         )
 }
 
@@ -119,7 +119,7 @@ fn tunnels_end_at_an_endpoint_that_opens_them() {
     let _alone = alone();
     let mut node = Node::new(1).unwrap();
     with_addresses(&node);
-    let text = config(&node);
+    let text = config(&node, "");
     node.start_agent(&text).unwrap();
     assert_eq!(ask(&node, WAYS[0].1), None, "nobody opens the tunnel yet");
 
@@ -157,4 +157,57 @@ fn tunnels_end_at_an_endpoint_that_opens_them() {
     let (code, said) = sluice(&node.endpoints[0], &["cleanup", "--bpffs", &bpffs]).unwrap();
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("link-tc_receive-uplink"), "{said}");
+}
+
+/// Whether the balancing node takes the endpoint of a service for alive.
+fn is_up(node: &Node, service: &str) -> bool {
+    let text = node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text);
+    let name = format!("sluice_endpoint_up{{service=\"{service}\"");
+    metric(&text, &name).is_some_and(|up| up > 0.5)
+}
+
+#[test]
+fn health_checks_take_the_tunnel() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let mut node = Node::new(1).unwrap();
+    with_addresses(&node);
+    let text = config(&node, ", health: { http: { path: /healthz } }");
+    node.start_agent(&text).unwrap();
+    let patience = Duration::from_secs(8);
+    let both = |node: &Node, up: bool| is_up(node, "v4") == up && is_up(node, "v6") == up;
+    until("nothing opens the tunnel", patience, &node, || both(&node, false));
+    let straight = node
+        .node
+        .run(|| client::get(addr(&Node::v4(0), HTTP), "l4", "/healthz", Duration::from_secs(1)).unwrap().0);
+    assert_eq!(straight, 200, "the endpoint's own address answers");
+
+    let mut receiver = Receiver::new(&node.endpoints[0]);
+    receiver.start(&node.endpoints[0], "172.16.0.0/16, \"100::/96\"");
+    until("the tunnel is open", patience, &node, || both(&node, true));
+    for (name, vip, ..) in WAYS {
+        assert_eq!(ask(&node, vip).as_deref(), Some("e1"), "{name}");
+    }
+
+    // The virtual address that checks of one family ask for is nobody's any more.
+    node.endpoints[0].ip(&format!("addr del {}/32 dev lo", WAYS[0].1)).unwrap();
+    until("the virtual address is gone", patience, &node, || !is_up(&node, "v4"));
+    assert!(is_up(&node, "v6"));
+    node.endpoints[0].ip(&format!("addr add {}/32 dev lo", WAYS[0].1)).unwrap();
+    until("it is back", patience, &node, || both(&node, true));
+
+    // A process that is gone is noticed at once, through the tunnel too.
+    node.origins[0] = None;
+    until("the process is gone", Duration::from_millis(2_500), &node, || both(&node, false));
+
+    // Without a listener that needs them, the programs go.
+    let pins = || -> Vec<String> {
+        let entries = fs::read_dir(node.pins()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert!(pins().contains(&"link-tc_probe_out-sl-e1".to_owned()), "{:?}", pins());
+    node.write_config(&(node.agent_part("required") + "listeners: []\nroutes: []\nservices: []\n")).unwrap();
+    until("the programs are gone", patience, &node, || !pins().iter().any(|pin| pin.contains("tc_probe")));
 }
