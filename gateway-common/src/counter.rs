@@ -223,7 +223,8 @@ reasons! {
     Steered = 19 "steered" Forwarded,
     /// A header runs past the end of the packet.
     Truncated = 32 "truncated" Dropped,
-    /// An IP header with the wrong version, or a length below the minimum or beyond the packet.
+    /// An IP header with the wrong version, with a length below the minimum or beyond the packet, or with an IPv4-mapped
+    /// address (RFC 5156).
     BadIpHeader = 33 "bad_ip_header" Dropped,
     /// A TCP or UDP header with an impossible length.
     BadTransportHeader = 34 "bad_transport_header" Dropped,

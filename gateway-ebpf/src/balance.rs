@@ -147,9 +147,10 @@ fn refresh<E: Env>(
         return Some(held.source_port);
     }
     let row = found.place.row();
-    if held.source_port != Port::NONE && !endpoint.is_local() {
+    if held.source_port != Port::NONE {
         arrival.way_back = packet::way_back(env);
-        if row.way::<E::Maps>() != arrival.way_back || held.expires.is_before(arrival.now) {
+        let has_moved = !endpoint.is_local() && row.way::<E::Maps>() != arrival.way_back;
+        if has_moved || held.expires.is_before(arrival.now) {
             arrival.phase = phase;
             arrival.preferred = held.source_port;
             arrival.notes_entry(Some(found));

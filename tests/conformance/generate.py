@@ -524,6 +524,8 @@ def faults(family, proto):
         yield "no transport header", with_bytes(good, 18, [0, 0])[:54], "truncated"
         yield "cut in the transport header", good[:60], "bad_ip_header"
         yield "a byte is missing at the end", good[:-1], "bad_ip_header"
+        mapped = bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 9])
+        yield "an IPv4-mapped source", with_bytes(good, 22, mapped), "bad_ip_header"
     if proto == "tcp":
         yield "tcp header of four words", with_bytes(good, transport + 12, [0x40]), "bad_transport_header"
         yield "tcp header of no words", with_bytes(good, transport + 12, [0x00]), "bad_transport_header"

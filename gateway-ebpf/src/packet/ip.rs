@@ -217,7 +217,8 @@ pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
     if ours.is_v4() || !filtered(env.maps(), ours) {
         return Err(Verdict::Pass(Reason::NotOurs));
     }
-    if header.version >> 4 != 6 {
+    // The same of the other address: as a client's it would be that of another client.
+    if header.version >> 4 != 6 || source.is_v4() || destination.is_v4() {
         return Err(Verdict::Drop(Reason::BadIpHeader));
     }
     let available = env.len_bytes().wrapping_sub(OFFSET + V6_LEN);

@@ -55,6 +55,23 @@ fn a_local_endpoint_gets_the_clients_address() {
 }
 
 #[test]
+fn a_flow_that_was_silent_for_too_long_finds_its_reply_again() {
+    check(vec![
+        case("over v4, whose place another took", &tcp(CLIENT4, VIP4), Reason::ForwardedLocal)
+            .with(|world| {
+                let silent = world.ago(400);
+                world.flow(&tcp(CLIENT4, VIP4), LOCAL4.row(), 40_000, Phase::OPEN, silent);
+            })
+            .sent(CLIENT4, "10.0.0.1:9000", 64)
+            .after(|world| {
+                assert_eq!(world.tables.live().count(), 1);
+                assert_eq!(world.tables.replies.len(), 1, "the endpoint's packets lead to it again");
+                assert_eq!(world.tables.service_counts[&LOCAL4.0].new_flows, 0);
+            }),
+    ]);
+}
+
+#[test]
 fn replies_of_local_endpoints_get_the_virtual_address() {
     let (v4, v6) = (tcp(CLIENT4, VIP4), tcp(CLIENT6, VIP6));
     let closing = v4.clone();
