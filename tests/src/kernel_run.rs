@@ -26,6 +26,7 @@ use gateway_common::{
     slot::SlotChunk,
 };
 
+pub use crate::memory::BUCKETS;
 use crate::memory::{Outcome, Tables, raw};
 
 /// Path of the object to load instead of the one that was built last.
@@ -36,9 +37,6 @@ pub const ROWS: u32 = 16;
 
 /// Room in the counts of a test: enough, and quick to make and to read.
 const SMALL: u32 = 4_096;
-
-/// Buckets of the flow tables of a test.
-pub const BUCKETS: u32 = 64;
 
 /// Path of the kernel object.
 ///

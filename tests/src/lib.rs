@@ -8,19 +8,33 @@
     reason = "a harness fails loudly"
 )]
 
+#[cfg(feature = "whole")]
 pub mod agent;
+#[cfg(feature = "whole")]
 pub mod bench;
+#[cfg(feature = "whole")]
 pub mod client;
+#[cfg(feature = "whole")]
 pub mod demo;
+#[cfg(feature = "whole")]
 pub mod expect;
+#[cfg(feature = "whole")]
 pub mod frame;
+#[cfg(feature = "whole")]
 pub mod kernel_run;
 pub mod memory;
+#[cfg(feature = "whole")]
 pub mod netns;
+#[cfg(feature = "whole")]
 pub mod node;
+pub mod oracle;
+#[cfg(feature = "whole")]
 pub mod origin;
 pub mod packet;
+#[cfg(feature = "whole")]
 pub mod privilege;
+#[cfg(feature = "whole")]
 pub mod report;
+#[cfg(feature = "whole")]
 pub mod ticks;
 pub mod world;

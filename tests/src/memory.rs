@@ -36,6 +36,9 @@ use gateway_ebpf::{
     way::Way,
 };
 
+/// Buckets of the flow tables of a test.
+pub const BUCKETS: u32 = 64;
+
 /// Contents of every map, in plain form: what a test starts with, and what it compares afterwards.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Tables {
@@ -74,6 +77,7 @@ pub struct Tables {
 }
 
 /// The bytes of a shared type.
+#[cfg(feature = "whole")]
 pub(crate) fn raw<T: Pod, const N: usize>(value: &T) -> [u8; N] {
     bytemuck::bytes_of(value).try_into().expect("the caller names the size of the type")
 }
@@ -140,7 +144,7 @@ pub struct Run {
 impl Run {
     /// Runs a packet over the tables, and leaves in them what it changed.
     pub fn packet(&self, tables: &mut Tables, packet: &[u8]) -> Outcome {
-        let maps = MemoryMaps::new(tables.clone(), self.now);
+        let maps = MemoryMaps::new(std::mem::take(tables), self.now);
         let mut env = Memory { maps, run: self.clone(), bytes: packet.to_vec() };
         let mut scratch = Scratch::zeroed();
         let arrival = Arrival::of(&mut scratch);
@@ -163,7 +167,7 @@ impl Run {
     /// Runs a connection over the tables; `sockets` are the indices that hold a socket. Returns the code and the
     /// index that was chosen.
     pub fn connection(&self, tables: &mut Tables, key: &FlowKey, sockets: &[u32]) -> (u32, Option<u32>) {
-        let maps = MemoryMaps::new(tables.clone(), self.now);
+        let maps = MemoryMaps::new(std::mem::take(tables), self.now);
         let mut chosen = None;
         let verdict = steer::steer(&maps, key, |socket| {
             chosen = sockets.contains(&socket).then_some(socket);

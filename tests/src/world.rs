@@ -15,8 +15,7 @@ use gateway_common::{
 use gateway_ebpf::table::{self, reply};
 
 use crate::{
-    kernel_run::BUCKETS,
-    memory::Tables,
+    memory::{BUCKETS, Tables},
     packet::{CLIENT_MAC, NODE_MAC, Packet},
 };
 
