@@ -129,11 +129,33 @@ impl HeadState {
     pub const BUSY: Self = Self { number: 1 };
     /// A flow.
     pub const LIVE: Self = Self { number: 2 };
+    /// The bit beside the state of an entry in the second of its flow's buckets.
+    pub const DISPLACED: u8 = 0x80;
 
     /// The byte in the map.
     pub const fn number(self) -> u8 {
         self.number
     }
+
+    /// The same in the second of a flow's buckets.
+    #[must_use]
+    pub const fn displaced(self) -> Self {
+        Self { number: self.number | Self::DISPLACED }
+    }
+
+    /// Whether there is a flow.
+    pub const fn is_live(self) -> bool {
+        self.number & !Self::DISPLACED == Self::LIVE.number
+    }
+}
+
+/// Value of [`Displaced`](crate::map::Displaced): for each of eight buckets, how many flows stand in their second bucket
+/// because this one, their first, had no place. Only then is a flow looked for there. 255 stays: nobody counts beyond.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct DisplacedFlows {
+    /// By the lowest bits of the bucket's number.
+    pub counts: [u8; 8],
 }
 
 /// Places in a bucket of [`Replies`](crate::map::Replies).

@@ -9,7 +9,7 @@ use crate::{counter, endpoint, filter, flow, probe, receive, service, settings, 
 pub const LAYOUT_VERSION: u32 = 3;
 
 /// Version of the flow tables, whose entries outlive a change of the other maps.
-pub const FLOW_LAYOUT_VERSION: u32 = 2;
+pub const FLOW_LAYOUT_VERSION: u32 = 3;
 
 /// Directory under a BPF file system that holds everything of Sluice.
 pub const PIN_ROOT: &str = "sluice";
@@ -35,6 +35,7 @@ pub const SIZES: &[(&str, usize)] = &[
 /// Name and size of every type of the flow tables.
 pub const FLOW_SIZES: &[(&str, usize)] = &[
     ("FlowBucket", size_of::<flow::FlowBucket>()),
+    ("DisplacedFlows", size_of::<flow::DisplacedFlows>()),
     ("ReplyBucket", size_of::<flow::ReplyBucket>()),
     ("FlowCount", size_of::<flow::FlowCount>()),
 ];

@@ -6,7 +6,7 @@ use crate::{
     counter::{EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons as DropCounts},
     endpoint::Endpoint,
     filter::{self, FilterWord},
-    flow::{FlowBucket, FlowCount, ReplyBucket, Scratch},
+    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch},
     probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket},
@@ -107,6 +107,8 @@ maps! {
     Endpoints "ENDPOINTS" MappedArray [131_072] u32 => Endpoint;
     /// Flows: a hash table with four places in a bucket and two buckets for a flow.
     Flows "FLOWS" MappedArray [131_072] u32 => FlowBucket;
+    /// Flows that stand in the second of their buckets, by the first; eight buckets to a value.
+    Displaced "DISPLACED" MappedArray [16_384] u32 => DisplacedFlows;
     /// The way from an endpoint's packets to their flows: a hash table with eight places in a bucket.
     Replies "REPLIES" MappedArray [65_536] u32 => ReplyBucket;
     /// Places that services hold in the flow table.

@@ -55,6 +55,8 @@ pub trait Maps {
     fn endpoint(&self, row: u32) -> Option<Self::Row<Endpoint>>;
     /// A bucket of the flow table.
     fn flows(&self, bucket: u32) -> Option<Self::Row<FlowRows>>;
+    /// Counts of displaced flows of eight buckets.
+    fn displaced(&self, row: u32) -> Option<Self::Row<AtomicU64>>;
     /// A bucket of the table of replies.
     fn replies(&self, bucket: u32) -> Option<Self::Row<ReplyRows>>;
     /// Number of entries that a service holds in the flow table.

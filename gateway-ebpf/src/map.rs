@@ -14,7 +14,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
+    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
     map::{self, MapDef},
     probe::Probe,
     receive::Receive,
@@ -64,6 +64,12 @@ static ENDPOINTS: Array<
 #[btf_map]
 static FLOWS: Array<Value<map::Flows>, { capacity::<map::Flows>() }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
+#[btf_map]
+static DISPLACED: Array<
+    Value<map::Displaced>,
+    { capacity::<map::Displaced>() },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
 #[btf_map]
 static REPLIES: Array<Value<map::Replies>, { capacity::<map::Replies>() }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
@@ -208,6 +214,13 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn flows(&self, bucket: u32) -> Option<&'static FlowRows> {
         shared!(FLOWS.get_ptr(bucket) => FlowBucket as FlowRows)
+    }
+
+    #[inline(always)]
+    fn displaced(&self, row: u32) -> Option<&'static AtomicU64> {
+        let row: *const DisplacedFlows = DISPLACED.get_ptr(row)?;
+        // SAFETY: eight bytes of a live value, aligned like a word; all who write them do so atomically, all at once.
+        Some(unsafe { &*row.cast::<AtomicU64>() })
     }
 
     #[inline(always)]

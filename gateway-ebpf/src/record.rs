@@ -110,7 +110,7 @@ fn own<M: Maps>(maps: &M, arrival: &Arrival) -> Result<Claimed<M::Row<FlowRows>>
     if arrival.is_taken != 0 {
         return Ok(entry);
     }
-    let busy = arrival.head.taken_for(arrival.head);
+    let busy = arrival.head.taken_for(arrival.head, arrival.head.is_displaced());
     if entry.place.row().exchange::<M>(arrival.head, busy) {
         Ok(Claimed { place: entry.place, busy })
     } else {
@@ -133,21 +133,28 @@ fn publish<M: Maps>(claimed: &Claimed<M::Row<FlowRows>>, who: &Who, content: &Co
 #[inline(always)]
 fn record<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<Port, Reason> {
     let claimed = own(maps, arrival)?;
-    let Some(endpoint) = maps.endpoint(arrival.row) else {
+    let filled = fill(maps, arrival, settings, &claimed);
+    if filled.is_err() {
         // An entry that stayed taken would be nobody's for ever.
-        table::give_up(maps, &claimed, arrival.id);
-        return Err(Reason::BadSlot);
-    };
+        table::give_up(maps, &claimed, arrival.id, settings);
+    }
+    filled
+}
+
+#[inline(always)]
+fn fill<M: Maps>(
+    maps: &M,
+    arrival: &Arrival,
+    settings: &Settings,
+    claimed: &Claimed<M::Row<FlowRows>>,
+) -> Result<Port, Reason> {
+    let endpoint = maps.endpoint(arrival.row).ok_or(Reason::BadSlot)?;
     let row = claimed.place.row();
     if arrival.is_taken == 0 && row.endpoint::<M>() != arrival.row {
         reply::forget(maps, settings, row, arrival.head, claimed.place.index());
     }
     let port = if arrival.mode == Mode::NAT {
-        let Some(port) = port(maps, arrival, settings, &endpoint, &claimed) else {
-            table::give_up(maps, &claimed, arrival.id);
-            return Err(Reason::PortsExhausted);
-        };
-        port
+        port(maps, arrival, settings, &endpoint, claimed).ok_or(Reason::PortsExhausted)?
     } else {
         Port::NONE
     };
@@ -159,7 +166,7 @@ fn record<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Resu
         phase: arrival.phase,
         next_hop: arrival.way_back,
     };
-    publish::<M>(&claimed, &arrival.who, &content);
+    publish::<M>(claimed, &arrival.who, &content);
     Ok(port)
 }
 
@@ -284,7 +291,7 @@ fn stay<M: Maps>(
     is_settled: bool,
 ) {
     if is_settled {
-        return table::release(maps, found, arrival.id);
+        return table::release(maps, found, arrival.id, settings);
     }
     let held = &found.held;
     let phase = track::forward_phase(held.phase, arrival.packet.key().protocol, arrival.packet.flags);
@@ -300,7 +307,7 @@ fn note<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<(),
     let claimed = own(maps, arrival)?;
     let Some(endpoint) = maps.endpoint(arrival.row) else {
         // An entry that stayed taken would be nobody's for ever.
-        table::give_up(maps, &claimed, arrival.id);
+        table::give_up(maps, &claimed, arrival.id, settings);
         return Err(Reason::BadSlot);
     };
     let phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);

@@ -17,7 +17,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{FlowBucket, FlowCount, FlowKey, ReplyBucket},
+    flow::{DisplacedFlows, FlowBucket, FlowCount, FlowKey, ReplyBucket},
     map::{self, MapDef},
     probe::{OWN_MARK, Probe},
     receive::Receive,
@@ -93,6 +93,7 @@ impl Kernel {
         for table in [map::Flows::NAME, map::Replies::NAME] {
             loader.map_max_entries(table, BUCKETS);
         }
+        loader.map_max_entries(map::Displaced::NAME, BUCKETS / 8);
         let mut ebpf = loader.load(&object).context("reading the object")?;
         #[expect(
             clippy::wildcard_enum_match_arm,
@@ -137,19 +138,7 @@ impl Kernel {
         for (row, range) in &tables.ranges {
             ranges.set(*row, raw(range), 0)?;
         }
-        let mut flows = self.array::<FLOW_BUCKET>(map::Flows::NAME)?;
-        for at in 0..BUCKETS {
-            flows.set(at, raw(&tables.flows.get(&at).copied().unwrap_or_default()), 0)?;
-        }
-        let mut replies = self.array::<REPLY_BUCKET>(map::Replies::NAME)?;
-        for at in 0..BUCKETS {
-            replies.set(at, raw(&tables.replies.get(&at).copied().unwrap_or_default()), 0)?;
-        }
-        let mut counts = self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?;
-        for id in 0..ROWS {
-            let entries = tables.service_flows.get(&id).copied().unwrap_or_default();
-            counts.set(id, raw(&FlowCount { entries }), 0)?;
-        }
+        self.fill_flows(tables)?;
         let mut slots = self.array::<CHUNK>(map::Slots::NAME)?;
         for (index, chunk) in &tables.chunks {
             if known.as_ref().and_then(|known| known.chunks.get(index)) != Some(chunk) {
@@ -187,6 +176,27 @@ impl Kernel {
         Ok(())
     }
 
+    fn fill_flows(&mut self, tables: &Tables) -> Result<()> {
+        let mut flows = self.array::<FLOW_BUCKET>(map::Flows::NAME)?;
+        for at in 0..BUCKETS {
+            flows.set(at, raw(&tables.flows.get(&at).copied().unwrap_or_default()), 0)?;
+        }
+        let mut replies = self.array::<REPLY_BUCKET>(map::Replies::NAME)?;
+        for at in 0..BUCKETS {
+            replies.set(at, raw(&tables.replies.get(&at).copied().unwrap_or_default()), 0)?;
+        }
+        let mut displaced = self.array::<DISPLACED>(map::Displaced::NAME)?;
+        for at in 0..BUCKETS / 8 {
+            displaced.set(at, tables.displaced.get(&at).copied().unwrap_or_default().to_ne_bytes(), 0)?;
+        }
+        let mut counts = self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?;
+        for id in 0..ROWS {
+            let entries = tables.service_flows.get(&id).copied().unwrap_or_default();
+            counts.set(id, raw(&FlowCount { entries }), 0)?;
+        }
+        Ok(())
+    }
+
     /// Reads back what programs change: flows, translations and counts. The rest of the tables is taken from `before`.
     ///
     /// # Errors
@@ -196,6 +206,7 @@ impl Kernel {
         let mut tables = before.clone();
         tables.flows = rows(&self.array::<FLOW_BUCKET>(map::Flows::NAME)?, BUCKETS)?;
         tables.replies = rows(&self.array::<REPLY_BUCKET>(map::Replies::NAME)?, BUCKETS)?;
+        tables.displaced = rows(&self.array::<DISPLACED>(map::Displaced::NAME)?, BUCKETS / 8)?;
         let counts: BTreeMap<u32, FlowCount> =
             rows(&self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?, ROWS)?;
         tables.service_flows = counts.into_iter().map(|(id, count)| (id, count.entries)).collect();
@@ -318,6 +329,7 @@ const SERVICE: usize = size_of::<Service>();
 const PORT_RANGE: usize = size_of::<PortRange>();
 const FLOW_BUCKET: usize = size_of::<FlowBucket>();
 const REPLY_BUCKET: usize = size_of::<ReplyBucket>();
+const DISPLACED: usize = size_of::<DisplacedFlows>();
 const FLOW_COUNT: usize = size_of::<FlowCount>();
 const CHUNK: usize = size_of::<SlotChunk>();
 const ENDPOINT: usize = size_of::<Endpoint>();

@@ -14,7 +14,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, Hook, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
-    flow::{Flow, FlowBucket, FlowKey, HeadState, ReplyBucket, Scratch, Tick},
+    flow::{Flow, FlowBucket, FlowKey, ReplyBucket, Scratch, Tick},
     hash,
     map::{self, INDEX_BUCKETS, MapDef as _},
     probe::{OWN_MARK, Probe},
@@ -54,6 +54,8 @@ pub struct Tables {
     pub endpoints: BTreeMap<u32, Endpoint>,
     /// Buckets of the flow table that are not empty.
     pub flows: BTreeMap<u32, FlowBucket>,
+    /// Counts of displaced flows that are not zero.
+    pub displaced: BTreeMap<u32, u64>,
     /// Buckets of the table of replies that are not empty.
     pub replies: BTreeMap<u32, ReplyBucket>,
     /// Entries that services hold in the flow table.
@@ -90,7 +92,7 @@ impl Tables {
 
     /// Every live entry of the flow table.
     pub fn live(&self) -> impl Iterator<Item = &Flow> {
-        self.flows.values().flat_map(|bucket| &bucket.flows).filter(|flow| flow.head.state == HeadState::LIVE)
+        self.flows.values().flat_map(|bucket| &bucket.flows).filter(|flow| flow.head.state.is_live())
     }
 
     /// The index of the services, as the agent would write it.
@@ -252,6 +254,7 @@ struct MemoryMaps {
     tables: RefCell<Tables>,
     index: BTreeMap<u32, ServiceBucket>,
     flows: RefCell<BTreeMap<u32, Rc<FlowRows>>>,
+    displaced: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     replies: RefCell<BTreeMap<u32, Rc<ReplyRows>>>,
     service_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     now: Tick,
@@ -266,13 +269,16 @@ impl MemoryMaps {
         let replies =
             replies.iter().map(|(at, bucket)| (*at, Rc::new(bucket.replies.each_ref().map(ReplyRow::from))));
         let counts = std::mem::take(&mut tables.service_flows);
+        let displaced = std::mem::take(&mut tables.displaced);
+        let words = |words: BTreeMap<u32, u64>| {
+            RefCell::new(words.into_iter().map(|(at, word)| (at, Rc::new(AtomicU64::new(word)))).collect())
+        };
         Self {
             index: tables.index(),
             flows: RefCell::new(flows.collect()),
             replies: RefCell::new(replies.collect()),
-            service_flows: RefCell::new(
-                counts.into_iter().map(|(id, count)| (id, Rc::new(AtomicU64::new(count)))).collect(),
-            ),
+            displaced: words(displaced),
+            service_flows: words(counts),
             tables: RefCell::new(tables),
             now,
         }
@@ -292,13 +298,15 @@ impl MemoryMaps {
                 tables.replies.insert(at, bucket);
             }
         }
-        for (id, count) in self.service_flows.into_inner() {
-            if count.load(SeqCst) != 0 {
-                tables.service_flows.insert(id, count.load(SeqCst));
-            }
-        }
+        tables.service_flows = not_zero(self.service_flows);
+        tables.displaced = not_zero(self.displaced);
         tables
     }
+}
+
+fn not_zero(words: RefCell<BTreeMap<u32, Rc<AtomicU64>>>) -> BTreeMap<u32, u64> {
+    let words = words.into_inner().into_iter().map(|(at, word)| (at, word.load(SeqCst)));
+    words.filter(|(_, word)| *word != 0).collect()
 }
 
 impl Maps for MemoryMaps {
@@ -364,6 +372,11 @@ impl Maps for MemoryMaps {
     fn flows(&self, bucket: u32) -> Option<Rc<FlowRows>> {
         let is_there = bucket <= self.tables.borrow().settings.flow_mask;
         is_there.then(|| Rc::clone(self.flows.borrow_mut().entry(bucket).or_default()))
+    }
+
+    fn displaced(&self, row: u32) -> Option<Rc<AtomicU64>> {
+        let is_there = row <= self.tables.borrow().settings.flow_mask / 8;
+        is_there.then(|| Rc::clone(self.displaced.borrow_mut().entry(row).or_default()))
     }
 
     fn replies(&self, bucket: u32) -> Option<Rc<ReplyRows>> {

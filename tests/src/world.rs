@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use gateway_common::{
     addr::{Addr, Port, Protocol},
     endpoint::{Endpoint, EndpointState, NextHop},
-    flow::{Flow, FlowKey, Head, Phase, Reply, Tick},
+    flow::{Flow, FlowKey, Head, HeadState, Phase, Reply, Tick},
     hash::{self, Seed},
     service::{Mode, Service, ServiceKey, Table},
     settings::{Ports, Settings, Tables as Sizes, Timeouts, Tunnel},
@@ -244,11 +244,46 @@ impl World {
             let place = usize::try_from(way).ok().and_then(|way| at.flows.get_mut(way));
             if let Some(place) = place.filter(|place| **place == Flow::default()) {
                 *place = flow;
+                if bucket != spot.place(0).0 {
+                    place.head.state = place.head.state.displaced();
+                    *self.tables.displaced.entry(spot.place(0).0 / 8).or_default() +=
+                        displaced_one(spot.place(0).0);
+                }
                 *self.tables.service_flows.entry(flow.service).or_default() += 1;
                 return bucket * 4 + way;
             }
         }
         panic!("a test has few flows");
+    }
+
+    /// Takes every place of the first bucket of a flow for others of a service.
+    pub fn crowd(&mut self, packet: &Packet, service: u32, expires: Tick) {
+        let (bucket, _) = self.spot(packet).place(0);
+        let at = self.tables.flows.entry(bucket).or_default();
+        for (number, flow) in (0_u16..).zip(&mut at.flows) {
+            flow.head.state = HeadState::LIVE;
+            (flow.client_port, flow.service, flow.expires) = (Port::new(number), service, expires);
+        }
+        *self.tables.service_flows.entry(service).or_default() += 4;
+    }
+
+    /// How many flows of the first bucket of a flow are counted as displaced.
+    pub fn n_displaced(&self, packet: &Packet) -> u64 {
+        let (bucket, _) = self.spot(packet).place(0);
+        let word = self.tables.displaced.get(&(bucket / 8)).copied().unwrap_or_default();
+        (word / displaced_one(bucket)) & 0xff
+    }
+
+    /// The two buckets of a flow.
+    pub fn buckets(&self, packet: &Packet) -> [u32; 2] {
+        let spot = self.spot(packet);
+        [0, 4].map(|turn| spot.place(turn).0)
+    }
+
+    fn spot(&self, packet: &Packet) -> table::Spot {
+        let key = packet.key();
+        let hash = hash::flow(&self.tables.settings.keys, &key, !key.source.is_v4());
+        table::Spot::new(hash, self.tables.settings.flow_mask, key.protocol)
     }
 
     /// The entry of a flow.
@@ -259,6 +294,11 @@ impl World {
                 && flow.head.protocol == key.protocol
         })
     }
+}
+
+/// One in the count of a bucket.
+const fn displaced_one(bucket: u32) -> u64 {
+    1 << (bucket % 8 * 8)
 }
 
 /// Version of the entries that a test makes.

@@ -36,9 +36,9 @@ const RECORDED: (u32, &[(&str, usize)]) = (
     ],
 );
 
-/// Sizes at flow layout version 2.
+/// Sizes at flow layout version 3.
 const RECORDED_FLOWS: (u32, &[(&str, usize)]) =
-    (2, &[("FlowBucket", 256), ("ReplyBucket", 64), ("FlowCount", 8)]);
+    (3, &[("FlowBucket", 256), ("DisplacedFlows", 8), ("ReplyBucket", 64), ("FlowCount", 8)]);
 
 #[test]
 fn sizes_stand_behind_their_versions() {

@@ -1,10 +1,13 @@
 //! The flow table: where a flow stands, and which entry a new one may take.
 //!
 //! A hash table of fixed size in an array: four entries to a bucket, two buckets for a flow. There are no locks: an entry
-//! is taken by exchanging its head, and whoever reads looks at the head before and after. Entries that are over stay
+//! is taken by exchanging its head, and whoever reads looks at the head before and after. A flow stands in its first
+//! bucket unless that had no place; whether any flow of a bucket is displaced, and so worth looking for in a second, is
+//! counted apart, in few bytes. Entries that are over stay
 //! until their place is needed. While there is no such place, a service gives up flows of its own, and flows of services
 //! that hold more than their share; it never takes a place from a service within its share.
 
+mod displaced;
 pub mod reply;
 pub mod row;
 
@@ -35,9 +38,8 @@ impl Spot {
     pub const fn new(hash: u64, mask: u32, protocol: Protocol) -> Self {
         let tag = (hash >> 48) as u16;
         let low = hash as u32;
-        let other = low ^ ((tag as u32) << 1 | 1).wrapping_mul(0x5bd1_e995);
         let wanted = HeadWord::of(tag, protocol);
-        Self { first: low & mask, second: other & mask, way: (hash >> 32) as u32, wanted, pad: 0 }
+        Self { first: low & mask, second: partner(low, tag) & mask, way: (hash >> 32) as u32, wanted, pad: 0 }
     }
 
     /// The place that is tried in a turn: four in each bucket.
@@ -56,6 +58,13 @@ impl Spot {
     const fn bucket(&self, is_second: bool) -> u32 {
         if is_second { self.second } else { self.first }
     }
+}
+
+/// The other bucket of a flow with this tag: the second from the first, and the first from the second.
+#[inline(always)]
+#[expect(clippy::as_conversions, reason = "widening in a const function")]
+const fn partner(bucket: u32, tag: u16) -> u32 {
+    bucket ^ ((tag as u32) << 1 | 1).wrapping_mul(0x5bd1_e995)
 }
 
 /// One entry of the table.
@@ -99,7 +108,10 @@ pub struct Found<R> {
 /// Looks for a flow.
 #[inline(always)]
 pub fn find<M: Maps>(maps: &M, spot: &Spot, who: &Who) -> Option<Found<M::Row<FlowRows>>> {
-    in_bucket(maps, spot, spot.first, who).or_else(|| in_bucket(maps, spot, spot.second, who))
+    match in_bucket(maps, spot, spot.first, who) {
+        None if displaced::any(maps, spot.first) => in_bucket(maps, spot, spot.second, who),
+        found => found,
+    }
 }
 
 #[inline(always)]
@@ -148,16 +160,27 @@ pub fn claim<M: Maps>(maps: &M, wish: &Wish<'_>) -> Result<u32, Reason> {
         Some(found) => found,
         None => evictable(maps, wish).ok_or(Reason::FlowTableFull)?,
     };
-    let busy = old.taken_for(wish.spot.wanted);
+    let home = wish.spot.first;
+    let is_displaced = place.bucket != home;
+    // Counted before the entry is there, so that whoever looks afterwards looks in both buckets.
+    if is_displaced && !displaced::add(maps, home) {
+        return Err(Reason::FlowContended);
+    }
+    let busy = old.taken_for(wish.spot.wanted, is_displaced);
     if !place.row().exchange::<M>(old, busy) {
+        if is_displaced {
+            displaced::remove(maps, home);
+        }
         return Err(Reason::FlowContended);
     }
     if old.is_live() {
         left(maps, place.row().service::<M>());
         reply::forget(maps, wish.settings, place.row(), old, place.index());
+        back_home(maps, place.bucket, old, wish.settings);
     }
     if is_elsewhere(maps, wish, &place) {
         place.row().publish::<M>(busy.free());
+        back_home(maps, place.bucket, busy, wish.settings);
         return Err(Reason::FlowContended);
     }
     if let Some(entries) = maps.service_flows(wish.who.service()) {
@@ -177,16 +200,27 @@ pub fn entry<M: Maps>(maps: &M, index: u32) -> Option<Claimed<M::Row<FlowRows>>>
 }
 
 /// Gives an entry back that came to nothing.
-pub fn give_up<M: Maps>(maps: &M, claimed: &Claimed<M::Row<FlowRows>>, service: u32) {
+#[inline(always)]
+pub fn give_up<M: Maps>(maps: &M, claimed: &Claimed<M::Row<FlowRows>>, service: u32, settings: &Settings) {
     left(maps, service);
     claimed.place.row().publish::<M>(claimed.busy.free());
+    back_home(maps, claimed.place.bucket, claimed.busy, settings);
+}
+
+/// Counts a flow no more that stood in the second of its buckets under this head.
+#[inline(always)]
+fn back_home<M: Maps>(maps: &M, bucket: u32, head: HeadWord, settings: &Settings) {
+    if head.is_displaced() {
+        displaced::remove(maps, partner(bucket, head.tag()) & settings.flow_mask);
+    }
 }
 
 /// Forgets a flow whose slot leads to the same endpoint, unless its entry changed meanwhile.
 #[inline(always)]
-pub fn release<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, service: u32) {
+pub fn release<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, service: u32, settings: &Settings) {
     if found.place.row().exchange::<M>(found.held.head, found.held.head.free()) {
         left(maps, service);
+        back_home(maps, found.place.bucket, found.held.head, settings);
     }
 }
 
@@ -262,7 +296,8 @@ fn has_more<M: Maps>(maps: &M, service: u32, share: u32) -> bool {
 /// Whether another processor records the same flow at this moment: then both give way, and the sender comes again.
 #[inline(always)]
 fn is_elsewhere<M: Maps>(maps: &M, wish: &Wish<'_>, place: &Place<M::Row<FlowRows>>) -> bool {
-    for turn in 0..WAYS * 2 {
+    let turns = if displaced::any(maps, wish.spot.first) { WAYS * 2 } else { WAYS };
+    for turn in 0..turns {
         let (bucket, at) = wish.spot.place(turn);
         let Some(rows) = maps.flows(bucket) else { return false };
         if bucket == place.bucket && at == place.way {

@@ -149,7 +149,7 @@ impl HeadWord {
     }
 
     /// The bits that tell whose entry it may be.
-    const MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff]);
+    const MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0, 0, 0, 0, 0xff, !DISPLACED]);
 
     /// The parts.
     #[inline(always)]
@@ -163,14 +163,16 @@ impl HeadWord {
         Self { word: head.word() }
     }
 
-    /// The head of an entry of another flow, which is taken away from this one.
+    /// The head of an entry that is taken away from this flow for another, or for itself; whether it is in the second of
+    /// that flow's buckets.
     #[inline(always)]
     #[must_use]
-    pub const fn taken_for(self, wanted: Self) -> Self {
+    pub const fn taken_for(self, wanted: Self, is_displaced: bool) -> Self {
         let [_, _, c, d, ..] = self.word.to_ne_bytes();
         let [v, w] = u16::from_ne_bytes([c, d]).wrapping_add(1).to_ne_bytes();
         let [a, b, _, _, _, _, protocol, _] = wanted.word.to_ne_bytes();
-        Self { word: u64::from_ne_bytes([a, b, v, w, 0, 0, protocol, BUSY]) }
+        let state = if is_displaced { BUSY | DISPLACED } else { BUSY };
+        Self { word: u64::from_ne_bytes([a, b, v, w, 0, 0, protocol, state]) }
     }
 
     #[inline(always)]
@@ -183,7 +185,7 @@ impl HeadWord {
     #[inline(always)]
     #[must_use]
     pub const fn live(self) -> Self {
-        self.with(LIVE)
+        self.with(if self.is_displaced() { LIVE | DISPLACED } else { LIVE })
     }
 
     /// Without.
@@ -196,7 +198,21 @@ impl HeadWord {
     #[inline(always)]
     const fn state(self) -> u8 {
         let [.., state] = self.word.to_ne_bytes();
-        state
+        state & !DISPLACED
+    }
+
+    /// Whether the entry is in the second of its flow's buckets.
+    #[inline(always)]
+    pub const fn is_displaced(self) -> bool {
+        let [.., state] = self.word.to_ne_bytes();
+        state & DISPLACED != 0
+    }
+
+    /// Bits of the flow's hash.
+    #[inline(always)]
+    pub const fn tag(self) -> u16 {
+        let [a, b, ..] = self.word.to_ne_bytes();
+        u16::from_ne_bytes([a, b])
     }
 
     /// Whether there is a flow.
@@ -241,6 +257,7 @@ impl HeadWord {
 const FREE: u8 = HeadState::FREE.number();
 const BUSY: u8 = HeadState::BUSY.number();
 const LIVE: u8 = HeadState::LIVE.number();
+const DISPLACED: u8 = HeadState::DISPLACED;
 
 impl FlowRow {
     /// The head.

@@ -93,6 +93,7 @@ impl Settings {
         match description.name {
             // Half of the places stay free, so that a flow finds one in its two buckets.
             map::Flows::NAME => (self.flows / 2).next_power_of_two().max(16),
+            map::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
             map::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
             map::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
             _ => description.capacity,

@@ -49,7 +49,8 @@ impl Pins {
 
     /// The pin of a map.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        let is_flow = [map::Flows::NAME, map::Replies::NAME, map::ServiceFlows::NAME].contains(&name);
+        let is_flow = [map::Flows::NAME, map::Displaced::NAME, map::Replies::NAME, map::ServiceFlows::NAME]
+            .contains(&name);
         let folder = if is_flow { &self.flows } else { &self.tables };
         folder.join(name.to_lowercase())
     }

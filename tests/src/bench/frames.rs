@@ -42,6 +42,7 @@ pub fn load(path: &std::path::Path) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries("REF_FLOWS", FLOWS);
     loader.map_max_entries(map::Flows::NAME, tables::FLOW_BUCKETS);
+    loader.map_max_entries(map::Displaced::NAME, tables::FLOW_BUCKETS / 8);
     loader.map_max_entries(map::Replies::NAME, tables::REPLY_BUCKETS);
     loader.load(&object).with_context(|| format!("cannot load {}", path.display()))
 }

@@ -160,7 +160,9 @@ impl Subject {
             Kind::Drop => Ok(()),
             Kind::Classic => self.clear::<4>("REF_FLOWS"),
             Kind::Nat | Kind::Tunnel | Kind::Change => {
-                for name in [map::Flows::NAME, map::Replies::NAME, map::ServiceFlows::NAME] {
+                for name in
+                    [map::Flows::NAME, map::Displaced::NAME, map::Replies::NAME, map::ServiceFlows::NAME]
+                {
                     self.zero(name)?;
                 }
                 Ok(())

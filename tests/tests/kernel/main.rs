@@ -14,6 +14,7 @@ mod change;
 mod check;
 mod conformance;
 mod direct;
+mod displaced;
 mod filter;
 mod flows;
 mod local;
