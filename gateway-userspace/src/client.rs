@@ -6,20 +6,21 @@ use bytes::Bytes;
 use http_body_util::Empty;
 use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::AbortHandle};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::AbortHandle,
+};
 
 use crate::drain::Tasks;
 
-/// The status of a response over HTTP/2 with prior knowledge; none when HTTP/2 is not what is spoken.
+/// The status of a response over HTTP/2; none when HTTP/2 is not what is spoken.
 ///
 /// # Errors
 /// When the connection is closed or reset.
-pub async fn status_over_h2c(
-    stream: TcpStream,
-    path: &str,
-    host: &str,
-    tasks: &Tasks,
-) -> io::Result<Option<u16>> {
+pub async fn status_over_http2<S>(stream: S, path: &str, host: &str, tasks: &Tasks) -> io::Result<Option<u16>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let not_spoken = |cause: hyper::Error| {
         // A connection that was closed or reset says no; anything else is another protocol.
         let io =

@@ -13,7 +13,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     sync::Semaphore,
     task::AbortHandle,
@@ -30,6 +30,7 @@ use crate::{
     metrics::{Metrics, names::ProbeLabels},
     name::ServiceName,
     net::connect,
+    tls::connect::Connector,
 };
 
 /// One endpoint to check.
@@ -41,6 +42,8 @@ pub struct Probe {
     pub check: Arc<Check>,
     /// Through which tunnel, where clients' packets take one.
     pub detour: Option<Detour>,
+    /// How connections are secured; none leaves them in plain text.
+    pub tls: Option<Connector>,
 }
 
 /// Runs the checks of all endpoints on the runtime that [`Prober::apply`] is called on.
@@ -93,6 +96,7 @@ impl Prober {
             let stays = next.is_some_and(|next| {
                 next.check == running.probe.check
                     && next.detour == running.probe.detour
+                    && next.tls == running.probe.tls
                     && Arc::ptr_eq(&next.endpoint, &running.probe.endpoint)
             });
             if next.is_none() && is_served(id) {
@@ -135,7 +139,7 @@ impl Prober {
                 ticks.tick().await;
                 // The semaphore is never closed.
                 let Ok(permit) = permits.acquire().await else { return };
-                let outcome = run(&probe, &path, &tasks).await;
+                let Done { outcome, cause } = run(&probe, &path, &tasks).await;
                 drop(permit);
                 let service = probe.endpoint.id().service.as_str().to_owned();
                 metrics
@@ -144,7 +148,7 @@ impl Prober {
                     .get_or_create(&ProbeLabels { service, outcome: outcome.as_str() })
                     .inc();
                 if let Some(health) = tracker.observe(outcome, probe.check.thresholds) {
-                    report(&probe.endpoint, health, outcome);
+                    report(&probe.endpoint, health, outcome, cause.as_ref());
                     probe.endpoint.set_health(health);
                 }
             }
@@ -153,41 +157,55 @@ impl Prober {
     }
 }
 
-fn report(endpoint: &Endpoint, health: Health, outcome: Outcome) {
+fn report(endpoint: &Endpoint, health: Health, outcome: Outcome, cause: Option<&io::Error>) {
     let (service, addr, outcome) = (&endpoint.id().service, endpoint.addr(), outcome.as_str());
+    let cause = cause.map(tracing::field::display);
     match health {
-        Health::Down => tracing::warn!(%service, endpoint = %addr, outcome, "endpoint is down"),
+        Health::Down => tracing::warn!(%service, endpoint = %addr, outcome, cause, "endpoint is down"),
         Health::Unknown | Health::Up => tracing::info!(%service, endpoint = %addr, outcome, "endpoint is up"),
     }
 }
 
-/// One check.
-async fn run(probe: &Probe, path: &Path, tasks: &Tasks) -> Outcome {
-    let check = &probe.check;
-    let done = async {
-        let (mut stream, _passage) = open(probe, path).await?;
-        match &check.kind {
-            Kind::Tcp => Ok(Outcome::Passed),
-            Kind::Http { path, host, statuses, h2c } => {
-                let is_good = |status: Option<u16>| status.is_some_and(|status| statuses.contains(&status));
-                if *h2c {
-                    let status = client::status_over_h2c(stream, path, host, tasks).await?;
-                    return Ok(if is_good(status) { Outcome::Passed } else { Outcome::Wrong });
-                }
-                let request = format!(
-                    "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sluice\r\nConnection: close\r\n\r\n"
-                );
-                stream.write_all(request.as_bytes()).await?;
-                let status = read_status(&mut stream).await?;
-                Ok(if is_good(status) { Outcome::Passed } else { Outcome::Wrong })
-            }
-        }
-    };
-    match tokio::time::timeout(check.timeout, done).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(cause)) => outcome_of(&cause),
-        Err(_) => Outcome::Silent,
+/// How one check ended, and why, when it was an error.
+#[derive(Debug)]
+pub struct Done {
+    /// How.
+    pub outcome: Outcome,
+    /// Why.
+    pub cause: Option<io::Error>,
+}
+
+impl From<Outcome> for Done {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, cause: None }
     }
+}
+
+/// One check.
+pub async fn run(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
+    let timeout = probe.check.timeout;
+    match tokio::time::timeout(timeout, attempt(probe, path, tasks)).await {
+        Ok(done) => done,
+        Err(_) => Outcome::Silent.into(),
+    }
+}
+
+async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
+    let failed = |cause: io::Error| Done { outcome: outcome_of(&cause), cause: Some(cause) };
+    let check = &probe.check;
+    let (stream, _passage) = match open(probe, path).await {
+        Ok(opened) => opened,
+        Err(cause) => return failed(cause),
+    };
+    let asked = match (&check.kind, &probe.tls) {
+        (Kind::Tcp, _) => return Outcome::Passed.into(),
+        (Kind::Http { .. }, None) => ask(stream, &check.kind, tasks).await,
+        (Kind::Http { .. }, Some(tls)) => match tls.connect(stream).await {
+            Ok(stream) => ask(stream, &check.kind, tasks).await,
+            Err(cause) => return Done { outcome: Outcome::Untrusted, cause: Some(cause) },
+        },
+    };
+    asked.map_or_else(failed, Done::from)
 }
 
 /// Opens a connection to an endpoint, on the way of clients' packets. The passage is to be kept as long as the connection.
@@ -227,18 +245,45 @@ fn passage(
     Err(taken)
 }
 
+/// Asks for the status that a check wants.
+async fn ask<S>(mut stream: S, kind: &Kind, tasks: &Tasks) -> io::Result<Outcome>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let Kind::Http { path, host, statuses, is_http2 } = kind else { return Ok(Outcome::Passed) };
+    let status = if *is_http2 {
+        client::status_over_http2(stream, path, host, tasks).await?
+    } else {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sluice\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        // Over TLS it may have been taken and not sent.
+        stream.flush().await?;
+        read_status(&mut stream).await?
+    };
+    let is_good = status.is_some_and(|status| statuses.contains(&status));
+    Ok(if is_good { Outcome::Passed } else { Outcome::Wrong })
+}
+
 /// What an error of the network says about the endpoint.
 fn outcome_of(cause: &io::Error) -> Outcome {
     let said_no = matches!(
         cause.kind(),
         io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
     );
-    // No route, no neighbor, no time: nobody said no.
-    if said_no { Outcome::Refused } else { Outcome::Silent }
+    if said_no {
+        Outcome::Refused
+    } else if cause.kind() == io::ErrorKind::PermissionDenied {
+        // Over TLS 1.3 an endpoint says after the handshake that it misses a certificate.
+        Outcome::Untrusted
+    } else {
+        // No route, no neighbor, no time: nobody said no.
+        Outcome::Silent
+    }
 }
 
 /// The status of a response; none when it is not HTTP, too long, or breaks off.
-async fn read_status(stream: &mut TcpStream) -> io::Result<Option<u16>> {
+async fn read_status<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Option<u16>> {
     let mut head = Vec::with_capacity(1_024);
     let mut n_read = 0;
     loop {
@@ -277,6 +322,8 @@ pub fn time_to_notice(check: &Check, is_silent: bool) -> Duration {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "the endpoint's tasks end with their test")]
 mod tests {
+    use std::net::SocketAddr;
+
     use http_body_util::Empty;
     use hyper::{Response, body::Bytes, service::service_fn};
     use tokio::net::TcpListener;
@@ -284,17 +331,17 @@ mod tests {
     use super::*;
     use crate::{endpoint::Registry, health::Thresholds};
 
-    fn check(h2c: bool) -> Check {
-        let kind = Kind::Http { path: "/ok".into(), host: "a.test".into(), statuses: 200..=200, h2c };
+    fn check(is_http2: bool) -> Check {
+        let kind = Kind::Http { path: "/ok".into(), host: "a.test".into(), statuses: 200..=200, is_http2 };
         let thresholds = Thresholds { unhealthy: 1, healthy: 1 };
         Check { kind, interval: Duration::from_secs(1), timeout: Duration::from_millis(500), thresholds }
     }
 
-    async fn outcome(addr: SocketAddr, h2c: bool) -> Outcome {
+    async fn outcome(addr: SocketAddr, is_http2: bool) -> Outcome {
         let id = EndpointId { service: ServiceName::new("a"), addr };
         let endpoint = Registry::default().resolve(&id);
-        let probe = Probe { endpoint, check: Arc::new(check(h2c)), detour: None };
-        run(&probe, &Path::default(), &Tasks::default()).await
+        let probe = Probe { endpoint, check: Arc::new(check(is_http2)), detour: None, tls: None };
+        run(&probe, &Path::default(), &Tasks::default()).await.outcome
     }
 
     #[tokio::test]

@@ -73,6 +73,8 @@ pub struct State {
     pub proxies: HashMap<BindKey, Vec<Network>>,
     /// When certificates expire, by listener and origin, in seconds since 1970.
     pub expiries: BTreeMap<(ListenerName, String), i64>,
+    /// When certificates that the agent shows to endpoints expire, by service and origin, in seconds since 1970.
+    pub endpoint_expiries: BTreeMap<(ServiceName, String), i64>,
     /// Services by name.
     pub services: HashMap<ServiceName, Arc<Upstream>>,
     /// Header fields that say who a client is, on any address: what clients send under these names is removed.

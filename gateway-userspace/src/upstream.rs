@@ -1,8 +1,10 @@
 //! "Send this to that service": its balancer, its pools, and a connection to the endpoint that was picked.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsRawFd as _, sync::Arc, time::Duration};
 
 use gateway_common::{flow::FlowKey, hash::Seed};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::{
     balance::{Balancer, Member, Policy, Tried},
@@ -11,8 +13,13 @@ use crate::{
     metrics::{Metrics, shard::ServiceStats},
     name::ServiceName,
     net::connect,
-    pool::{Lease, OpenError, Origin, Pool, Protocol, registry::Pools},
+    pool::{
+        Lease, OpenError, Origin, Pool, Protocol,
+        link::Link,
+        registry::{Manner, Pools},
+    },
     retry::{self, Budget},
+    tls::connect::Connector,
 };
 
 /// How a service is reached; two that are equal are the same service.
@@ -24,13 +31,18 @@ pub struct Definition {
     pub endpoints: Vec<(SocketAddr, u32)>,
     /// What the endpoints speak.
     pub protocol: Protocol,
+    /// How connections are secured; none leaves them in plain text.
+    pub tls: Option<Connector>,
     /// How an endpoint is picked.
     pub policy: Policy,
-    /// Bound on opening a connection.
+    /// Bound on opening a connection, TLS included.
     pub connect_timeout: Duration,
     /// How many retries it bears.
     pub retries: retry::Limits,
 }
+
+/// Time between two reports of handshakes that failed, for each service.
+const REPORT_INTERVAL: Duration = Duration::from_mins(1);
 
 /// What services are made from, once per process.
 #[derive(Clone, Debug)]
@@ -57,6 +69,16 @@ pub struct Upstream {
     stats: Arc<ServiceStats>,
     budget: Budget,
     tasks: Tasks,
+    opening: Opening,
+    /// When a handshake that failed was reported last.
+    reported: Mutex<Option<Instant>>,
+}
+
+/// How connections are opened.
+#[derive(Clone, Debug)]
+struct Opening {
+    tls: Option<Connector>,
+    timeout: Duration,
     options: connect::Options,
 }
 
@@ -80,15 +102,22 @@ impl Upstream {
             .iter()
             .map(|(addr, weight)| Member { endpoint: endpoint(addr), backend_weight: 1, weight: *weight })
             .collect();
-        let pools = members.iter().map(|m| parts.pools.resolve(&m.endpoint, definition.protocol)).collect();
+        let security = definition.tls.as_ref().map(Connector::digest);
+        let manner = Manner { protocol: definition.protocol, security };
+        let pools = members.iter().map(|member| parts.pools.resolve(&member.endpoint, manner)).collect();
         Self {
             stats: parts.metrics.service(definition.name.as_str()),
             budget: Budget::new(definition.retries, parts.metrics.n_workers()),
             balancer: Balancer::new(definition.policy, members, seed),
+            opening: Opening {
+                tls: definition.tls.clone(),
+                timeout: definition.connect_timeout,
+                options: parts.options,
+            },
             definition,
             pools,
             tasks: parts.tasks.clone(),
-            options: parts.options,
+            reported: Mutex::default(),
         }
     }
 
@@ -134,22 +163,52 @@ impl Upstream {
             }
             return Ok(lease);
         }
-        let opened = open(pool, worker, self.definition.connect_timeout, self.options).await;
+        // Most requests open nothing, and should not carry the room for it.
+        let opened = Box::pin(self.opening.open(pool, worker)).await;
         match &opened {
             Ok(_) => self.stats.connected(worker),
             Err(cause) => {
                 self.stats.connect_failed(worker);
-                tracing::debug!(endpoint = %pool.endpoint().addr(), ?cause, "no connection to an endpoint");
+                self.report(pool.endpoint().addr(), cause);
             }
         }
         opened
     }
 
+    /// Nobody but us knows why a handshake failed, and every request repeats it.
+    fn report(&self, endpoint: SocketAddr, cause: &OpenError) {
+        let service = &self.definition.name;
+        match cause {
+            OpenError::Handshake(cause) if self.is_report_due() => {
+                tracing::warn!(%service, %endpoint, %cause, "no agreement with an endpoint over TLS");
+            }
+            OpenError::Handshake(_) | OpenError::Io(_) | OpenError::Full => {
+                tracing::debug!(%service, %endpoint, ?cause, "no connection to an endpoint");
+            }
+        }
+    }
+
+    /// An endpoint said on an open connection that it does not accept our certificate, or misses one.
+    pub fn unaccepted(&self, endpoint: SocketAddr) {
+        let cause = io::Error::new(io::ErrorKind::PermissionDenied, "it did not accept our certificate");
+        self.report(endpoint, &OpenError::Handshake(cause));
+    }
+
+    fn is_report_due(&self) -> bool {
+        let now = Instant::now();
+        let mut reported = self.reported.lock();
+        let is_due = reported.is_none_or(|before| now.duration_since(before) >= REPORT_INTERVAL);
+        if is_due {
+            *reported = Some(now);
+        }
+        is_due
+    }
+
     /// Opens a connection of this worker's own, for the next request.
     fn grow(&self, pool: Arc<Pool>, worker: usize) {
-        let (timeout, options) = (self.definition.connect_timeout, self.options);
+        let opening = self.opening.clone();
         drop(self.tasks.spawn("pool growth", async move {
-            if let Ok(lease) = open(&pool, worker, timeout, options).await {
+            if let Ok(lease) = opening.open(&pool, worker).await {
                 lease.give_back();
             }
             pool.grown(worker);
@@ -157,12 +216,23 @@ impl Upstream {
     }
 }
 
-async fn open(
-    pool: &Arc<Pool>,
-    worker: usize,
-    timeout: Duration,
-    options: connect::Options,
-) -> Result<Lease, OpenError> {
-    let addr = pool.endpoint().addr();
-    pool.open(worker, connect::tcp(addr, timeout, options)).await
+impl Opening {
+    async fn open(&self, pool: &Arc<Pool>, worker: usize) -> Result<Lease, OpenError> {
+        let addr = pool.endpoint().addr();
+        let connect = async {
+            let stream = connect::tcp(addr, self.timeout, self.options).await.map_err(OpenError::Io)?;
+            let Some(tls) = &self.tls else { return Ok(Link::Plain(stream)) };
+            let stream = tls.connect(stream).await.map_err(OpenError::Handshake)?;
+            let socket = stream.get_ref().as_raw_fd();
+            Ok(Link::Secured(Box::new(stream), socket))
+        };
+        if self.tls.is_none() {
+            return pool.open(worker, connect).await;
+        }
+        let bounded = async {
+            let timed_out = || OpenError::Io(io::ErrorKind::TimedOut.into());
+            tokio::time::timeout(self.timeout, connect).await.map_err(|_| timed_out())?
+        };
+        pool.open(worker, bounded).await
+    }
 }

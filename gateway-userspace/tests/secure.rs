@@ -21,52 +21,20 @@ use gateway_userspace::{
         route::Match,
     },
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{CertificateParams, KeyPair};
 use rustls::{
     ClientConfig, HandshakeKind, SignatureScheme,
     client::Resumption,
-    pki_types::{PrivateKeyDer, pem::PemObject},
     version::{TLS12, TLS13},
 };
 use support::{
+    authority::Authority,
     client::{self, Client},
     eventually, free_addr,
     origin::Origin,
     proxy::Proxy,
     wanted::{self, prefix, route, rule, simple},
 };
-
-/// An authority, and certificates from it.
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    fn client(
-        &self,
-        name: &str,
-    ) -> (Vec<rustls::pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
-        let mut params = CertificateParams::new(vec![format!("{name}.test")]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.subject_alt_names.push(SanType::URI(format!("spiffe://test/{name}").try_into().unwrap()));
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (
-            vec![certificate.der().clone()],
-            PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap(),
-        )
-    }
-}
 
 /// The simple snapshot behind TLS.
 fn secure(addr: SocketAddr, endpoints: &[SocketAddr]) -> Snapshot {

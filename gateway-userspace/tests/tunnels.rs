@@ -192,7 +192,7 @@ async fn websocket_over_every_version_on_both_sides() {
     for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
         let origin = match protocol {
             UpstreamProtocol::Http1 => websocket_origin().await,
-            UpstreamProtocol::H2c => websocket_h2_origin().await,
+            UpstreamProtocol::H2c | UpstreamProtocol::H2 => websocket_h2_origin().await,
         };
         let (addr, proxy) = start(origin.addr, protocol, |_| {});
         tokio::time::timeout(4 * SOON, async {

@@ -183,6 +183,7 @@ fn everything() -> Metrics {
     drop(tunnel);
     families.forwarded.no_header(std::net::SocketAddr::from(([10, 0, 0, 1], 443)));
     families.handshakes.expires("l", "c", 1);
+    families.handshakes.shown_expires("s", "c", 1);
     families.handshakes.count(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), false);
     families.probes.get_or_create(&ProbeLabels { service: "s".to_owned(), outcome: "passed" }).inc();
     families.limit(Limit::Connections);

@@ -297,6 +297,7 @@ mod tests {
             name: ServiceName::new(name),
             endpoints: hosts.iter().map(endpoint).collect(),
             protocol: UpstreamProtocol::Http1,
+            tls: None,
             balance: Policy::RoundRobin,
             health: None,
             connect_timeout: crate::limits::CONNECT_TIMEOUT,

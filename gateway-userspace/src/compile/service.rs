@@ -18,6 +18,7 @@ use crate::{
         route::Rule,
         service::{self, CheckKind, Service, UpstreamProtocol},
     },
+    tls::connect::Connector,
     upstream::{Definition, Upstream},
 };
 
@@ -45,14 +46,15 @@ pub fn settle(snapshot: &Snapshot, registry: &Registry) {
     }
 }
 
-pub(super) fn definition(wanted: &Service) -> Definition {
+pub(super) fn definition(wanted: &Service, tls: Option<Connector>) -> Definition {
     Definition {
         name: wanted.name.clone(),
         endpoints: wanted.endpoints.iter().map(|endpoint| (endpoint.addr, endpoint.weight)).collect(),
         protocol: match wanted.protocol {
             UpstreamProtocol::Http1 => Protocol::Http1,
-            UpstreamProtocol::H2c => Protocol::H2c,
+            UpstreamProtocol::H2c | UpstreamProtocol::H2 => Protocol::Http2,
         },
+        tls,
         policy: match wanted.balance {
             service::Policy::RoundRobin => Policy::RoundRobin,
             service::Policy::LeastRequest => Policy::LeastRequest,
@@ -74,10 +76,17 @@ pub(super) fn upstream(definition: Definition, shared: &Shared) -> Upstream {
 }
 
 /// One check per endpoint, when the service has any.
-pub(super) fn probes(snapshot: &Snapshot, wanted: &Service, registry: &Registry) -> Vec<Probe> {
+pub(super) fn probes(
+    snapshot: &Snapshot,
+    wanted: &Service,
+    tls: Option<&Connector>,
+    registry: &Registry,
+) -> Vec<Probe> {
     let Some(health) = &wanted.health else { return Vec::new() };
     let tunnels = tunnels(snapshot, wanted);
     let thresholds = Thresholds { unhealthy: health.unhealthy_threshold, healthy: health.healthy_threshold };
+    // A session that goes on would pass with a certificate that has expired since.
+    let tls = tls.map(Connector::without_resumption);
     let check =
         |kind| Arc::new(Check { kind, interval: health.interval, timeout: health.timeout, thresholds });
     wanted
@@ -90,12 +99,12 @@ pub(super) fn probes(snapshot: &Snapshot, wanted: &Service, registry: &Registry)
                     path: path.clone(),
                     host: host.clone().unwrap_or_else(|| endpoint.addr.to_string()),
                     statuses: statuses.clone(),
-                    h2c: wanted.protocol == UpstreamProtocol::H2c,
+                    is_http2: wanted.protocol != UpstreamProtocol::Http1,
                 },
             };
             let id = EndpointId { service: wanted.name.clone(), addr: endpoint.addr };
             let detour = detour(&tunnels, endpoint.addr.ip());
-            Probe { endpoint: registry.resolve(&id), check: check(kind), detour }
+            Probe { endpoint: registry.resolve(&id), check: check(kind), detour, tls: tls.clone() }
         })
         .collect()
 }

@@ -1,6 +1,9 @@
 //! The state: listeners grouped by address, their routes, the services behind them, and what to check.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use gateway_common::hash::Seed;
 
@@ -31,23 +34,19 @@ impl std::fmt::Debug for Shared {
 
 /// Compiles a snapshot. A service that did not change since `previous` is taken over with its balancer.
 pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> Result<State, Faults> {
-    let services: std::collections::HashMap<_, _> = snapshot
-        .services
-        .iter()
-        .map(|wanted| {
-            let definition = service::definition(wanted);
-            let kept = previous.and_then(|previous| previous.services.get(&wanted.name));
-            let kept = kept.filter(|kept| service::is_current(kept, &definition, &shared.parts.registry));
-            let made = kept.map_or_else(|| Arc::new(service::upstream(definition, shared)), Arc::clone);
-            (wanted.name.clone(), made)
-        })
-        .collect();
-    let probes = snapshot
-        .services
-        .iter()
-        .flat_map(|wanted| service::probes(snapshot, wanted, &shared.parts.registry))
-        .collect();
     let mut faults = Faults::default();
+    let mut connectors = tls::Connectors::default();
+    let mut services = HashMap::new();
+    let mut probes = Vec::new();
+    for wanted in &snapshot.services {
+        let connector = connectors.connector(wanted, &shared.tls, &mut faults);
+        probes.extend(service::probes(snapshot, wanted, connector.as_ref(), &shared.parts.registry));
+        let definition = service::definition(wanted, connector);
+        let kept = previous.and_then(|previous| previous.services.get(&wanted.name));
+        let kept = kept.filter(|kept| service::is_current(kept, &definition, &shared.parts.registry));
+        let made = kept.map_or_else(|| Arc::new(service::upstream(definition, shared)), Arc::clone);
+        services.insert(wanted.name.clone(), made);
+    }
     let mut expiries = BTreeMap::new();
     let binds = listener::binds(snapshot, shared, &services, &mut expiries, &mut faults);
     if faults.0.is_empty() {
@@ -58,6 +57,7 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
             binds,
             proxies,
             expiries,
+            endpoint_expiries: connectors.expiries,
             services,
             identity_headers,
             probes,

@@ -1,21 +1,27 @@
-//! Certificates of the listeners of one address.
+//! Certificates of the listeners of one address, and TLS towards endpoints.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use http::HeaderName;
 
 use crate::{
     compile::{Fault, Faults, state::Shared},
-    name::ListenerName,
+    name::{ListenerName, ServiceName},
     secret::Secret,
     snapshot::{
         Snapshot,
         listener::{Hostname, Listener},
+        service::{self, EndpointTls, Service, UpstreamProtocol},
     },
     tls::{
-        accept::{Acceptor, Terms},
+        Context,
+        accept::{Acceptor, Spoken, Terms},
         certificate::Certificate,
         client::Demand,
+        connect::{self, Connector, Trust},
         resolver::{Names, Resolver},
         ticket::Ring,
     },
@@ -68,6 +74,72 @@ pub(super) fn acceptor(
             faults.0.push(Fault { place, message: cause.to_string() });
             None
         }
+    }
+}
+
+/// Makes connectors of the services of one snapshot. Bundles that services share are parsed once.
+#[derive(Default)]
+pub(super) struct Connectors<'s> {
+    trusts: HashMap<&'s str, (&'s Arc<[u8]>, Trust)>,
+    /// When certificates that the agent shows to endpoints expire, by service and origin, in seconds since 1970.
+    pub(super) expiries: BTreeMap<(ServiceName, String), i64>,
+}
+
+impl<'s> Connectors<'s> {
+    /// How connections of a service are secured; `None` in plain text.
+    pub(super) fn connector(
+        &mut self,
+        wanted: &'s Service,
+        context: &Context,
+        faults: &mut Faults,
+    ) -> Option<Connector> {
+        let tls = wanted.tls.as_ref()?;
+        self.make(wanted, tls, context)
+            .map_err(|message| {
+                faults.0.push(Fault { place: format!("service `{}`, `tls`", wanted.name), message });
+            })
+            .ok()
+    }
+
+    fn make(
+        &mut self,
+        wanted: &'s Service,
+        tls: &'s EndpointTls,
+        context: &Context,
+    ) -> Result<Connector, String> {
+        let trust = self.trust(&tls.trust).map_err(|cause| cause.to_string())?;
+        let certificate = match &tls.certificate {
+            None => None,
+            Some(written) => {
+                let key = written.key_pem.expose();
+                let read = Certificate::from_pem(context, &written.chain_pem, key);
+                let read = read.map_err(|cause| format!("{}: {cause}", written.origin))?;
+                let name = (wanted.name.clone(), written.origin.clone());
+                self.expiries.insert(name, read.not_after_s());
+                Some(read)
+            }
+        };
+        let terms = connect::Terms {
+            trust: &trust,
+            name: &tls.server_name,
+            certificate: certificate.as_ref(),
+            spoken: match wanted.protocol {
+                UpstreamProtocol::Http1 => Spoken::Http1,
+                UpstreamProtocol::H2c | UpstreamProtocol::H2 => Spoken::Http2,
+            },
+        };
+        Connector::new(context, &terms).map_err(|cause| cause.to_string())
+    }
+
+    fn trust(&mut self, wanted: &'s service::Trust) -> Result<Trust, connect::Error> {
+        if let Some((pem, trust)) = self.trusts.get(wanted.origin.as_str())
+            && Arc::ptr_eq(pem, &wanted.pem)
+        {
+            return Ok(trust.clone());
+        }
+        let trust = Trust::from_pem(&wanted.pem, wanted.is_of_system)?;
+        self.trusts.insert(&wanted.origin, (&wanted.pem, trust.clone()));
+        Ok(trust)
     }
 }
 

@@ -223,6 +223,13 @@ impl Control {
         for key in before.expiries.keys().filter(|key| !now.expiries.contains_key(key)) {
             handshakes.dropped(key.0.as_str(), &key.1);
         }
+        for ((service, certificate), at_s) in &now.endpoint_expiries {
+            handshakes.shown_expires(service.as_str(), certificate, *at_s);
+        }
+        let shown = before.endpoint_expiries.keys();
+        for key in shown.filter(|key| !now.endpoint_expiries.contains_key(key)) {
+            handshakes.shown_dropped(key.0.as_str(), &key.1);
+        }
     }
 
     fn report_kernel(&self) {

@@ -7,7 +7,7 @@ use crate::endpoint::Health;
 /// When an endpoint changes its state.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Thresholds {
-    /// Silent or wrong checks in a row that take it down; at least one.
+    /// Checks in a row that failed otherwise than by being refused, and take it down; at least one.
     pub unhealthy: u32,
     /// Passed checks in a row that bring it back; at least one.
     pub healthy: u32,
@@ -39,8 +39,8 @@ pub enum Kind {
         host: String,
         /// Accepted statuses, inclusive.
         statuses: std::ops::RangeInclusive<u16>,
-        /// Over HTTP/2 with prior knowledge, as the service is spoken to; else over HTTP/1.1.
-        h2c: bool,
+        /// Over HTTP/2, as the service is spoken to; else over HTTP/1.1.
+        is_http2: bool,
     },
 }
 
@@ -53,13 +53,15 @@ pub enum Outcome {
     Refused,
     /// Nothing came in time.
     Silent,
+    /// The endpoint did not prove who it is, or we not to it.
+    Untrusted,
     /// Something came, and it was not what was asked for.
     Wrong,
 }
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Passed, Self::Refused, Self::Silent, Self::Wrong];
+    pub const ALL: [Self; 5] = [Self::Passed, Self::Refused, Self::Silent, Self::Untrusted, Self::Wrong];
 
     /// The value of the metric's label.
     pub const fn as_str(self) -> &'static str {
@@ -67,6 +69,7 @@ impl Outcome {
             Self::Passed => "passed",
             Self::Refused => "refused",
             Self::Silent => "silent",
+            Self::Untrusted => "untrusted",
             Self::Wrong => "wrong",
         }
     }
@@ -94,7 +97,7 @@ impl Tracker {
                 self.passed_in_a_row = self.passed_in_a_row.saturating_add(1);
                 self.passed_in_a_row >= thresholds.healthy
             }
-            Outcome::Refused | Outcome::Silent | Outcome::Wrong => {
+            Outcome::Refused | Outcome::Silent | Outcome::Untrusted | Outcome::Wrong => {
                 self.passed_in_a_row = 0;
                 self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
                 outcome == Outcome::Refused || self.failed_in_a_row >= thresholds.unhealthy
@@ -112,7 +115,7 @@ impl Tracker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Outcome::{Passed, Refused, Silent, Wrong};
+    use Outcome::{Passed, Refused, Silent, Untrusted, Wrong};
 
     #[track_caller]
     fn check(from: Health, outcomes: &[Outcome], expected: &[Option<Health>]) {
@@ -126,6 +129,7 @@ mod tests {
     fn a_refused_check_is_enough_and_a_silent_one_is_not() {
         check(Health::Up, &[Refused], &[Some(Health::Down)]);
         check(Health::Up, &[Silent, Wrong], &[None, Some(Health::Down)]);
+        check(Health::Up, &[Untrusted, Untrusted], &[None, Some(Health::Down)]);
         check(Health::Up, &[Silent, Passed, Silent, Silent], &[None, None, None, Some(Health::Down)]);
         check(Health::Unknown, &[Silent, Silent], &[None, Some(Health::Down)]);
     }

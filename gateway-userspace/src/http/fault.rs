@@ -216,6 +216,17 @@ pub static TABLE: [Row; Kind::COUNT] = [
         remedy: "Look at the endpoint; let it end its requests before it stops.",
     },
     Row {
+        kind: Kind::Handshake,
+        side: Side::Upstream,
+        retry: Retry::Safe,
+        status: StatusCode::BAD_GATEWAY,
+        grpc: Grpc::UNAVAILABLE,
+        retry_after_s: None,
+        text: "no agreement with the endpoint over TLS\n",
+        meaning: "The endpoint's certificate is not good for its name or leads to nobody who is trusted, or it did not accept ours, or speaks no TLS, or no HTTP/2.",
+        remedy: "Look at the agent's log for the cause; correct `tls` of the service or the endpoint's certificate.",
+    },
+    Row {
         kind: Kind::HeadTooLarge,
         side: Side::Downstream,
         retry: Retry::Never,

@@ -233,11 +233,15 @@ impl Forward<'_> {
     fn failed(&self, lease: &Lease, freshness: Freshness, cause: SendError, kept: Kept) -> Failed {
         let is_down = lease.endpoint().health() == Health::Down;
         let is_kept = lease.origin() != Origin::Opened && freshness == Freshness::Any && !is_down;
+        if matches!(cause, SendError::Unaccepted) {
+            self.service.unaccepted(lease.endpoint().addr());
+        }
         let fault = Fault::new(match &cause {
             SendError::Body => Kind::ClientGone,
             SendError::Protocol => Kind::Protocol,
             SendError::Refused => Kind::Refused,
             SendError::Unsupported => Kind::Unsupported,
+            SendError::Unaccepted => Kind::Handshake,
             SendError::Closed | SendError::Unsent(_) if is_down => Kind::EndpointDown,
             SendError::Closed | SendError::Unsent(_) => Kind::Reset,
         });
@@ -249,6 +253,7 @@ impl Forward<'_> {
             // The endpoint may have done what it was asked for.
             SendError::Closed => (if kept.is_idempotent() { kept.message() } else { None }, !is_down),
             SendError::Refused => (kept.message(), true),
+            SendError::Unaccepted => (kept.message(), false),
             SendError::Body | SendError::Protocol | SendError::Unsupported => (None, false),
         };
         let message = message.filter(|_| fault.retry != Retry::Never);
@@ -279,6 +284,7 @@ fn unopened(cause: &OpenError) -> Kind {
         OpenError::Full => Kind::Overload,
         OpenError::Io(cause) if cause.kind() == io::ErrorKind::AddrNotAvailable => Kind::LocalPorts,
         OpenError::Io(_) => Kind::Connect,
+        OpenError::Handshake(_) => Kind::Handshake,
     }
 }
 

@@ -152,7 +152,7 @@ pub fn to_upstream(mut parts: Parts, onward: &Onward<'_>) -> Result<Parts, Fault
                 parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
         }
-        Protocol::H2c => {
+        Protocol::Http2 => {
             parts.version = Version::HTTP_2;
             parts.headers.remove(header::HOST);
             uri.scheme = Some(UriScheme::HTTP);
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!((parts.uri.to_string().as_str(), parts.version), ("/x", Version::HTTP_11));
         assert_eq!(parts.headers.get("host").unwrap(), "a.test");
         let h1 = Request::get("/x").header("host", "a.test").header("te", "trailers");
-        let parts = upstream(h1.body(()).unwrap(), Protocol::H2c);
+        let parts = upstream(h1.body(()).unwrap(), Protocol::Http2);
         assert_eq!((parts.uri.to_string().as_str(), parts.version), ("http://a.test/x", Version::HTTP_2));
         assert_eq!(parts.headers.get("te").unwrap(), "trailers");
         assert!(parts.headers.get("host").is_none());

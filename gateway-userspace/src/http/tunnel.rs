@@ -119,7 +119,7 @@ impl Opening {
                     self.own_key = Some(key);
                 }
             }
-            Protocol::H2c => {
+            Protocol::Http2 => {
                 if *version != Version::HTTP_2 && key.is_none() {
                     return Err(Fault::new(Kind::BadRequest));
                 }
@@ -142,7 +142,7 @@ impl Opening {
         let is_agreed = match protocol {
             _ if self.is_raw() => true,
             Protocol::Http1 => status == StatusCode::SWITCHING_PROTOCOLS,
-            Protocol::H2c => status.is_success(),
+            Protocol::Http2 => status.is_success(),
         };
         if !is_agreed {
             // Who knows what an endpoint makes of an upgrade that it did not want.
@@ -164,7 +164,7 @@ impl Opening {
                 parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
                 parts.status = StatusCode::OK;
             } else {
-                if let (Protocol::H2c, Some(accept)) = (protocol, key.as_ref().and_then(accept)) {
+                if let (Protocol::Http2, Some(accept)) = (protocol, key.as_ref().and_then(accept)) {
                     parts.headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
                 }
                 parts.status = StatusCode::SWITCHING_PROTOCOLS;

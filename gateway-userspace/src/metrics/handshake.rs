@@ -13,6 +13,14 @@ use prometheus_client::{
 pub struct Handshakes {
     finished: Family<HandshakeLabels, Counter>,
     expiries: Family<CertificateLabels, Gauge>,
+    shown: Family<ShownLabels, Gauge>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ShownLabels {
+    service: String,
+    /// The file of the chain.
+    certificate: String,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -43,6 +51,11 @@ impl Handshakes {
             "When a certificate that is served expires, in seconds since 1970",
             self.expiries.clone(),
         );
+        registry.register(
+            "client_certificate_expiry_timestamp_seconds",
+            "When a certificate that is shown to endpoints expires, in seconds since 1970",
+            self.shown.clone(),
+        );
     }
 
     /// Counts one.
@@ -60,6 +73,18 @@ impl Handshakes {
     pub fn dropped(&self, listener: &str, certificate: &str) {
         let labels = CertificateLabels { listener: listener.to_owned(), certificate: certificate.to_owned() };
         self.expiries.remove(&labels);
+    }
+
+    /// Sets when a certificate expires that is shown to the endpoints of a service.
+    pub fn shown_expires(&self, service: &str, certificate: &str, at_s: i64) {
+        let labels = ShownLabels { service: service.to_owned(), certificate: certificate.to_owned() };
+        self.shown.get_or_create(&labels).set(at_s);
+    }
+
+    /// Forgets a certificate that is not shown any more.
+    pub fn shown_dropped(&self, service: &str, certificate: &str) {
+        let labels = ShownLabels { service: service.to_owned(), certificate: certificate.to_owned() };
+        self.shown.remove(&labels);
     }
 
     pub(super) fn forget(&self, addr: SocketAddr) {

@@ -74,6 +74,8 @@ pub enum FaultKind {
     Connect,
     /// The endpoint went down while it had the request.
     EndpointDown,
+    /// The endpoint and the agent did not agree over TLS.
+    Handshake,
     /// The head of the request has too many fields.
     HeadTooLarge,
     /// No local port is free for another connection to the endpoint.
@@ -109,11 +111,12 @@ impl FaultKind {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::BadRequest,
         Self::ClientGone,
         Self::Connect,
         Self::EndpointDown,
+        Self::Handshake,
         Self::HeadTooLarge,
         Self::LocalPorts,
         Self::Misdirected,
@@ -137,6 +140,7 @@ impl FaultKind {
             Self::ClientGone => "client_gone",
             Self::Connect => "connect",
             Self::EndpointDown => "endpoint_down",
+            Self::Handshake => "handshake",
             Self::HeadTooLarge => "head_too_large",
             Self::LocalPorts => "local_ports",
             Self::Misdirected => "misdirected",

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     io,
-    os::fd::{AsRawFd as _, RawFd},
+    os::fd::RawFd,
     pin::Pin,
     sync::{
         Arc, Weak,
@@ -18,7 +18,6 @@ use h2::{Ping, PingPong, client::Connection};
 use nix::sys::socket::{Shutdown, shutdown};
 use parking_lot::Mutex;
 use tokio::{
-    net::TcpStream,
     task::AbortHandle,
     time::{Instant, Sleep},
 };
@@ -26,7 +25,7 @@ use tokio::{
 use crate::{
     limits,
     metrics::names::Limit,
-    pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire, http1},
+    pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire, http1, http2, link::Link},
 };
 
 /// Bytes that an endpoint may send ahead on one stream of HTTP/2, and on a connection: all streams together, so that
@@ -86,22 +85,22 @@ impl Drop for Counted {
 impl Pool {
     pub(super) async fn open_http1<F>(self: &Arc<Self>, home: usize, connect: F) -> Result<Lease, OpenError>
     where
-        F: Future<Output = io::Result<TcpStream>>,
+        F: Future<Output = Result<Link, OpenError>>,
     {
         let counted = self.count(home)?;
-        let stream = connect.await.map_err(OpenError::Io)?;
-        self.drivers.lock().insert(counted.driver, Driver::Socket(stream.as_raw_fd()));
+        let link = connect.await?;
+        self.drivers.lock().insert(counted.driver, Driver::Socket(link.socket()));
         self.watch();
-        let connection = Box::new(http1::Connection::new(counted, stream));
+        let connection = Box::new(http1::Connection::new(counted, link));
         Ok(Lease { pool: Arc::clone(self), home, wire: Wire::Http1(connection), origin: Origin::Opened })
     }
 
-    pub(super) async fn open_h2c<F>(self: &Arc<Self>, home: usize, connect: F) -> Result<Lease, OpenError>
+    pub(super) async fn open_http2<F>(self: &Arc<Self>, home: usize, connect: F) -> Result<Lease, OpenError>
     where
-        F: Future<Output = io::Result<TcpStream>>,
+        F: Future<Output = Result<Link, OpenError>>,
     {
         let counted = self.count(home)?;
-        let stream = connect.await.map_err(OpenError::Io)?;
+        let link = connect.await?;
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -109,12 +108,13 @@ impl Pool {
             .initial_max_send_streams(limits::UPSTREAM_STREAMS)
             .max_send_buffer_size(SEND_BUFFER_BYTES)
             .enable_push(false)
-            .handshake(stream)
+            .handshake(link)
             .await
             .map_err(|cause| OpenError::Io(io::Error::other(cause)))?;
         let multiplexed = Arc::new(Multiplexed {
             sender: sender.clone(),
             is_closed: AtomicBool::new(false),
+            is_unaccepted: AtomicBool::new(false),
             streams: AtomicUsize::new(1),
             used: Mutex::new(self.shared.clock.now()),
             bound: AtomicUsize::new(limits::UPSTREAM_STREAMS),
@@ -127,7 +127,7 @@ impl Pool {
         Ok(Lease {
             pool: Arc::clone(self),
             home,
-            wire: Wire::H2c(sender, multiplexed),
+            wire: Wire::Http2(sender, multiplexed),
             origin: Origin::Opened,
         })
     }
@@ -200,7 +200,7 @@ impl Pool {
 
 /// A connection of HTTP/2 that tells its pool what it can carry, and asks a silent endpoint whether it still is there.
 struct Driven {
-    connection: Connection<TcpStream, Bytes>,
+    connection: Connection<Link, Bytes>,
     told: Weak<Multiplexed>,
     pings: Option<PingPong>,
     /// When to ask, or when the answer is due.
@@ -209,7 +209,7 @@ struct Driven {
 }
 
 impl Driven {
-    fn new(mut connection: Connection<TcpStream, Bytes>, multiplexed: &Arc<Multiplexed>) -> Self {
+    fn new(mut connection: Connection<Link, Bytes>, multiplexed: &Arc<Multiplexed>) -> Self {
         let pings = connection.ping_pong();
         let next = Box::pin(tokio::time::sleep(PING_INTERVAL));
         Self { connection, told: Arc::downgrade(multiplexed), pings, next, is_asked: false }
@@ -243,6 +243,11 @@ impl Future for Driven {
         let this = self.get_mut();
         let mut ended = Pin::new(&mut this.connection).poll(cx);
         let Some(multiplexed) = this.told.upgrade() else { return ended };
+        if let Poll::Ready(Err(cause)) = &ended
+            && http2::is_unaccepted(cause)
+        {
+            multiplexed.is_unaccepted.store(true, Ordering::Release);
+        }
         // Woken by every frame that arrives, so also by the endpoint's settings.
         multiplexed.bound.store(this.connection.max_concurrent_send_streams(), Ordering::Relaxed);
         if ended.is_pending() && this.poll_silence(&multiplexed, cx).is_ready() {

@@ -14,10 +14,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header, response};
 use http_body::{Body, Frame, SizeHint};
-use tokio::{
-    io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, ReadBuf};
 
 use crate::{
     h1::{
@@ -30,6 +27,7 @@ use crate::{
         body::{BoxError, RequestBody},
         handshake::Counted,
         interim::Interim,
+        link::Link,
     },
 };
 
@@ -42,14 +40,14 @@ const MOST_READ_BYTES: usize = 64 * 1_024;
 pub(super) struct Connection {
     /// Before the stream, so that it is off the list of descriptors when its descriptor is closed.
     _counted: Counted,
-    stream: TcpStream,
+    stream: Link,
     /// Read and not taken yet.
     bytes: BytesMut,
     out: Out,
 }
 
 impl Connection {
-    pub(super) fn new(counted: Counted, stream: TcpStream) -> Self {
+    pub(super) fn new(counted: Counted, stream: Link) -> Self {
         Self { _counted: counted, stream, bytes: BytesMut::new(), out: Out::default() }
     }
 
@@ -259,6 +257,9 @@ impl Receiving {
                 return Poll::Ready(Ok(answer.parts));
             }
             match ready!(connection.poll_read(cx, READ_BYTES)) {
+                Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => {
+                    return Poll::Ready(Err(SendError::Unaccepted));
+                }
                 Ok(0) | Err(_) => return Poll::Ready(Err(SendError::Closed)),
                 Ok(_) => {}
             }

@@ -2,6 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -28,6 +29,11 @@ pub(super) struct Failed {
 }
 
 impl Failed {
+    /// The endpoint did not let us in.
+    pub(super) const fn unaccepted() -> Self {
+        Self { error: SendError::Unaccepted, is_of_connection: true }
+    }
+
     const fn of_stream(error: SendError) -> Self {
         Self { error, is_of_connection: false }
     }
@@ -40,9 +46,18 @@ impl From<h2::Error> for Failed {
         // covers go on; only those beyond its last one get this error.
         let is_unprocessed = cause.is_reset() && cause.reason() == Some(Reason::REFUSED_STREAM);
         let is_refused = cause.is_remote() && (is_unprocessed || cause.is_go_away());
-        let error = if is_refused { SendError::Refused } else { SendError::Closed };
+        let error = match (is_refused, is_unaccepted(&cause)) {
+            (true, _) => SendError::Refused,
+            (false, true) => SendError::Unaccepted,
+            (false, false) => SendError::Closed,
+        };
         Self { error, is_of_connection: !cause.is_reset() }
     }
+}
+
+/// Whether the endpoint did not let us in.
+pub(super) fn is_unaccepted(cause: &h2::Error) -> bool {
+    cause.get_io().is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Sends a request, and waits for the head of the response.
@@ -51,8 +66,10 @@ pub(super) async fn send(
     request: Request<RequestBody>,
     interim: &dyn Interim,
 ) -> Result<Response<Receiving>, Failed> {
-    if poll_fn(|cx| sender.poll_ready(cx)).await.is_err() {
-        return Err(Failed { error: SendError::Unsent(Box::new(request)), is_of_connection: true });
+    if let Err(cause) = poll_fn(|cx| sender.poll_ready(cx)).await {
+        let unsent = |request| SendError::Unsent(Box::new(request));
+        let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { unsent(request) };
+        return Err(Failed { error, is_of_connection: true });
     }
     let (head, body) = request.into_parts();
     // Behind CONNECT the client's bytes follow, as soon as the endpoint agrees.
@@ -61,9 +78,13 @@ pub(super) async fn send(
         return Err(Failed::of_stream(SendError::Unsupported));
     }
     let is_empty = body.is_empty() && !is_tunnel;
-    let Ok((mut response, stream)) = sender.send_request(Request::from_parts(head, ()), is_empty) else {
+    let (mut response, stream) = match sender.send_request(Request::from_parts(head, ()), is_empty) {
+        Ok(sent) => sent,
         // The connection ended this moment: nothing was written.
-        return Err(Failed { error: SendError::Refused, is_of_connection: true });
+        Err(cause) => {
+            let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { SendError::Refused };
+            return Err(Failed { error, is_of_connection: true });
+        }
     };
     let (mut upload, mut reserved) = (None, None);
     if is_tunnel {

@@ -14,6 +14,7 @@ mod http1;
 mod http2;
 pub mod incoming;
 pub mod interim;
+pub mod link;
 pub mod registry;
 pub mod stream;
 
@@ -32,7 +33,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{Request, Response};
 use parking_lot::Mutex;
-use tokio::{net::TcpStream, task::AbortHandle};
+use tokio::task::AbortHandle;
 
 use crate::{
     endpoint::Endpoint,
@@ -44,6 +45,7 @@ use crate::{
         http1::Connection,
         incoming::Incoming,
         interim::Interim,
+        link::Link,
         registry::{Key, Shared},
     },
 };
@@ -53,8 +55,8 @@ use crate::{
 pub enum Protocol {
     /// HTTP/1.1: one request at a time.
     Http1,
-    /// HTTP/2 by prior knowledge: many at a time.
-    H2c,
+    /// HTTP/2: many at a time.
+    Http2,
 }
 
 /// All connections to one endpoint.
@@ -81,11 +83,15 @@ struct Shard {
     open: AtomicUsize,
     /// Held while an HTTP/2 connection is opened, so that a burst opens one and not hundreds.
     opening: tokio::sync::Mutex<()>,
-    /// Counts failed openings, so that those who waited for one do not repeat it one by one.
+    /// Counts failed openings in steps of two, so that those who waited for one do not repeat it one by one; the lowest
+    /// bit says what failed last.
     failures: AtomicU64,
     /// Whether a connection is being opened in the background.
     growing: AtomicBool,
 }
+
+/// The bit of [`Shard::failures`] for a handshake.
+const HANDSHAKE_FAILED: u64 = 1;
 
 #[derive(Debug, Default)]
 struct Connections {
@@ -106,6 +112,8 @@ struct Multiplexed {
     sender: SendRequest<Bytes>,
     /// It ended, or takes no more streams.
     is_closed: AtomicBool,
+    /// It ended because the endpoint did not let us in.
+    is_unaccepted: AtomicBool,
     streams: AtomicUsize,
     used: Mutex<Instant>,
     /// Streams that the endpoint allows at once, as it said last.
@@ -124,7 +132,7 @@ pub struct Lease {
 #[derive(Debug)]
 enum Wire {
     Http1(Box<Connection>),
-    H2c(SendRequest<Bytes>, Arc<Multiplexed>),
+    Http2(SendRequest<Bytes>, Arc<Multiplexed>),
     /// Given back, or never to be used again.
     None,
 }
@@ -155,6 +163,8 @@ pub enum SendError {
     Refused,
     /// The endpoint takes no tunnels.
     Unsupported,
+    /// The endpoint did not let us in, and so did nothing.
+    Unaccepted,
 }
 
 /// Why there is no connection.
@@ -164,6 +174,8 @@ pub enum OpenError {
     Full,
     /// It could not be opened.
     Io(io::Error),
+    /// The endpoint and we did not agree on who we are, or on how to speak.
+    Handshake(io::Error),
 }
 
 impl Pool {
@@ -221,27 +233,36 @@ impl Pool {
         Some(stolen)
     }
 
-    /// A new connection over the stream that `connect` yields, opened by this worker.
+    /// A new connection over the link that `connect` yields, opened by this worker.
     pub async fn open<F>(self: &Arc<Self>, worker: usize, connect: F) -> Result<Lease, OpenError>
     where
-        F: Future<Output = io::Result<TcpStream>>,
+        F: Future<Output = Result<Link, OpenError>>,
     {
         let home = worker % self.shards.len();
         let Some(shard) = self.shards.get(home) else { return Err(OpenError::Full) };
-        match self.key.protocol {
+        match self.key.manner.protocol {
             Protocol::Http1 => self.open_http1(home, connect).await,
-            Protocol::H2c => {
+            Protocol::Http2 => {
                 let failures = shard.failures.load(Ordering::Acquire);
                 let _turn = shard.opening.lock().await;
                 if let Some(lease) = self.take(home, Origin::Reused) {
                     return Ok(lease);
                 }
-                if shard.failures.load(Ordering::Acquire) != failures {
-                    return Err(OpenError::Io(io::Error::from(io::ErrorKind::ConnectionRefused)));
+                let now = shard.failures.load(Ordering::Acquire);
+                if now != failures {
+                    let cause = io::Error::from(io::ErrorKind::ConnectionRefused);
+                    let was_handshake = now & HANDSHAKE_FAILED != 0;
+                    return Err(if was_handshake {
+                        OpenError::Handshake(cause)
+                    } else {
+                        OpenError::Io(cause)
+                    });
                 }
-                let opened = self.open_h2c(home, connect).await;
-                if opened.is_err() {
-                    shard.failures.fetch_add(1, Ordering::AcqRel);
+                let opened = self.open_http2(home, connect).await;
+                if let Err(cause) = &opened {
+                    let kind = u64::from(matches!(cause, OpenError::Handshake(_)));
+                    // Whoever has the turn is the only writer.
+                    shard.failures.store(((now | HANDSHAKE_FAILED) + 1) | kind, Ordering::Release);
                 }
                 opened
             }
@@ -279,11 +300,11 @@ impl Pool {
 
     fn take(self: &Arc<Self>, home: usize, origin: Origin) -> Option<Lease> {
         let mut connections = self.shards.get(home)?.connections.lock();
-        let wire = match self.key.protocol {
+        let wire = match self.key.manner.protocol {
             Protocol::Http1 => Wire::Http1(connections.pop()?),
-            Protocol::H2c => {
+            Protocol::Http2 => {
                 let connection = connections.share()?;
-                Wire::H2c(connection.sender.clone(), connection)
+                Wire::Http2(connection.sender.clone(), connection)
             }
         };
         drop(connections);
@@ -353,7 +374,7 @@ impl Lease {
 
     /// What is spoken on it.
     pub fn protocol(&self) -> Protocol {
-        self.pool.key.protocol
+        self.pool.key.manner.protocol
     }
 
     /// Sends a request and waits for the head of the response; what comes before it goes to `interim`.
@@ -364,7 +385,12 @@ impl Lease {
     ) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.wire {
             Wire::Http1(_) => return self.send_http1(request, interim).await,
-            Wire::H2c(sender, _) => http2::send(sender, request, interim).await,
+            Wire::Http2(sender, connection) => {
+                let sent = http2::send(sender, request, interim).await;
+                // The codec forgets why writing failed.
+                let is_unaccepted = connection.is_unaccepted.load(Ordering::Acquire);
+                sent.map_err(|failed| if is_unaccepted { http2::Failed::unaccepted() } else { failed })
+            }
             Wire::None => return Err(SendError::Unsent(Box::new(request))),
         };
         sent.map(|response| response.map(Incoming::from)).map_err(|failed| {
@@ -397,7 +423,7 @@ impl Lease {
     pub fn raw(&mut self) -> Option<Incoming> {
         match std::mem::replace(&mut self.wire, Wire::None) {
             Wire::Http1(connection) => Some(Incoming::from(http1::Receiving::raw(connection))),
-            wire @ (Wire::H2c(..) | Wire::None) => {
+            wire @ (Wire::Http2(..) | Wire::None) => {
                 self.wire = wire;
                 None
             }
@@ -406,7 +432,7 @@ impl Lease {
 
     /// Nobody else shall begin with a connection that failed, or that gave no answer; what is under way on it may go on.
     pub fn withdraw(&self) {
-        if let Wire::H2c(_, connection) = &self.wire
+        if let Wire::Http2(_, connection) = &self.wire
             && let Some(shard) = self.pool.shards.get(self.home)
         {
             shard.connections.lock().shared.retain(|shared| !Arc::ptr_eq(shared, connection));
@@ -417,7 +443,7 @@ impl Lease {
     pub fn give_back(mut self) {
         match std::mem::replace(&mut self.wire, Wire::None) {
             Wire::Http1(connection) => self.pool.put(self.home, connection),
-            Wire::H2c(_, connection) => self.pool.leave(&connection),
+            Wire::Http2(_, connection) => self.pool.leave(&connection),
             Wire::None => {}
         }
     }
@@ -433,7 +459,7 @@ impl Lease {
                     self.pool.put(self.home, connection);
                 }
             }
-            Wire::H2c(_, connection) => self.pool.leave(&connection),
+            Wire::Http2(_, connection) => self.pool.leave(&connection),
         }
     }
 }
@@ -449,7 +475,7 @@ impl Pool {
 impl Drop for Lease {
     fn drop(&mut self) {
         // An HTTP/1.1 connection in the middle of a response is of no use to anybody: dropping its handle closes it.
-        if let Wire::H2c(_, connection) = &self.wire {
+        if let Wire::Http2(_, connection) = &self.wire {
             self.pool.leave(connection);
         }
     }

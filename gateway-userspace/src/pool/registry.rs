@@ -21,8 +21,24 @@ use crate::{
 pub struct Key {
     /// Service and address.
     pub endpoint: EndpointId,
+    /// What is spoken, and over what.
+    pub manner: Manner,
+}
+
+/// How a connection is spoken on.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Manner {
     /// What is spoken.
     pub protocol: Protocol,
+    /// A digest of everything that secures it; none in plain text.
+    pub security: Option<[u8; 32]>,
+}
+
+impl From<Protocol> for Manner {
+    /// In plain text.
+    fn from(protocol: Protocol) -> Self {
+        Self { protocol, security: None }
+    }
 }
 
 /// What all pools share.
@@ -53,8 +69,8 @@ impl Pools {
     }
 
     /// The pool of an endpoint: the one there is, or a new one.
-    pub fn resolve(&self, endpoint: &Arc<Endpoint>, protocol: Protocol) -> Arc<Pool> {
-        let key = Key { endpoint: endpoint.id().clone(), protocol };
+    pub fn resolve(&self, endpoint: &Arc<Endpoint>, manner: Manner) -> Arc<Pool> {
+        let key = Key { endpoint: endpoint.id().clone(), manner };
         let mut pools = self.pools.lock();
         let there = pools.get(&key).and_then(Weak::upgrade);
         // The registry of endpoints may have forgotten one and made another of the same name since.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 
 use super::*;
@@ -43,12 +43,16 @@ async fn bench() -> Bench {
     let (tasks, families) = (Tasks::default(), Families::default());
     let pools = Pools::new(Shared { n_shards: 2, tasks, clock: clock.clone(), families });
     let endpoint = Registry::default().resolve(&EndpointId { service: ServiceName::new("s"), addr });
-    Bench { pool: pools.resolve(&endpoint, Protocol::Http1), pools, clock, addr }
+    Bench { pool: pools.resolve(&endpoint, Protocol::Http1.into()), pools, clock, addr }
+}
+
+async fn connect(addr: SocketAddr) -> Result<Link, OpenError> {
+    TcpStream::connect(addr).await.map(Link::from).map_err(OpenError::Io)
 }
 
 impl Bench {
     async fn open(&self, worker: usize) -> Lease {
-        self.pool.open(worker, TcpStream::connect(self.addr)).await.unwrap()
+        self.pool.open(worker, connect(self.addr)).await.unwrap()
     }
 
     /// One whole exchange.
@@ -140,8 +144,8 @@ async fn all_connections_end_with_the_endpoint_and_new_ones_are_possible_when_it
 #[tokio::test]
 async fn a_pool_outlives_whoever_asks_for_it_again() {
     let bench = bench().await;
-    let again = bench.pools.resolve(bench.pool.endpoint(), Protocol::Http1);
+    let again = bench.pools.resolve(bench.pool.endpoint(), Protocol::Http1.into());
     assert!(Arc::ptr_eq(&again, &bench.pool));
-    let other = bench.pools.resolve(bench.pool.endpoint(), Protocol::H2c);
+    let other = bench.pools.resolve(bench.pool.endpoint(), Protocol::Http2.into());
     assert!(!Arc::ptr_eq(&other, &bench.pool));
 }

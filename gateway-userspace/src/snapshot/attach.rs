@@ -177,6 +177,7 @@ fn check_backends(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems
         check_packets(route, index, problems);
     }
     check_announced(route, index, problems);
+    check_secured(route, index, problems);
 }
 
 /// Endpoints can be told who the client is at the beginning of a connection that belongs to this client alone.
@@ -203,6 +204,21 @@ fn check_announced(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
             let remedy =
                 "write `protocol: TLS`, or `protocol: TCP` with `forwarding: agent`, or another service";
             problems.fault(place, message, remedy);
+        }
+    }
+}
+
+/// TLS begins here only where requests are forwarded; bytes and packets go to endpoints as they come.
+fn check_secured(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems) {
+    if layer4(route, index).is_none() {
+        return;
+    }
+    for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
+        let name = &backend.value.service;
+        if index.services.get(name).is_some_and(|service| service.tls.is_some()) {
+            let message = format!("{name} wants TLS, and a listener of this route forwards what it gets");
+            let remedy = "write `protocol: HTTP` or `HTTPS`, or another service";
+            problems.fault(backend.place, message, remedy);
         }
     }
 }

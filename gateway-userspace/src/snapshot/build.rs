@@ -19,7 +19,7 @@ use crate::{
         listener::{Hostname, Listener, Packets, Protocol},
         meaning, ports,
         route::{Match, PathMatch, Route, Rule},
-        service::Service,
+        service::{Service, UpstreamProtocol},
     },
     target,
     tunnel::Tunnels,
@@ -230,12 +230,29 @@ fn check_service(service: &DraftService, problems: &mut Problems) {
         let name = service.name.as_ref().map_or("it", |name| name.value.as_str());
         problems.warning(service.place, format!("{name} has no endpoints"), "add one below `endpoints`");
     }
+    check_security(service, problems);
     if let Some(Located { value: health, place }) = &service.health
         && health.timeout >= health.interval
     {
         let (timeout, interval) = (duration::write(health.timeout), duration::write(health.interval));
         let message = format!("a check may take {timeout}, and the next begins after {interval}");
         problems.fault(*place, message, "write a `timeout` below `interval`");
+    }
+}
+
+/// HTTP/2 is spoken by prior knowledge in plain text, and agreed on over TLS.
+fn check_security(service: &DraftService, problems: &mut Problems) {
+    let Some(Located { value: protocol, place }) = &service.protocol else { return };
+    match (protocol, &service.tls) {
+        (UpstreamProtocol::H2c, Some(tls)) => {
+            let message = "`h2c` is HTTP/2 in plain text, and endpoints are spoken to over TLS";
+            problems.fault(tls.place, message, "write `protocol: h2`");
+        }
+        (UpstreamProtocol::H2, None) => {
+            let remedy = "write `tls` with `serverName` and whom to trust, or `protocol: h2c`";
+            problems.fault(*place, "`h2` is HTTP/2 over TLS, and the service has no `tls`", remedy);
+        }
+        (UpstreamProtocol::Http1, _) | (UpstreamProtocol::H2c, None) | (UpstreamProtocol::H2, Some(_)) => {}
     }
 }
 
@@ -355,6 +372,7 @@ fn service(draft: DraftService) -> Result<Service, Place> {
         name,
         endpoints,
         protocol,
+        tls,
         balance,
         health,
         connect_timeout,
@@ -364,10 +382,15 @@ fn service(draft: DraftService) -> Result<Service, Place> {
     let (Some(name), Some(protocol)) = (name, protocol) else { return Err(place) };
     let (Some(balance), Some(connect_timeout)) = (balance, connect_timeout) else { return Err(place) };
     let Some(retries) = retries else { return Err(place) };
+    let tls = match tls.map(|tls| tls.value) {
+        Some(None) => return Err(place),
+        tls => tls.flatten(),
+    };
     Ok(Service {
         name: name.value,
         endpoints: endpoints.into_iter().map(|endpoint| endpoint.value).collect(),
-        protocol,
+        protocol: protocol.value,
+        tls,
         balance,
         health: health.map(|health| health.value),
         connect_timeout,

@@ -17,7 +17,7 @@ use crate::{
     snapshot::{
         listener::{Certificate, ClientCertificates, Forwarding, Hostname, Protocol},
         route::{Backend, Match, Mirror},
-        service::{Endpoint, HealthCheck, Policy, UpstreamProtocol},
+        service::{Endpoint, EndpointTls, HealthCheck, Policy, UpstreamProtocol},
     },
     target,
     tunnel::Tunnels,
@@ -128,7 +128,9 @@ pub struct DraftService {
     /// Endpoints.
     pub endpoints: Vec<Located<Endpoint>>,
     /// Protocol.
-    pub protocol: Option<UpstreamProtocol>,
+    pub protocol: Option<Located<UpstreamProtocol>>,
+    /// TLS towards endpoints, if it is written, even if it could not be read.
+    pub tls: Option<Located<Option<EndpointTls>>>,
     /// Policy.
     pub balance: Option<Policy>,
     /// Health check, if one is written; its place is that of the timeout.

@@ -1,8 +1,8 @@
 //! Wanted services: groups of endpoints, how to speak to them and how to know that they are alive.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use crate::{name::ServiceName, retry};
+use crate::{name::ServiceName, retry, snapshot::listener::Certificate};
 
 /// A named group of endpoints.
 #[derive(Clone, Debug)]
@@ -13,11 +13,13 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
     /// What the endpoints speak when requests are sent to them.
     pub protocol: UpstreamProtocol,
+    /// How connections for requests are secured; none leaves them in plain text.
+    pub tls: Option<EndpointTls>,
     /// How an endpoint is picked for a request. Packets are always balanced by Maglev.
     pub balance: Policy,
     /// How the agent knows that an endpoint is alive; none trusts it always.
     pub health: Option<HealthCheck>,
-    /// Bound on opening a connection.
+    /// Bound on opening a connection, TLS included.
     pub connect_timeout: Duration,
     /// How many retries it bears.
     pub retries: retry::Limits,
@@ -42,6 +44,30 @@ pub enum UpstreamProtocol {
     Http1,
     /// HTTP/2 by prior knowledge.
     H2c,
+    /// HTTP/2 over TLS.
+    H2,
+}
+
+/// TLS towards endpoints.
+#[derive(Clone, Debug)]
+pub struct EndpointTls {
+    /// The host name or address that certificates of endpoints have to be good for. A name is sent to endpoints, too.
+    pub server_name: String,
+    /// Whom to trust.
+    pub trust: Trust,
+    /// Who the agent is towards endpoints; none says nothing.
+    pub certificate: Option<Certificate>,
+}
+
+/// Authorities that a certificate may lead to.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    /// Where they came from, for messages.
+    pub origin: String,
+    /// As PEM; one copy for all services that trust the same.
+    pub pem: Arc<[u8]>,
+    /// Whether they are the system's, some of which may be of no use.
+    pub is_of_system: bool,
 }
 
 /// How an endpoint is picked for a request.

@@ -120,6 +120,10 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(*statuses, 200..=299);
     assert_eq!(canary.health.as_ref().unwrap().kind, CheckKind::Tcp);
     assert_eq!(dns.health, None);
+    let tls = canary.tls.as_ref().unwrap();
+    assert_eq!((canary.protocol, tls.server_name.as_str()), (UpstreamProtocol::H2, "canary.internal"));
+    assert!(tls.trust.origin.ends_with("web.pem") && !tls.trust.is_of_system && tls.certificate.is_some());
+    assert!(api.tls.is_none());
 }
 
 #[test]

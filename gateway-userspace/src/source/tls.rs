@@ -1,4 +1,6 @@
-//! TLS of a listener: certificates, whom to trust, and the keys of session tickets.
+//! TLS of a listener and towards endpoints: certificates, whom to trust, and the keys of session tickets.
+
+use std::{cell::RefCell, collections::HashMap, net::IpAddr, path::Path, sync::Arc};
 
 use crate::{
     config::{
@@ -9,7 +11,8 @@ use crate::{
     secret::Secret,
     snapshot::{
         draft::DraftTls,
-        listener::{Certificate, ClientCertificates},
+        listener::{Certificate, ClientCertificates, Hostname},
+        service::{EndpointTls, Trust},
     },
     source::{certificate, text},
 };
@@ -63,6 +66,72 @@ fn clients(view: &View<'_>, files: &Files) -> Option<ClientCertificates> {
     let header = view.text("identityHeader", text::own_header_name);
     let ((origin, trust_pem), is_required) = (trust?.value, is_required?.value);
     Some(ClientCertificates { is_required, origin, trust_pem, identity_header: header?.value })
+}
+
+/// Where distributions keep the authorities that they trust: Debian, Ubuntu, Arch and Alpine; Fedora and its kin; openSUSE;
+/// BSDs and images without a distribution.
+const SYSTEM_AUTHORITIES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Bundles of one reading: services share them, and the system's has 200 KiB.
+#[derive(Debug, Default)]
+pub(super) struct Bundles(RefCell<HashMap<String, Arc<[u8]>>>);
+
+impl Bundles {
+    fn read(&self, name: &str, files: &Files, is_of_system: bool) -> Result<Trust, Wrong> {
+        let origin = files.path(name).display().to_string();
+        let known = self.0.borrow().get(&origin).map(Arc::clone);
+        if let Some(pem) = known {
+            return Ok(Trust { origin, pem, is_of_system });
+        }
+        let pem: Arc<[u8]> = files.read(name, certificate::MAX_BYTES)?.into();
+        if !is_of_system {
+            certificate::check_trust(&pem)?;
+        }
+        self.0.borrow_mut().insert(origin.clone(), Arc::clone(&pem));
+        Ok(Trust { origin, pem, is_of_system })
+    }
+
+    fn of_system(&self, files: &Files) -> Result<Trust, Wrong> {
+        let found = SYSTEM_AUTHORITIES.iter().find(|path| Path::new(path).is_file());
+        let remedy = "install the package `ca-certificates`, or write `trustFile`";
+        let path = found.ok_or_else(|| Wrong::new("the system has no file of authorities", remedy))?;
+        self.read(path, files, true)
+    }
+}
+
+/// Reads `tls` of a service.
+pub(super) fn endpoint(view: &View<'_>, files: &Files, bundles: &Bundles) -> Option<EndpointTls> {
+    let server_name = view.text("serverName", server_name);
+    let of_file = view.text("trustFile", |name| bundles.read(name, files, false));
+    let of_system = view.word("trust", |word| (word == "system").then_some(())).and_then(|word| {
+        let wrong = |wrong: Wrong| view.reader().fault(word.place, wrong.message, wrong.remedy);
+        bundles.of_system(files).map_err(wrong).ok()
+    });
+    let certificate = view.table("clientCertificate").map(|view| certificate(&view, files));
+    let certificate = match certificate {
+        Some(None) => return None,
+        certificate => certificate.flatten(),
+    };
+    let trust = of_file.map(|trust| trust.value).or(of_system)?;
+    Some(EndpointTls { server_name: server_name?.value, trust, certificate })
+}
+
+/// A name or an address that a certificate can be good for.
+fn server_name(name: &str) -> Result<String, Wrong> {
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return Ok(address.to_string());
+    }
+    match text::hostname(name)? {
+        Hostname::Exact(name) => Ok(name),
+        Hostname::Wildcard(_) => {
+            Err(Wrong::new("it stands for many names", "write one name that the certificates are good for"))
+        }
+    }
 }
 
 /// The keys of a file, one a line.

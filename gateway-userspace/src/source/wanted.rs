@@ -31,10 +31,11 @@ use crate::{
 
 /// Reads the three lists; faults go to the reader of `root`.
 pub fn read(root: &View<'_>, files: &Files) -> Draft {
+    let bundles = tls::Bundles::default();
     Draft {
         listeners: root.tables("listeners").iter().map(|view| listener(view, files)).collect(),
         routes: root.tables("routes").iter().map(route).collect(),
-        services: root.tables("services").iter().map(service).collect(),
+        services: root.tables("services").iter().map(|view| service(view, files, &bundles)).collect(),
     }
 }
 
@@ -293,11 +294,16 @@ fn backend(view: &View<'_>) -> Option<Located<Backend>> {
     Some(service.map(|service| Backend { service, weight }))
 }
 
-fn service(view: &View<'_>) -> DraftService {
+fn service(view: &View<'_>, files: &Files, bundles: &tls::Bundles) -> DraftService {
     let protocol = view.word("protocol", |word| match word {
         "http1" => Some(UpstreamProtocol::Http1),
         "h2c" => Some(UpstreamProtocol::H2c),
+        "h2" => Some(UpstreamProtocol::H2),
         _ => None,
+    });
+    let tls = view.has("tls").then(|| {
+        let value = view.table("tls").and_then(|view| tls::endpoint(&view, files, bundles));
+        Located { value, place: view.place_of("tls") }
     });
     let balance = view.word("balance", |word| match word {
         "roundRobin" => Some(Policy::RoundRobin),
@@ -309,7 +315,8 @@ fn service(view: &View<'_>) -> DraftService {
         place: view.place(),
         name: view.text("name", |name| text::name(name).map(ServiceName::new)),
         endpoints: view.tables("endpoints").iter().filter_map(endpoint).collect(),
-        protocol: protocol.map(|protocol| protocol.value),
+        protocol,
+        tls,
         balance: balance.map(|balance| balance.value),
         health: view.table("health").and_then(|health| health_check(&health)),
         connect_timeout: view.duration("connectTimeout").map(|timeout| timeout.value),

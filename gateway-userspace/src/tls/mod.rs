@@ -1,8 +1,9 @@
-//! TLS that ends here: certificates by name, and what is offered and accepted.
+//! TLS that ends or begins here: certificates by name, and what is offered and accepted.
 
 pub mod accept;
 pub mod certificate;
 pub mod client;
+pub mod connect;
 pub mod hello;
 pub mod resolver;
 pub mod ticket;

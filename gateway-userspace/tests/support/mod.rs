@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each suite uses its part of these modules")]
 
+pub mod authority;
 pub mod client;
 pub mod frames;
 pub mod origin;

@@ -20,6 +20,7 @@ pub struct Origin {
     pub addr: SocketAddr,
     pub requests: Arc<AtomicUsize>,
     pub connections: Arc<AtomicUsize>,
+    resumed: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -77,6 +78,49 @@ impl Origin {
         })
     }
 
+    /// Answers over TLS like [`Origin::named`], with the name that was asked for (`tls-name`), what was agreed on (`tls-alpn`),
+    /// and how many certificates the client showed (`tls-client`).
+    pub async fn secured(terms: rustls::ServerConfig) -> Self {
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(terms));
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&requests);
+        let listener = listen("127.0.0.1:0".parse().unwrap()).await;
+        let resumed = Arc::new(AtomicUsize::new(0));
+        let n_resumed = Arc::clone(&resumed);
+        let mut origin = Self::run(listener, requests, move |stream| {
+            let (acceptor, counter) = (acceptor.clone(), Arc::clone(&counter));
+            let n_resumed = Arc::clone(&n_resumed);
+            async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let tls = stream.get_ref().1;
+                let is_resumed = tls.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+                n_resumed.fetch_add(usize::from(is_resumed), Ordering::SeqCst);
+                let name = tls.server_name().unwrap_or("none").to_owned();
+                let alpn = String::from_utf8(tls.alpn_protocol().unwrap_or(b"none").to_vec()).unwrap();
+                let n_certificates = tls.peer_certificates().map_or(0, <[_]>::len);
+                let service = service_fn(move |request: Request<Incoming>| {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    let response = Response::builder()
+                        .header("tls-name", &name)
+                        .header("tls-alpn", &alpn)
+                        .header("tls-client", n_certificates)
+                        .header("seen-version", format!("{:?}", request.version()));
+                    async move {
+                        if request.uri().path() == "/slow" {
+                            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                        }
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        Ok::<_, Infallible>(response.body(Full::new(body)).unwrap())
+                    }
+                });
+                let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                drop(builder.serve_connection(TokioIo::new(stream), service).await);
+            }
+        });
+        origin.resumed = resumed;
+        origin
+    }
+
     /// Does anything with its connections.
     pub async fn raw<H, F>(handler: H) -> Self
     where
@@ -102,11 +146,16 @@ impl Origin {
                 served.spawn(handler(stream));
             }
         });
-        Self { addr, requests, connections, task }
+        Self { addr, requests, connections, resumed: Arc::default(), task }
     }
 
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
+    }
+
+    /// Connections over TLS that went on from an earlier session.
+    pub fn resumed(&self) -> usize {
+        self.resumed.load(Ordering::SeqCst)
     }
 
     pub fn connections(&self) -> usize {

@@ -87,6 +87,7 @@ pub fn service(name: &str, endpoints: &[SocketAddr]) -> Service {
         name: ServiceName::new(name),
         endpoints: endpoints.iter().map(|addr| Endpoint { addr: *addr, weight: 1 }).collect(),
         protocol: UpstreamProtocol::Http1,
+        tls: None,
         balance: Policy::RoundRobin,
         health: None,
         connect_timeout: Duration::from_millis(500),

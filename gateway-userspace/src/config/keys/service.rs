@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ADDRESS, NAME, PATH, PORT, WEIGHT};
+use super::{ADDRESS, NAME, PATH, PORT, WEIGHT, tls::ENDPOINT_TLS};
 use crate::{
     config::shape::{
         Field, List,
@@ -41,9 +41,16 @@ pub(super) static SERVICE: Table = Table {
         },
         Field {
             key: "protocol",
-            shape: Shape::Word(&["http1", "h2c"]),
+            shape: Shape::Word(&["http1", "h2c", "h2"]),
             presence: Default("http1"),
-            doc: "What endpoints speak when requests are sent to them: HTTP/1.1, or HTTP/2 by prior knowledge.",
+            doc: "What endpoints speak when requests are sent to them: HTTP/1.1, HTTP/2 by prior knowledge, or HTTP/2 over \
+                  TLS.",
+        },
+        Field {
+            key: "tls",
+            shape: Shape::Table(&ENDPOINT_TLS),
+            presence: Absent("endpoints are spoken to in plain text"),
+            doc: "TLS towards endpoints. For listeners of protocol HTTP and HTTPS only.",
         },
         Field {
             key: "balance",
@@ -56,7 +63,7 @@ pub(super) static SERVICE: Table = Table {
             key: "connectTimeout",
             shape: Shape::Duration { min: Duration::from_millis(10), max: Duration::from_mins(5) },
             presence: Default("1s"),
-            doc: "Bound on opening a connection.",
+            doc: "Bound on opening a connection, TLS included.",
         },
         Field {
             key: "retryBudget",
@@ -131,13 +138,13 @@ static HEALTH: Table = Table {
             key: "http",
             shape: Shape::Table(&HTTP_CHECK),
             presence: Absent("`tcp` is written"),
-            doc: "Sends a GET request over HTTP/1.1.",
+            doc: "Sends a GET request, in the service's `protocol` and with a full handshake where it has `tls`.",
         },
         Field {
             key: "tcp",
             shape: Shape::Table(&TCP_CHECK),
             presence: Absent("`http` is written"),
-            doc: "Opens a TCP connection and closes it.",
+            doc: "Opens a TCP connection and closes it, also where the service has `tls`.",
         },
         Field {
             key: "interval",

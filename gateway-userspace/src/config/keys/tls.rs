@@ -1,4 +1,4 @@
-//! The keys of `tls` below a listener.
+//! The keys of `tls` below a listener and below a service.
 
 use super::{FILE, KEY_FILE};
 use crate::config::shape::{
@@ -7,6 +7,7 @@ use crate::config::shape::{
     Shape, Table, Text,
 };
 
+text!(SERVER_NAME, "a host name or an address", "app.internal", "^[0-9A-Za-z.:-]+$");
 text!(TICKET_KEYS_FILE, "a usable file", "tickets.keys", "^.+$");
 text!(
     IDENTITY_HEADER,
@@ -43,6 +44,41 @@ pub(super) static TLS: Table = Table {
         },
     ],
     one_of: &[],
+};
+
+/// TLS towards the endpoints of a service.
+pub(super) static ENDPOINT_TLS: Table = Table {
+    name: "endpointTls",
+    doc: "TLS towards endpoints, for requests and health checks over HTTP. Relative paths start at the folder of the \
+          configuration file; the files are watched, too.",
+    fields: &[
+        Field {
+            key: "serverName",
+            shape: Shape::Text(&SERVER_NAME),
+            presence: Required("app.internal"),
+            doc: "Host name or IP address that the certificates of all endpoints have to be good for. A host name is also \
+                  sent to endpoints (SNI).",
+        },
+        Field {
+            key: "trustFile",
+            shape: Shape::Text(&FILE),
+            presence: Absent("`trust` is written"),
+            doc: "PEM file with the certificate authorities that an endpoint's certificate has to lead to.",
+        },
+        Field {
+            key: "trust",
+            shape: Shape::Word(&["system"]),
+            presence: Absent("`trustFile` is written"),
+            doc: "`system` trusts the authorities of the operating system.",
+        },
+        Field {
+            key: "clientCertificate",
+            shape: Shape::Table(&CERTIFICATE),
+            presence: Absent("endpoints are shown no certificate"),
+            doc: "Certificate that the agent shows to endpoints that ask for one (mutual TLS).",
+        },
+    ],
+    one_of: &["trustFile", "trust"],
 };
 
 static CERTIFICATE: Table = Table {

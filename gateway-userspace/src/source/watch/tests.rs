@@ -149,6 +149,30 @@ async fn a_new_certificate_in_another_folder_is_an_update() {
 }
 
 #[tokio::test]
+async fn a_new_bundle_for_endpoints_is_an_update_for_all_services_that_trust_it() {
+    let made = || rcgen::generate_simple_self_signed(["ca.test".to_owned()]).unwrap().cert.pem();
+    let (first, second) = (made(), made());
+    let mut followed = Followed::new(|dir| {
+        fs::write(dir.join("ca.pem"), &first).unwrap();
+        let service = |name: &str| {
+            let tls = format!("{{serverName: {name}.test, trustFile: ca.pem}}");
+            format!("{{name: {name}, endpoints: [], tls: {tls}}}")
+        };
+        let text = format!("listeners: []\nservices: [{}, {}]\n", service("a"), service("b"));
+        fs::write(dir.join("sluice.yaml"), text).unwrap();
+    });
+    followed.put("ca.pem", &second);
+    let snapshot = followed.update().await.snapshot.unwrap();
+    let [a, b] = [0, 1].map(|at| snapshot.services[at].tls.clone().unwrap().trust.pem);
+    assert_eq!(&*a, second.as_bytes());
+    assert!(std::sync::Arc::ptr_eq(&a, &b), "one copy for both");
+    followed.put("ca.pem", "");
+    let faults = followed.update().await.snapshot.unwrap_err().to_string();
+    assert!(faults.contains("services[1].tls.trustFile"), "{faults}");
+    followed.end().await;
+}
+
+#[tokio::test]
 async fn a_reload_that_is_asked_for_looks_at_once() {
     let mut followed = Followed::new(|dir| fs::write(dir.join("sluice.yaml"), ONE).unwrap());
     followed.put("sluice.yaml", TWO);
