@@ -9,6 +9,7 @@ mod build_ebpf;
 mod check;
 mod deny;
 mod fresh_root;
+mod go;
 mod kernel_matrix;
 mod launch;
 mod license;

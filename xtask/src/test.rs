@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    build_ebpf, kernel_matrix, process,
+    build_ebpf, go, kernel_matrix, process,
     setup::{self, Purpose},
     workspace::Workspace,
 };
@@ -51,6 +51,9 @@ fn suites(workspace: &Workspace, filters: &[String], tally: &mut Tally) -> Resul
         .args(["test", "--workspace", "--locked", "--no-fail-fast", "--"])
         .args(filters)
         .env("SLUICE_BIN", workspace.binary("debug", "sluice"));
+    if let Some(h2spec) = go::h2spec(workspace) {
+        command.env("SLUICE_H2SPEC", h2spec);
+    }
     let mut mount = None;
     if process::is_root() {
         command.env("SLUICE_TESTS", "all");

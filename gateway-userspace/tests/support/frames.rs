@@ -136,7 +136,9 @@ impl Read {
         if self.kind != HEADERS {
             return None;
         }
-        match self.payload[..] {
+        // The encoder may say first how large its table is.
+        let n_updates = self.payload.iter().take_while(|byte| **byte & 0xe0 == 0x20).count();
+        match self.payload[n_updates..] {
             [indexed @ 0x88..=0x8e, ..] => {
                 Some([200, 204, 206, 304, 400, 404, 500][usize::from(indexed - 0x88)])
             }

@@ -71,6 +71,8 @@ struct Walker {
     points: u32,
     refilled: Instant,
     n_unpaid: usize,
+    /// The settings of the client have arrived, which come before anything else (RFC 9113, section 3.4).
+    has_settings: bool,
 }
 
 const HEADER_BYTES: usize = 9;
@@ -79,14 +81,12 @@ const PREFACE_BYTES: usize = 24;
 /// Types and flags of frames (RFC 9113, section 6).
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
+const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-
-/// Too many frames that carry nothing.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Flood;
 
 impl Walker {
     fn new() -> Self {
@@ -99,10 +99,11 @@ impl Walker {
             points: limits::CONTROL_FRAMES,
             refilled: Instant::now(),
             n_unpaid: 0,
+            has_settings: false,
         }
     }
 
-    fn read(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+    fn read(&mut self, mut bytes: &[u8]) -> Result<(), Misuse> {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             bytes = bytes.get(skipped..).unwrap_or_default();
@@ -124,8 +125,12 @@ impl Walker {
     }
 
     /// The header of a frame is whole.
-    fn frame(&mut self) -> Result<(), Flood> {
+    fn frame(&mut self) -> Result<(), Misuse> {
         let [a, b, c, kind, flags, ..] = self.header;
+        if !self.has_settings && (kind != SETTINGS || flags & ACK != 0) {
+            return Err(Misuse::Protocol);
+        }
+        self.has_settings = true;
         self.skip = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
         if matches!(kind, HEADERS | CONTINUATION) {
             let is_last = flags & END_HEADERS != 0;
@@ -146,14 +151,14 @@ impl Walker {
         self.points = self.points.saturating_add(points).min(MOST_POINTS);
     }
 
-    fn pay(&mut self) -> Result<(), Flood> {
+    fn pay(&mut self) -> Result<(), Misuse> {
         if self.points == 0 {
             let now = Instant::now();
             let ms = now.duration_since(self.refilled).min(Duration::from_secs(10)).as_millis();
             self.refilled = now;
             self.earn(u32::try_from(ms).unwrap_or(u32::MAX) * POINTS_PER_SECOND / 1_000);
         }
-        self.points = self.points.checked_sub(1).ok_or(Flood)?;
+        self.points = self.points.checked_sub(1).ok_or(Misuse::Control)?;
         Ok(())
     }
 
@@ -204,8 +209,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let new = buf.filled().get(before..).unwrap_or_default();
         if !new.is_empty() {
             this.seen.0.lock().n_reads += 1;
-            if this.walker.read(new).is_err() {
-                this.seen.accuse(Misuse::Control);
+            if let Err(misuse) = this.walker.read(new) {
+                this.seen.accuse(misuse);
             }
         }
         this.poll_head(cx);
@@ -270,6 +275,7 @@ mod tests {
     fn walker() -> Walker {
         let mut walker = Walker::new();
         walker.read(&[0; PREFACE_BYTES]).unwrap();
+        walker.has_settings = true;
         walker
     }
 
@@ -286,6 +292,18 @@ mod tests {
             assert_eq!((walker.skip, walker.n_header, walker.is_in_head), (0, 0, false), "{step}");
             assert_eq!(walker.points, limits::CONTROL_FRAMES + 1, "{step}");
             assert_eq!(was_in_head > 0, step < 30, "{step}");
+        }
+    }
+
+    #[test]
+    fn settings_are_first() {
+        for (first, expected) in [
+            (frame(SETTINGS, 0, 0), Ok(())),
+            (frame(SETTINGS, ACK, 0), Err(Misuse::Protocol)),
+            (frame(HEADERS, END_HEADERS, 1), Err(Misuse::Protocol)),
+        ] {
+            let bytes = [vec![0; PREFACE_BYTES], first].concat();
+            assert_eq!(Walker::new().read(&bytes), expected);
         }
     }
 

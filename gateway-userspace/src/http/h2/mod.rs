@@ -130,6 +130,17 @@ fn misuse(cause: &h2::Error) -> Option<Misuse> {
     })
 }
 
+/// What a client is told.
+const fn reason(misuse: Misuse) -> Reason {
+    match misuse {
+        Misuse::Compression => Reason::COMPRESSION_ERROR,
+        Misuse::Control | Misuse::Excess | Misuse::Resets | Misuse::Slow => Reason::ENHANCE_YOUR_CALM,
+        Misuse::FlowControl => Reason::FLOW_CONTROL_ERROR,
+        Misuse::FrameSize => Reason::FRAME_SIZE_ERROR,
+        Misuse::Protocol => Reason::PROTOCOL_ERROR,
+    }
+}
+
 /// What was seen at the last look.
 #[derive(Clone, Copy, Debug, Default)]
 struct Last {
@@ -168,7 +179,7 @@ where
             {
                 self.is_cut = true;
                 self.worker.metrics.families.misuse(misuse);
-                self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                self.connection.abrupt_shutdown(reason(misuse));
             }
             if self.poll_look(cx).is_ready() {
                 return Poll::Ready(Ok(()));

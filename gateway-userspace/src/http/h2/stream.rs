@@ -40,7 +40,7 @@ pub(super) async fn serve(
     (serving, drain): (Serving, Drain),
 ) {
     let (parts, stream) = request.into_parts();
-    if !is_for_one_host(&parts) {
+    if !is_sound(&parts) {
         respond.send_reset(Reason::PROTOCOL_ERROR);
         return;
     }
@@ -66,12 +66,19 @@ pub(super) async fn serve(
     }
 }
 
-/// Two names for the host are none (RFC 9113, section 8.3.1).
-fn is_for_one_host(parts: &http::request::Parts) -> bool {
-    match (parts.uri.authority(), parts.headers.get(header::HOST)) {
+/// What the codec lets through and the specification does not.
+fn is_sound(parts: &http::request::Parts) -> bool {
+    // Two names for the host are none (RFC 9113, section 8.3.1).
+    let is_for_one_host = match (parts.uri.authority(), parts.headers.get(header::HOST)) {
         (Some(authority), Some(host)) => host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()),
-        (Some(_), None) | (None, _) => true,
-    }
+        (Some(_), None) => true,
+        (None, _) => parts.method != Method::CONNECT,
+    };
+    // Section 8.2.1.
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let has_ends =
+        |value: &HeaderValue| is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last());
+    is_for_one_host && !parts.headers.values().any(has_ends)
 }
 
 /// Waits for the response; none when the client does not want it any more.
