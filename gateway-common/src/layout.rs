@@ -1,12 +1,25 @@
 //! Versions of the layout, which are part of the pin paths, and the sizes that they stand for.
 //!
-//! A new layout never opens an old map: it starts beside it and is filled from the same snapshot. Capacity is no
-//! part of a layout.
+//! A new layout opens a map of an old one only where [`CHANGED`] says that it means the same; the others start beside it
+//! and are filled from the same snapshot. Capacity is no part of a layout.
 
 use crate::{counter, endpoint, filter, flow, probe, receive, service, settings, slot};
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
 pub const LAYOUT_VERSION: u32 = 3;
+
+/// Maps whose values changed after the first layout that this one knows, 2, and since when. Whoever raises the version
+/// writes them down here.
+pub const CHANGED: &[(&str, u32)] = &[("REASONS", 3)];
+
+/// The oldest layout that [`CHANGED`] speaks of.
+const OLDEST: u32 = 2;
+
+/// Whether a map of this version means the same today. Of newer versions than this nothing is known.
+pub fn is_unchanged_since(map: &str, version: u32) -> bool {
+    (OLDEST..=LAYOUT_VERSION).contains(&version)
+        && CHANGED.iter().all(|(changed, since)| *changed != map || *since <= version)
+}
 
 /// Version of the flow tables, whose entries outlive a change of the other maps.
 pub const FLOW_LAYOUT_VERSION: u32 = 3;

@@ -54,6 +54,17 @@ fn sizes_stand_behind_their_versions() {
     );
 }
 
+#[test]
+fn maps_of_another_layout_are_taken_where_they_mean_the_same() {
+    use gateway_common::layout::{CHANGED, is_unchanged_since};
+    assert!(is_unchanged_since("SERVICES", 2));
+    assert!(!is_unchanged_since("REASONS", 2) && is_unchanged_since("REASONS", 3));
+    assert!(!is_unchanged_since("SERVICES", 1), "nothing is known of it");
+    assert!(!is_unchanged_since("SERVICES", LAYOUT_VERSION + 1));
+    let is_map = |name: &str| map::ALL.iter().any(|map| map.name == name);
+    assert!(CHANGED.iter().all(|(name, since)| is_map(name) && *since <= LAYOUT_VERSION));
+}
+
 /// `BPF_F_MMAPABLE` of `linux/bpf.h`.
 const MMAPABLE: u32 = 1 << 10;
 

@@ -418,6 +418,11 @@ fn failed(what: &'static str) -> impl Fn(ProgramError) -> Error {
     move |source| Error::Attach { what, source }
 }
 
+/// Whether a pin is that of a link or a filter of this version.
+pub(super) fn is_known(pin: &str) -> bool {
+    hook_of(pin).is_some() || pin.strip_prefix(pin::PREFIX) == Some(SK_LOOKUP)
+}
+
 /// The hook and the interface of a link's pin; none for the socket lookup, which has no interface, and for maps.
 fn hook_of(pin: &str) -> Option<(&'static str, String)> {
     let prefixes = [pin::PREFIX, pin::NEXT_FILTER, pin::FILTER];
@@ -467,5 +472,7 @@ mod tests {
         check("link-sk_lookup", None);
         check("services", None);
         check("link-xdp_other-eth0", None);
+        assert!(is_known("link-sk_lookup") && is_known("filter-next-tc_ingress-eth0"));
+        assert!(!is_known("link-xdp_other-eth0") && !is_known("services"));
     }
 }

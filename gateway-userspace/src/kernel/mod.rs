@@ -18,6 +18,7 @@ mod records;
 mod sys;
 pub mod ticks;
 pub mod tunnelled;
+mod upgrade;
 pub mod writer;
 
 use std::{
@@ -178,6 +179,7 @@ impl Kernel {
         object::ensure_bpffs(&settings.bpffs)?;
         let pins = Pins::under(&settings.bpffs);
         let ownership = Ownership::take(&settings.bpffs)?;
+        upgrade::take_over(&pins)?;
         let mut object = object::load(settings, &pins)?;
         attach::load_programs(&mut object)?;
         let records = Records::take(&mut object);

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{Ebpf, EbpfLoader, maps::MapInfo};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapError, MapInfo},
+};
 use gateway_common::{
     layout::{FLOW_LAYOUT_VERSION, LAYOUT_VERSION, PIN_ROOT},
     map::{self, Description, Kind, MapDef},
@@ -49,9 +52,7 @@ impl Pins {
 
     /// The pin of a map.
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        let is_flow = [map::Flows::NAME, map::Displaced::NAME, map::Replies::NAME, map::ServiceFlows::NAME]
-            .contains(&name);
-        let folder = if is_flow { &self.flows } else { &self.tables };
+        let folder = if is_of_flows(name) { &self.flows } else { &self.tables };
         folder.join(name.to_lowercase())
     }
 
@@ -75,7 +76,12 @@ impl Pins {
         self.tables.join(format!("{NEXT_FILTER}{}", encoded(name)))
     }
 
-    fn make(&self) -> Result<(), Error> {
+    /// The folder of the flow tables.
+    pub(super) fn flows(&self) -> &Path {
+        &self.flows
+    }
+
+    pub(super) fn make(&self) -> Result<(), Error> {
         for folder in [&self.tables, &self.flows] {
             fs::create_dir_all(folder).map_err(|source| Error::PinFolder { path: folder.clone(), source })?;
         }
@@ -85,6 +91,11 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// Whether a map belongs to the flow tables.
+fn is_of_flows(name: &str) -> bool {
+    [map::Flows::NAME, map::Displaced::NAME, map::Replies::NAME, map::ServiceFlows::NAME].contains(&name)
 }
 
 /// Makes sure that a BPF file system is mounted.
@@ -118,13 +129,7 @@ pub(super) fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, Error> {
 fn pinned_capacity(description: &Description, path: &Path, wanted: u32) -> Result<u32, Error> {
     let name = description.name;
     let info = MapInfo::from_pin(path).map_err(|source| Error::Map { name, source })?;
-    let kind = info.map_type().map_err(|source| Error::Map { name, source })?;
-    let sizes = (info.key_size(), info.value_size());
-    let value_size = if description.kind == Kind::SockMap { 4 } else { description.value_size };
-    let same = kind == type_of(description.kind)
-        && Some(sizes) == u32::try_from(description.key_size).ok().zip(u32::try_from(value_size).ok())
-        && (info.map_flags() & MAPPED != 0) == (description.kind == Kind::MappedArray);
-    if !same {
+    if !is_like(description, &info).map_err(|source| Error::Map { name, source })? {
         return Err(Error::ForeignPin { path: path.to_owned() });
     }
     let present = info.max_entries();
@@ -132,6 +137,21 @@ fn pinned_capacity(description: &Description, path: &Path, wanted: u32) -> Resul
         tracing::info!(map = name, present, wanted, "a pinned map keeps its capacity until `sluice cleanup`");
     }
     Ok(present)
+}
+
+/// Whether a map has the kind and the sizes of its definition.
+fn is_like(description: &Description, info: &MapInfo) -> Result<bool, MapError> {
+    let kind = info.map_type()?;
+    let sizes = (info.key_size(), info.value_size());
+    let value_size = if description.kind == Kind::SockMap { 4 } else { description.value_size };
+    Ok(kind == type_of(description.kind)
+        && Some(sizes) == u32::try_from(description.key_size).ok().zip(u32::try_from(value_size).ok())
+        && (info.map_flags() & MAPPED != 0) == (description.kind == Kind::MappedArray))
+}
+
+/// Whether there is a pinned map with the kind and the sizes of a definition.
+pub(super) fn is_pinned(description: &Description, path: &Path) -> bool {
+    MapInfo::from_pin(path).and_then(|info| is_like(description, &info)).unwrap_or(false)
 }
 
 const fn type_of(kind: Kind) -> aya::maps::MapType {

@@ -11,6 +11,7 @@
 mod direct;
 mod receive;
 mod takeover;
+mod upgrade;
 
 use std::{
     collections::BTreeMap,
