@@ -15,10 +15,12 @@ pub struct Template {
     pub stride: u32,
     /// Number of flows; the source address and port of a packet follow from the number of its flow.
     pub n_flows: u32,
+    /// Services that they ask for in turn, by the last byte of the destination; 0 and 1 leave it as it is.
+    pub n_services: u32,
     /// Whether the packet is IPv6: 0 or 1.
     pub v6: u32,
     /// The headers from the link layer on.
     pub bytes: [u8; TEMPLATE_BYTES],
 }
 
-const _: () = assert!(size_of::<Template>() == 112);
+const _: () = assert!(size_of::<Template>() == 116);

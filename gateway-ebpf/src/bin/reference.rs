@@ -265,6 +265,10 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     // 256 ports of each address: like clients, and not like one machine that tries all ports in order.
     store(ctx, last, ((flow >> 8) as u16).to_be_bytes())?;
     store(ctx, transport, (20_000 + (flow & 0xff) as u16).to_be_bytes())?;
+    // Of as many services as are busy, by the last byte of their addresses.
+    let service = if template.v6 == 0 { ETH + 19 } else { ETH + 39 };
+    let first: u8 = load(ctx, service)?;
+    store(ctx, service, first.wrapping_add((flow % template.n_services.max(1)) as u8))?;
     Some(XDP_TX)
 }
 

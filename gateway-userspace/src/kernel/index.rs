@@ -19,35 +19,35 @@ const MOVES: usize = 64;
 
 /// Where an entry stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Place {
+pub struct Place {
     /// Number of the bucket.
-    pub(super) bucket: u32,
+    pub bucket: u32,
     /// Number of the place in it.
-    pub(super) place: usize,
+    pub place: usize,
 }
 
 /// One write.
-pub(super) type Write = (Place, ServiceEntry);
+pub type Write = (Place, ServiceEntry);
 
 /// What stands in the index.
 #[derive(Clone, Debug)]
-pub(super) struct Index {
+pub struct Index {
     buckets: Vec<ServiceBucket>,
 }
 
 impl Index {
     /// From what the map holds.
-    pub(super) const fn new(buckets: Vec<ServiceBucket>) -> Self {
+    pub const fn new(buckets: Vec<ServiceBucket>) -> Self {
         Self { buckets }
     }
 
     /// Every entry.
-    pub(super) fn entries(&self) -> impl Iterator<Item = &ServiceEntry> {
+    pub fn entries(&self) -> impl Iterator<Item = &ServiceEntry> {
         self.buckets.iter().flat_map(|bucket| &bucket.entries).filter(|entry| entry.is_taken())
     }
 
     /// The writes, in order, after which `entry` stands under its key; nothing when there is no room.
-    pub(super) fn put(&mut self, entry: ServiceEntry) -> Option<Vec<Write>> {
+    pub fn put(&mut self, entry: ServiceEntry) -> Option<Vec<Write>> {
         let key = entry.key();
         let mut writes = Vec::new();
         let place = match self.find(&key).or_else(|| self.free(&key)) {
@@ -60,7 +60,7 @@ impl Index {
     }
 
     /// The write after which nothing stands under a key.
-    pub(super) fn remove(&mut self, key: &ServiceKey) -> Option<Write> {
+    pub fn remove(&mut self, key: &ServiceKey) -> Option<Write> {
         let place = self.find(key)?;
         self.set(place, ServiceEntry::default());
         Some((place, ServiceEntry::default()))

@@ -6,7 +6,7 @@
 mod attach;
 mod error;
 mod filter;
-mod index;
+pub mod index;
 mod map;
 pub mod maps;
 pub mod memory;

@@ -13,7 +13,7 @@ use bytemuck::Zeroable as _;
 use gateway_common::generator::{TEMPLATE_BYTES, Template};
 use gateway_common::map::{self, MapDef as _};
 
-use super::tables;
+use super::{l4::Traffic, tables};
 use crate::{kernel_run, memory::raw, netns::Ns};
 
 /// Room in every table of flows. The kernel's LRU tables begin to forget long before they are full, and a flow that is
@@ -42,6 +42,7 @@ pub fn load(path: &std::path::Path) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries("REF_FLOWS", FLOWS);
     loader.map_max_entries(map::Flows::NAME, tables::FLOW_BUCKETS);
+    loader.map_max_entries(map::Slots::NAME, tables::CHUNKS);
     loader.map_max_entries(map::Displaced::NAME, tables::FLOW_BUCKETS / 8);
     loader.map_max_entries(map::Replies::NAME, tables::REPLY_BUCKETS);
     loader.load(&object).with_context(|| format!("cannot load {}", path.display()))
@@ -181,8 +182,9 @@ impl Generator {
     ///
     /// # Errors
     /// When the packet does not fit.
-    pub fn prepare(&mut self, packet: &[u8], n_flows: u32, order: Order) -> Result<()> {
-        let mut template = Template { n_flows, stride: order.stride(), ..Template::zeroed() };
+    pub fn prepare(&mut self, packet: &[u8], traffic: Traffic, order: Order) -> Result<()> {
+        let Traffic { n_flows, n_services, .. } = traffic;
+        let mut template = Template { n_flows, n_services, stride: order.stride(), ..Template::zeroed() };
         ensure!(packet.len() <= TEMPLATE_BYTES, "a packet of {} bytes does not fit", packet.len());
         template.bytes[..packet.len()].copy_from_slice(packet);
         template.v6 = u32::from(packet.get(12..14) == Some(&[0x86, 0xdd]));

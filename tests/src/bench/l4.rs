@@ -26,19 +26,23 @@ pub struct Traffic {
     pub v6: bool,
     /// Number of clients.
     pub n_flows: u32,
+    /// Services that they ask for.
+    pub n_services: u32,
     /// Whether the packets are for a service.
     pub is_ours: bool,
 }
 
-const TRAFFIC: [Traffic; 8] = [
-    Traffic { v6: false, n_flows: 1, is_ours: true },
-    Traffic { v6: false, n_flows: 1_024, is_ours: true },
-    Traffic { v6: false, n_flows: MANY, is_ours: true },
-    Traffic { v6: true, n_flows: 1, is_ours: true },
-    Traffic { v6: true, n_flows: 1_024, is_ours: true },
-    Traffic { v6: true, n_flows: MANY, is_ours: true },
-    Traffic { v6: false, n_flows: 1_024, is_ours: false },
-    Traffic { v6: true, n_flows: 1_024, is_ours: false },
+const TRAFFIC: [Traffic; 10] = [
+    Traffic { v6: false, n_flows: 1, n_services: 1, is_ours: true },
+    Traffic { v6: false, n_flows: 1_024, n_services: 1, is_ours: true },
+    Traffic { v6: false, n_flows: 1_024, n_services: tables::BUSY, is_ours: true },
+    Traffic { v6: false, n_flows: MANY, n_services: 1, is_ours: true },
+    Traffic { v6: true, n_flows: 1, n_services: 1, is_ours: true },
+    Traffic { v6: true, n_flows: 1_024, n_services: 1, is_ours: true },
+    Traffic { v6: true, n_flows: 1_024, n_services: tables::BUSY, is_ours: true },
+    Traffic { v6: true, n_flows: MANY, n_services: 1, is_ours: true },
+    Traffic { v6: false, n_flows: 1_024, n_services: 1, is_ours: false },
+    Traffic { v6: true, n_flows: 1_024, n_services: 1, is_ours: false },
 ];
 
 /// So many flows that no cache holds them; only with these it is measured what recording one costs.
@@ -75,6 +79,9 @@ impl Traffic {
             _ if !self.is_ours => format!("{family}, not for a service"),
             1 => format!("{family}, 1 flow"),
             n if n < 1_000 => format!("{family}, {n} flows"),
+            n if self.n_services > 1 => {
+                format!("{family}, {},{:03} flows to {} services", n / 1_000, n % 1_000, self.n_services)
+            }
             n => format!("{family}, {},{:03} flows", n / 1_000, n % 1_000),
         }
     }
@@ -122,9 +129,10 @@ pub fn run(options: Options) -> Result<Report> {
         options.n_rounds, bench.n_packets
     ));
     conditions.push(format!(
-        "sluice: filter, {} endpoints, size of packets against the way, counts by reason, service and endpoint; {}: \
+        "sluice: {} services with {} endpoints of each family's busy ones and 10 of all others, filter, size of packets against the way, counts by reason, service and endpoint; {}: \
          translation, ports, checksums, an entry for each flow; {}: IP in IP, nothing remembered; {}: the same while every \
          slot has just changed its endpoint, so that every flow is remembered",
+        tables::SERVICES,
         tables::ENDPOINTS,
         Kind::Nat.name(),
         Kind::Tunnel.name(),
@@ -181,7 +189,7 @@ impl Bench {
     /// The other way to measure, which needs no link: one packet again and again. Programs that change the packet
     /// cannot be measured so, because the second run would see what the first one made of it.
     fn repeat(&mut self, series: &mut Series) -> Result<()> {
-        let traffic = Traffic { v6: false, n_flows: 1, is_ours: false };
+        let traffic = Traffic { v6: false, n_flows: 1, n_services: 1, is_ours: false };
         let mut floor = 0.0;
         for lane in &mut self.lanes {
             let ns = lane.subject.repeat(&traffic.packet(), self.n_packets * 4)?;
@@ -265,7 +273,7 @@ impl Turn<'_> {
     fn send(&mut self, n: u32, order: Order, new_flows: u32) -> Result<Option<Cost>> {
         let subject = &mut self.lane.subject;
         let packet = self.traffic.packet();
-        self.generator.prepare(&packet, self.traffic.n_flows, order)?;
+        self.generator.prepare(&packet, self.traffic, order)?;
         let (before, tally) = (subject.cost()?, subject.tally(self.traffic)?);
         self.generator.send(self.ns, self.lane.sender, packet.len(), n)?;
         let (cost, after) = (subject.cost()?.since(before), subject.tally(self.traffic)?);

@@ -82,6 +82,12 @@ impl Kind {
     }
 }
 
+/// Numbers of the services of a family that packets may be for.
+fn ids(v6: bool) -> std::ops::Range<u32> {
+    let first = if v6 { tables::BUSY } else { 0 };
+    first..first + tables::BUSY
+}
+
 /// A program under test.
 #[derive(Debug)]
 pub struct Subject {
@@ -141,11 +147,12 @@ impl Subject {
             Kind::Nat | Kind::Tunnel | Kind::Change => {
                 let reason = if traffic.is_ours { Reason::Forwarded } else { Reason::NotOurs };
                 let packets = self.reason(reason)?.packets;
-                let services = self.sums::<{ size_of::<ServiceCount>() }, ServiceCount>(
-                    map::ServiceCounts::NAME,
-                    u32::from(traffic.v6),
-                )?;
-                let new_flows = services.iter().map(|count| count.new_flows).sum();
+                let mut new_flows = 0;
+                for id in ids(traffic.v6) {
+                    let name = map::ServiceCounts::NAME;
+                    let counts = self.sums::<{ size_of::<ServiceCount>() }, ServiceCount>(name, id)?;
+                    new_flows += counts.iter().map(|count| count.new_flows).sum::<u64>();
+                }
                 Ok(Tally { packets: Some(packets), new_flows: Some(new_flows) })
             }
         }
@@ -220,12 +227,16 @@ impl Subject {
         Ok(sum)
     }
 
-    /// Entries that both services hold in the flow table.
+    /// Entries that all services hold in the flow table.
     fn entries(&self) -> Result<usize> {
         let name = map::ServiceFlows::NAME;
         let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
         let map: Array<_, u64> = Array::try_from(map)?;
-        Ok(usize::try_from(map.get(&0, 0)? + map.get(&1, 0)?)?)
+        let mut entries = 0;
+        for id in ids(false).chain(ids(true)) {
+            entries += map.get(&id, 0)?;
+        }
+        Ok(usize::try_from(entries)?)
     }
 
     /// Makes a mapped array all zero.

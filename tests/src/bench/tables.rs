@@ -21,6 +21,7 @@ use gateway_common::{
 };
 use gateway_userspace::{
     clock::interrupts_per_second,
+    kernel::index::Index,
     maglev::{self, Member},
 };
 
@@ -32,14 +33,30 @@ pub const ENDPOINTS: u16 = 256;
 pub const FLOW_BUCKETS: u32 = 1 << 19;
 /// Buckets of the table of replies.
 pub const REPLY_BUCKETS: u32 = 1 << 18;
+/// Services of each family that packets may be for.
+pub const BUSY: u32 = 16;
+/// Services in all, and endpoints of each of those that no packet is for.
+pub const SERVICES: u32 = 10_000;
+const IDLE_ENDPOINTS: u16 = 10;
+/// Chunks of slots: room for all of them.
+pub const CHUNKS: u32 = 1 << 20;
 /// Port of the services.
 pub const PORT: u16 = 80;
 /// Slots of the reference's ring.
 const RING: u32 = 65_537;
 
-/// The virtual addresses, one of each family (RFC 2544 and RFC 5180, both for benchmarks).
-pub fn services() -> [IpAddr; 2] {
-    [IpAddr::from([198, 18, 0, 1]), IpAddr::from([0x2001, 2, 0, 0, 0, 0, 0, 1])]
+/// The virtual addresses that packets may be for (RFC 2544 and RFC 5180, both for benchmarks), those of IPv4 first.
+pub fn services() -> impl Iterator<Item = IpAddr> {
+    let v4 = (1..).map(|n| IpAddr::from([198, 18, 0, n]));
+    let v6 = (1..).map(|n| IpAddr::from([0x2001, 2, 0, 0, 0, 0, 0, n]));
+    let n = usize::try_from(BUSY).unwrap_or(0);
+    v4.take(n).chain(v6.take(n))
+}
+
+/// An address that no packet is for.
+fn idle_addr(id: u32) -> IpAddr {
+    let [_, _, high, low] = id.to_be_bytes();
+    IpAddr::from([198, 18, 128 + high, low])
 }
 
 fn source(v6: bool) -> Addr {
@@ -114,44 +131,90 @@ pub fn fill(ebpf: &mut Ebpf, interface: u32, traits: Traits) -> Result<()> {
     let sizes = Sizes { flow_buckets: FLOW_BUCKETS, reply_buckets: REPLY_BUCKETS };
     let settings = Settings::new(seed, ports, sizes, timeouts, Tunnel::DEFAULT);
     array(ebpf, map::SettingsMap::NAME)?.set(0, raw::<_, { size_of::<Settings>() }>(&settings), 0)?;
-    let n_slots = size_class(u32::from(ENDPOINTS));
-    let chunks = SlotChunk::chunks_for(n_slots);
-    let mut words = BTreeMap::new();
+    let empty = vec![ServiceBucket::default(); usize::try_from(map::INDEX_BUCKETS)?];
+    let mut made = Made {
+        index: Index::new(empty),
+        buckets: BTreeMap::new(),
+        filter: BTreeMap::new(),
+        next: Next::default(),
+    };
     for (id, addr) in (0_u32..).zip(services()) {
-        let v6 = addr.is_ipv6();
-        let rows = u32::from(ENDPOINTS) * id;
+        made.service(ebpf, &Wanted { seed, id, addr, n_endpoints: ENDPOINTS, interface, traits })?;
+    }
+    for id in BUSY * 2..SERVICES {
+        let wanted = Wanted { seed, id, addr: idle_addr(id), n_endpoints: IDLE_ENDPOINTS, interface, traits };
+        made.service(ebpf, &wanted)?;
+    }
+    for (bucket, entries) in &made.buckets {
+        let bytes = raw::<_, { size_of::<ServiceBucket>() }>(entries);
+        array(ebpf, map::ServiceIndex::NAME)?.set(*bucket, bytes, 0)?;
+    }
+    for (index, word) in made.filter {
+        array(ebpf, map::Filter::NAME)?.set(index, raw::<_, { size_of::<FilterWord>() }>(&word), 0)?;
+    }
+    Ok(())
+}
+
+/// A service to be made.
+struct Wanted {
+    seed: Seed,
+    id: u32,
+    addr: IpAddr,
+    n_endpoints: u16,
+    interface: u32,
+    traits: Traits,
+}
+
+/// What was made so far, where several services share a value.
+struct Made {
+    index: Index,
+    buckets: BTreeMap<u32, ServiceBucket>,
+    filter: BTreeMap<u32, FilterWord>,
+    next: Next,
+}
+
+/// The first row and chunk that nobody has.
+#[derive(Default)]
+struct Next {
+    row: u32,
+    chunk: u32,
+}
+
+impl Made {
+    fn service(&mut self, ebpf: &mut Ebpf, wanted: &Wanted) -> Result<()> {
+        let Wanted { seed, id, addr, n_endpoints, interface, traits } = *wanted;
+        let n_slots = size_class(u32::from(n_endpoints));
+        let Next { row: first_endpoint, chunk: first_chunk } = self.next;
         let mut members = Vec::new();
-        for idx in 0..ENDPOINTS {
-            let row = endpoint(v6, idx, id, interface);
+        for idx in 0..n_endpoints {
+            let row = endpoint(addr.is_ipv6(), idx, id, interface);
             members.push(Member { addr: row.addr, port: row.port, index: idx, weight: 1 });
             let bytes = raw::<_, { size_of::<Endpoint>() }>(&row);
-            array(ebpf, map::Endpoints::NAME)?.set(rows + u32::from(idx), bytes, 0)?;
+            array(ebpf, map::Endpoints::NAME)?.set(first_endpoint + u32::from(idx), bytes, 0)?;
         }
-        let first_chunk = chunks * id;
         slots(ebpf, first_chunk, &maglev::table(&seed, &members, n_slots), traits.is_changing)?;
+        self.next.row += u32::from(n_endpoints);
+        self.next.chunk += SlotChunk::chunks_for(n_slots);
         let key = service_key(addr);
         let mut service = Service::new(key, id);
-        service.tables =
-            [Table { first_chunk, n_slots, first_endpoint: rows, n_endpoints: u32::from(ENDPOINTS) }; 2];
+        let n_endpoints = u32::from(n_endpoints);
+        service.tables = [Table { first_chunk, n_slots, first_endpoint, n_endpoints }; 2];
         service.mode = traits.mode;
         service.track = traits.track;
         service.flow_share = FLOW_BUCKETS;
         array(ebpf, map::Services::NAME)?.set(id, raw::<_, { size_of::<Service>() }>(&service), 0)?;
-        let [bucket, _] = gateway_common::hash::service(&key);
-        let mut entries = ServiceBucket::default();
-        entries.entries[0] = ServiceEntry::new(key, Some(id), 0, 0);
-        array(ebpf, map::ServiceIndex::NAME)?.set(
-            bucket & (map::INDEX_BUCKETS - 1),
-            raw::<_, { size_of::<ServiceBucket>() }>(&entries),
-            0,
-        )?;
         let bit = filter::bit(Addr::from(addr));
-        words.entry(bit >> 6).or_insert(FilterWord { bits: 0 }).bits |= 1 << (bit & 63);
+        self.filter.entry(bit >> 6).or_insert(FilterWord { bits: 0 }).bits |= 1 << (bit & 63);
+        self.enter(ServiceEntry::new(key, Some(id), 0, 0))
     }
-    for (index, word) in words {
-        array(ebpf, map::Filter::NAME)?.set(index, raw::<_, { size_of::<FilterWord>() }>(&word), 0)?;
+
+    /// Gives a service its place in the index, as the agent does.
+    fn enter(&mut self, entry: ServiceEntry) -> Result<()> {
+        for (place, entry) in self.index.put(entry).context("the index has no room")? {
+            self.buckets.entry(place.bucket).or_default().entries[place.place] = entry;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn slots(ebpf: &mut Ebpf, first_chunk: u32, table: &[u16], is_changing: bool) -> Result<()> {
@@ -159,7 +222,7 @@ fn slots(ebpf: &mut Ebpf, first_chunk: u32, table: &[u16], is_changing: bool) ->
     for (number, part) in (first_chunk..).zip(table.chunks(SlotChunk::LEN)) {
         let mut chunk = SlotChunk::default();
         for (slot, endpoint) in chunk.slots.iter_mut().zip(part) {
-            let former = if is_changing { (*endpoint + 1) % ENDPOINTS } else { *endpoint };
+            let former = if is_changing { endpoint ^ 1 } else { *endpoint };
             *slot = Slot { endpoint: *endpoint, former };
         }
         map.set(number, raw(&chunk), 0)?;
@@ -175,17 +238,19 @@ fn slots(ebpf: &mut Ebpf, first_chunk: u32, table: &[u16], is_changing: bool) ->
 pub fn fill_reference(ebpf: &mut Ebpf, interface: u32) -> Result<()> {
     let seed = Seed::new([0x5eed, 0x5eed]);
     let mut members = Vec::new();
-    for (id, addr) in (0_u32..).zip(services()) {
-        let v6 = addr.is_ipv6();
-        let rows = u32::from(ENDPOINTS) * id;
+    for v6 in [false, true] {
+        let rows = u32::from(ENDPOINTS) * u32::from(v6);
         for idx in 0..ENDPOINTS {
-            let row = endpoint(v6, idx, id, interface);
+            let row = endpoint(v6, idx, u32::from(v6), interface);
             if !v6 {
                 members.push(Member { addr: row.addr, port: row.port, index: idx, weight: 1 });
             }
             let bytes = raw::<_, { size_of::<Endpoint>() }>(&row);
             array(ebpf, "REF_ENDPOINTS")?.set(rows + u32::from(idx), bytes, 0)?;
         }
+    }
+    for addr in services() {
+        let rows = u32::from(ENDPOINTS) * u32::from(addr.is_ipv6());
         let key = raw::<_, { size_of::<ServiceKey>() }>(&service_key(addr));
         hash(ebpf, "REF_SERVICES")?.insert(key, rows.to_ne_bytes(), 0)?;
     }
