@@ -100,6 +100,10 @@ pub const POOL_IDLE: Duration = Duration::from_mins(1);
 /// at once at a busy endpoint: with fewer, each wave of requests opens connections that the next one needs again.
 pub const POOL_IDLE_CONNECTIONS: usize = 1_024;
 
+/// Endpoints to which one client's connection keeps connections of its own, where endpoints are told who the client is;
+/// beyond it the least recently used are given up.
+pub const OWN_POOLS: usize = 64;
+
 /// Connections to one endpoint from this agent, busy and idle; beyond it a request tries another endpoint, then gets 503.
 pub const UPSTREAM_CONNECTIONS: usize = 8_192;
 

@@ -29,7 +29,7 @@ use crate::{
     limits,
     metrics::{Metrics, names::ProbeLabels},
     name::ServiceName,
-    net::connect,
+    net::{connect, proxy_protocol},
     tls::connect::Connector,
 };
 
@@ -44,6 +44,8 @@ pub struct Probe {
     pub detour: Option<Detour>,
     /// How connections are secured; none leaves them in plain text.
     pub tls: Option<Connector>,
+    /// Whether the endpoint expects the PROXY protocol.
+    pub is_announced: bool,
 }
 
 /// Runs the checks of all endpoints on the runtime that [`Prober::apply`] is called on.
@@ -97,6 +99,7 @@ impl Prober {
                 next.check == running.probe.check
                     && next.detour == running.probe.detour
                     && next.tls == running.probe.tls
+                    && next.is_announced == running.probe.is_announced
                     && Arc::ptr_eq(&next.endpoint, &running.probe.endpoint)
             });
             if next.is_none() && is_served(id) {
@@ -193,10 +196,15 @@ pub async fn run(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
 async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
     let failed = |cause: io::Error| Done { outcome: outcome_of(&cause), cause: Some(cause) };
     let check = &probe.check;
-    let (stream, _passage) = match open(probe, path).await {
+    let (mut stream, _passage) = match open(probe, path).await {
         Ok(opened) => opened,
         Err(cause) => return failed(cause),
     };
+    if probe.is_announced
+        && let Err(cause) = stream.write_all(&proxy_protocol::write_own()).await
+    {
+        return failed(cause);
+    }
     let asked = match (&check.kind, &probe.tls) {
         (Kind::Tcp, _) => return Outcome::Passed.into(),
         (Kind::Http { .. }, None) => ask(stream, &check.kind, tasks).await,
@@ -340,7 +348,13 @@ mod tests {
     async fn outcome(addr: SocketAddr, is_http2: bool) -> Outcome {
         let id = EndpointId { service: ServiceName::new("a"), addr };
         let endpoint = Registry::default().resolve(&id);
-        let probe = Probe { endpoint, check: Arc::new(check(is_http2)), detour: None, tls: None };
+        let probe = Probe {
+            endpoint,
+            check: Arc::new(check(is_http2)),
+            detour: None,
+            tls: None,
+            is_announced: false,
+        };
         run(&probe, &Path::default(), &Tasks::default()).await.outcome
     }
 

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, os::fd::AsRawFd as _, sync::Arc, time::Duration};
 
 use gateway_common::{flow::FlowKey, hash::Seed};
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::{io::AsyncWriteExt as _, time::Instant};
 
 use crate::{
     balance::{Balancer, Member, Policy, Tried},
@@ -12,11 +12,15 @@ use crate::{
     endpoint::{Endpoint, EndpointId, Registry},
     metrics::{Metrics, shard::ServiceStats},
     name::ServiceName,
-    net::connect,
+    net::{
+        connect,
+        proxy_protocol::{self, Ends},
+    },
     pool::{
         Lease, OpenError, Origin, Pool, Protocol,
         link::Link,
-        registry::{Manner, Pools},
+        own::Own,
+        registry::{Client, Manner, Pools},
     },
     retry::{self, Budget},
     tls::connect::Connector,
@@ -39,6 +43,8 @@ pub struct Definition {
     pub connect_timeout: Duration,
     /// How many retries it bears.
     pub retries: retry::Limits,
+    /// Whether endpoints are told by PROXY protocol who the client is.
+    pub is_announced: bool,
 }
 
 /// Time between two reports of handshakes that failed, for each service.
@@ -66,6 +72,7 @@ pub struct Upstream {
     balancer: Balancer,
     /// By the index of the balancer's members.
     pools: Box<[Arc<Pool>]>,
+    registry: Arc<Pools>,
     stats: Arc<ServiceStats>,
     budget: Budget,
     tasks: Tasks,
@@ -103,7 +110,7 @@ impl Upstream {
             .map(|(addr, weight)| Member { endpoint: endpoint(addr), backend_weight: 1, weight: *weight })
             .collect();
         let security = definition.tls.as_ref().map(Connector::digest);
-        let manner = Manner { protocol: definition.protocol, security };
+        let manner = Manner { protocol: definition.protocol, security, client: None };
         let pools = members.iter().map(|member| parts.pools.resolve(&member.endpoint, manner)).collect();
         Self {
             stats: parts.metrics.service(definition.name.as_str()),
@@ -116,6 +123,7 @@ impl Upstream {
             },
             definition,
             pools,
+            registry: Arc::clone(&parts.pools),
             tasks: parts.tasks.clone(),
             reported: Mutex::default(),
         }
@@ -146,15 +154,21 @@ impl Upstream {
         self.balancer.pick(flow, tried)
     }
 
-    /// A connection to the endpoint that was picked.
+    /// A connection to the endpoint that was picked; `own` are those of the client.
     pub async fn connect_or_reuse(
         &self,
         picked: usize,
         worker: usize,
+        own: &Own,
         freshness: Freshness,
     ) -> Result<Lease, OpenError> {
         let gone = || OpenError::Io(io::Error::from(io::ErrorKind::NotFound));
-        let pool = self.pools.get(picked).ok_or_else(gone)?;
+        let mut pool = self.pools.get(picked).ok_or_else(gone)?;
+        let of_client;
+        if self.definition.is_announced {
+            of_client = own.resolve(&self.registry, pool);
+            pool = &of_client;
+        }
         if freshness == Freshness::Any
             && let Some(lease) = pool.reuse(worker)
         {
@@ -220,13 +234,18 @@ impl Opening {
     async fn open(&self, pool: &Arc<Pool>, worker: usize) -> Result<Lease, OpenError> {
         let addr = pool.endpoint().addr();
         let connect = async {
-            let stream = connect::tcp(addr, self.timeout, self.options).await.map_err(OpenError::Io)?;
+            let mut stream = connect::tcp(addr, self.timeout, self.options).await.map_err(OpenError::Io)?;
+            if let Some(Client { source, destination }) = pool.client() {
+                let header = proxy_protocol::write_v2(&Ends { source, destination });
+                // It fits into the buffer of a new socket.
+                stream.write_all(&header).await.map_err(OpenError::Io)?;
+            }
             let Some(tls) = &self.tls else { return Ok(Link::Plain(stream)) };
             let stream = tls.connect(stream).await.map_err(OpenError::Handshake)?;
             let socket = stream.get_ref().as_raw_fd();
             Ok(Link::Secured(Box::new(stream), socket))
         };
-        if self.tls.is_none() {
+        if self.tls.is_none() && pool.client().is_none() {
             return pool.open(worker, connect).await;
         }
         let bounded = async {

@@ -62,6 +62,7 @@ pub(super) fn definition(wanted: &Service, tls: Option<Connector>) -> Definition
         },
         connect_timeout: wanted.connect_timeout,
         retries: wanted.retries,
+        is_announced: wanted.is_announced,
     }
 }
 
@@ -87,6 +88,7 @@ pub(super) fn probes(
     let thresholds = Thresholds { unhealthy: health.unhealthy_threshold, healthy: health.healthy_threshold };
     // A session that goes on would pass with a certificate that has expired since.
     let tls = tls.map(Connector::without_resumption);
+    let is_announced = wanted.is_announced;
     let check =
         |kind| Arc::new(Check { kind, interval: health.interval, timeout: health.timeout, thresholds });
     wanted
@@ -104,7 +106,13 @@ pub(super) fn probes(
             };
             let id = EndpointId { service: wanted.name.clone(), addr: endpoint.addr };
             let detour = detour(&tunnels, endpoint.addr.ip());
-            Probe { endpoint: registry.resolve(&id), check: check(kind), detour, tls: tls.clone() }
+            Probe {
+                endpoint: registry.resolve(&id),
+                check: check(kind),
+                detour,
+                tls: tls.clone(),
+                is_announced,
+            }
         })
         .collect()
 }

@@ -119,7 +119,7 @@ impl Forward<'_> {
             let Some(picked) = self.service.pick(&self.downstream.flow, &tried) else { return Err(last) };
             self.service.stats().tried(self.worker.idx);
             // One that was used for requests may be half closed, or worse.
-            match self.service.connect_or_reuse(picked, self.worker.idx, Freshness::New).await {
+            match self.lease(picked, Freshness::New).await {
                 Ok(mut lease) => {
                     let incoming = lease.raw().ok_or(Fault::new(Kind::Unsupported))?;
                     let active = lease.endpoint().begin();
@@ -156,6 +156,11 @@ impl Forward<'_> {
         Ok((picked, Freshness::Any))
     }
 
+    async fn lease(&self, picked: usize, freshness: Freshness) -> Result<Lease, OpenError> {
+        let own = &self.downstream.own;
+        self.service.connect_or_reuse(picked, self.worker.idx, own, freshness).await
+    }
+
     /// One try.
     async fn once(
         &self,
@@ -164,7 +169,7 @@ impl Forward<'_> {
         message: Message,
         n_retries: usize,
     ) -> Result<Forwarded, Failed> {
-        let mut lease = match self.service.connect_or_reuse(picked, self.worker.idx, freshness).await {
+        let mut lease = match self.lease(picked, freshness).await {
             Ok(lease) => lease,
             Err(cause) => {
                 let fault = Fault::new(unopened(&cause));

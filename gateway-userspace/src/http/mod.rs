@@ -28,6 +28,7 @@ use crate::{
     config::TraceSettings,
     drain::Tasks,
     metrics::Metrics,
+    pool::{own::Own, registry::Client},
     state::{BindKey, HttpBind, Published, State},
     tls::client::Identity,
 };
@@ -77,6 +78,8 @@ pub struct Downstream {
     pub server_name: Box<str>,
     /// Who the client proved to be; none without a certificate.
     pub identity: Option<Arc<Identity>>,
+    /// Connections to endpoints that belong to this client alone.
+    pub own: Arc<Own>,
 }
 
 impl Downstream {
@@ -86,7 +89,8 @@ impl Downstream {
         // An IP address is made of digits, letters, dots and colons, so the other value is never used.
         let client = HeaderValue::try_from(peer.ip().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { bind, scheme, flow, client, server_name: Box::default(), identity: None }
+        let own = Arc::new(Own::new(Client { source: peer, destination: bind.addr }));
+        Self { bind, scheme, flow, client, server_name: Box::default(), identity: None, own }
     }
 
     /// The same, opened for a name by TLS.

@@ -172,6 +172,12 @@ pub fn write_v2(ends: &Ends) -> Vec<u8> {
     header
 }
 
+/// A header of version 2 for a connection of the agent's own, such as a check.
+pub const fn write_own() -> [u8; 16] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = SIGNATURE;
+    [a, b, c, d, e, f, g, h, i, j, k, l, LOCAL, UNSPECIFIED, 0, 0]
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -206,6 +212,7 @@ mod tests {
             (write_v2(&v6), Some(v6)),
             (with_tlv, Some(v4)),
             (local, None),
+            (write_own().to_vec(), None),
         ] {
             let (outcome, rest) = read_all(&[&header[..], b"GET /"].concat()).await;
             assert_eq!((outcome.unwrap(), rest), (expected, b"GET /".to_vec()), "{header:?}");

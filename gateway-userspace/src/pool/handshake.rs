@@ -67,12 +67,14 @@ impl Driver {
 #[derive(Debug)]
 pub(super) struct Counted {
     pool: Weak<Pool>,
+    total: Arc<AtomicUsize>,
     home: usize,
     driver: u64,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        self.total.fetch_sub(1, Ordering::AcqRel);
         let Some(pool) = self.pool.upgrade() else { return };
         pool.open.fetch_sub(1, Ordering::AcqRel);
         if let Some(shard) = pool.shards.get(self.home) {
@@ -134,16 +136,17 @@ impl Pool {
 
     /// Takes a place for one more connection.
     fn count(self: &Arc<Self>, home: usize) -> Result<Counted, OpenError> {
-        if self.open.fetch_add(1, Ordering::AcqRel) >= limits::UPSTREAM_CONNECTIONS {
-            self.open.fetch_sub(1, Ordering::AcqRel);
+        if self.total.fetch_add(1, Ordering::AcqRel) >= limits::UPSTREAM_CONNECTIONS {
+            self.total.fetch_sub(1, Ordering::AcqRel);
             self.shared.families.limit(Limit::UpstreamConnections);
             return Err(OpenError::Full);
         }
+        self.open.fetch_add(1, Ordering::AcqRel);
         if let Some(shard) = self.shards.get(home) {
             shard.open.fetch_add(1, Ordering::AcqRel);
         }
         let driver = self.next_driver.fetch_add(1, Ordering::Relaxed);
-        Ok(Counted { pool: Arc::downgrade(self), home, driver })
+        Ok(Counted { pool: Arc::downgrade(self), total: Arc::clone(&self.total), home, driver })
     }
 
     /// Runs a connection on this worker until it ends, or until the endpoint goes down.

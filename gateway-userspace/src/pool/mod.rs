@@ -9,12 +9,14 @@
 //! When the endpoint goes down, all its connections are cut, busy ones too: whoever waits for an answer learns it then.
 
 pub mod body;
+mod error;
 pub mod handshake;
 mod http1;
 mod http2;
 pub mod incoming;
 pub mod interim;
 pub mod link;
+pub mod own;
 pub mod registry;
 pub mod stream;
 
@@ -35,6 +37,7 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
+pub use crate::pool::error::{OpenError, SendError};
 use crate::{
     endpoint::Endpoint,
     limits,
@@ -46,7 +49,7 @@ use crate::{
         incoming::Incoming,
         interim::Interim,
         link::Link,
-        registry::{Key, Shared},
+        registry::{Client, Key, Manner, Shared},
     },
 };
 
@@ -67,6 +70,8 @@ pub struct Pool {
     shared: Shared,
     shards: Box<[Shard]>,
     open: AtomicUsize,
+    /// Connections to the endpoint of all pools that count together.
+    total: Arc<AtomicUsize>,
     stolen: AtomicU64,
     /// What every connection lives by, to cut them. Bounded by the cap on connections.
     drivers: Mutex<HashMap<u64, Driver>>,
@@ -148,36 +153,6 @@ pub enum Origin {
     Stolen,
 }
 
-/// Why a request got no response.
-#[derive(Debug)]
-pub enum SendError {
-    /// The body came from a client that broke off.
-    Body,
-    /// The connection ended before the response; how far the request got is unknown.
-    Closed,
-    /// The response was not HTTP.
-    Protocol,
-    /// Nothing of the request was sent; here it is.
-    Unsent(Box<Request<RequestBody>>),
-    /// The endpoint did nothing with it, and said so: any request may be sent again.
-    Refused,
-    /// The endpoint takes no tunnels.
-    Unsupported,
-    /// The endpoint did not let us in, and so did nothing.
-    Unaccepted,
-}
-
-/// Why there is no connection.
-#[derive(Debug)]
-pub enum OpenError {
-    /// The cap on connections to this endpoint is reached.
-    Full,
-    /// It could not be opened.
-    Io(io::Error),
-    /// The endpoint and we did not agree on who we are, or on how to speak.
-    Handshake(io::Error),
-}
-
 impl Pool {
     pub(crate) fn new(key: Key, endpoint: Arc<Endpoint>, shared: Shared) -> Self {
         let shards = (0..shared.n_shards).map(|_| Shard::default()).collect();
@@ -187,11 +162,31 @@ impl Pool {
             shared,
             shards,
             open: AtomicUsize::new(0),
+            total: Arc::default(),
             stolen: AtomicU64::new(0),
             drivers: Mutex::default(),
             next_driver: AtomicU64::new(0),
             watcher: Mutex::default(),
         }
+    }
+
+    /// The pool of one client: without shards, because one worker serves it.
+    fn of_client(&self, key: Key) -> Self {
+        let shared = Shared { n_shards: 1, ..self.shared.clone() };
+        let mut pool = Self::new(key, Arc::clone(&self.endpoint), shared);
+        pool.total = Arc::clone(&self.total);
+        pool
+    }
+
+    /// Whether it is the pool of one client beside this one.
+    fn is_beside(&self, pool: &Self) -> bool {
+        let manner = Manner { client: None, ..self.key.manner };
+        Arc::ptr_eq(&self.total, &pool.total) && manner == pool.key.manner
+    }
+
+    /// For whom its connections are opened; none serves all clients.
+    pub const fn client(&self) -> Option<Client> {
+        self.key.manner.client
     }
 
     /// The endpoint.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -32,12 +33,23 @@ pub struct Manner {
     pub protocol: Protocol,
     /// A digest of everything that secures it; none in plain text.
     pub security: Option<[u8; 32]>,
+    /// For whom it was opened; none serves all clients.
+    pub client: Option<Client>,
+}
+
+/// Both ends of a client's connection, which an endpoint is told.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Client {
+    /// The client.
+    pub source: SocketAddr,
+    /// What it connected to.
+    pub destination: SocketAddr,
 }
 
 impl From<Protocol> for Manner {
     /// In plain text.
     fn from(protocol: Protocol) -> Self {
-        Self { protocol, security: None }
+        Self { protocol, security: None, client: None }
     }
 }
 
@@ -80,6 +92,15 @@ impl Pools {
         let pool = Arc::new(Pool::new(key.clone(), Arc::clone(endpoint), self.shared.clone()));
         pools.insert(key, Arc::downgrade(&pool));
         pool
+    }
+
+    /// The pool of one client beside that of all: its connections count towards the same cap.
+    pub(super) fn resolve_own(&self, pool: &Arc<Pool>, client: Client) -> Arc<Pool> {
+        let key = Key { manner: Manner { client: Some(client), ..pool.key.manner }, ..pool.key.clone() };
+        let own = Arc::new(pool.of_client(key.clone()));
+        // Another of the same client may be there: on the same connection, but of an earlier state.
+        self.pools.lock().insert(key, Arc::downgrade(&own));
+        own
     }
 
     /// Closes connections of this worker that have been idle for longer than `limit`, and forgets pools that are gone.

@@ -149,3 +149,29 @@ async fn a_pool_outlives_whoever_asks_for_it_again() {
     let other = bench.pools.resolve(bench.pool.endpoint(), Protocol::Http2.into());
     assert!(!Arc::ptr_eq(&other, &bench.pool));
 }
+
+#[tokio::test]
+async fn a_client_keeps_its_pools_to_a_bound_and_they_count_with_that_of_all() {
+    let bench = bench().await;
+    let ends = Client { source: bench.addr, destination: bench.addr };
+    let own = own::Own::new(ends);
+    let first = own.resolve(&bench.pools, &bench.pool);
+    assert!(Arc::ptr_eq(&first, &own.resolve(&bench.pools, &bench.pool)));
+    assert!(!Arc::ptr_eq(&first, &own::Own::new(ends).resolve(&bench.pools, &bench.pool)));
+    assert_eq!((first.client(), bench.pool.client()), (Some(ends), None));
+    let lease = first.open(1, connect(bench.addr)).await.unwrap();
+    assert_eq!((first.open_count(), bench.pool.open_count()), (1, 0));
+    assert_eq!(bench.pool.total.load(Ordering::Relaxed), 1, "the cap is that of the endpoint");
+    bench.exchange(lease).await;
+    assert!(bench.pool.reuse(0).is_none(), "nobody else may have it");
+    assert_eq!(first.reuse(3).map(|lease| lease.origin()), Some(Origin::Reused));
+    let registry = Registry::default();
+    for port in 0..u16::try_from(limits::OWN_POOLS).unwrap() {
+        let addr = SocketAddr::from(([127, 0, 0, 1], port));
+        let endpoint = registry.resolve(&EndpointId { service: ServiceName::new("s"), addr });
+        own.resolve(&bench.pools, &bench.pools.resolve(&endpoint, Protocol::Http1.into()));
+    }
+    assert!(!Arc::ptr_eq(&first, &own.resolve(&bench.pools, &bench.pool)), "it was given up");
+    drop((first, own));
+    assert_eq!(bench.pool.total.load(Ordering::Relaxed), 0, "its connections end with the last who holds it");
+}

@@ -185,7 +185,7 @@ fn check_announced(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
     let by_agent = |listener: &&DraftListener| {
         let protocol = listener.protocol.as_ref().map(|protocol| protocol.value);
         let forwarding = listener.forwarding.as_ref().map(|forwarding| forwarding.value);
-        protocol == Some(Protocol::Tls)
+        protocol.is_some_and(|protocol| protocol == Protocol::Tls || protocol.is_layer7())
             || (protocol == Some(Protocol::Tcp) && forwarding == Some(Forwarding::Agent))
     };
     if attached(route, index).iter().all(by_agent) {
@@ -198,11 +198,9 @@ fn check_announced(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
     for (name, place) in used {
         let Some(service) = index.services.get(name) else { continue };
         if service.announced.is_some() {
-            let message = format!(
-                "{name} wants the PROXY protocol, and a listener of this route forwards no whole connections"
-            );
-            let remedy =
-                "write `protocol: TLS`, or `protocol: TCP` with `forwarding: agent`, or another service";
+            let message =
+                format!("{name} wants the PROXY protocol, and a listener of this route forwards packets");
+            let remedy = "write `forwarding: agent` where the protocol is TCP, or another service";
             problems.fault(place, message, remedy);
         }
     }

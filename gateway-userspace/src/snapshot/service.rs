@@ -23,7 +23,7 @@ pub struct Service {
     pub connect_timeout: Duration,
     /// How many retries it bears.
     pub retries: retry::Limits,
-    /// Whether endpoints are told by PROXY protocol, version 2, who the client is. Connections that the agent forwards only.
+    /// Whether endpoints are told by PROXY protocol, version 2, who the client is; not where packets are forwarded.
     pub is_announced: bool,
 }
 

@@ -208,6 +208,23 @@ fn faults_never_show_a_key() {
     assert!(!faults.to_string().contains("U0VDUkVU"));
 }
 
+#[test]
+fn the_authorities_of_the_system_are_a_file_like_others() {
+    let text =
+        "listeners: []\nservices: [{name: a, endpoints: [], tls: {serverName: 192.0.2.1, trust: system}}]\n";
+    match parse(Path::new("f.yaml"), text) {
+        Ok(loaded) => {
+            let trust = &loaded.snapshot.services[0].tls.as_ref().unwrap().trust;
+            assert!(trust.is_of_system && trust.origin.starts_with("/etc/"), "{}", trust.origin);
+            assert!(trust.pem.starts_with(&std::fs::read(&trust.origin).unwrap()));
+        }
+        // A machine without them is told what to do.
+        Err(faults) => {
+            assert!(faults.to_string().contains("install the package `ca-certificates`"), "{faults}");
+        }
+    }
+}
+
 /// Every table and its keys, as the readers should ask for them.
 fn all_keys(table: &'static Table, keys: &mut BTreeSet<(&'static str, String)>) {
     fn inner(shape: &Shape) -> Option<&'static Table> {

@@ -75,8 +75,8 @@ pub(super) static SERVICE: Table = Table {
             key: "proxyProtocol",
             shape: Shape::Word(&["v2"]),
             presence: Absent("endpoints see the agent as their client"),
-            doc: "Tells endpoints by PROXY protocol who the client is, at the beginning of each connection. For listeners of \
-                  protocol TLS, and TCP with `forwarding: agent`, only.",
+            doc: "Tells endpoints by PROXY protocol who the client is, at the beginning of each connection; connections for \
+                  requests then belong to one client each. Not for listeners whose packets are forwarded.",
         },
         Field {
             key: "health",

@@ -1,0 +1,37 @@
+//! Why a request got no response, or no connection.
+
+use std::io;
+
+use http::Request;
+
+use crate::pool::body::RequestBody;
+
+/// Why a request got no response.
+#[derive(Debug)]
+pub enum SendError {
+    /// The body came from a client that broke off.
+    Body,
+    /// The connection ended before the response; how far the request got is unknown.
+    Closed,
+    /// The response was not HTTP.
+    Protocol,
+    /// Nothing of the request was sent; here it is.
+    Unsent(Box<Request<RequestBody>>),
+    /// The endpoint did nothing with it, and said so: any request may be sent again.
+    Refused,
+    /// The endpoint takes no tunnels.
+    Unsupported,
+    /// The endpoint did not let us in, and so did nothing.
+    Unaccepted,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The cap on connections to this endpoint is reached.
+    Full,
+    /// It could not be opened.
+    Io(io::Error),
+    /// The endpoint and we did not agree on who we are, or on how to speak.
+    Handshake(io::Error),
+}
