@@ -215,8 +215,9 @@ fn assemble(
             let netlink = Netlink::open(tasks)?;
             tracing::info!(interfaces = interfaces_of(&agent.kernel.interfaces), "following interfaces");
             let receiving = agent.kernel.receive.as_ref().map(|receive| receive.interfaces.clone());
-            let places = Places { balanced: agent.kernel.interfaces.clone(), receiving };
-            Some(KernelSide::new(kernel, netlink, places, n_workers))
+            let balanced = agent.kernel.interfaces.clone();
+            let places = Places { balanced, receiving, pods: agent.kernel.pods.clone() };
+            Some(KernelSide::new(kernel, netlink, (places, metrics.families.clone()), n_workers))
         }
         None => None,
     };

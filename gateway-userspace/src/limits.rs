@@ -199,6 +199,10 @@ pub const WEIGHT: u32 = 1_000_000;
 /// so it takes thousands of them to make the others late.
 pub const PROBES: usize = 4_096;
 
+/// Interfaces of pods that get hooks, several times what a node has; others are left out and counted, and their packets are
+/// not balanced.
+pub const PODS: usize = 1_024;
+
 /// Ports that a probe through a tunnel tries until one is free in the kernel's table; then it fails.
 pub const PROBE_PORTS: usize = 8;
 

@@ -113,6 +113,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
     } else {
         Interfaces::DefaultRoute
     };
+    let pods = kernel.texts("pods", text::interface).into_iter().map(|pattern| pattern.value).collect();
     let attach = kernel.word("attach", |word| match word {
         "auto" => Some(AttachMode::Auto),
         "native" => Some(AttachMode::Native),
@@ -141,6 +142,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
     Some(KernelSettings {
         mode: mode?.value,
         interfaces,
+        pods,
         attach: attach?.value,
         bpffs: bpffs?.value,
         translation_ports: translation_ports?.value,

@@ -170,6 +170,8 @@ pub struct KernelSettings {
     pub mode: KernelMode,
     /// Interfaces whose packets are balanced.
     pub interfaces: Interfaces,
+    /// Interfaces behind which local pods are.
+    pub pods: Vec<InterfacePattern>,
     /// Where packets are seen.
     pub attach: AttachMode,
     /// The BPF file system that holds pinned maps and links.
@@ -260,7 +262,7 @@ impl LogLevel {
 
 impl InterfacePattern {
     /// Takes a pattern that [`text::interface`] has checked.
-    fn new(pattern: &str) -> Self {
+    pub(crate) fn new(pattern: &str) -> Self {
         Self(pattern.to_owned())
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::{
     address::{Link, LinkKind},
-    config::Interfaces,
+    config::{InterfacePattern, Interfaces},
     image::Way,
 };
 
@@ -14,7 +14,18 @@ use crate::{
 /// XDP sends a packet by handing its frame to a device, and not every device takes frames: a veth does only when its
 /// other end polls (which GRO or a program there turns on), a bridge or a VLAN never does. The kernel drops such frames
 /// after the program has counted them as sent. A driver that takes VLAN tags off hides them from XDP.
-pub(super) fn avoid_xdp(link: &Link, links: &[Link], ways: &HashMap<IpAddr, Way>) -> Option<String> {
+pub(super) fn avoid_xdp(
+    link: &Link,
+    links: &[Link],
+    ways: &HashMap<IpAddr, Way>,
+    has_pods: bool,
+) -> Option<String> {
+    if has_pods {
+        return Some(
+            "replies go to pods, behind interfaces that do not take the frames that XDP sends in every case"
+                .to_owned(),
+        );
+    }
     if !link.kind.takes_frames() {
         return Some("it does not take the frames that XDP sends in every case".to_owned());
     }
@@ -38,6 +49,8 @@ pub struct Places {
     pub balanced: Interfaces,
     /// Interfaces where tunnels end.
     pub receiving: Option<Interfaces>,
+    /// Names of the interfaces of local pods.
+    pub pods: Vec<InterfacePattern>,
 }
 
 impl Places {
@@ -87,6 +100,26 @@ pub(super) fn probing<'a>(
     links.iter().filter(is_meant).collect()
 }
 
+/// The interfaces of pods that get hooks, besides those that are balanced anyway, and how many are too many. The oldest come
+/// first: a pod that has its hooks does not lose them to a new one.
+pub(super) fn pods<'a>(
+    patterns: &[InterfacePattern],
+    links: &'a [Link],
+    balanced: &[&Link],
+    most: usize,
+) -> (Vec<&'a Link>, usize) {
+    let is_meant = |link: &&Link| {
+        link.kind != LinkKind::Loopback
+            && patterns.iter().any(|pattern| pattern.matches(&link.name))
+            && balanced.iter().all(|balanced| balanced.index != link.index)
+    };
+    let mut found: Vec<&Link> = links.iter().filter(is_meant).collect();
+    found.sort_by_key(|link| link.index);
+    let n_left_out = found.len().saturating_sub(most);
+    found.truncate(most);
+    (found, n_left_out)
+}
+
 /// The words of the log.
 pub fn interfaces_of(interfaces: &Interfaces) -> String {
     match interfaces {
@@ -94,7 +127,7 @@ pub fn interfaces_of(interfaces: &Interfaces) -> String {
             "those with a default route, and those that endpoints are reached by".to_owned()
         }
         Interfaces::Matching(patterns) => {
-            patterns.iter().map(crate::config::InterfacePattern::as_str).collect::<Vec<_>>().join(", ")
+            patterns.iter().map(InterfacePattern::as_str).collect::<Vec<_>>().join(", ")
         }
     }
 }
@@ -124,12 +157,27 @@ mod tests {
         let bridge = Link { kind: LinkKind::Other, ..link(3, "br0") };
         let vlan = Link { kind: LinkKind::Vlan, parent: Some(2), ..link(4, "eth0.5") };
         let links = [nic.clone(), bridge.clone()];
-        assert_eq!(avoid_xdp(&nic, &links, &way(2)), None);
-        assert!(avoid_xdp(&bridge, &links, &way(2)).is_some());
-        let why = avoid_xdp(&nic, &links, &way(3)).unwrap();
+        assert_eq!(avoid_xdp(&nic, &links, &way(2), false), None);
+        assert!(avoid_xdp(&bridge, &links, &way(2), false).is_some());
+        let why = avoid_xdp(&nic, &links, &way(3), false).unwrap();
         assert!(why.contains("br0"), "{why}");
-        let why = avoid_xdp(&nic, &[nic.clone(), vlan], &way(2)).unwrap();
+        let why = avoid_xdp(&nic, &[nic.clone(), vlan], &way(2), false).unwrap();
         assert!(why.contains("VLAN"), "{why}");
+    }
+
+    #[test]
+    fn pods_are_counted_and_bounded() {
+        let links = [link(9, "veth3"), link(2, "eth0"), link(5, "veth1"), link(7, "veth2")];
+        let patterns = [InterfacePattern::new("veth*")];
+        let names = |most, balanced: &[&Link]| {
+            let (chosen, n_left_out) = pods(&patterns, &links, balanced, most);
+            (chosen.into_iter().map(|link| link.name.clone()).collect::<Vec<_>>(), n_left_out)
+        };
+        let all = ["veth1", "veth2", "veth3"].map(str::to_owned).to_vec();
+        assert_eq!(names(3, &[]), (all.clone(), 0));
+        assert_eq!(names(2, &[]), (all[..2].to_vec(), 1));
+        assert_eq!(names(3, &[&links[2]]), (all[1..].to_vec(), 0), "what is balanced anyway is no pod");
+        assert!(avoid_xdp(&links[1], &links, &way(2), true).unwrap().contains("pods"));
     }
 
     #[test]

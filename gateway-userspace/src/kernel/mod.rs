@@ -13,6 +13,7 @@ pub mod memory;
 mod object;
 mod pin;
 pub mod plan;
+mod pods;
 pub mod probe;
 mod records;
 mod sys;

@@ -15,6 +15,8 @@ pub enum Limit {
     Interims,
     /// Copies of requests, in number or in bytes that wait.
     Mirrors,
+    /// Interfaces of pods.
+    Pods,
     /// Idle connections to an endpoint.
     PoolIdle,
     /// Retries that a service bears.
@@ -29,11 +31,12 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::AccessLog,
         Self::Connections,
         Self::Interims,
         Self::Mirrors,
+        Self::Pods,
         Self::PoolIdle,
         Self::RetryBudget,
         Self::UpstreamConnections,
@@ -48,6 +51,7 @@ impl Limit {
             Self::Connections => "connections",
             Self::Interims => "interims",
             Self::Mirrors => "mirrors",
+            Self::Pods => "pods",
             Self::PoolIdle => "pool_idle",
             Self::RetryBudget => "retry_budget",
             Self::UpstreamConnections => "upstream_connections",

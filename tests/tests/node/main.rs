@@ -9,6 +9,7 @@
 )]
 
 mod direct;
+mod pods;
 mod receive;
 mod takeover;
 mod upgrade;

@@ -15,6 +15,7 @@ use crate::{
 text!(SOCKET_ADDRESS, "an IP address and a port", "127.0.0.1:9901", r"^[0-9a-fA-F.:\[\]]+:[0-9]+$");
 text!(DIRECTORY, "the absolute path of a directory", "/sys/fs/bpf", "^/.*$");
 text!(INTERFACE, "the name of an interface, or a pattern of one", "eth*", "^[^/ ]{1,31}$");
+text!(POD, "the name of an interface, or a pattern of one", "veth*", "^[^/ ]{1,31}$");
 text!(ACCESS_OUTPUT, "`stdout` or the path of a file", "/var/log/sluice/access.log", "^(stdout|/.+)$");
 text!(ACCESS_FIELD, "a field of the access log", "status", "^[a-zA-Z]+$");
 text!(PORTS, "a range of ports", "61000-65535", "^[0-9]+-[0-9]+$");
@@ -168,6 +169,14 @@ static KERNEL: Table = Table {
             shape: Shape::List(&List { item: Shape::Text(&INTERFACE), min: 1, max: 64 }),
             presence: Absent("the interfaces that carry a default route"),
             doc: "Interfaces whose packets are balanced; `*` stands for any letters. They may come and go.",
+        },
+        Field {
+            key: "pods",
+            shape: Shape::List(&List { item: Shape::Text(&POD), min: 1, max: 64 }),
+            presence: Absent("none"),
+            doc: "Interfaces behind which local pods or containers are, the node's side of their veth: what they send to \
+                  virtual addresses is balanced there, at TC. They come and go; at most 1024 get hooks. Packets that come in \
+                  elsewhere are then seen at TC too where the agent chooses: XDP cannot send to every pod.",
         },
         Field {
             key: "attach",

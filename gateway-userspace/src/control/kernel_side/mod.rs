@@ -1,5 +1,7 @@
 //! The kernel's half of the control loop: images, sockets, ways to endpoints, interfaces that come and go.
 
+mod hooks;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
@@ -16,21 +18,17 @@ use gateway_common::{
 use parking_lot::Mutex;
 
 use crate::{
-    address::{Change, Changes, Link, Netlink, Routes, Senders},
+    address::{Change, Changes, Netlink, Routes, Senders},
     compile::{
         id::{Full, Ids},
         image::{self, Retired, SocketRanges},
     },
-    config::Interfaces,
-    control::{
-        Refusal,
-        interfaces::{self, Places},
-        sockets::Sockets,
-    },
+    control::{Refusal, interfaces::Places, kernel_side::hooks::Purpose, sockets::Sockets},
     endpoint::{Endpoint, EndpointId, Health, Registry},
     image::{Image, Way},
-    kernel::{self, AttachMode, Beside, Kept, Kernel},
+    kernel::{AttachMode, Kernel},
     listener::Workers,
+    metrics::names::Families,
     net::listen::Place,
     snapshot::Snapshot,
     state::BindKey,
@@ -43,31 +41,15 @@ const RETIRED: Duration = Duration::from_hours(1);
 const NEIGHBOR_TRIES: u32 = 10;
 const NEIGHBOR_PAUSE: Duration = Duration::from_millis(10);
 
-/// What an interface is attached to for.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum Purpose {
-    Balance,
-    Receive,
-    Probe,
-}
-
-impl Purpose {
-    /// What an operator reads when it cannot be had.
-    const fn loss(self) -> &'static str {
-        match self {
-            Self::Balance => "its packets are not balanced",
-            Self::Receive => "no tunnel ends there",
-            Self::Probe => "health checks that should go through tunnels fail",
-        }
-    }
-}
-
 /// The kernel and what the loop knows about it.
 pub struct KernelSide {
     kernel: Arc<Mutex<Kernel>>,
     netlink: Netlink,
     changes: Changes,
     places: Places,
+    families: Families,
+    /// Interfaces of pods that are too many, as of the last look.
+    n_left_out: usize,
     ids: Ids,
     sockets: Sockets,
     /// Endpoints that are no longer wanted, and since when.
@@ -97,7 +79,7 @@ impl KernelSide {
     pub fn new(
         kernel: Arc<Mutex<Kernel>>,
         netlink: (Netlink, Changes),
-        places: Places,
+        (places, families): (Places, Families),
         n_workers: usize,
     ) -> Self {
         let (ids, sockets) = {
@@ -113,6 +95,8 @@ impl KernelSide {
             netlink,
             changes,
             places,
+            families,
+            n_left_out: 0,
             ids,
             sockets,
             retired: BTreeMap::new(),
@@ -359,96 +343,6 @@ impl KernelSide {
         self.retired.retain(|_, since| now.saturating_duration_since(*since) < RETIRED);
     }
 
-    async fn attach(&mut self) {
-        let links = match self.netlink.links().await {
-            Ok(links) => links,
-            Err(error) => return self.note(Err(error_chain(&error))),
-        };
-        let uplinks = if self.places.follow_routes() {
-            match self.netlink.uplinks().await {
-                Ok(uplinks) => uplinks,
-                Err(error) => return self.note(Err(error_chain(&error))),
-            }
-        } else {
-            BTreeSet::new()
-        };
-        let places = self.places.clone();
-        let balanced = interfaces::meant(&places.balanced, &links, &uplinks, &self.ways);
-        let meant = |places| interfaces::meant(places, &links, &uplinks, &self.ways);
-        let receiving = places.receiving.as_ref().map_or_else(Vec::new, meant);
-        let probing =
-            if self.has_tunnels() { interfaces::probing(&links, &balanced, &self.ways) } else { Vec::new() };
-        let kept = Kept {
-            balanced: interfaces::kept(&places.balanced, &links, &balanced),
-            receiving: places
-                .receiving
-                .as_ref()
-                .map_or_else(BTreeSet::new, |places| interfaces::kept(places, &links, &receiving)),
-            probing: probing.iter().map(|link| link.name.clone()).collect(),
-        };
-        let kernel = Arc::clone(&self.kernel);
-        let mut kernel = kernel.lock();
-        let kept = kernel.keep_only(&kept).map_err(|error| error_chain(&error));
-        self.refused.retain(|(purpose, name), _| {
-            let meant = match purpose {
-                Purpose::Balance => &balanced,
-                Purpose::Receive => &receiving,
-                Purpose::Probe => &probing,
-            };
-            meant.iter().any(|link| link.name == *name)
-        });
-        for link in &balanced {
-            let avoid = interfaces::avoid_xdp(link, &links, &self.ways);
-            if !kernel.is_attached(&link.name, link.index, avoid.as_deref()) {
-                let attached = kernel.attach(&link.name, avoid.as_deref()).map(drop);
-                self.attached(Purpose::Balance, link, attached);
-            }
-        }
-        for (purpose, beside, links) in
-            [(Purpose::Receive, Beside::Receive, &receiving), (Purpose::Probe, Beside::Probe, &probing)]
-        {
-            for link in links {
-                if !kernel.is_beside(beside, &link.name, link.index) {
-                    let attached = kernel.attach_beside(beside, &link.name);
-                    self.attached(purpose, link, attached);
-                }
-            }
-        }
-        drop(kernel);
-        let is_balanced = self.image.services.iter().any(|service| service.mode != Mode::AGENT);
-        self.detached = if is_balanced && balanced.is_empty() {
-            Some(nowhere("to balance packets on", "interfaces", &places.balanced))
-        } else if let (Some(places), true) = (&places.receiving, receiving.is_empty()) {
-            Some(nowhere("where tunnels end", "receive.interfaces", places))
-        } else if is_balanced || !receiving.is_empty() {
-            self.refused.iter().next().map(|((_, name), why)| format!("{name} cannot be attached to: {why}"))
-        } else {
-            None
-        };
-        self.note(kept);
-    }
-
-    /// Whether packets go through tunnels from here.
-    fn has_tunnels(&self) -> bool {
-        let is_tunnel = |mode| mode == Mode::DSR_IPIP || mode == Mode::DSR_GUE;
-        self.image.services.iter().any(|service| is_tunnel(service.mode))
-    }
-
-    /// Notes whether an interface could be attached to; what is wrong is said once.
-    fn attached(&mut self, purpose: Purpose, link: &Link, outcome: Result<(), kernel::Error>) {
-        let place = (purpose, link.name.clone());
-        let Err(error) = outcome else {
-            self.refused.remove(&place);
-            return;
-        };
-        let why = error_chain(&error);
-        let said = self.refused.insert(place, why.clone());
-        if said.as_ref() != Some(&why) {
-            let (interface, what) = (&link.name, purpose.loss());
-            tracing::error!(interface, why, "cannot attach; {what}");
-        }
-    }
-
     fn note(&mut self, outcome: Result<(), String>) {
         if let Err(why) = outcome {
             tracing::error!(why, "the kernel is not in step; trying again");
@@ -465,11 +359,6 @@ impl KernelSide {
     pub fn gap(&self) -> Option<&str> {
         self.gap.as_deref().or(self.detached.as_deref())
     }
-}
-
-fn nowhere(what: &str, key: &str, interfaces: &Interfaces) -> String {
-    let meant = interfaces::interfaces_of(interfaces);
-    format!("no interface is there {what}; `agent.kernel.{key}` means {meant}")
 }
 
 fn full(what: &str, map: &str) -> Refusal {
