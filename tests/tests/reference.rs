@@ -65,8 +65,7 @@ fn maps() {
         Hook::ALL.iter().map(|hook| format!("`{}` {}", hook.name(), hook.number())).collect();
     writeln!(
         text,
-        "The index in `REASONS` is `hook * {} + number`; hooks: {}.\n",
-        Reason::LIMIT,
+        "The key in `REASONS` is the hook, and its value has a count for each number; hooks: {}.\n",
         hooks.join(", ")
     )
     .unwrap();
