@@ -123,6 +123,10 @@ impl Protocol {
     pub const TCP: Self = Self { number: 6 };
     /// UDP (RFC 768).
     pub const UDP: Self = Self { number: 17 };
+    /// ICMP (RFC 792).
+    pub const ICMP: Self = Self { number: 1 };
+    /// ICMP for IPv6 (RFC 4443).
+    pub const ICMP_V6: Self = Self { number: 58 };
 
     /// From the number of a header.
     #[inline(always)]

@@ -145,6 +145,8 @@ pub enum Class {
     Forwarded,
     /// The packet ends here.
     Dropped,
+    /// The packet ends here, and its sender gets an answer.
+    Answered,
 }
 
 macro_rules! reasons {
@@ -201,9 +203,9 @@ reasons! {
     Vlan = 3 "vlan" Passed,
     /// To one of our addresses, but neither TCP nor UDP.
     OtherProtocol = 4 "other_protocol" Passed,
-    /// A fragment to one of our addresses.
+    /// A fragment to one of our addresses whose first fragment was not seen, or is neither TCP nor UDP.
     Fragment = 5 "fragment" Passed,
-    /// To one of our addresses, with an IPv6 extension header.
+    /// To one of our addresses, with an IPv6 extension header that is for the stack, or more of them than are read.
     ExtensionHeader = 6 "extension_header" Passed,
     /// To a virtual address, but to no port and protocol of a service.
     NoService = 7 "no_service" Passed,
@@ -252,6 +254,24 @@ reasons! {
     FlowTableFull = 45 "flow_table_full" Dropped,
     /// Another processor was recording the same flow.
     FlowContended = 46 "flow_contended" Dropped,
+    /// An ICMP error about a packet of a flow, translated or tunnelled like the flow, and sent on.
+    IcmpForwarded = 47 "icmp_forwarded" Forwarded,
+    /// An ICMP error about a packet of no flow that is known.
+    IcmpNoFlow = 48 "icmp_no_flow" Passed,
+    /// An ICMP message that ends before what it must say.
+    BadIcmp = 49 "bad_icmp" Dropped,
+    /// TCP to a service without an endpoint that may receive it: answered with a reset.
+    ResetSent = 50 "reset_sent" Answered,
+    /// UDP to a service without an endpoint that may receive it: answered with "port unreachable".
+    UnreachableSent = 51 "unreachable_sent" Answered,
+    /// Larger than the way to the endpoint takes: answered with the size that fits.
+    TooBigAnswered = 52 "too_big_answered" Answered,
+    /// A chain of IPv6 extension headers that runs past the end of the packet, or breaks its order.
+    BadExtension = 53 "bad_extension" Dropped,
+    /// A fragment that ends inside a unit of eight bytes or beyond the largest packet, or overlaps the header of TCP.
+    BadFragment = 54 "bad_fragment" Dropped,
+    /// A first fragment that cannot be remembered: too many came at the same time.
+    FragmentsFull = 55 "fragments_full" Dropped,
     /// At `tc_receive`: in no tunnel that ends at this node.
     NotTunnelled = 80 "not_tunnelled" Passed,
     /// Taken out of its tunnel and handed to the stack.
@@ -341,7 +361,15 @@ mod tests {
 
     #[test]
     fn what_a_service_drops_has_a_place() {
-        let before_the_service = [Reason::Truncated, Reason::BadIpHeader, Reason::BadTransportHeader];
+        let before_the_service = [
+            Reason::Truncated,
+            Reason::BadIpHeader,
+            Reason::BadTransportHeader,
+            Reason::BadIcmp,
+            Reason::BadExtension,
+            Reason::BadFragment,
+            Reason::FragmentsFull,
+        ];
         let missing: Vec<_> = Reason::ALL
             .iter()
             .filter(|reason| reason.class() == Class::Dropped && !before_the_service.contains(reason))

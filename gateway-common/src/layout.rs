@@ -3,7 +3,7 @@
 //! A new layout opens a map of an old one only where [`CHANGED`] says that it means the same; the others start beside it
 //! and are filled from the same snapshot. Capacity is no part of a layout.
 
-use crate::{counter, endpoint, filter, flow, probe, receive, service, settings, slot};
+use crate::{answer, counter, endpoint, filter, flow, fragment, probe, receive, service, settings, slot};
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
 pub const LAYOUT_VERSION: u32 = 3;
@@ -39,6 +39,8 @@ pub const SIZES: &[(&str, usize)] = &[
     ("Probe", size_of::<probe::Probe>()),
     ("Receive", size_of::<receive::Receive>()),
     ("Scratch", size_of::<flow::Scratch>()),
+    ("FragmentBucket", size_of::<fragment::FragmentBucket>()),
+    ("Answers", size_of::<answer::Answers>()),
     ("HookCounts", size_of::<counter::HookCounts>()),
     ("ServiceCount", size_of::<counter::ServiceCount>()),
     ("ServiceReasons", size_of::<counter::ServiceReasons>()),

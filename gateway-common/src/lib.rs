@@ -9,10 +9,13 @@
 #![deny(missing_docs)]
 
 pub mod addr;
+pub mod answer;
+pub mod aside;
 pub mod counter;
 pub mod endpoint;
 pub mod filter;
 pub mod flow;
+pub mod fragment;
 pub mod generator;
 pub mod hash;
 pub mod layout;

@@ -3,10 +3,13 @@
 use bytemuck::Pod;
 
 use crate::{
+    answer::Answers,
+    aside::Aside,
     counter::{EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons as DropCounts},
     endpoint::Endpoint,
     filter::{self, FilterWord},
     flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch},
+    fragment::FragmentBucket,
     probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket},
@@ -25,6 +28,8 @@ pub enum Kind {
     PerCpuArray,
     /// `BPF_MAP_TYPE_SOCKMAP`; cannot carry BTF.
     SockMap,
+    /// `BPF_MAP_TYPE_PROG_ARRAY`.
+    ProgArray,
 }
 
 /// One kernel map.
@@ -91,6 +96,9 @@ pub struct Description {
 /// Buckets of [`ServiceIndex`]: two places each, which are never more than two thirds full.
 pub const INDEX_BUCKETS: u32 = 8_192;
 
+/// Buckets of [`Fragments`]: room for the first pieces of 16,384 packets.
+pub const FRAGMENT_BUCKETS: u16 = 4_096;
+
 /// Services that a node may hold.
 pub const SERVICES: u32 = 10_240;
 
@@ -123,8 +131,16 @@ maps! {
     Probes "PROBES" MappedArray [Probe::ROWS] u32 => Probe;
     /// Listening sockets of the agent.
     Sockets "SOCKETS" SockMap [4_096] u32 => u64;
+    /// Packets that came in pieces: what the first one told about the others.
+    Fragments "FRAGMENTS" Array [4_096] u32 => FragmentBucket;
+    /// Programs that those at XDP end in.
+    XdpPrograms "XDP_PROGRAMS" ProgArray [Aside::LIMIT] u32 => u32;
+    /// Programs that those at TC end in.
+    TcPrograms "TC_PROGRAMS" ProgArray [Aside::LIMIT] u32 => u32;
     /// Room where a program notes what it knows of a packet: its stack is too small for that. Means nothing between packets.
     ScratchMap "SCRATCH" PerCpuArray [1] u32 => Scratch;
+    /// Answers that each processor sent in the present tick.
+    AnswersMap "ANSWERS" PerCpuArray [1] u32 => Answers;
     /// Packets by hook and reason.
     Reasons "REASONS" PerCpuArray [Hook::LIMIT] u32 => HookCounts;
     /// Packets and flows by service.
@@ -133,4 +149,14 @@ maps! {
     ServiceReasons "SERVICE_REASONS" PerCpuArray [SERVICES] u32 => DropCounts;
     /// Packets and flows by endpoint row.
     EndpointCounts "ENDPOINT_COUNTS" PerCpuArray [131_072] u32 => EndpointCount;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fragments_have_as_many_buckets_as_the_settings_say() {
+        assert_eq!(Fragments::CAPACITY, u32::from(FRAGMENT_BUCKETS));
+    }
 }

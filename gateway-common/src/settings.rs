@@ -43,7 +43,9 @@ pub struct Settings {
     pub tunnel_v6: Addr,
     /// Destination port of tunnels over UDP.
     pub tunnel_port: Port,
-    pad_end: [u8; 6],
+    /// Buckets of [`Fragments`](crate::map::Fragments) less one; their number is a power of two.
+    pub fragment_mask: u16,
+    pad_end: [u8; 4],
 }
 
 impl fmt::Debug for Settings {
@@ -72,7 +74,8 @@ impl Settings {
             tunnel_v4: tunnel.v4,
             tunnel_v6: tunnel.v6,
             tunnel_port: tunnel.port,
-            pad_end: [0; 6],
+            fragment_mask: tables.fragment_buckets.saturating_sub(1),
+            pad_end: [0; 4],
         }
     }
 }
@@ -93,6 +96,8 @@ pub struct Tables {
     pub flow_buckets: u32,
     /// Buckets of [`Replies`](crate::map::Replies).
     pub reply_buckets: u32,
+    /// Buckets of [`Fragments`](crate::map::Fragments).
+    pub fragment_buckets: u16,
 }
 
 /// How tunnelled packets look on the outside.

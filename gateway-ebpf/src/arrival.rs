@@ -5,6 +5,7 @@
 use bytemuck::{Pod, Zeroable};
 use gateway_common::{
     addr::Port,
+    counter::Reason,
     flow::{Phase, Scratch, Tick},
     hash,
     service::{Mode, Service, Table, Track},
@@ -70,7 +71,11 @@ pub struct Arrival {
     pub entry: u32,
     /// Its head.
     pub head: HeadWord,
-    spare: [u64; 7],
+    /// Bytes that the way takes of a packet that is larger.
+    fitting_bytes: u32,
+    /// Number of the reason why the packet is to be answered.
+    reason: u32,
+    spare: [u64; 6],
 }
 
 /// No entry has this index.
@@ -106,6 +111,30 @@ impl Arrival {
         self.choice = hash;
         self.who = Who::new(key.source, client_port, port, id);
         self.spot = Spot::new(hash, settings.flow_mask, key.protocol);
+    }
+
+    /// Notes how large a packet may be.
+    #[inline(always)]
+    pub(crate) const fn fits(&mut self, bytes: u32) {
+        self.fitting_bytes = bytes;
+    }
+
+    /// Bytes that the way takes.
+    #[inline(always)]
+    pub(crate) const fn fitting_bytes(&self) -> u32 {
+        self.fitting_bytes
+    }
+
+    /// Notes why the packet is to be answered.
+    #[inline(always)]
+    pub(crate) const fn is_answered(&mut self, reason: Reason) {
+        self.reason = reason.number();
+    }
+
+    /// Why the packet is to be answered.
+    #[inline(always)]
+    pub(crate) const fn reason(&self) -> Reason {
+        if self.reason == Reason::TooBig.number() { Reason::TooBig } else { Reason::NoEndpoint }
     }
 
     /// Whether a client keeps its endpoint for a while.

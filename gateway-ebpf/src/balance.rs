@@ -115,7 +115,7 @@ fn present<M: Maps>(
 
 /// Finds the way to an endpoint, before anything is recorded or changed. Unknown for an endpoint on this node.
 #[inline(always)]
-fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -> Result<Way, Reason> {
+pub(crate) fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -> Result<Way, Reason> {
     if endpoint.is_local() {
         return Ok(Way::UNKNOWN);
     }
@@ -165,7 +165,7 @@ fn refresh<E: Env>(
 #[inline(always)]
 fn send<E: Env>(
     env: &mut E,
-    arrival: &Arrival,
+    arrival: &mut Arrival,
     settings: &Settings,
     endpoint: &Endpoint,
     way: Way,
@@ -205,12 +205,16 @@ fn send<E: Env>(
 
 /// Whether the packet, with what is put in front of it, fits the way to the endpoint.
 #[inline(always)]
-fn fits<E: Env>(env: &E, arrival: &Arrival, endpoint: &Endpoint) -> Result<(), Reason> {
+pub(crate) fn fits<E: Env>(env: &E, arrival: &mut Arrival, endpoint: &Endpoint) -> Result<(), Reason> {
     let mode = arrival.mode;
     let extra = if arrival.is_tunnelled() { tunnel::room(mode, endpoint).bytes() } else { 0 };
     let mtu = u32::from(endpoint.mtu);
     let bytes = env.segment_bytes().unwrap_or(arrival.packet.bytes);
-    if mtu != 0 && bytes.wrapping_add(extra) > mtu { Err(Reason::TooBig) } else { Ok(()) }
+    if mtu != 0 && bytes.wrapping_add(extra) > mtu {
+        arrival.fits(mtu.saturating_sub(extra));
+        return Err(Reason::TooBig);
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -238,7 +242,7 @@ fn translate<E: Env>(
 
 /// Sends the packet as it is, over the link or through a tunnel; the endpoint answers the client by itself.
 #[inline(always)]
-fn direct<E: Env>(
+pub(crate) fn direct<E: Env>(
     env: &mut E,
     arrival: &Arrival,
     settings: &Settings,

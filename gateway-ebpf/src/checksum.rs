@@ -40,6 +40,39 @@ impl Diff {
     }
 }
 
+/// A ones' complement sum of what a checksum covers, in the packet's byte order.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Sum {
+    sum: u64,
+}
+
+impl Sum {
+    /// Of nothing.
+    pub const ZERO: Self = Self { sum: 0 };
+
+    /// With another word. At most 2^30 fit.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::as_conversions, reason = "widening in a const function")]
+    pub const fn and(self, word: u32) -> Self {
+        Self { sum: self.sum + word as u64 }
+    }
+
+    /// Two sums as one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self { sum: self.sum + other.sum }
+    }
+
+    /// The checksum (RFC 1071).
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "folded below 2^16 first")]
+    pub const fn checksum(self) -> [u8; 2] {
+        (!(Diff { sum: self.sum }.fold16() as u16)).to_ne_bytes()
+    }
+}
+
 /// Folds the carries of a 32-bit sum into its lower half.
 #[inline(always)]
 const fn fold(sum: u32) -> u32 {

@@ -13,7 +13,16 @@ pub fn counted<E: Env>(env: &mut E, pipeline: impl FnOnce(&mut E) -> Verdict) ->
     let hook = env.hook();
     let bytes = u64::from(env.len_bytes());
     let verdict = pipeline(env);
-    env.maps().count_packet(hook, verdict.reason(), bytes);
+    if !matches!(verdict, Verdict::Rare(_) | Verdict::Icmp(_) | Verdict::Answer(_)) {
+        env.maps().count_packet(hook, verdict.reason(), bytes);
+    }
+    verdict
+}
+
+/// Counts a packet whose program aside is not there: it ends as it is.
+#[inline(always)]
+pub fn alone<E: Env>(env: &E, verdict: Verdict) -> Verdict {
+    env.maps().count_packet(env.hook(), verdict.reason(), u64::from(env.len_bytes()));
     verdict
 }
 
@@ -29,11 +38,15 @@ pub fn counted_lookup<M: Maps>(maps: &M, pipeline: impl FnOnce(&M) -> Verdict) -
 #[inline(always)]
 pub fn dropped<M: Maps>(maps: &M, service: u32, verdict: Verdict) -> Verdict {
     match verdict {
-        Verdict::Drop(reason) => {
+        Verdict::Drop(reason) | Verdict::Answer(reason) => {
             maps.count_service(service, |count| count.dropped += 1);
             maps.count_service_drop(service, reason);
         }
-        Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) => {}
+        Verdict::Pass(_)
+        | Verdict::HandOver(_)
+        | Verdict::Transmit(..)
+        | Verdict::Rare(_)
+        | Verdict::Icmp(_) => {}
     }
     verdict
 }

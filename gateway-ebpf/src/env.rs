@@ -5,6 +5,7 @@ use core::{ops::Deref, sync::atomic::AtomicU64};
 use bytemuck::Pod;
 use gateway_common::{
     addr::Protocol,
+    answer::Answers,
     counter::{EndpointCount, Hook, Reason, ServiceCount},
     endpoint::Endpoint,
     filter::FilterWord,
@@ -20,6 +21,7 @@ use crate::{
     arrival::Arrival,
     checksum::{self, Diff},
     outcome::{Outcome, Stage},
+    rare::fragment::FragmentRows,
     table::row::{FlowRows, ReplyRows},
     way::Way,
 };
@@ -75,6 +77,10 @@ pub trait Maps {
     fn apart(&self, stage: Stage, arrival: &mut Arrival) -> Outcome;
     /// Adds a packet to what its hook received, and to the reason that it ended with.
     fn count_packet(&self, hook: Hook, reason: Reason, bytes: u64);
+    /// A bucket of the fragments.
+    fn fragments(&self, bucket: u32) -> Option<Self::Row<FragmentRows>>;
+    /// Changes what this processor has answered; says what the change says, or no when it cannot be reached.
+    fn answers(&self, change: impl FnOnce(&mut Answers) -> bool) -> bool;
     /// Changes the counts of a service; nothing happens when the number is out of range.
     fn count_service(&self, id: u32, change: impl FnOnce(&mut ServiceCount));
     /// Adds a dropped packet to the reasons of a service; nothing happens when the number is out of range.
@@ -87,6 +93,9 @@ pub trait Maps {
 pub trait Env {
     /// The maps and the clock.
     type Maps: Maps;
+
+    /// Whether rare packets come here: fragments, and offsets that depend on extension headers.
+    const IS_RARE: bool;
 
     /// The maps and the clock.
     fn maps(&self) -> &Self::Maps;
@@ -118,6 +127,10 @@ pub trait Env {
     }
     /// Makes room between the link-layer header and the IP header. The link-layer header has to be written again.
     fn make_room(&mut self, room: Room) -> Option<()>;
+    /// Makes the packet as short as this, from its link-layer header on.
+    fn cut(&mut self, len_bytes: u32) -> Option<()>;
+    /// Makes room in front of the packet, whose link-layer header has to be written again.
+    fn grow(&mut self, bytes: u32) -> Option<()>;
     /// Asks the kernel's routing and neighbor tables for the way of a packet to an endpoint. `ip_bytes` counts from the
     /// IP header on.
     fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way>;

@@ -32,8 +32,14 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
     let Some(settings) = env.maps().settings() else {
         return Verdict::Pass(Reason::NoService);
     };
-    let may_be_reply = is_translation_port(&settings, &arrival.packet);
-    if may_be_reply && let Some(verdict) = reply::to_client(env, &arrival.packet, &settings) {
+    parsed(env, arrival, &settings)
+}
+
+/// The rest of the pipeline, for a packet that was parsed.
+#[inline(always)]
+pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Verdict {
+    let may_be_reply = is_translation_port(settings, &arrival.packet);
+    if may_be_reply && let Some(verdict) = reply::to_client(env, &arrival.packet, settings) {
         return verdict;
     }
     let key = arrival.packet.key();
@@ -48,16 +54,25 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
         return Verdict::Pass(Reason::Agent);
     }
     let verdict = if service.mode.number() <= Mode::LAST.number() {
-        arrival.is_to(env.maps(), id, &service, &settings);
-        balance::forward(env, arrival, &settings)
+        arrival.is_to(env.maps(), id, &service, settings);
+        balance::forward(env, arrival, settings)
     } else {
         Verdict::Drop(Reason::UnknownMode)
+    };
+    let is_later = E::IS_RARE && arrival.packet.is_later != 0;
+    let verdict = if let Verdict::Drop(reason @ (Reason::NoEndpoint | Reason::TooBig)) = verdict
+        && !is_later
+    {
+        arrival.is_answered(reason);
+        Verdict::Answer(reason)
+    } else {
+        verdict
     };
     dropped(env.maps(), id, verdict)
 }
 
 /// Whether the packet goes to a port that translated packets may carry.
 #[inline(always)]
-fn is_translation_port(settings: &Settings, packet: &Packet) -> bool {
+pub(crate) fn is_translation_port(settings: &Settings, packet: &Packet) -> bool {
     packet.key().destination_port.number().wrapping_sub(settings.first_port.number()) < settings.n_ports
 }

@@ -3,10 +3,11 @@
 //! Everything that decides what becomes of a packet is here, generic over the traits in [`env`]: the kernel programs
 //! run it over helpers and maps, the host runs the same code over memory. Order of one packet on ingress:
 //! [`packet`] (parse and prefilter), [`ingress`] (reply or service), [`balance`] (flow, slot, endpoint), [`port`]
-//! (translation), [`rewrite`], [`count`].
+//! (translation), [`rewrite`], [`count`]. What is rare goes on in [`rare`].
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod answer;
 pub mod arrival;
 pub mod balance;
 pub mod checksum;
@@ -17,6 +18,7 @@ pub mod ingress;
 pub mod outcome;
 pub mod packet;
 pub mod probe;
+pub mod rare;
 pub mod receive;
 pub mod record;
 pub mod reply;

@@ -1,4 +1,4 @@
-//! The kernel programs: one function per hook, one expression each.
+//! The kernel programs: one function per hook and for each program that others end in, one expression each.
 #![no_std]
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -47,6 +47,54 @@ fn tc_probe_out(ctx: TcContext) -> i32 {
 #[classifier]
 fn tc_probe_in(ctx: TcContext) -> i32 {
     hook::tc::probe_in(&ctx)
+}
+
+/// Fragments and packets with extension headers, at XDP: `xdp_balance` ends in it.
+#[xdp]
+fn xdp_rare(ctx: XdpContext) -> u32 {
+    hook::xdp::rare(&ctx)
+}
+
+/// The same at TC: `tc_ingress` ends in it.
+#[classifier]
+fn tc_rare_ingress(ctx: TcContext) -> i32 {
+    hook::tc::rare_ingress(&ctx)
+}
+
+/// The same on their way out: `tc_egress` ends in it.
+#[classifier]
+fn tc_rare_egress(ctx: TcContext) -> i32 {
+    hook::tc::rare_egress(&ctx)
+}
+
+/// ICMP messages, at XDP: `xdp_balance` and `xdp_rare` end in it.
+#[xdp]
+fn xdp_icmp(ctx: XdpContext) -> u32 {
+    hook::xdp::icmp(&ctx)
+}
+
+/// The same at TC.
+#[classifier]
+fn tc_icmp_ingress(ctx: TcContext) -> i32 {
+    hook::tc::icmp_ingress(&ctx)
+}
+
+/// The same on their way out.
+#[classifier]
+fn tc_icmp_egress(ctx: TcContext) -> i32 {
+    hook::tc::icmp_egress(&ctx)
+}
+
+/// Answers to packets that cannot go on, at XDP.
+#[xdp]
+fn xdp_answer(ctx: XdpContext) -> u32 {
+    hook::xdp::answer(&ctx)
+}
+
+/// The same at TC.
+#[classifier]
+fn tc_answer(ctx: TcContext) -> i32 {
+    hook::tc::answer(&ctx)
 }
 
 /// Gives connections to the agent's services to its listening sockets. Written without the macro, which would give

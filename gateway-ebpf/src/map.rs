@@ -6,15 +6,17 @@ use core::sync::atomic::AtomicU64;
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, PerCpuArray, SockMap},
+    btf_maps::{Array, PerCpuArray, ProgramArray, SockMap},
     helpers,
     macros::btf_map,
 };
 use gateway_common::{
+    answer::Answers,
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
     flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
+    fragment::FragmentBucket,
     map::{self, MapDef},
     probe::Probe,
     receive::Receive,
@@ -26,6 +28,7 @@ use gateway_ebpf::{
     arrival::Arrival,
     env::Maps,
     outcome::{Outcome, Stage},
+    rare::fragment::FragmentRows,
     table::row::{FlowRows, ReplyRows},
 };
 
@@ -91,7 +94,15 @@ static PROBES: Array<Value<map::Probes>, { capacity::<map::Probes>() }, { BPF_F_
 #[btf_map]
 pub(crate) static SOCKETS: SockMap<{ capacity::<map::Sockets>() }> = SockMap::new();
 #[btf_map]
+static FRAGMENTS: Array<Value<map::Fragments>, { capacity::<map::Fragments>() }> = Array::new();
+#[btf_map]
+pub(crate) static XDP_PROGRAMS: ProgramArray<{ capacity::<map::XdpPrograms>() }> = ProgramArray::new();
+#[btf_map]
+pub(crate) static TC_PROGRAMS: ProgramArray<{ capacity::<map::TcPrograms>() }> = ProgramArray::new();
+#[btf_map]
 static SCRATCH: PerCpuArray<Value<map::ScratchMap>, { capacity::<map::ScratchMap>() }> = PerCpuArray::new();
+#[btf_map]
+static ANSWERS: PerCpuArray<Value<map::AnswersMap>, { capacity::<map::AnswersMap>() }> = PerCpuArray::new();
 #[btf_map]
 static REASONS: PerCpuArray<Value<map::Reasons>, { capacity::<map::Reasons>() }> = PerCpuArray::new();
 #[btf_map]
@@ -277,6 +288,18 @@ impl Maps for KernelMaps {
         let count = unsafe { counts.add(number) };
         // SAFETY: as for the first.
         add(unsafe { &mut *count }, bytes);
+    }
+
+    #[inline(always)]
+    fn fragments(&self, bucket: u32) -> Option<&'static FragmentRows> {
+        shared!(FRAGMENTS.get_ptr(bucket) => FragmentBucket as FragmentRows)
+    }
+
+    #[inline(always)]
+    fn answers(&self, by: impl FnOnce(&mut Answers) -> bool) -> bool {
+        let Some(row) = ANSWERS.get_ptr_mut(0) else { return false };
+        // SAFETY: the row belongs to this processor, and nothing else runs there in between.
+        by(unsafe { &mut *row })
     }
 
     #[inline(always)]

@@ -54,9 +54,10 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
 pub(crate) fn seat<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<u32, Reason> {
     if arrival.is_sticky() && arrival.mode == Mode::NAT {
         arrival.means_client(settings);
-        let row = stick(maps, arrival);
+        // One word, because it has to wait.
+        let row = Outcome::from(stick(maps, arrival));
         arrival.means_flow(settings);
-        row
+        row.get()
     } else {
         maps.apart(Stage::Select, arrival).get()
     }

@@ -22,17 +22,18 @@ use crate::{
 };
 
 /// A packet of an endpoint, and what its flow says.
-struct Reply<R> {
-    answered: Answered<R>,
+pub(crate) struct Reply<R> {
+    /// Its flow.
+    pub(crate) answered: Answered<R>,
     /// The virtual address that the client knows.
-    addr: Addr,
+    pub(crate) addr: Addr,
     /// Whether the endpoint is on this node.
-    is_local: bool,
+    pub(crate) is_local: bool,
 }
 
 /// Sees to it that the packet is that endpoint's.
 #[inline(always)]
-fn seen<M: Maps>(
+pub(crate) fn seen<M: Maps>(
     maps: &M,
     key: &FlowKey,
     answered: Answered<M::Row<FlowRows>>,
@@ -85,7 +86,7 @@ fn send<E: Env>(
     if rewrite::forward(env, packet, &edit, way).is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
     }
-    count(env, &reply.answered);
+    count(env, &reply.answered, u64::from(env.len_bytes()));
     Verdict::Transmit(Reason::Replied, way.interface())
 }
 
@@ -106,18 +107,24 @@ fn run_egress<E: Env>(env: &mut E, packet: &mut Packet) -> Verdict {
     let Some(settings) = env.maps().settings() else {
         return Verdict::Pass(Reason::NotTranslated);
     };
-    let reply = reply::find_local(env.maps(), &settings, packet.key(), packet.is_v6())
+    leaves(env, packet, &settings)
+}
+
+/// The rest of the egress pipeline, for a packet that was parsed.
+#[inline(always)]
+pub(crate) fn leaves<E: Env>(env: &mut E, packet: &Packet, settings: &Settings) -> Verdict {
+    let reply = reply::find_local(env.maps(), settings, packet.key(), packet.is_v6())
         .and_then(|answered| seen(env.maps(), packet.key(), answered));
     let Some(reply) = reply.filter(|reply| reply.is_local) else {
         return Verdict::Pass(Reason::NotTranslated);
     };
-    refresh(env.maps(), packet, &settings, &reply.answered);
+    refresh(env.maps(), packet, settings, &reply.answered);
     let key = packet.key();
     let edit = edit(&reply, key.destination, key.destination_port);
     let verdict = if rewrite::in_place(env, packet, &edit).is_none() {
         Verdict::Drop(Reason::RewriteFailed)
     } else {
-        count(env, &reply.answered);
+        count(env, &reply.answered, u64::from(env.len_bytes()));
         Verdict::HandOver(Reason::Replied)
     };
     dropped(env.maps(), reply.answered.who.service(), verdict)
@@ -141,8 +148,7 @@ fn refresh<M: Maps>(maps: &M, packet: &Packet, settings: &Settings, answered: &A
 }
 
 #[inline(always)]
-fn count<E: Env>(env: &E, answered: &Answered<<E::Maps as Maps>::Row<FlowRows>>) {
-    let bytes = u64::from(env.len_bytes());
+pub(crate) fn count<E: Env>(env: &E, answered: &Answered<<E::Maps as Maps>::Row<FlowRows>>, bytes: u64) {
     env.maps().count_service(answered.who.service(), |count| {
         count.reply_packets += 1;
         count.reply_bytes += bytes;

@@ -14,6 +14,12 @@ pub enum Verdict {
     Transmit(Reason, u32),
     /// Ends here.
     Drop(Reason),
+    /// Is rare, and goes on in a program of its own; where there is none, it goes on to the stack as it came.
+    Rare(Reason),
+    /// The same for an ICMP message.
+    Icmp(Reason),
+    /// Ends here, and its sender is answered in a program of its own; where there is none, it is dropped.
+    Answer(Reason),
 }
 
 /// `XDP_DROP` of `linux/bpf.h`.
@@ -43,9 +49,13 @@ impl Verdict {
     #[inline(always)]
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Pass(reason) | Self::HandOver(reason) | Self::Transmit(reason, _) | Self::Drop(reason) => {
-                reason
-            }
+            Self::Pass(reason)
+            | Self::HandOver(reason)
+            | Self::Transmit(reason, _)
+            | Self::Drop(reason)
+            | Self::Rare(reason)
+            | Self::Icmp(reason)
+            | Self::Answer(reason) => reason,
         }
     }
 
@@ -53,10 +63,10 @@ impl Verdict {
     #[inline(always)]
     pub const fn xdp_code(self, ingress: u32) -> u32 {
         match self {
-            Self::Pass(_) | Self::HandOver(_) => XDP_PASS,
+            Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) => XDP_PASS,
             Self::Transmit(_, interface) if interface == ingress => XDP_TX,
             Self::Transmit(..) => XDP_REDIRECT,
-            Self::Drop(_) => XDP_DROP,
+            Self::Drop(_) | Self::Answer(_) => XDP_DROP,
         }
     }
 
@@ -64,9 +74,9 @@ impl Verdict {
     #[inline(always)]
     pub const fn tc_code(self) -> i32 {
         match self {
-            Self::Pass(_) | Self::HandOver(_) => TC_NEXT,
+            Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) => TC_NEXT,
             Self::Transmit(..) => TC_REDIRECT,
-            Self::Drop(_) => TC_SHOT,
+            Self::Drop(_) | Self::Answer(_) => TC_SHOT,
         }
     }
 
@@ -74,8 +84,8 @@ impl Verdict {
     #[inline(always)]
     pub const fn sk_code(self) -> u32 {
         match self {
-            Self::Pass(_) | Self::HandOver(_) | Self::Transmit(..) => SK_PASS,
-            Self::Drop(_) => SK_DROP,
+            Self::Pass(_) | Self::HandOver(_) | Self::Transmit(..) | Self::Rare(_) | Self::Icmp(_) => SK_PASS,
+            Self::Drop(_) | Self::Answer(_) => SK_DROP,
         }
     }
 }

@@ -24,7 +24,18 @@ import sys
 
 logging.getLogger("scapy").setLevel(logging.ERROR)
 
-from scapy.all import IP, TCP, UDP, Ether, IPv6, Raw, raw  # noqa: E402
+from scapy.all import (  # noqa: E402
+    ICMP,
+    IP,
+    TCP,
+    UDP,
+    Ether,
+    ICMPv6DestUnreach,
+    ICMPv6PacketTooBig,
+    IPv6,
+    Raw,
+    raw,
+)
 
 CASES = pathlib.Path(__file__).with_name("cases.json")
 
@@ -332,6 +343,41 @@ def send_back(case, hook, kind, ttl=64):
     case.counted("reply", data, 0)
 
 
+def answer(family, transport):
+    """A packet of the virtual address back to the client, in the frame that it came in."""
+    header = (
+        IP(src=VIP[4], dst=CLIENT[4], id=0, flags="DF", ttl=64)
+        if family == 4
+        else IPv6(src=VIP[6], dst=CLIENT[6], fl=0, hlim=64)
+    )
+    return raw(Ether(src=NODE_MAC, dst=CLIENT_MAC) / header / transport)
+
+
+def quote(family, data):
+    """What a message quotes of a frame: whole words, as far as every host takes the message (RFC 1812, RFC 4443)."""
+    packet = data[14:]
+    length = min(len(packet), 548 if family == 4 else 1232)
+    return Raw(packet[: length - length % 4])
+
+
+def reset(family, proto, data):
+    """What a SYN is answered with where nobody is (RFC 9293, section 3.10.7.1)."""
+    ports = {"sport": VIRTUAL_PORT[proto], "dport": CLIENT_PORT}
+    return answer(family, TCP(flags="RA", seq=0, ack=2, window=0, **ports))
+
+
+def unreachable(family, proto, data):
+    """What a datagram is answered with where nobody is."""
+    message = ICMP(type=3, code=3) if family == 4 else ICMPv6DestUnreach(code=4)
+    return answer(family, message / quote(family, data))
+
+
+def too_big(family, data, room):
+    """What a packet is answered with for which the way has no room."""
+    message = ICMP(type=3, code=4, nexthopmtu=room) if family == 4 else ICMPv6PacketTooBig(mtu=room)
+    return answer(family, message / quote(family, data))
+
+
 PLAIN = {"tcp": TCP_KINDS[3], "udp": UDP_KINDS[0]}
 OPENING = {"tcp": TCP_KINDS[0], "udp": UDP_KINDS[0]}
 WAYS = [
@@ -583,7 +629,9 @@ def states():
     for way in WAYS:
         for family, proto in FLAVORS:
             case = new_case("no endpoint is up", family, proto, way, state="down")
-            case.step(XDP, "no_endpoint", "drop", build(family, proto, OPENING[proto], client_ends(family, proto)))
+            data = build(family, proto, OPENING[proto], client_ends(family, proto))
+            reason, out = ("reset_sent", reset) if proto == "tcp" else ("unreachable_sent", unreachable)
+            case.step(XDP, reason, "send", data, out(family, proto, data))
             case.service["dropped"] += 1
             yield case
             case = new_case("all endpoints drain", family, proto, way, state="draining")
@@ -606,7 +654,8 @@ def sizes():
             yield case
             case = new_case("a byte too large", family, proto, way)
             kind = Kind("", b"s" * (room + 1))
-            case.step(XDP, "too_big", "drop", build(family, proto, kind, client_ends(family, proto)))
+            data = build(family, proto, kind, client_ends(family, proto))
+            case.step(XDP, "too_big_answered", "send", data, too_big(family, data, 1500 - outside))
             case.service["dropped"] += 1
             if mode == "nat":
                 # The flow is recorded before its first packet turns out to be too large.

@@ -9,15 +9,18 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, SockMap},
+    maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray, SockMap},
     programs::{Program, SchedClassifier, SkLookup, Xdp},
 };
 use bytemuck::Pod;
 use gateway_common::{
+    answer::Answers,
+    aside::Aside,
     counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
     flow::{DisplacedFlows, FlowBucket, FlowCount, FlowKey, ReplyBucket},
+    fragment::FragmentBucket,
     map::{self, MapDef},
     probe::{OWN_MARK, Probe},
     receive::Receive,
@@ -26,7 +29,7 @@ use gateway_common::{
     slot::SlotChunk,
 };
 
-pub use crate::memory::BUCKETS;
+pub use crate::memory::{BUCKETS, FRAGMENTS};
 use crate::memory::{Outcome, Tables, raw};
 
 /// Path of the object to load instead of the one that was built last.
@@ -108,7 +111,20 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        Ok(Self { ebpf, index: Vec::new(), filled: None, probes: Vec::new() })
+        let mut kernel = Self { ebpf, index: Vec::new(), filled: None, probes: Vec::new() };
+        kernel.join()?;
+        Ok(kernel)
+    }
+
+    /// Puts the programs that others end in into their places.
+    fn join(&mut self) -> Result<()> {
+        for aside in Aside::ALL {
+            let program = self.ebpf.program(aside.name()).context("the object lacks a program")?;
+            let fd = program.fd()?.try_clone()?;
+            let mut programs = ProgramArray::try_from(self.map(aside.map())?)?;
+            programs.set(aside.index(), &fd, 0).with_context(|| format!("joining {}", aside.name()))?;
+        }
+        Ok(())
     }
 
     /// Makes the maps hold what the tables say, and nothing else.
@@ -158,7 +174,6 @@ impl Kernel {
             }
         }
         self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
-        self.array::<RECEIVE>(map::Receiving::NAME)?.set(0, raw(&tables.receive), 0)?;
         let stale: Vec<u32> = self.probes.drain(..).filter(|row| !tables.probes.contains_key(row)).collect();
         let mut probes = self.array::<PROBE>(map::Probes::NAME)?;
         for row in stale {
@@ -168,6 +183,7 @@ impl Kernel {
             probes.set(*row, raw(probe), 0)?;
         }
         self.probes = tables.probes.keys().copied().collect();
+        self.fill_rare(tables)?;
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
@@ -197,6 +213,19 @@ impl Kernel {
         Ok(())
     }
 
+    /// What programs for rare packets change, and what that of tunnels is told.
+    fn fill_rare(&mut self, tables: &Tables) -> Result<()> {
+        self.array::<RECEIVE>(map::Receiving::NAME)?.set(0, raw(&tables.receive), 0)?;
+        let mut fragments = self.array::<FRAGMENT_BUCKET>(map::Fragments::NAME)?;
+        for at in 0..u32::from(FRAGMENTS) {
+            fragments.set(at, raw(&tables.fragments.get(&at).copied().unwrap_or_default()), 0)?;
+        }
+        let mut answers = self.counts::<ANSWERS>(map::AnswersMap::NAME)?;
+        let each = vec![raw(&tables.answers); aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        answers.set(0, PerCpuValues::try_from(each)?, 0)?;
+        Ok(())
+    }
+
     /// Reads back what programs change: flows, translations and counts. The rest of the tables is taken from `before`.
     ///
     /// # Errors
@@ -214,6 +243,12 @@ impl Kernel {
         for (row, probe) in &mut tables.probes {
             *probe = bytemuck::pod_read_unaligned(&probes.get(row, 0)?);
         }
+        tables.fragments = rows(&self.array::<FRAGMENT_BUCKET>(map::Fragments::NAME)?, FRAGMENTS.into())?;
+        let answers = self.counts::<ANSWERS>(map::AnswersMap::NAME)?.get(&0, 0)?;
+        let changed =
+            answers.iter().map(|one| bytemuck::pod_read_unaligned(one)).find(|one| *one != before.answers);
+        // The processor that ran the program.
+        tables.answers = changed.unwrap_or(before.answers);
         tables.reasons.clear();
         let reasons = self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?;
         for hook in 0..Hook::LIMIT {
@@ -337,6 +372,8 @@ const WORD: usize = size_of::<FilterWord>();
 const SETTINGS: usize = size_of::<Settings>();
 const PROBE: usize = size_of::<Probe>();
 const RECEIVE: usize = size_of::<Receive>();
+const FRAGMENT_BUCKET: usize = size_of::<FragmentBucket>();
+const ANSWERS: usize = size_of::<Answers>();
 const HOOK_COUNTS: usize = size_of::<HookCounts>();
 const SERVICE_COUNT: usize = size_of::<ServiceCount>();
 const SERVICE_REASONS: usize = size_of::<ServiceReasons>();

@@ -32,6 +32,8 @@ pub mod oracle;
 pub mod origin;
 pub mod packet;
 #[cfg(feature = "whole")]
+pub mod piece;
+#[cfg(feature = "whole")]
 pub mod privilege;
 #[cfg(feature = "whole")]
 pub mod report;

@@ -11,33 +11,43 @@ use std::{
 use bytemuck::{Pod, Zeroable as _};
 use gateway_common::{
     addr::{Addr, Protocol},
+    answer::Answers,
     counter::{Count, EndpointCount, Hook, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
-    filter::{self, FilterWord},
-    flow::{Flow, FlowBucket, FlowKey, ReplyBucket, Scratch, Tick},
-    hash,
+    filter::FilterWord,
+    flow::{FlowBucket, FlowKey, ReplyBucket, Scratch, Tick},
+    fragment::FragmentBucket,
     map::{self, INDEX_BUCKETS, MapDef as _},
     probe::{OWN_MARK, Probe},
     receive::Receive,
-    service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey, Table},
+    service::{PortRange, Service, ServiceBucket, ServiceKey, Table},
     settings::Settings,
     slot::{Slot, SlotChunk},
 };
 use gateway_ebpf::{
+    answer,
     arrival::Arrival,
     env::{Env, Maps, Room},
     ingress,
     outcome::{self, Stage},
     packet::eth,
     probe::{self, Marked},
+    rare::{
+        self,
+        fragment::{FragmentRow, FragmentRows},
+    },
     receive::{self, Receiver, Shell},
     record, reply, steer,
     table::row::{FlowRow, FlowRows, ReplyRow, ReplyRows},
+    verdict::Verdict,
     way::Way,
 };
 
 /// Buckets of the flow tables of a test.
 pub const BUCKETS: u32 = 64;
+
+/// Buckets of the fragments of a test.
+pub const FRAGMENTS: u16 = 4;
 
 /// Contents of every map, in plain form: what a test starts with, and what it compares afterwards.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -68,6 +78,10 @@ pub struct Tables {
     pub receive: Receive,
     /// Health checks on their way.
     pub probes: BTreeMap<u32, Probe>,
+    /// Buckets of the fragments that are not empty.
+    pub fragments: BTreeMap<u32, FragmentBucket>,
+    /// What the processor has answered.
+    pub answers: Answers,
     /// Counts by number of the hook and of the reason that are not zero.
     pub reasons: BTreeMap<(u32, u32), Count>,
     /// Counts by service that are not zero.
@@ -82,43 +96,6 @@ pub struct Tables {
 #[cfg(feature = "whole")]
 pub(crate) fn raw<T: Pod, const N: usize>(value: &T) -> [u8; N] {
     bytemuck::bytes_of(value).try_into().expect("the caller names the size of the type")
-}
-
-impl Tables {
-    /// The count of a reason at a hook.
-    pub fn reason(&self, hook: Hook, reason: Reason) -> Count {
-        self.reasons.get(&(hook.number(), reason.number())).copied().unwrap_or_default()
-    }
-
-    /// Every live entry of the flow table.
-    pub fn live(&self) -> impl Iterator<Item = &Flow> {
-        self.flows.values().flat_map(|bucket| &bucket.flows).filter(|flow| flow.head.state.is_live())
-    }
-
-    /// The index of the services, as the agent would write it.
-    pub fn index(&self) -> BTreeMap<u32, ServiceBucket> {
-        let mut buckets: BTreeMap<u32, ServiceBucket> = BTreeMap::new();
-        let mut keys: BTreeMap<ServiceKey, (Option<u32>, (u32, u32))> = BTreeMap::new();
-        for (key, service) in &self.services {
-            keys.entry(*key).or_default().0 = Some(service.id);
-        }
-        for (key, ranges) in &self.range_keys {
-            keys.entry(*key).or_default().1 = *ranges;
-        }
-        for (key, (service, (first, n))) in keys {
-            let entry = ServiceEntry::new(key, service, first, n);
-            let place =
-                hash::service(&key).map(|bucket| bucket & (INDEX_BUCKETS - 1)).into_iter().find_map(|at| {
-                    let bucket = buckets.entry(at).or_default();
-                    let place = bucket.entries.iter().position(|entry| *entry == ServiceEntry::default())?;
-                    Some((at, place))
-                });
-            let (at, place) = place.expect("a test has few services");
-            buckets.get_mut(&at).expect("it was just made").entries[place] = entry;
-        }
-        buckets.retain(|_, bucket| *bucket != ServiceBucket::default());
-        buckets
-    }
 }
 
 /// What came out of one run.
@@ -150,17 +127,34 @@ impl Run {
         let mut env = Memory { maps, run: self.clone(), bytes: packet.to_vec() };
         let mut scratch = Scratch::zeroed();
         let arrival = Arrival::of(&mut scratch);
-        let code = match self.hook {
-            Hook::XdpBalance => {
-                let code = ingress::ingress(&mut env, arrival).xdp_code(self.ingress);
-                i32::from_ne_bytes(code.to_ne_bytes())
-            }
-            Hook::TcIngress => ingress::ingress(&mut env, arrival).tc_code(),
-            Hook::TcEgress => reply::egress(&mut env, arrival).tc_code(),
-            Hook::TcReceive => receive::receive(&mut env).tc_code(),
-            Hook::TcProbeOut => probe::out(&mut env).tc_code(),
-            Hook::TcProbeIn => probe::back(&mut env).tc_code(),
-            Hook::SkLookup => -1,
+        let mut verdict = match self.hook {
+            Hook::XdpBalance | Hook::TcIngress => ingress::ingress(&mut env, arrival),
+            Hook::TcEgress => reply::egress(&mut env, arrival),
+            Hook::TcReceive => receive::receive(&mut env),
+            Hook::TcProbeOut => probe::out(&mut env),
+            Hook::TcProbeIn => probe::back(&mut env),
+            Hook::SkLookup => panic!("a socket lookup has no packet: use connection()"),
+        };
+        // In the kernel, programs of their own, which end in each other.
+        let is_egress = self.hook == Hook::TcEgress;
+        if let Verdict::Rare(_) = verdict {
+            verdict =
+                if is_egress { rare::egress(&mut env, arrival) } else { rare::ingress(&mut env, arrival) };
+        }
+        if let Verdict::Icmp(_) = verdict {
+            verdict = if is_egress {
+                rare::icmp_egress(&mut env, arrival)
+            } else {
+                rare::icmp_ingress(&mut env, arrival)
+            };
+        }
+        if let Verdict::Answer(_) = verdict {
+            verdict = answer::answer(&mut env, arrival);
+        }
+        let code = if self.hook == Hook::XdpBalance {
+            i32::from_ne_bytes(verdict.xdp_code(self.ingress).to_ne_bytes())
+        } else {
+            verdict.tc_code()
         };
         *tables = env.maps.into_tables();
         Outcome { code, bytes: env.bytes }
@@ -188,6 +182,8 @@ struct Memory {
 
 impl Env for Memory {
     type Maps = MemoryMaps;
+
+    const IS_RARE: bool = true;
 
     fn maps(&self) -> &MemoryMaps {
         &self.maps
@@ -225,6 +221,17 @@ impl Env for Memory {
         Some(())
     }
 
+    fn cut(&mut self, len_bytes: u32) -> Option<()> {
+        let len = usize::try_from(len_bytes).ok().filter(|len| (14..=self.bytes.len()).contains(len))?;
+        self.bytes.truncate(len);
+        Some(())
+    }
+
+    fn grow(&mut self, bytes: u32) -> Option<()> {
+        self.bytes.splice(0..0, vec![0; usize::try_from(bytes).ok()?]);
+        Some(())
+    }
+
     fn next_hop(&mut self, _endpoint: &Endpoint, _protocol: Protocol, _ip_bytes: u16) -> Option<Way> {
         self.run.next_hop.as_ref().map(Way::from)
     }
@@ -256,6 +263,7 @@ struct MemoryMaps {
     flows: RefCell<BTreeMap<u32, Rc<FlowRows>>>,
     displaced: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     replies: RefCell<BTreeMap<u32, Rc<ReplyRows>>>,
+    fragments: RefCell<BTreeMap<u32, Rc<FragmentRows>>>,
     service_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     now: Tick,
 }
@@ -268,6 +276,11 @@ impl MemoryMaps {
         let replies = std::mem::take(&mut tables.replies);
         let replies =
             replies.iter().map(|(at, bucket)| (*at, Rc::new(bucket.replies.each_ref().map(ReplyRow::from))));
+        let fragments = std::mem::take(&mut tables.fragments);
+        let fragments = fragments.iter().map(|(at, bucket)| {
+            let words = bucket.packets.map(bytemuck::cast::<_, [u64; 2]>);
+            (*at, Rc::new(words.map(FragmentRow::from)))
+        });
         let counts = std::mem::take(&mut tables.service_flows);
         let displaced = std::mem::take(&mut tables.displaced);
         let words = |words: BTreeMap<u32, u64>| {
@@ -277,6 +290,7 @@ impl MemoryMaps {
             index: tables.index(),
             flows: RefCell::new(flows.collect()),
             replies: RefCell::new(replies.collect()),
+            fragments: RefCell::new(fragments.collect()),
             displaced: words(displaced),
             service_flows: words(counts),
             tables: RefCell::new(tables),
@@ -296,6 +310,13 @@ impl MemoryMaps {
             let bucket = ReplyBucket { replies: rows.each_ref().map(ReplyRow::get::<Self>) };
             if bucket != ReplyBucket::default() {
                 tables.replies.insert(at, bucket);
+            }
+        }
+        for (at, rows) in self.fragments.into_inner() {
+            let packets = rows.each_ref().map(|row| bytemuck::cast(row.plain::<Self>()));
+            let bucket = FragmentBucket { packets };
+            if bucket != FragmentBucket::default() {
+                tables.fragments.insert(at, bucket);
             }
         }
         tables.service_flows = not_zero(self.service_flows);
@@ -422,6 +443,15 @@ impl Maps for MemoryMaps {
         }
     }
 
+    fn fragments(&self, bucket: u32) -> Option<Rc<FragmentRows>> {
+        (bucket < u32::from(map::FRAGMENT_BUCKETS))
+            .then(|| Rc::clone(self.fragments.borrow_mut().entry(bucket).or_default()))
+    }
+
+    fn answers(&self, change: impl FnOnce(&mut Answers) -> bool) -> bool {
+        change(&mut self.tables.borrow_mut().answers)
+    }
+
     fn count_service(&self, id: u32, change: impl FnOnce(&mut ServiceCount)) {
         if id < map::ServiceCounts::CAPACITY {
             change(self.tables.borrow_mut().service_counts.entry(id).or_default());
@@ -440,13 +470,5 @@ impl Maps for MemoryMaps {
         if row < map::EndpointCounts::CAPACITY {
             change(self.tables.borrow_mut().endpoint_counts.entry(row).or_default());
         }
-    }
-}
-
-impl Tables {
-    /// Sets the filter's bit for an address.
-    pub fn claim(&mut self, addr: Addr) {
-        let bit = filter::bit(addr);
-        self.filter.entry(bit >> 6).or_default().bits |= 1 << (bit & 63);
     }
 }

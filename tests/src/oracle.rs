@@ -15,7 +15,7 @@ use gateway_common::{
 
 use crate::{
     memory::{Outcome, Run, Tables},
-    packet::{ACK, FIN, Packet, RST, SYN, inspect, tcp, udp},
+    packet::{ACK, FIN, Packet, RST, SYN, inspect, inspect_icmp, tcp, udp},
     world::{AGENT4, FIRST_PORT, INGRESS, Id, LOCAL4, LOCAL6, TCP4, TCP6, UDP4, UDP6, World},
 };
 
@@ -241,6 +241,7 @@ fn run(world: &mut World, hook: Hook, frame: &[u8]) -> Outcome {
     match reason.class() {
         Class::Passed | Class::Dropped => assert_eq!(outcome.bytes, frame, "{reason:?} changed the packet"),
         Class::Forwarded => is_sound(reason, frame, &outcome.bytes),
+        Class::Answered => is_answer(reason, frame, &outcome.bytes),
         Class::Received => panic!("no packet ends so"),
     }
     outcome
@@ -293,6 +294,17 @@ fn is_sound(reason: Reason, frame: &[u8], sent: &[u8]) {
     if grown >= 20 && sent[12..14] == [0x08, 0x00] {
         assert_eq!(crate::packet::checksum(&sent[ETHERNET..ETHERNET + 20]), 0, "the outer header");
     }
+}
+
+/// An answer can be read, goes back where the packet came from, and all its checksums are right.
+fn is_answer(reason: Reason, frame: &[u8], sent: &[u8]) {
+    assert_eq!((&sent[..6], &sent[6..12]), (&frame[6..12], &frame[..6]), "{reason:?}: the way back");
+    let read = if reason == Reason::ResetSent {
+        inspect(sent).map(|seen| seen.ttl)
+    } else {
+        inspect_icmp(sent).map(|seen| seen.ttl)
+    };
+    assert_eq!(read, Ok(64), "{reason:?}");
 }
 
 /// The frame without so many bytes of outer headers.

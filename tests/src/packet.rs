@@ -43,6 +43,8 @@ pub struct Packet {
     fragment: Option<(u16, bool)>,
     extension: Option<u8>,
     udp_checksum: bool,
+    /// Type, code and second word of an ICMP message; none for an echo request.
+    message: Option<(u8, u8, u32)>,
     macs: ([u8; 6], [u8; 6]),
 }
 
@@ -60,6 +62,7 @@ fn new(source: &str, destination: &str, protocol: u8) -> Packet {
         fragment: None,
         extension: None,
         udp_checksum: true,
+        message: None,
         macs: (CLIENT_MAC, NODE_MAC),
     }
 }
@@ -78,6 +81,25 @@ pub fn udp(source: &str, destination: &str) -> Packet {
 pub fn icmp(source: &str, destination: &str) -> Packet {
     let protocol = if destination.starts_with('[') { ICMP_V6 } else { ICMP };
     new(source, destination, protocol)
+}
+
+/// An ICMP error of the addresses' family, from one address to another, that quotes a packet from its IP header on; `rest` is
+/// the second word of the message. IPv4 quotes `quoted` bytes, and so does IPv6.
+pub fn icmp_error(
+    from: &str,
+    to: &str,
+    (kind, code): (u8, u8),
+    rest: u32,
+    packet: &Packet,
+    quoted: usize,
+) -> Packet {
+    let (from, to) = (format!("{from}:0"), format!("{to}:0"));
+    let mut error = icmp(&from, &to);
+    let frame = packet.bytes();
+    let ip = &frame[14..];
+    error.message = Some((kind, code, rest));
+    error.payload = ip[..quoted.min(ip.len())].to_vec();
+    error
 }
 
 impl Packet {
@@ -246,8 +268,13 @@ impl Packet {
                 header.extend([0, 0]);
                 (header, 6)
             }
-            ICMP_V6 => (vec![128, 0, 0, 0, 0, 1, 0, 1], 2),
-            _ => (vec![8, 0, 0, 0, 0, 1, 0, 1], 2),
+            protocol => {
+                let echo = if protocol == ICMP_V6 { 128 } else { 8 };
+                let (kind, code, rest) = self.message.unwrap_or((echo, 0, 0x0001_0001));
+                let mut header = vec![kind, code, 0, 0];
+                header.extend(rest.to_be_bytes());
+                (header, 2)
+            }
         };
         segment.extend(&self.payload);
         let pseudo = if self.protocol == ICMP { Vec::new() } else { self.pseudo(segment.len()) };
@@ -283,11 +310,11 @@ fn pseudo(source: &[u8], destination: &[u8], protocol: u8, len: usize) -> Vec<u8
     bytes
 }
 
-fn u16_of(number: usize) -> u16 {
+pub(crate) fn u16_of(number: usize) -> u16 {
     u16::try_from(number).expect("a test's packet fits its length field")
 }
 
-fn u8_of(number: usize) -> u8 {
+pub(crate) fn u8_of(number: usize) -> u8 {
     u8::try_from(number).expect("a test's header fits its length field")
 }
 
@@ -364,6 +391,61 @@ pub fn inspect(frame: &[u8]) -> Result<Seen, String> {
         macs,
         transport_checksum,
     })
+}
+
+/// What an ICMP frame says, read independently of the pipeline.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SeenIcmp {
+    /// Source.
+    pub source: IpAddr,
+    /// Destination.
+    pub destination: IpAddr,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// Link-layer source and destination.
+    pub macs: ([u8; 6], [u8; 6]),
+    /// Type, code and second word.
+    pub message: (u8, u8, u32),
+    /// What follows.
+    pub payload: Vec<u8>,
+}
+
+/// Reads an ICMP frame and checks the checksums of its IP header and of the message.
+///
+/// # Errors
+///
+/// What is wrong with the frame.
+pub fn inspect_icmp(frame: &[u8]) -> Result<SeenIcmp, String> {
+    let macs = (array(frame, 6)?, array(frame, 0)?);
+    let ip = frame.get(14..).ok_or("no IP header")?;
+    let (source, destination, protocol, ttl, message): (IpAddr, IpAddr, u8, u8, &[u8]);
+    let mut sum = Vec::new();
+    if array::<2>(frame, 12)? == [0x08, 0x00] {
+        let header_bytes = usize::from(ip.first().ok_or("no IP header")? & 0x0f) * 4;
+        if checksum(ip.get(..header_bytes).ok_or("short IPv4 header")?) != 0 {
+            return Err("the IPv4 header checksum is off".to_owned());
+        }
+        let total = usize::from(u16::from_be_bytes(array(ip, 2)?));
+        (source, destination) = (array::<4>(ip, 12)?.into(), array::<4>(ip, 16)?.into());
+        (ttl, protocol) = (ip[8], ip[9]);
+        message = ip.get(header_bytes..total).ok_or("short IPv4 payload")?;
+    } else {
+        let payload = usize::from(u16::from_be_bytes(array(ip, 4)?));
+        (source, destination) = (array::<16>(ip, 8)?.into(), array::<16>(ip, 24)?.into());
+        (protocol, ttl) = (ip[6], ip[7]);
+        message = ip.get(40..40 + payload).ok_or("short IPv6 payload")?;
+        sum = pseudo(&array::<16>(ip, 8)?, &array::<16>(ip, 24)?, ICMP_V6, payload);
+    }
+    if protocol != if source.is_ipv4() { ICMP } else { ICMP_V6 } {
+        return Err(format!("protocol {protocol}"));
+    }
+    sum.extend(message);
+    if checksum(&sum) != 0 {
+        return Err(format!("the ICMP checksum is off by {:#06x}", checksum(&sum)));
+    }
+    let [kind, code, _, _, a, b, c, d] = array(message, 0)?;
+    let message_of = (kind, code, u32::from_be_bytes([a, b, c, d]));
+    Ok(SeenIcmp { source, destination, ttl, macs, message: message_of, payload: message[8..].to_vec() })
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N], String> {

@@ -1,13 +1,16 @@
 //! A small world for packet tests: a few services with endpoints, as the agent would have written them.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use gateway_common::{
     addr::{Addr, Port, Protocol},
+    counter::{Count, Hook, Reason},
     endpoint::{Endpoint, EndpointState, NextHop},
+    filter,
     flow::{Flow, FlowKey, Head, HeadState, Phase, Reply, Tick},
     hash::{self, Seed},
-    service::{Mode, Service, ServiceKey, Table},
+    map::INDEX_BUCKETS,
+    service::{Mode, Service, ServiceBucket, ServiceEntry, ServiceKey, Table},
     settings::{Ports, Settings, Tables as Sizes, Timeouts, Tunnel},
     slot::{Slot, SlotChunk},
 };
@@ -15,7 +18,7 @@ use gateway_common::{
 use gateway_ebpf::table::{self, reply};
 
 use crate::{
-    memory::{BUCKETS, Tables},
+    memory::{BUCKETS, FRAGMENTS, Tables},
     packet::{CLIENT_MAC, NODE_MAC, Packet},
 };
 
@@ -78,11 +81,54 @@ impl Id {
     }
 }
 
+impl Tables {
+    /// The count of a reason at a hook.
+    pub fn reason(&self, hook: Hook, reason: Reason) -> Count {
+        self.reasons.get(&(hook.number(), reason.number())).copied().unwrap_or_default()
+    }
+
+    /// Every live entry of the flow table.
+    pub fn live(&self) -> impl Iterator<Item = &Flow> {
+        self.flows.values().flat_map(|bucket| &bucket.flows).filter(|flow| flow.head.state.is_live())
+    }
+
+    /// The index of the services, as the agent would write it.
+    pub fn index(&self) -> BTreeMap<u32, ServiceBucket> {
+        let mut buckets: BTreeMap<u32, ServiceBucket> = BTreeMap::new();
+        let mut keys: BTreeMap<ServiceKey, (Option<u32>, (u32, u32))> = BTreeMap::new();
+        for (key, service) in &self.services {
+            keys.entry(*key).or_default().0 = Some(service.id);
+        }
+        for (key, ranges) in &self.range_keys {
+            keys.entry(*key).or_default().1 = *ranges;
+        }
+        for (key, (service, (first, n))) in keys {
+            let entry = ServiceEntry::new(key, service, first, n);
+            let place =
+                hash::service(&key).map(|bucket| bucket & (INDEX_BUCKETS - 1)).into_iter().find_map(|at| {
+                    let bucket = buckets.entry(at).or_default();
+                    let place = bucket.entries.iter().position(|entry| *entry == ServiceEntry::default())?;
+                    Some((at, place))
+                });
+            let (at, place) = place.expect("a test has few services");
+            buckets.get_mut(&at).expect("it was just made").entries[place] = entry;
+        }
+        buckets.retain(|_, bucket| *bucket != ServiceBucket::default());
+        buckets
+    }
+
+    /// Sets the filter's bit for an address.
+    pub fn claim(&mut self, addr: Addr) {
+        let bit = filter::bit(addr);
+        self.filter.entry(bit >> 6).or_default().bits |= 1 << (bit & 63);
+    }
+}
+
 impl World {
     /// The world at an instant.
     pub fn new(now: Tick) -> Self {
         let ports = Ports { first: Port::new(FIRST_PORT), count: N_PORTS };
-        let sizes = Sizes { flow_buckets: BUCKETS, reply_buckets: BUCKETS };
+        let sizes = Sizes { flow_buckets: BUCKETS, reply_buckets: BUCKETS, fragment_buckets: FRAGMENTS };
         let settings = Settings::new(Seed::new([1, 2]), ports, sizes, TIMEOUTS, Tunnel::DEFAULT);
         let tables = Tables { settings, ..Tables::default() };
         let mut world = Self { tables, now };

@@ -9,6 +9,7 @@
 
 use aya::{Ebpf, EbpfLoader, maps::MapInfo};
 use gateway_common::{
+    aside::Aside,
     counter::Hook,
     layout::{FLOW_LAYOUT_VERSION, FLOW_SIZES, LAYOUT_VERSION, SIZES},
     map::{self, Description, Kind},
@@ -29,6 +30,8 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("Probe", 40),
         ("Receive", 1_032),
         ("Scratch", 256),
+        ("FragmentBucket", 64),
+        ("Answers", 8),
         ("HookCounts", 2_048),
         ("ServiceCount", 64),
         ("ServiceReasons", 256),
@@ -75,6 +78,7 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
         Kind::MappedArray => (MapType::Array, MMAPABLE),
         Kind::PerCpuArray => (MapType::PerCpuArray, 0),
         Kind::SockMap => (MapType::SockMap, 0),
+        Kind::ProgArray => (MapType::ProgramArray, 0),
     };
     // The kernel looks sockets up by a number of 4 or 8 bytes; the object says 4.
     let value_size = if map.kind == Kind::SockMap { 4 } else { map.value_size };
@@ -84,7 +88,8 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
 fn info(ebpf: &Ebpf, name: &str) -> MapInfo {
     use aya::maps::Map;
     let map = ebpf.map(name).unwrap_or_else(|| panic!("the object has no map {name}"));
-    let (Map::Array(data) | Map::PerCpuArray(data) | Map::SockMap(data)) = map else {
+    let (Map::Array(data) | Map::PerCpuArray(data) | Map::SockMap(data) | Map::ProgramArray(data)) = map
+    else {
         panic!("{name} is a map of an unknown kind");
     };
     data.info().unwrap()
@@ -119,7 +124,8 @@ fn the_object_holds_the_maps_that_are_defined() {
     assert_eq!(others, [""; 0], "maps without a definition");
     let mut programs: Vec<_> = ebpf.programs().map(|(name, _)| name).collect();
     programs.sort_unstable();
-    let mut hooks = Hook::ALL.map(Hook::name);
-    hooks.sort_unstable();
-    assert_eq!(programs, hooks, "one program for each hook, under its name");
+    let mut named: Vec<_> =
+        Hook::ALL.map(Hook::name).into_iter().chain(Aside::ALL.map(Aside::name)).collect();
+    named.sort_unstable();
+    assert_eq!(programs, named, "one program for each hook and each program aside, under its name");
 }

@@ -59,7 +59,7 @@ fn maps() {
         )
         .unwrap();
     }
-    text.push_str("\n`bpftool map dump pinned PATH` prints field names for all but the sockmap, which cannot carry them.\n");
+    text.push_str("\n`bpftool map dump pinned PATH` prints field names for all but the sockmap and the program arrays, which cannot carry them.\n");
     text.push_str("\n## Reasons\n\nEach packet is counted as received and under one other reason, at the hook that saw it.\n");
     let hooks: Vec<String> =
         Hook::ALL.iter().map(|hook| format!("`{}` {}", hook.name(), hook.number())).collect();
@@ -76,6 +76,7 @@ fn maps() {
             Class::Passed => "passes untouched",
             Class::Forwarded => "forwarded",
             Class::Dropped => "dropped",
+            Class::Answered => "answered",
         };
         writeln!(text, "| {} | `{}` | {class} |{} |", reason.number(), reason.name(), reason.help()).unwrap();
     }
@@ -88,6 +89,7 @@ const fn kind(kind: Kind) -> &'static str {
         Kind::MappedArray => "array, mapped",
         Kind::PerCpuArray => "per-CPU array",
         Kind::SockMap => "sockmap",
+        Kind::ProgArray => "program array",
     }
 }
 

@@ -16,6 +16,7 @@ macro_rules! log_drop {
 pub(crate) use log_drop;
 
 pub(crate) mod apart;
+pub(crate) mod aside;
 mod fib;
 pub(crate) mod sk_lookup;
 pub(crate) mod tc;

@@ -9,27 +9,37 @@ use aya_ebpf::{EbpfContext as _, helpers, programs::TcContext};
 use bytemuck::Pod;
 use gateway_common::{
     addr::{Addr, Protocol},
+    aside::Aside,
     counter::{Hook, Reason},
     endpoint::Endpoint,
 };
 use gateway_ebpf::{
+    answer,
     arrival::Arrival,
     checksum::Diff,
+    count::alone,
     env::{Env, Room, TransportFix},
     ingress as pipeline,
     packet::eth,
     probe::{self, Marked},
+    rare,
     receive::{self, Receiver, Shell},
     reply,
     verdict::{TC_SHOT, Verdict},
     way::Way,
 };
 
-use super::fib;
-use crate::map::{KernelMaps, scratch};
+use super::{aside, fib, word};
+use crate::map::{KernelMaps, TC_PROGRAMS, scratch};
 
 /// Bytes that the pipeline may read: Ethernet, IPv4 with all options, TCP.
 const HEAD_BYTES: u32 = 14 + 60 + 20;
+
+/// Bytes that the pipeline of rare packets may read: an ICMP error, and the headers that it quotes.
+const RARE_BYTES: u32 = 14 + 60 + 8 + 60 + 20;
+
+/// Bytes that an answer may quote.
+const ANSWER_BYTES: u32 = 14 + 1_280;
 
 /// Bytes of the headers of a segment that every one has: IPv4 and TCP.
 const SEGMENT_HEADERS: u32 = 40;
@@ -66,7 +76,8 @@ const MARK_MANGLED_0: u64 = 1 << 5;
 /// `BPF_F_IPV6` (Linux 6.16): a full-packet sum stays right when the pseudo-header of IPv6 changes.
 const IPV6: u64 = 1 << 7;
 
-struct Tc<'a> {
+/// Offsets of rare packets are sums that the compiler must not compute twice.
+struct Tc<'a, const IS_RARE: bool> {
     ctx: &'a TcContext,
     hook: Hook,
 }
@@ -76,12 +87,39 @@ struct Tc<'a> {
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
     pull(ctx, HEAD_BYTES);
     let Some(scratch) = scratch() else { return TC_SHOT };
-    let verdict = pipeline::ingress(&mut Tc { ctx, hook: Hook::TcIngress }, Arrival::of(scratch));
-    super::log_drop!(ctx, Hook::TcIngress, verdict);
-    match verdict {
-        Verdict::Transmit(_, interface) => redirect(interface),
-        Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Drop(_) => verdict.tc_code(),
-    }
+    let mut tc = Tc::<false> { ctx, hook: Hook::TcIngress };
+    let verdict = pipeline::ingress(&mut tc, Arrival::of(scratch));
+    tc.end(verdict)
+}
+
+/// Runs the pipeline of rare packets on ingress; returns the TC code.
+#[inline(always)]
+pub(crate) fn rare_ingress(ctx: &TcContext) -> i32 {
+    pull(ctx, RARE_BYTES);
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
+    let verdict = rare::ingress(&mut tc, Arrival::of(scratch));
+    tc.end(verdict)
+}
+
+/// Runs the pipeline of ICMP messages on ingress; returns the TC code.
+#[inline(always)]
+pub(crate) fn icmp_ingress(ctx: &TcContext) -> i32 {
+    pull(ctx, RARE_BYTES);
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
+    let verdict = rare::icmp_ingress(&mut tc, Arrival::of(scratch));
+    tc.end(verdict)
+}
+
+/// Answers a packet; returns the TC code.
+#[inline(always)]
+pub(crate) fn answer(ctx: &TcContext) -> i32 {
+    pull(ctx, ANSWER_BYTES);
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
+    let verdict = answer::answer(&mut tc, Arrival::of(scratch));
+    tc.end(verdict)
 }
 
 /// Runs the egress pipeline; returns the TC code.
@@ -89,16 +127,36 @@ pub(crate) fn ingress(ctx: &TcContext) -> i32 {
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
     pull(ctx, HEAD_BYTES);
     let Some(scratch) = scratch() else { return TC_SHOT };
-    let verdict = reply::egress(&mut Tc { ctx, hook: Hook::TcEgress }, Arrival::of(scratch));
-    super::log_drop!(ctx, Hook::TcEgress, verdict);
-    verdict.tc_code()
+    let mut tc = Tc::<false> { ctx, hook: Hook::TcEgress };
+    let verdict = reply::egress(&mut tc, Arrival::of(scratch));
+    tc.leave(verdict)
+}
+
+/// Runs the pipeline of rare packets on egress; returns the TC code.
+#[inline(always)]
+pub(crate) fn rare_egress(ctx: &TcContext) -> i32 {
+    pull(ctx, RARE_BYTES);
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let mut tc = Tc::<true> { ctx, hook: Hook::TcEgress };
+    let verdict = rare::egress(&mut tc, Arrival::of(scratch));
+    tc.leave(verdict)
+}
+
+/// Runs the pipeline of ICMP messages on egress; returns the TC code.
+#[inline(always)]
+pub(crate) fn icmp_egress(ctx: &TcContext) -> i32 {
+    pull(ctx, RARE_BYTES);
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let mut tc = Tc::<true> { ctx, hook: Hook::TcEgress };
+    let verdict = rare::icmp_egress(&mut tc, Arrival::of(scratch));
+    tc.leave(verdict)
 }
 
 /// Opens tunnels; returns the TC code.
 #[inline(always)]
 pub(crate) fn receive(ctx: &TcContext) -> i32 {
     pull(ctx, receive::HEAD_BYTES);
-    let verdict = receive::receive(&mut Tc { ctx, hook: Hook::TcReceive });
+    let verdict = receive::receive(&mut Tc::<false> { ctx, hook: Hook::TcReceive });
     super::log_drop!(ctx, Hook::TcReceive, verdict);
     verdict.tc_code()
 }
@@ -107,7 +165,7 @@ pub(crate) fn receive(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub(crate) fn probe_out(ctx: &TcContext) -> i32 {
     pull(ctx, HEAD_BYTES);
-    let verdict = probe::out(&mut Tc { ctx, hook: Hook::TcProbeOut });
+    let verdict = probe::out(&mut Tc::<false> { ctx, hook: Hook::TcProbeOut });
     super::log_drop!(ctx, Hook::TcProbeOut, verdict);
     verdict.tc_code()
 }
@@ -116,7 +174,7 @@ pub(crate) fn probe_out(ctx: &TcContext) -> i32 {
 #[inline(always)]
 pub(crate) fn probe_in(ctx: &TcContext) -> i32 {
     pull(ctx, HEAD_BYTES);
-    let verdict = probe::back(&mut Tc { ctx, hook: Hook::TcProbeIn });
+    let verdict = probe::back(&mut Tc::<false> { ctx, hook: Hook::TcProbeIn });
     super::log_drop!(ctx, Hook::TcProbeIn, verdict);
     verdict.tc_code()
 }
@@ -144,7 +202,48 @@ fn redirect(interface: u32) -> i32 {
     unsafe { helpers::bpf_redirect(interface, 0) as i32 }
 }
 
-impl Tc<'_> {
+impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
+    /// Goes on in another program on ingress, or ends with the verdict's code.
+    #[inline(always)]
+    fn end(&self, verdict: Verdict) -> i32 {
+        let aside = match verdict {
+            Verdict::Rare(_) => Some(Aside::TcRareIngress),
+            Verdict::Icmp(_) => Some(Aside::TcIcmpIngress),
+            Verdict::Answer(_) => Some(Aside::TcAnswer),
+            Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => None,
+        };
+        let verdict = self.go_on(verdict, aside);
+        if let Verdict::Transmit(_, interface) = verdict { redirect(interface) } else { verdict.tc_code() }
+    }
+
+    /// The same on egress, where nothing is answered.
+    #[inline(always)]
+    fn leave(&self, verdict: Verdict) -> i32 {
+        let aside = match verdict {
+            Verdict::Rare(_) => Some(Aside::TcRareEgress),
+            Verdict::Icmp(_) => Some(Aside::TcIcmpEgress),
+            Verdict::Answer(_)
+            | Verdict::Pass(_)
+            | Verdict::HandOver(_)
+            | Verdict::Transmit(..)
+            | Verdict::Drop(_) => None,
+        };
+        self.go_on(verdict, aside).tc_code()
+    }
+
+    #[inline(always)]
+    fn go_on(&self, verdict: Verdict, aside: Option<Aside>) -> Verdict {
+        let verdict = match aside {
+            Some(aside) => {
+                aside::go_on(&TC_PROGRAMS, self.ctx, aside);
+                alone(self, verdict)
+            }
+            None => verdict,
+        };
+        super::log_drop!(self.ctx, self.hook, verdict);
+        verdict
+    }
+
     #[inline(always)]
     fn fix(&self, fix: &TransportFix, diff: Diff, flags: u64) -> i64 {
         // SAFETY: the context is the program's own; no pointer into the packet is held.
@@ -154,7 +253,7 @@ impl Tc<'_> {
     }
 }
 
-impl Marked for Tc<'_> {
+impl Marked for Tc<'_, false> {
     #[inline(always)]
     fn mark(&self) -> u32 {
         // SAFETY: the context is the program's own.
@@ -162,7 +261,7 @@ impl Marked for Tc<'_> {
     }
 }
 
-impl Receiver for Tc<'_> {
+impl Receiver for Tc<'_, false> {
     #[inline(always)]
     fn is_delivered(&mut self, source: Addr, destination: Addr) -> bool {
         // SAFETY: the context is the program's own.
@@ -182,7 +281,7 @@ impl Receiver for Tc<'_> {
     }
 }
 
-impl Tc<'_> {
+impl Tc<'_, false> {
     /// Takes bytes off behind the link-layer header.
     #[inline(always)]
     fn shrink(&self, bytes: i32, flags: u64) -> Option<()> {
@@ -209,8 +308,10 @@ impl Tc<'_> {
     }
 }
 
-impl Env for Tc<'_> {
+impl<const IS_RARE: bool> Env for Tc<'_, IS_RARE> {
     type Maps = KernelMaps;
+
+    const IS_RARE: bool = IS_RARE;
 
     #[inline(always)]
     fn maps(&self) -> &KernelMaps {
@@ -245,7 +346,10 @@ impl Env for Tc<'_> {
     #[expect(clippy::as_conversions, reason = "an address in the form that the verifier follows")]
     fn load<T: Pod>(&self, offset: u32) -> Option<T> {
         let start = self.ctx.data().wrapping_add(offset as usize);
-        if start.wrapping_add(size_of::<T>()) > self.ctx.data_end() {
+        let start = if IS_RARE { word::fixed(start) } else { start };
+        let end = self.ctx.data_end();
+        let end = if IS_RARE { word::fixed(end) } else { end };
+        if start.wrapping_add(size_of::<T>()) > end {
             return None;
         }
         // SAFETY: all of `T` is inside the linear part of the packet, and every bit pattern is a `T`.
@@ -287,6 +391,20 @@ impl Env for Tc<'_> {
         let bytes = i32::try_from(room.bytes()).ok()?;
         // SAFETY: the context is the program's own; no pointer into the packet is held.
         let code = unsafe { helpers::bpf_skb_adjust_room(self.ctx.skb.skb, bytes, ROOM_MAC, flags) };
+        (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, len_bytes: u32) -> Option<()> {
+        // SAFETY: the context is the program's own; no pointer into the packet is held.
+        let code = unsafe { helpers::bpf_skb_change_tail(self.ctx.skb.skb, len_bytes, 0) };
+        (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn grow(&mut self, bytes: u32) -> Option<()> {
+        // SAFETY: the context is the program's own; no pointer into the packet is held.
+        let code = unsafe { helpers::bpf_skb_change_head(self.ctx.skb.skb, bytes, 0) };
         (code == 0).then_some(())
     }
 

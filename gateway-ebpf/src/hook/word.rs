@@ -69,6 +69,15 @@ mod instructions {
         }
         number
     }
+
+    #[inline(always)]
+    pub(crate) fn fixed(mut number: usize) -> usize {
+        // SAFETY: the instruction reads and writes one register. An instruction, because lines of sources are counted by them.
+        unsafe {
+            asm!("{number} = {number}", number = inout(reg) number, options(pure, nomem, nostack));
+        }
+        number
+    }
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -97,6 +106,10 @@ mod instructions {
 
     pub(crate) const fn masked<const MASK: u64>(number: u64) -> u64 {
         number & MASK
+    }
+
+    pub(crate) const fn fixed(number: usize) -> usize {
+        number
     }
 }
 
@@ -135,4 +148,11 @@ pub(crate) fn add(word: &AtomicU64, number: u64) {
 #[inline(always)]
 pub(crate) fn masked<const MASK: u64>(number: u64) -> u64 {
     instructions::masked::<MASK>(number)
+}
+
+/// The same number, which the compiler computes once: the verifier knows that the very register which was compared is
+/// inside the packet, not another one that got the same sum of a pointer and an offset.
+#[inline(always)]
+pub(crate) fn fixed(number: usize) -> usize {
+    instructions::fixed(number)
 }

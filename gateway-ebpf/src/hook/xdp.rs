@@ -3,19 +3,22 @@
 
 use aya_ebpf::{EbpfContext as _, helpers, programs::XdpContext};
 use bytemuck::Pod;
-use gateway_common::{addr::Protocol, counter::Hook, endpoint::Endpoint};
+use gateway_common::{addr::Protocol, aside::Aside, counter::Hook, endpoint::Endpoint};
 use gateway_ebpf::{
+    answer,
     arrival::Arrival,
+    count::alone,
     env::{Env, Room},
-    ingress,
+    ingress, rare,
     verdict::{Verdict, XDP_DROP, XDP_REDIRECT},
     way::Way,
 };
 
-use super::fib;
-use crate::map::{KernelMaps, scratch};
+use super::{aside, fib, word};
+use crate::map::{KernelMaps, XDP_PROGRAMS, scratch};
 
-struct Xdp<'a> {
+/// Offsets of rare packets are sums that the compiler must not compute twice.
+struct Xdp<'a, const IS_RARE: bool> {
     ctx: &'a XdpContext,
     data: usize,
     data_end: usize,
@@ -25,17 +28,37 @@ struct Xdp<'a> {
 /// Runs the ingress pipeline; returns the XDP code.
 #[inline(always)]
 pub(crate) fn run(ctx: &XdpContext) -> u32 {
-    // SAFETY: the context is the program's own.
-    let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
-    let mut env = Xdp { ctx, data: ctx.data(), data_end: ctx.data_end(), ingress };
+    let mut env = Xdp::<false>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
     let verdict = ingress::ingress(&mut env, Arrival::of(scratch));
-    super::log_drop!(ctx, Hook::XdpBalance, verdict);
-    let code = verdict.xdp_code(ingress);
-    match verdict {
-        Verdict::Transmit(_, interface) if code == XDP_REDIRECT => redirect(interface),
-        Verdict::Transmit(..) | Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Drop(_) => code,
-    }
+    env.end(verdict)
+}
+
+/// Runs the pipeline of rare packets; returns the XDP code.
+#[inline(always)]
+pub(crate) fn rare(ctx: &XdpContext) -> u32 {
+    let mut env = Xdp::<true>::new(ctx);
+    let Some(scratch) = scratch() else { return XDP_DROP };
+    let verdict = rare::ingress(&mut env, Arrival::of(scratch));
+    env.end(verdict)
+}
+
+/// Runs the pipeline of ICMP messages; returns the XDP code.
+#[inline(always)]
+pub(crate) fn icmp(ctx: &XdpContext) -> u32 {
+    let mut env = Xdp::<true>::new(ctx);
+    let Some(scratch) = scratch() else { return XDP_DROP };
+    let verdict = rare::icmp_ingress(&mut env, Arrival::of(scratch));
+    env.end(verdict)
+}
+
+/// Answers a packet; returns the XDP code.
+#[inline(always)]
+pub(crate) fn answer(ctx: &XdpContext) -> u32 {
+    let mut env = Xdp::<true>::new(ctx);
+    let Some(scratch) = scratch() else { return XDP_DROP };
+    let verdict = answer::answer(&mut env, Arrival::of(scratch));
+    env.end(verdict)
 }
 
 #[inline(always)]
@@ -50,18 +73,69 @@ fn redirect(interface: u32) -> u32 {
     unsafe { helpers::bpf_redirect(interface, 0) as u32 }
 }
 
-impl Xdp<'_> {
+impl<'a, const IS_RARE: bool> Xdp<'a, IS_RARE> {
+    #[inline(always)]
+    fn new(ctx: &'a XdpContext) -> Self {
+        // SAFETY: the context is the program's own.
+        let ingress = unsafe { (*ctx.ctx).ingress_ifindex };
+        Self { ctx, data: ctx.data(), data_end: ctx.data_end(), ingress }
+    }
+
+    /// Goes on in another program, or ends with the verdict's code.
+    #[inline(always)]
+    fn end(&self, verdict: Verdict) -> u32 {
+        let aside = match verdict {
+            Verdict::Rare(_) => Some(Aside::XdpRare),
+            Verdict::Icmp(_) => Some(Aside::XdpIcmp),
+            Verdict::Answer(_) => Some(Aside::XdpAnswer),
+            Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => None,
+        };
+        let verdict = match aside {
+            Some(aside) => {
+                aside::go_on(&XDP_PROGRAMS, self.ctx, aside);
+                alone(self, verdict)
+            }
+            None => verdict,
+        };
+        super::log_drop!(self.ctx, Hook::XdpBalance, verdict);
+        let code = verdict.xdp_code(self.ingress);
+        match verdict {
+            Verdict::Transmit(_, interface) if code == XDP_REDIRECT => redirect(interface),
+            Verdict::Transmit(..)
+            | Verdict::Pass(_)
+            | Verdict::HandOver(_)
+            | Verdict::Drop(_)
+            | Verdict::Rare(_)
+            | Verdict::Icmp(_)
+            | Verdict::Answer(_) => code,
+        }
+    }
+
     /// The address of `T` at `offset`, if all of it is inside the packet.
     #[inline(always)]
     #[expect(clippy::as_conversions, reason = "an address in the form that the verifier follows")]
     fn at<T>(&self, offset: u32) -> Option<*mut T> {
         let start = self.data.wrapping_add(offset as usize);
+        let start = if IS_RARE { word::fixed(start) } else { start };
         (start.wrapping_add(size_of::<T>()) <= self.data_end).then_some(start as *mut T)
+    }
+
+    /// Reads the addresses of a packet again that a helper has moved, if it did.
+    #[inline(always)]
+    fn moved(&mut self, code: i64) -> Option<()> {
+        if code != 0 {
+            return None;
+        }
+        self.data = self.ctx.data();
+        self.data_end = self.ctx.data_end();
+        Some(())
     }
 }
 
-impl Env for Xdp<'_> {
+impl<const IS_RARE: bool> Env for Xdp<'_, IS_RARE> {
     type Maps = KernelMaps;
+
+    const IS_RARE: bool = IS_RARE;
 
     #[inline(always)]
     fn maps(&self) -> &KernelMaps {
@@ -108,12 +182,23 @@ impl Env for Xdp<'_> {
         let bytes = i32::try_from(room.bytes()).ok()?;
         // SAFETY: the context is the program's own; the addresses of the packet are read again below.
         let code = unsafe { helpers::bpf_xdp_adjust_head(self.ctx.ctx, -bytes) };
-        if code != 0 {
-            return None;
-        }
-        self.data = self.ctx.data();
-        self.data_end = self.ctx.data_end();
-        Some(())
+        self.moved(code)
+    }
+
+    #[inline(always)]
+    fn cut(&mut self, len_bytes: u32) -> Option<()> {
+        let less = i32::try_from(self.len_bytes().wrapping_sub(len_bytes)).ok()?;
+        // SAFETY: the context is the program's own; the addresses of the packet are read again below.
+        let code = unsafe { helpers::bpf_xdp_adjust_tail(self.ctx.ctx, -less) };
+        self.moved(code)
+    }
+
+    #[inline(always)]
+    fn grow(&mut self, bytes: u32) -> Option<()> {
+        let bytes = i32::try_from(bytes).ok()?;
+        // SAFETY: the context is the program's own; the addresses of the packet are read again below.
+        let code = unsafe { helpers::bpf_xdp_adjust_head(self.ctx.ctx, -bytes) };
+        self.moved(code)
     }
 
     #[inline(always)]

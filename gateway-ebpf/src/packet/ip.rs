@@ -16,31 +16,31 @@ pub const OFFSET: u32 = eth::LEN;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct V4 {
-    version_and_words: u8,
+    pub(super) version_and_words: u8,
     class: u8,
     total_bytes: [u8; 2],
     id: [u8; 2],
-    fragment: [u8; 2],
+    pub(super) fragment: [u8; 2],
     /// Time to live.
     pub ttl: u8,
-    protocol: u8,
+    pub(super) protocol: u8,
     /// Header checksum.
     pub checksum: [u8; 2],
-    source: [u8; 4],
-    destination: [u8; 4],
+    pub(super) source: [u8; 4],
+    pub(super) destination: [u8; 4],
 }
 
 /// The IPv6 header (RFC 8200, section 3).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct V6 {
-    version: u8,
+    pub(super) version: u8,
     flow: [u8; 3],
     payload_bytes: [u8; 2],
-    next_header: u8,
+    pub(super) next_header: u8,
     hop_limit: u8,
-    source: [u8; 16],
-    destination: [u8; 16],
+    pub(super) source: [u8; 16],
+    pub(super) destination: [u8; 16],
 }
 
 impl V4 {
@@ -167,13 +167,17 @@ const SHIM6: u8 = 140;
 
 /// More fragments, or a fragment offset.
 const FRAGMENTED: u16 = 0x3fff;
+/// More fragments.
+const MORE: u16 = 0x2000;
+/// The offset, in units of eight bytes.
+const OFFSET_BITS: u16 = 0x1fff;
 
 /// Packets above this size carry no usable length in their IP header ("BIG TCP", Linux 5.19).
 const LARGEST_DECLARED: u32 = 0xffff;
 
-/// Parses from the IPv4 header on.
+/// Parses from the IPv4 header on. Fragments only where rare packets are expected.
 #[inline(always)]
-pub(super) fn v4<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
+pub(super) fn v4<E: Env, const IS_RARE: bool>(env: &E, side: Side) -> Result<Ip, Verdict> {
     let header: V4 = env.load(OFFSET).ok_or(Verdict::Pass(Reason::NotOurs))?;
     let (source, destination) = (Addr::v4(header.source), Addr::v4(header.destination));
     if !filtered(env.maps(), of(side, source, destination)) {
@@ -191,10 +195,20 @@ pub(super) fn v4<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
     if declared < header_bytes || declared > available {
         return Err(Verdict::Drop(Reason::BadIpHeader));
     }
-    if u16::from_be_bytes(header.fragment) & FRAGMENTED != 0 {
-        return Err(Verdict::Pass(Reason::Fragment));
+    let fragment = u16::from_be_bytes(header.fragment);
+    let mut piece = Piece::Whole;
+    if fragment & FRAGMENTED != 0 {
+        if !IS_RARE {
+            return Err(Verdict::Rare(Reason::Fragment));
+        }
+        let is_tcp = header.protocol == Protocol::TCP.number();
+        let offset = u32::from(fragment & OFFSET_BITS) * 8;
+        piece = piece_of(offset, fragment & MORE != 0, declared - header_bytes, is_tcp)?;
     }
+    let [a, b] = header.id;
     Ok(Ip {
+        piece,
+        identification: u32::from_ne_bytes([a, b, 0, 0]),
         source,
         destination,
         v6: false,
@@ -207,9 +221,9 @@ pub(super) fn v4<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
     })
 }
 
-/// Parses from the IPv6 header on.
+/// Parses from the IPv6 header on. Extension headers only where rare packets are expected.
 #[inline(always)]
-pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
+pub(super) fn v6<E: Env, const IS_RARE: bool>(env: &E, side: Side) -> Result<Ip, Verdict> {
     let header: V6 = env.load(OFFSET).ok_or(Verdict::Pass(Reason::NotOurs))?;
     let (source, destination) = (Addr::v6(header.source), Addr::v6(header.destination));
     let ours = of(side, source, destination);
@@ -227,9 +241,23 @@ pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
         return Err(Verdict::Drop(Reason::BadIpHeader));
     }
     let [first, ..] = header.flow;
+    let mut chain = Chain {
+        next: header.next_header,
+        end: u32::from(V6_END),
+        left: payload,
+        piece: Piece::Whole,
+        identification: 0,
+    };
     match header.next_header {
-        FRAGMENT => return Err(Verdict::Pass(Reason::Fragment)),
-        HOP_BY_HOP | ROUTING | ENCAPSULATION | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6 => {
+        HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => {
+            if !IS_RARE {
+                let is_fragment = header.next_header == FRAGMENT;
+                let reason = if is_fragment { Reason::Fragment } else { Reason::ExtensionHeader };
+                return Err(Verdict::Rare(reason));
+            }
+            chain.walk(env)?;
+        }
+        ENCAPSULATION | AUTHENTICATION | MOBILITY | HIP | SHIM6 => {
             return Err(Verdict::Pass(Reason::ExtensionHeader));
         }
         _ => {}
@@ -239,9 +267,11 @@ pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
         destination,
         v6: true,
         ttl: header.hop_limit,
-        protocol: Protocol::new(header.next_header),
-        transport: V6_END,
-        payload,
+        protocol: Protocol::new(chain.next),
+        transport: if IS_RARE { chain.transport()? } else { V6_END },
+        payload: chain.left,
+        piece: chain.piece,
+        identification: chain.identification,
         class: header.version << 4 | first >> 4,
         bytes: payload.wrapping_add(V6_LEN),
     })
@@ -249,20 +279,158 @@ pub(super) fn v6<E: Env>(env: &E, side: Side) -> Result<Ip, Verdict> {
 
 /// What the IP header told about a packet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ip {
-    pub(super) source: Addr,
-    pub(super) destination: Addr,
-    pub(super) v6: bool,
-    pub(super) ttl: u8,
-    pub(super) protocol: Protocol,
+pub(crate) struct Ip {
+    pub(crate) source: Addr,
+    pub(crate) destination: Addr,
+    pub(crate) v6: bool,
+    pub(crate) ttl: u8,
+    pub(crate) protocol: Protocol,
     /// Offset of the transport header from the link-layer header.
-    pub(super) transport: u8,
+    pub(crate) transport: u8,
     /// Bytes from the transport header to the end of the packet.
-    pub(super) payload: u32,
+    pub(crate) payload: u32,
     /// Service class and congestion bits.
-    pub(super) class: u8,
+    pub(crate) class: u8,
     /// Bytes from the IP header to the end of the packet.
-    pub(super) bytes: u32,
+    pub(crate) bytes: u32,
+    /// Whether it is all of the packet.
+    pub(crate) piece: Piece,
+    /// What pieces of one packet have in common, as the header has it.
+    pub(crate) identification: u32,
+}
+
+/// Whether a packet is whole.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Piece {
+    /// It is.
+    Whole,
+    /// The first fragment, with the transport header.
+    First,
+    /// Another one, without.
+    Later,
+}
+
+/// Which piece of a packet a fragment is.
+#[inline(always)]
+fn piece_of(offset: u32, has_more: bool, bytes: u32, is_tcp: bool) -> Result<Piece, Verdict> {
+    // Pieces in the middle are whole units, and none ends beyond the largest packet (RFC 791, RFC 8200). One that begins
+    // inside the header of TCP is made to mislead whoever reads the first only (RFC 3128).
+    let is_bad = has_more && !bytes.is_multiple_of(8) || offset + bytes > 0xffff || is_tcp && offset == 8;
+    if is_bad || bytes == 0 {
+        return Err(Verdict::Drop(Reason::BadFragment));
+    }
+    Ok(if offset == 0 { Piece::First } else { Piece::Later })
+}
+
+/// A walk along extension headers (RFC 8200, section 4).
+struct Chain {
+    /// What comes next.
+    next: u8,
+    /// Where it begins.
+    end: u32,
+    /// Bytes from there to the end of the packet.
+    left: u32,
+    piece: Piece,
+    identification: u32,
+}
+
+/// Headers that are read. Hosts need not read more than a few (RFC 8504, section 5.3).
+const HEADERS: u32 = 6;
+
+/// The first bytes of an extension header.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Extension {
+    next: u8,
+    length: u8,
+    kind: u8,
+    segments_left: u8,
+    identification: [u8; 4],
+}
+
+impl Chain {
+    /// Walks to what is no extension header.
+    #[inline(always)]
+    fn walk<E: Env>(&mut self, env: &E) -> Result<(), Verdict> {
+        for idx in 0..HEADERS {
+            match self.next {
+                HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => self.step(env, idx)?,
+                ENCAPSULATION | AUTHENTICATION | MOBILITY | HIP | SHIM6 => {
+                    return Err(Verdict::Pass(Reason::ExtensionHeader));
+                }
+                _ => return Ok(()),
+            }
+            // What stands behind the header of a later piece is payload, whatever it says.
+            if self.piece == Piece::Later {
+                return Ok(());
+            }
+        }
+        match self.next {
+            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | ENCAPSULATION | AUTHENTICATION | MOBILITY
+            | HIP | SHIM6 => Err(Verdict::Pass(Reason::ExtensionHeader)),
+            _ => Ok(()),
+        }
+    }
+
+    #[inline(always)]
+    fn step<E: Env>(&mut self, env: &E, idx: u32) -> Result<(), Verdict> {
+        let bad = Verdict::Drop(Reason::BadExtension);
+        let header: Extension = env.load(self.end).ok_or(bad)?;
+        let bytes = if self.next == FRAGMENT { 8 } else { (u32::from(header.length) + 1) * 8 };
+        if bytes > self.left {
+            return Err(bad);
+        }
+        if self.next == HOP_BY_HOP && idx != 0 {
+            return Err(bad);
+        }
+        if self.next == ROUTING && header.segments_left != 0 {
+            // The destination is a place on the way, and the stack's business.
+            return Err(Verdict::Pass(Reason::ExtensionHeader));
+        }
+        self.left -= bytes;
+        if self.next == FRAGMENT {
+            self.fragment(header)?;
+        }
+        self.next = header.next;
+        self.end += bytes;
+        if self.end > LAST {
+            return Err(Verdict::Pass(Reason::ExtensionHeader));
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn fragment(&mut self, header: Extension) -> Result<(), Verdict> {
+        if self.piece != Piece::Whole {
+            return Err(Verdict::Drop(Reason::BadExtension));
+        }
+        let word = u16::from_be_bytes([header.kind, header.segments_left]);
+        let (offset, has_more) = (u32::from(word & !7), word & 1 != 0);
+        // A piece that is all of its packet (RFC 6946).
+        if offset != 0 || has_more {
+            let is_tcp = header.next == Protocol::TCP.number();
+            self.piece = piece_of(offset, has_more, self.left, is_tcp)?;
+            self.identification = u32::from_ne_bytes(header.identification);
+        }
+        Ok(())
+    }
+
+    /// Where the transport header begins, as a byte: the verifier follows that.
+    #[inline(always)]
+    fn transport(&self) -> Result<u8, Verdict> {
+        u8::try_from(self.end).map_err(|_| Verdict::Pass(Reason::ExtensionHeader))
+    }
+}
+
+/// The last place where a transport header may begin.
+const LAST: u32 = 0xff;
+
+impl Ip {
+    /// Whether it is an ICMP message of its own family.
+    #[inline(always)]
+    pub(crate) fn is_icmp(&self) -> bool {
+        self.protocol == if self.v6 { Protocol::ICMP_V6 } else { Protocol::ICMP }
+    }
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! Parsing: from the bytes of a packet to what the pipeline needs to know, with the filter in between.
 
 pub mod eth;
+pub mod icmp;
 pub mod ip;
 pub mod transport;
 
@@ -17,6 +18,7 @@ use crate::{
     verdict::Verdict,
     way::Way,
 };
+use ip::Ip;
 use transport::Flags;
 
 /// A TCP or UDP packet that concerns us, parsed.
@@ -37,7 +39,9 @@ pub struct Packet {
     pub flags: Flags,
     /// Service class and congestion bits (RFC 2474, RFC 3168).
     pub class: u8,
-    pad: [u8; 7],
+    /// Whether it is a later fragment, without a transport header: 0 or 1. Meaningless where no rare packets are expected.
+    pub(crate) is_later: u8,
+    pad: [u8; 6],
 }
 
 impl Packet {
@@ -53,7 +57,8 @@ impl Packet {
             ttl: 0,
             flags: Flags::default(),
             class,
-            pad: [0; 7],
+            is_later: 0,
+            pad: [0; 6],
         }
     }
 
@@ -67,6 +72,18 @@ impl Packet {
     #[inline(always)]
     pub const fn is_v6(&self) -> bool {
         self.v6 != 0
+    }
+
+    /// Notes a packet.
+    #[inline(always)]
+    pub(crate) fn is(&mut self, key: FlowKey, ip: &Ip, flags: Flags) {
+        self.key = key;
+        self.bytes = ip.bytes;
+        self.v6 = u8::from(ip.v6);
+        self.transport = ip.transport;
+        self.ttl = ip.ttl;
+        self.flags = flags;
+        self.class = ip.class;
     }
 
     /// Bytes from the IP header on, as far as they fit the IP header's own field.
@@ -94,16 +111,7 @@ pub enum Side {
 /// The verdict of a packet that goes no further.
 #[inline(always)]
 pub fn parse<E: Env>(env: &E, side: Side, packet: &mut Packet) -> Result<(), Verdict> {
-    if let Some(reason) = env.apart() {
-        return Err(Verdict::Pass(reason));
-    }
-    let header: eth::Header = env.load(0).ok_or(Verdict::Pass(Reason::NotIp))?;
-    let ip = match header.ethertype {
-        eth::IPV4 => ip::v4(env, side)?,
-        eth::IPV6 => ip::v6(env, side)?,
-        eth::VLAN | eth::SERVICE_VLAN => return Err(Verdict::Pass(Reason::Vlan)),
-        _ => return Err(Verdict::Pass(Reason::NotIp)),
-    };
+    let ip = headers::<E, false>(env, side)?;
     let (ports, flags) = transport::parse(env, &ip)?;
     let key = FlowKey::new(
         ip.source,
@@ -112,14 +120,23 @@ pub fn parse<E: Env>(env: &E, side: Side, packet: &mut Packet) -> Result<(), Ver
         Port::from_wire(ports.destination),
         ip.protocol,
     );
-    packet.key = key;
-    packet.bytes = ip.bytes;
-    packet.v6 = u8::from(ip.v6);
-    packet.transport = ip.transport;
-    packet.ttl = ip.ttl;
-    packet.flags = flags;
-    packet.class = ip.class;
+    packet.is(key, &ip, flags);
     Ok(())
+}
+
+/// Parses what is in front of the transport header.
+#[inline(always)]
+pub(crate) fn headers<E: Env, const IS_RARE: bool>(env: &E, side: Side) -> Result<Ip, Verdict> {
+    if let Some(reason) = env.apart() {
+        return Err(Verdict::Pass(reason));
+    }
+    let header: eth::Header = env.load(0).ok_or(Verdict::Pass(Reason::NotIp))?;
+    match header.ethertype {
+        eth::IPV4 => ip::v4::<E, IS_RARE>(env, side),
+        eth::IPV6 => ip::v6::<E, IS_RARE>(env, side),
+        eth::VLAN | eth::SERVICE_VLAN => Err(Verdict::Pass(Reason::Vlan)),
+        _ => Err(Verdict::Pass(Reason::NotIp)),
+    }
 }
 
 /// Whether an address may be one of ours.

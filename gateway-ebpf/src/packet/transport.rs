@@ -6,7 +6,7 @@ use gateway_common::{
     counter::Reason,
 };
 
-use super::ip::Ip;
+use super::ip::{Ip, Piece};
 use crate::{env::Env, verdict::Verdict};
 
 /// The fixed part of the TCP header (RFC 9293, section 3.1).
@@ -84,6 +84,18 @@ impl Flags {
         self.bits & (Self::SYN | Self::ACK) == Self::SYN
     }
 
+    /// Whether it is a reset.
+    #[inline(always)]
+    pub const fn resets(self) -> bool {
+        self.bits & Self::RST != 0
+    }
+
+    /// Sequence numbers that the flags take.
+    #[inline(always)]
+    pub const fn sequence_numbers(self) -> u32 {
+        (if self.bits & Self::SYN == 0 { 0 } else { 1 }) + (if self.bits & Self::FIN == 0 { 0 } else { 1 })
+    }
+
     /// Whether this packet ends a connection, or half of it.
     #[inline(always)]
     pub const fn closes(self) -> bool {
@@ -93,11 +105,13 @@ impl Flags {
 
 /// Parses the transport header.
 #[inline(always)]
-pub(super) fn parse<E: Env>(env: &E, ip: &Ip) -> Result<(Ports, Flags), Verdict> {
+pub(crate) fn parse<E: Env>(env: &E, ip: &Ip) -> Result<(Ports, Flags), Verdict> {
     if ip.protocol == Protocol::TCP {
         tcp(env, u32::from(ip.transport), ip.payload)
     } else if ip.protocol == Protocol::UDP {
-        Ok((udp(env, u32::from(ip.transport), ip.payload)?, Flags::default()))
+        Ok((udp(env, ip)?, Flags::default()))
+    } else if ip.is_icmp() {
+        Err(Verdict::Icmp(Reason::OtherProtocol))
     } else {
         Err(Verdict::Pass(Reason::OtherProtocol))
     }
@@ -117,14 +131,15 @@ fn tcp<E: Env>(env: &E, offset: u32, payload: u32) -> Result<(Ports, Flags), Ver
 }
 
 #[inline(always)]
-fn udp<E: Env>(env: &E, offset: u32, payload: u32) -> Result<Ports, Verdict> {
+fn udp<E: Env>(env: &E, ip: &Ip) -> Result<Ports, Verdict> {
+    let payload = ip.payload;
     if payload < UDP_LEN {
         return Err(Verdict::Drop(Reason::Truncated));
     }
-    let header: Udp = env.load(offset).ok_or(Verdict::Drop(Reason::Truncated))?;
+    let header: Udp = env.load(u32::from(ip.transport)).ok_or(Verdict::Drop(Reason::Truncated))?;
     let bytes = u32::from(u16::from_be_bytes(header.bytes));
     // More than 64 KiB at once, as the stack's own segmentation hands them over, do not fit the field.
-    let fits = payload > 0xffff || bytes <= payload;
+    let fits = payload > 0xffff || bytes <= payload || ip.piece != Piece::Whole;
     if bytes < UDP_LEN || !fits {
         return Err(Verdict::Drop(Reason::BadTransportHeader));
     }

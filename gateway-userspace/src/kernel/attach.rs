@@ -14,6 +14,7 @@ use std::{
 
 use aya::{
     Ebpf,
+    maps::ProgramArray,
     programs::{
         ProgramError, SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkOrder},
@@ -21,6 +22,7 @@ use aya::{
     },
     sys::SyscallError,
 };
+use gateway_common::aside::Aside;
 
 use crate::kernel::{
     Error, filter,
@@ -403,7 +405,28 @@ pub(super) fn load_programs(object: &mut Ebpf) -> Result<(), Error> {
     for name in [TC_INGRESS, TC_EGRESS].into_iter().chain(BESIDE) {
         program::<SchedClassifier>(object, name)?.load().map_err(refused(name))?;
     }
+    for aside in Aside::ALL {
+        let name = aside.name();
+        let what = object.program_mut(name).ok_or(Error::NoMap { name })?;
+        if let Ok(program) = <&mut Xdp>::try_from(&mut *what) {
+            program.load().map_err(refused(name))?;
+        } else {
+            program::<SchedClassifier>(object, name)?.load().map_err(refused(name))?;
+        }
+        join(object, aside)?;
+    }
     program::<SkLookup>(object, SK_LOOKUP)?.load().map_err(refused(SK_LOOKUP))
+}
+
+/// Puts a program that others end in into its place; the programs of an earlier agent end in it too from then on.
+fn join(object: &mut Ebpf, aside: Aside) -> Result<(), Error> {
+    let name = aside.name();
+    let program = object.program(name).ok_or(Error::NoMap { name })?;
+    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(failed(name))?;
+    let refused = |source| Error::Map { name: aside.map(), source };
+    let map = object.map_mut(aside.map()).ok_or(Error::NoMap { name: aside.map() })?;
+    let mut programs = ProgramArray::try_from(map).map_err(refused)?;
+    programs.set(aside.index(), &fd, 0).map_err(refused)
 }
 
 fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, Error>

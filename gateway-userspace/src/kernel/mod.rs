@@ -41,7 +41,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
     hash::Seed,
     layout::PIN_ROOT,
-    map::{Description, MapDef},
+    map::{Description, FRAGMENT_BUCKETS, MapDef},
     receive::Receive,
     settings::{Ports, Settings as Row, Tables, Timeouts, Tunnel},
 };
@@ -193,7 +193,7 @@ impl Kernel {
         maps.put_settings(&Row::new(
             seed,
             Ports { first: Port::new(*settings.ports.start()), count: n_ports },
-            Tables { flow_buckets, reply_buckets },
+            Tables { flow_buckets, reply_buckets, fragment_buckets: FRAGMENT_BUCKETS },
             timeouts(ticks),
             settings.tunnel,
         ))?;

@@ -160,5 +160,6 @@ const fn type_of(kind: Kind) -> aya::maps::MapType {
         Kind::Array | Kind::MappedArray => MapType::Array,
         Kind::PerCpuArray => MapType::PerCpuArray,
         Kind::SockMap => MapType::SockMap,
+        Kind::ProgArray => MapType::ProgramArray,
     }
 }

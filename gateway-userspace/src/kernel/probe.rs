@@ -45,6 +45,7 @@ pub fn missing() -> Vec<String> {
         (MapType::LruHash, "LRU hash maps"),
         (MapType::SockMap, "socket maps"),
         (MapType::PerCpuArray, "per-CPU maps"),
+        (MapType::ProgramArray, "program arrays"),
     ];
     for (map, name) in maps {
         if !matches!(sys::is_map_supported(map), Ok(true)) {

@@ -128,7 +128,11 @@ pub fn fill(ebpf: &mut Ebpf, interface: u32, traits: Traits) -> Result<()> {
     let tick_shift = tick_shift(interrupts_per_second());
     let timeouts = Timeouts { opening: 30, open: 3_600, closing: 120, udp: 60, tick_shift };
     let ports = Ports { first: Port::new(61_000), count: 4_536 };
-    let sizes = Sizes { flow_buckets: FLOW_BUCKETS, reply_buckets: REPLY_BUCKETS };
+    let sizes = Sizes {
+        flow_buckets: FLOW_BUCKETS,
+        reply_buckets: REPLY_BUCKETS,
+        fragment_buckets: map::FRAGMENT_BUCKETS,
+    };
     let settings = Settings::new(seed, ports, sizes, timeouts, Tunnel::DEFAULT);
     array(ebpf, map::SettingsMap::NAME)?.set(0, raw::<_, { size_of::<Settings>() }>(&settings), 0)?;
     let empty = vec![ServiceBucket::default(); usize::try_from(map::INDEX_BUCKETS)?];

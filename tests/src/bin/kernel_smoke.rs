@@ -23,7 +23,7 @@ use aya::{
     },
     sys::{Stats, enable_stats},
 };
-use gateway_common::{counter::Hook, receive::Receive};
+use gateway_common::{aside::Aside, counter::Hook, receive::Receive};
 use gateway_userspace::kernel::{AttachMode, Beside, Kernel, Settings, cleanup};
 
 /// `XDP_PASS` of `linux/bpf.h`.
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         match smoke(&mut ebpf, hook, &interface) {
             Ok(how) => {
                 println!("ok {}: {how}", hook.name());
-                match verified(&mut ebpf, hook) {
+                match verified(&mut ebpf, hook.name()) {
                     Ok(n) => println!("verified {} {n}", hook.name()),
                     Err(error) => {
                         println!("FAILED verified {}: {error:#}", hook.name());
@@ -60,6 +60,15 @@ fn main() -> ExitCode {
             }
             Err(error) => {
                 println!("FAILED {}: {}", hook.name(), ends(&format!("{error:#}")));
+                failed = true;
+            }
+        }
+    }
+    for name in Aside::ALL.map(Aside::name) {
+        match load_aside(&mut ebpf, name).and_then(|()| verified(&mut ebpf, name)) {
+            Ok(n) => println!("ok {name}: loads\nverified {name} {n}"),
+            Err(error) => {
+                println!("FAILED {name}: {}", ends(&format!("{error:#}")));
                 failed = true;
             }
         }
@@ -90,9 +99,19 @@ fn load(object: &str) -> Result<Ebpf> {
     EbpfLoader::new().load(&bytes).context("the kernel refuses a map")
 }
 
+/// Loads a program that others end in.
+fn load_aside(ebpf: &mut Ebpf, name: &str) -> Result<()> {
+    let program = ebpf.program_mut(name).context("the object has no such program")?;
+    if let Ok(program) = <&mut Xdp>::try_from(&mut *program) {
+        return program.load().context("the verifier refuses it");
+    }
+    let program: &mut SchedClassifier = program.try_into()?;
+    program.load().context("the verifier refuses it")
+}
+
 /// Instructions that the verifier went through for a program that is loaded.
-fn verified(ebpf: &mut Ebpf, hook: Hook) -> Result<u32> {
-    let program = ebpf.program_mut(hook.name()).context("the object has no such program")?;
+fn verified(ebpf: &mut Ebpf, name: &str) -> Result<u32> {
+    let program = ebpf.program_mut(name).context("the object has no such program")?;
     let info = program.info()?;
     info.verified_instruction_count().context("this kernel does not tell (Linux 5.16)")
 }

@@ -246,9 +246,9 @@ impl Step {
             other => panic!("no verdict {other}"),
         };
         same("code", &outcome.code, &code)?;
-        let changes = self.reason().class() == Class::Forwarded;
+        let changes = matches!(self.reason().class(), Class::Forwarded | Class::Answered);
         if !changes && self.out.is_some() {
-            return Err("a packet that is not forwarded changes".to_owned());
+            return Err("a packet that is neither forwarded nor answered changes".to_owned());
         }
         let wanted = self.out.as_ref().unwrap_or(&self.frame);
         matches(wanted, &outcome.bytes)

@@ -56,11 +56,6 @@ fn what_is_not_ours_passes() {
         passes("vlan", &tcp(CLIENT4, VIP4).vlan(5).bytes(), Reason::Vlan),
         passes("icmp over v4", &icmp(CLIENT4, VIP4).bytes(), Reason::OtherProtocol),
         passes("icmp over v6", &icmp(CLIENT6, VIP6).bytes(), Reason::OtherProtocol),
-        passes("a first fragment over v4", &tcp(CLIENT4, VIP4).fragment(0, true).bytes(), Reason::Fragment),
-        passes("a last fragment over v4", &tcp(CLIENT4, VIP4).fragment(100, false).bytes(), Reason::Fragment),
-        passes("a fragment over v6", &tcp(CLIENT6, VIP6).fragment(0, true).bytes(), Reason::Fragment),
-        passes("hop-by-hop options", &tcp(CLIENT6, VIP6).extension(0).bytes(), Reason::ExtensionHeader),
-        passes("destination options", &tcp(CLIENT6, VIP6).extension(60).bytes(), Reason::ExtensionHeader),
         passes("a port without a service", &tcp(CLIENT4, "198.51.100.1:444").bytes(), Reason::NoService),
         passes("a protocol without a service", &udp(CLIENT4, VIP4).bytes(), Reason::NoService),
         passes("a service of the agent", &tcp(CLIENT4, "198.51.100.1:80").syn().bytes(), Reason::Agent),
@@ -149,9 +144,10 @@ fn options_are_skipped() {
 #[test]
 fn a_service_says_what_happens() {
     check(vec![
-        case("no slots", &tcp(CLIENT4, VIP4), Reason::NoEndpoint)
+        case("no slots", &tcp(CLIENT4, VIP4), Reason::ResetSent)
+            .leaves(|_| {})
             .with(|world| world.change(TCP4, |service| service.tables[1].n_slots = 0))
-            .code(XDP_DROP)
+            .code(3)
             .after(|world| assert_eq!(world.tables.service_counts[&TCP4.0].dropped, 1)),
         case("a slot outside the service", &tcp(CLIENT4, VIP4), Reason::BadSlot)
             .with(|world| world.slots(TCP4, 2)),

@@ -10,6 +10,7 @@
     reason = "a suite fails loudly, and nothing outside reads it"
 )]
 
+mod answer;
 mod change;
 mod check;
 mod conformance;
@@ -17,9 +18,11 @@ mod direct;
 mod displaced;
 mod filter;
 mod flows;
+mod icmp;
 mod local;
 mod ports;
 mod probe;
+mod rare;
 mod receive;
 mod steer;
 

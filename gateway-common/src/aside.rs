@@ -1,0 +1,80 @@
+//! Programs that go on where the program of a hook ends, with packets that are rare: each has a stack and an instruction
+//! count of its own, so that the packets of every day do not pay for them.
+
+use crate::map::{MapDef, TcPrograms, XdpPrograms};
+
+/// A program that others end in (`bpf_tail_call`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Aside {
+    /// At XDP: ICMP errors about flows.
+    XdpIcmp,
+    /// The same at TC on ingress.
+    TcIcmpIngress,
+    /// At TC on egress.
+    TcIcmpEgress,
+    /// At XDP: answers to packets that cannot go on.
+    XdpAnswer,
+    /// The same at TC.
+    TcAnswer,
+    /// At XDP: fragments, and packets with extension headers.
+    XdpRare,
+    /// The same at TC on ingress.
+    TcRareIngress,
+    /// At TC on egress.
+    TcRareEgress,
+}
+
+impl Aside {
+    /// Room for programs in each map.
+    pub const LIMIT: u32 = 8;
+
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::XdpIcmp,
+        Self::TcIcmpIngress,
+        Self::TcIcmpEgress,
+        Self::XdpAnswer,
+        Self::TcAnswer,
+        Self::XdpRare,
+        Self::TcRareIngress,
+        Self::TcRareEgress,
+    ];
+
+    /// The name of the program.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::XdpIcmp => "xdp_icmp",
+            Self::TcIcmpIngress => "tc_icmp_ingress",
+            Self::TcIcmpEgress => "tc_icmp_egress",
+            Self::XdpRare => "xdp_rare",
+            Self::TcRareIngress => "tc_rare_ingress",
+            Self::TcRareEgress => "tc_rare_egress",
+            Self::XdpAnswer => "xdp_answer",
+            Self::TcAnswer => "tc_answer",
+        }
+    }
+
+    /// The map that the program stands in: one for each kind of program.
+    pub const fn map(self) -> &'static str {
+        match self {
+            Self::XdpIcmp | Self::XdpAnswer | Self::XdpRare => XdpPrograms::NAME,
+            Self::TcIcmpIngress
+            | Self::TcIcmpEgress
+            | Self::TcAnswer
+            | Self::TcRareIngress
+            | Self::TcRareEgress => TcPrograms::NAME,
+        }
+    }
+
+    /// Its place in the map; append-only.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        match self {
+            Self::XdpIcmp | Self::TcIcmpIngress => 0,
+            Self::TcIcmpEgress | Self::XdpAnswer => 1,
+            Self::TcAnswer | Self::XdpRare => 2,
+            Self::TcRareIngress => 3,
+            Self::TcRareEgress => 4,
+        }
+    }
+}
