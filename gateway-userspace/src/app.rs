@@ -209,6 +209,7 @@ fn assemble(
         clock: clock.clone(),
         access,
         trace: agent.trace,
+        overload: agent.overload,
     })?;
     let kernel = match kernel {
         Some(kernel) => {

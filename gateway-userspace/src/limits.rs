@@ -20,6 +20,10 @@ pub const DOWNSTREAM_IDLE: Duration = Duration::from_secs(75);
 /// connection is closed. As long as in nginx.
 pub const STALL: Duration = Duration::from_mins(1);
 
+/// Bytes of a body with a length that a client has to send in each second that it is waited for, on average after a minute;
+/// then its connection is closed.
+pub const BODY_BYTES_PER_SECOND: usize = 1_024;
+
 /// Time for an endpoint to begin its response where the route says nothing; then the client gets 504. As long as in nginx.
 pub const BACKEND_REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 

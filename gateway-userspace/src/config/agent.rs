@@ -7,7 +7,8 @@ use gateway_common::{addr::Port, settings::Tunnel};
 use crate::{
     config::{
         AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, Interfaces, KernelMode,
-        KernelSettings, LogFormat, LogLevel, LogSettings, ReceiveSettings, SeedSource, TraceSettings,
+        KernelSettings, LogFormat, LogLevel, LogSettings, OverloadSettings, ReceiveSettings, SeedSource,
+        TraceSettings,
         files::Files,
         read::{View, Wrong},
         shape,
@@ -34,6 +35,7 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
         None => Some(None).filter(|_| !agent.has("accessLog")),
     };
     let trace = agent.table_or_defaults("trace").and_then(|trace| read_trace(&trace));
+    let overload = agent.table_or_defaults("overload").and_then(|overload| read_overload(&overload));
     let kernel = agent.table_or_defaults("kernel").and_then(|kernel| read_kernel(&kernel, files));
     Some(AgentSettings {
         workers: workers?,
@@ -42,8 +44,20 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
         log: log?,
         access_log: access_log?,
         trace: trace?,
+        overload: overload?,
         kernel: kernel?,
     })
+}
+
+fn read_overload(overload: &View<'_>) -> Option<OverloadSettings> {
+    let requests = overload.integer("requests");
+    let delay = overload.duration("delay");
+    let memory_bytes = if overload.has("memoryMib") {
+        Some(overload.integer::<u64>("memoryMib")?.value * 1_024 * 1_024)
+    } else {
+        None
+    };
+    Some(OverloadSettings { requests: requests?.value, delay: delay?.value, memory_bytes })
 }
 
 fn read_log(log: &View<'_>) -> Option<LogSettings> {

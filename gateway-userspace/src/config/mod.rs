@@ -43,8 +43,21 @@ pub struct AgentSettings {
     pub access_log: Option<AccessSettings>,
     /// Trace context of requests.
     pub trace: TraceSettings,
+    /// When there is too much to do.
+    pub overload: OverloadSettings,
     /// What the agent does in the kernel.
     pub kernel: KernelSettings,
+}
+
+/// When there is too much to do; requests are refused then.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct OverloadSettings {
+    /// Requests under way, of all workers.
+    pub requests: usize,
+    /// How late a worker may come to what is due.
+    pub delay: Duration,
+    /// Memory of the process; none takes most of what there is.
+    pub memory_bytes: Option<u64>,
 }
 
 /// The log, on standard error.

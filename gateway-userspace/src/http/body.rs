@@ -12,7 +12,7 @@ use tokio::time::Sleep;
 use crate::{
     access::Line,
     endpoint::Active,
-    http::tunnel::Tunnel,
+    http::{load::UnderWay, tunnel::Tunnel},
     metrics::tunnel::TunnelOutcome,
     pool::{Lease, body::BoxError, incoming::Incoming},
 };
@@ -23,6 +23,8 @@ pub struct ResponseBody {
     source: Source,
     /// The line of the access log that ends with this body.
     line: Option<Box<Line>>,
+    /// Its request is under way as long as it is.
+    under_way: Option<UnderWay>,
 }
 
 #[derive(Debug)]
@@ -64,7 +66,7 @@ impl std::error::Error for TooLate {}
 impl ResponseBody {
     /// A text, or nothing.
     pub fn text(text: Bytes) -> Self {
-        Self { source: Source::Text(Some(text).filter(|text| !text.is_empty())), line: None }
+        Self { source: Source::Text(Some(text).filter(|text| !text.is_empty())), line: None, under_way: None }
     }
 
     /// A response that streams from an endpoint over `lease`.
@@ -75,7 +77,7 @@ impl ResponseBody {
         deadline: Option<Pin<Box<Sleep>>>,
     ) -> Self {
         let streamed = Streamed { incoming, lease: Some(lease), _active: active, deadline, tunnel: None };
-        Self { source: Source::Upstream(streamed), line: None }
+        Self { source: Source::Upstream(streamed), line: None, under_way: None }
     }
 }
 
@@ -84,7 +86,7 @@ impl ResponseBody {
     pub(super) fn tunnel(incoming: Incoming, lease: Lease, active: Active, tunnel: Box<Tunnel>) -> Self {
         let streamed =
             Streamed { incoming, lease: Some(lease), _active: active, deadline: None, tunnel: Some(tunnel) };
-        Self { source: Source::Upstream(streamed), line: None }
+        Self { source: Source::Upstream(streamed), line: None, under_way: None }
     }
 
     /// Whether this is one direction of a tunnel; the other one has to be driven too.
@@ -113,6 +115,11 @@ impl ResponseBody {
         if let Source::Upstream(Streamed { tunnel: Some(tunnel), .. }) = &mut self.source {
             tunnel.end(outcome);
         }
+    }
+
+    /// Hands over what says that the request is under way.
+    pub fn hold(&mut self, under_way: Option<UnderWay>) {
+        self.under_way = under_way;
     }
 
     /// Hands over the line of the access log, to be ended with this body.

@@ -18,7 +18,9 @@ use crate::{
         fault::{Fault, Kind, Language},
         filtered::{self, Remembered},
         forward::{Forward, Forwarded, Message},
-        header, mirror, trace,
+        header,
+        load::UnderWay,
+        mirror, trace,
         tunnel::{Opening, Wanted},
     },
     limits,
@@ -51,7 +53,11 @@ pub async fn run(
     let routed = routed.map(|routed| Routed { wanted, ..routed });
     let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
     let filters = filters.map(|filters| (filters, Remembered::of(filters, &parts.method, &parts.headers)));
-    let done = match routed {
+    let mut under_way = None;
+    let done = match routed.and_then(|routed| {
+        under_way = Some(begin_request(worker)?);
+        Ok(routed)
+    }) {
         Ok(routed) => {
             let client = Client { downstream, interim };
             serve(worker, client, routed, Request::from_parts(parts, body), &mut line).await
@@ -75,8 +81,17 @@ pub async fn run(
         line.duration(AccessField::HeadTime, elapsed);
     }
     response.body_mut().log(line);
+    response.body_mut().hold(under_way);
     drop(state);
     response
+}
+
+/// Begins a request, unless there is too much to do.
+fn begin_request(worker: &Worker) -> Result<UnderWay, Fault> {
+    worker.load.begin().map_err(|limit| {
+        worker.metrics.families.limit(limit);
+        Fault::new(Kind::Shed)
+    })
 }
 
 /// Begins the line of the access log with what the client said.

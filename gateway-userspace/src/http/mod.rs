@@ -10,6 +10,7 @@ mod h1;
 mod h2;
 pub mod header;
 mod interim;
+pub mod load;
 mod mirror;
 pub mod serve;
 pub mod stream;
@@ -50,6 +51,8 @@ pub struct Worker {
     pub trace: TraceSettings,
     /// Places for copies of requests that are under way.
     pub mirrors: Arc<Semaphore>,
+    /// What it has to do.
+    pub load: Arc<load::Load>,
     /// Runs the streams of HTTP/2.
     pub tasks: Tasks,
 }

@@ -21,9 +21,10 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use crate::{
     access,
     clock::Clock,
-    config::TraceSettings,
+    config::{OverloadSettings, TraceSettings},
     drain::{self, Tasks, Trigger},
-    http, limits,
+    http::{self, load::Load},
+    limits,
     metrics::{Metrics, names::BindLabels},
     net::listen::{self, Place},
     pool::registry::Pools,
@@ -49,6 +50,8 @@ pub struct Settings {
     pub access: Option<Arc<access::Log>>,
     /// Trace context of requests.
     pub trace: TraceSettings,
+    /// When there is too much to do.
+    pub overload: OverloadSettings,
 }
 
 /// All workers.
@@ -249,10 +252,12 @@ impl Thread {
             clock: settings.clock.clone(),
             access: settings.access.clone(),
             trace: settings.trace,
+            load: Arc::new(Load::new(&settings.overload, settings.n_workers)),
             mirrors: Arc::new(Semaphore::new(limits::MIRRORS)),
             tasks: Tasks::default(),
         });
         let pools = Arc::clone(&settings.pools);
+        let load = Arc::clone(&worker.load);
         let join = std::thread::Builder::new()
             .name(format!("worker-{idx}"))
             .spawn(move || {
@@ -260,6 +265,7 @@ impl Thread {
                     tokio::select! {
                         () = stopped.begun() => {}
                         () = sweep(&pools, idx) => {}
+                        () = load.watch() => {}
                     }
                 });
             })

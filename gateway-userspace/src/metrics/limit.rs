@@ -11,14 +11,20 @@ pub enum Limit {
     AccessLog,
     /// Downstream connections of a worker.
     Connections,
+    /// How late a worker comes to what is due.
+    Delay,
     /// Interim responses that are passed on.
     Interims,
+    /// Memory of the process.
+    Memory,
     /// Copies of requests, in number or in bytes that wait.
     Mirrors,
     /// Interfaces of pods.
     Pods,
     /// Idle connections to an endpoint.
     PoolIdle,
+    /// Requests under way.
+    Requests,
     /// Retries that a service bears.
     RetryBudget,
     /// Connections to an endpoint.
@@ -31,13 +37,16 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::AccessLog,
         Self::Connections,
+        Self::Delay,
         Self::Interims,
+        Self::Memory,
         Self::Mirrors,
         Self::Pods,
         Self::PoolIdle,
+        Self::Requests,
         Self::RetryBudget,
         Self::UpstreamConnections,
         Self::Tunnels,
@@ -49,6 +58,9 @@ impl Limit {
         match self {
             Self::AccessLog => "access_log",
             Self::Connections => "connections",
+            Self::Delay => "delay",
+            Self::Memory => "memory",
+            Self::Requests => "requests",
             Self::Interims => "interims",
             Self::Mirrors => "mirrors",
             Self::Pods => "pods",

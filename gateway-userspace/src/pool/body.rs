@@ -6,13 +6,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::limits;
 
@@ -24,6 +25,7 @@ pub struct RequestBody {
     hint: SizeHint,
     /// Runs while the client is waited for.
     stall: Option<Pin<Box<Sleep>>>,
+    pace: Pace,
     /// The client may be silent for as long as it wants.
     is_patient: bool,
 }
@@ -34,6 +36,36 @@ enum Source {
     Own(Stream),
     /// Shared with whoever may take it back; none once that happened.
     Lent(Arc<Mutex<Option<Stream>>>),
+}
+
+/// How fast a client sends, not counting the time in which nobody asked it to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    n_bytes: usize,
+    waited: Duration,
+    /// What the wait that runs may take.
+    bound: Duration,
+}
+
+impl Pace {
+    /// How long the next piece may take.
+    fn bound(&mut self, is_announced: bool) -> Duration {
+        let earned = Duration::from_secs(
+            u64::try_from(self.n_bytes / limits::BODY_BYTES_PER_SECOND).unwrap_or(u64::MAX),
+        );
+        let left = (limits::STALL + earned).saturating_sub(self.waited);
+        self.bound = if is_announced { left.min(limits::STALL) } else { limits::STALL };
+        self.bound
+    }
+
+    /// A piece has arrived, after this wait.
+    fn arrived(&mut self, n_bytes: usize, wait: Option<Pin<Box<Sleep>>>) {
+        self.n_bytes = self.n_bytes.saturating_add(n_bytes);
+        if let Some(wait) = wait {
+            let left = wait.deadline().saturating_duration_since(Instant::now());
+            self.waited += self.bound.saturating_sub(left);
+        }
+    }
 }
 
 /// A body as its codec reads it.
@@ -113,7 +145,13 @@ impl Keeper {
     /// The body, whole; none when too much of it has been passed on.
     pub fn take_back(self) -> Option<RequestBody> {
         let stream = self.stream.lock().take()?.rewind()?;
-        Some(RequestBody { source: Source::Own(stream), hint: self.hint, stall: None, is_patient: false })
+        Some(RequestBody {
+            source: Source::Own(stream),
+            hint: self.hint,
+            stall: None,
+            pace: Pace::default(),
+            is_patient: false,
+        })
     }
 }
 
@@ -132,12 +170,24 @@ impl RequestBody {
     {
         let hint = incoming.size_hint();
         let client = Box::pin(http_body_util::BodyExt::map_err(incoming, Into::into));
-        Self { source: Source::Own(Stream::new(client)), hint, stall: None, is_patient: false }
+        Self {
+            source: Source::Own(Stream::new(client)),
+            hint,
+            stall: None,
+            pace: Pace::default(),
+            is_patient: false,
+        }
     }
 
     /// No body.
     pub fn empty() -> Self {
-        Self { source: Source::Empty, hint: SizeHint::with_exact(0), stall: None, is_patient: false }
+        Self {
+            source: Source::Empty,
+            hint: SizeHint::with_exact(0),
+            stall: None,
+            pace: Pace::default(),
+            is_patient: false,
+        }
     }
 
     /// Waits for the client as long as it takes: somebody else looks after the time.
@@ -158,11 +208,15 @@ impl RequestBody {
                 let stream = Arc::new(Mutex::new(Some(stream)));
                 let source = Source::Lent(Arc::clone(&stream));
                 let keeper = Keeper { stream, hint: self.hint };
-                (Self { source, hint: self.hint, stall: None, is_patient: false }, Some(keeper))
+                (
+                    Self { source, hint: self.hint, stall: None, pace: Pace::default(), is_patient: false },
+                    Some(keeper),
+                )
             }
-            source @ (Source::Empty | Source::Lent(_)) => {
-                (Self { source, hint: self.hint, stall: None, is_patient: false }, None)
-            }
+            source @ (Source::Empty | Source::Lent(_)) => (
+                Self { source, hint: self.hint, stall: None, pace: Pace::default(), is_patient: false },
+                None,
+            ),
         }
     }
 }
@@ -228,14 +282,17 @@ impl Body for RequestBody {
             },
         };
         let Poll::Ready(frame) = polled else {
-            let new = || Box::pin(tokio::time::sleep(limits::STALL));
             if this.is_patient {
                 return Poll::Pending;
             }
-            ready!(this.stall.get_or_insert_with(new).as_mut().poll(cx));
+            // Of a body without a length nobody knows when it should be there: it may be a conversation.
+            let is_announced = this.hint.exact().is_some();
+            let mut bound = || this.pace.bound(is_announced);
+            ready!(this.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(bound()))).as_mut().poll(cx));
             return Poll::Ready(Some(Err(Box::new(Stalled))));
         };
-        this.stall = None;
+        let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        this.pace.arrived(len, this.stall.take());
         Poll::Ready(frame.map(|frame| frame.map_err(|cause| BoxError::from(Broken(cause)))))
     }
 
@@ -252,5 +309,30 @@ impl Body for RequestBody {
             Source::Empty => SizeHint::with_exact(0),
             Source::Own(_) | Source::Lent(_) => self.hint,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wait(pace: &mut Pace, waited: Duration) {
+        // As if the wait had begun so long ago.
+        let bound = pace.bound(true);
+        pace.arrived(1, Some(Box::pin(tokio::time::sleep(bound.saturating_sub(waited)))));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_trickles_is_given_up_and_one_that_streams_is_not() {
+        let mut pace = Pace::default();
+        let step = Duration::from_secs(20);
+        for left in [60, 60, 40, 20] {
+            assert!(pace.bound(true).as_secs() <= left);
+            wait(&mut pace, step);
+        }
+        assert!(pace.bound(true) < Duration::from_secs(1), "three bytes in a minute");
+        assert_eq!(pace.bound(false), limits::STALL, "nobody knows how long it should take");
+        pace.arrived(100 * limits::BODY_BYTES_PER_SECOND, None);
+        assert_eq!(pace.bound(true), limits::STALL, "it was fast otherwise");
     }
 }

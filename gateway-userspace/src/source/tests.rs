@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::{
     config::{
         AccessField, AccessOutput, AccessSettings, AttachMode, InterfacePattern, Interfaces, KernelMode,
-        LogFormat, LogLevel, SeedSource, TraceSettings,
+        LogFormat, LogLevel, OverloadSettings, SeedSource, TraceSettings,
         fault::Collector,
         keys, read,
         schema::json_schema,
@@ -33,7 +33,6 @@ use crate::{
     },
     source::file::{Loaded, load, parse},
     target::{Escaped, Repeated, Rules},
-    tunnel::Tunnels,
 };
 
 fn good(name: &str) -> PathBuf {
@@ -63,6 +62,8 @@ fn the_full_file_comes_to_what_it_says() {
     let fields = vec![AccessField::Time, AccessField::Status, AccessField::Duration];
     let output = AccessOutput::File(PathBuf::from("/var/log/sluice/access.log"));
     assert_eq!(agent.access_log, Some(AccessSettings { output, fields, sample_percent: 10 }));
+    let (delay, memory_bytes) = (Duration::from_millis(500), Some(2 << 30));
+    assert_eq!(agent.overload, OverloadSettings { requests: 5_000, delay, memory_bytes });
     assert_eq!(agent.trace, TraceSettings { is_created: false, sampled_percent: 1 });
     assert_eq!((agent.kernel.mode, agent.kernel.attach), (KernelMode::Required, AttachMode::Generic));
     let Interfaces::Matching(patterns) = &agent.kernel.interfaces else { panic!("interfaces are written") };
@@ -98,7 +99,6 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(snapshot.routes[0].rules[1].retry, retry::Policy::DEFAULT);
     let tunnels = rule.tunnels;
     assert_eq!((tunnels.websocket, tunnels.connect, tunnels.idle_timeout.as_secs()), (true, true, 600));
-    assert_eq!(snapshot.routes[0].rules[1].tunnels, Tunnels::DEFAULT);
     let budgets: Vec<_> = snapshot.services.iter().map(|service| service.retries).collect();
     assert_eq!(
         budgets,

@@ -13,7 +13,7 @@ use gateway_userspace::{
         Faults,
         state::{Shared, state},
     },
-    config::{AccessSettings, TraceSettings},
+    config::{AccessSettings, OverloadSettings, TraceSettings},
     drain::Tasks,
     endpoint::{EndpointId, Registry},
     listener::{Settings, Workers},
@@ -28,6 +28,10 @@ use gateway_userspace::{
 };
 
 pub const SEED: Seed = Seed::new([11, 12]);
+
+/// Bounds that no test reaches by being slow.
+pub const CALM: OverloadSettings =
+    OverloadSettings { requests: 100_000, delay: Duration::from_mins(10), memory_bytes: None };
 
 pub struct Proxy {
     pub published: Arc<Published>,
@@ -55,14 +59,25 @@ impl Proxy {
 
     /// With a log of requests.
     pub fn logged(snapshot: &Snapshot, settings: &AccessSettings) -> Self {
-        Self::all(Place::Virtual, snapshot, 2, Some(settings))
+        Self::all(Place::Virtual, snapshot, 2, Some(settings), CALM)
+    }
+
+    /// One worker with these bounds.
+    pub fn bounded(snapshot: &Snapshot, overload: OverloadSettings) -> Self {
+        Self::all(Place::Virtual, snapshot, 1, None, overload)
     }
 
     fn at(place: Place, snapshot: &Snapshot, n_workers: usize) -> Self {
-        Self::all(place, snapshot, n_workers, None)
+        Self::all(place, snapshot, n_workers, None, CALM)
     }
 
-    fn all(place: Place, snapshot: &Snapshot, n_workers: usize, access: Option<&AccessSettings>) -> Self {
+    fn all(
+        place: Place,
+        snapshot: &Snapshot,
+        n_workers: usize,
+        access: Option<&AccessSettings>,
+        overload: OverloadSettings,
+    ) -> Self {
         let metrics = Arc::new(Metrics::new(n_workers));
         let registry = Arc::new(Registry::default());
         let tasks = Tasks::default();
@@ -91,6 +106,7 @@ impl Proxy {
             clock,
             access: access.map(|settings| access::Log::start(settings, &metrics).unwrap()),
             trace: TraceSettings { is_created: true, sampled_percent: 100 },
+            overload,
         };
         let workers = Mutex::new(Some(Workers::start(&settings).unwrap()));
         let proxy = Self { published, registry, metrics, pools, shared, workers, place };

@@ -62,10 +62,44 @@ pub(super) static AGENT: Table = Table {
             doc: "Trace context of requests (W3C). What is valid passes on; what is not is dropped.",
         },
         Field {
+            key: "overload",
+            shape: Shape::Table(&OVERLOAD),
+            presence: Absent("every setting has its default"),
+            doc: "When there is too much to do.",
+        },
+        Field {
             key: "kernel",
             shape: Shape::Table(&KERNEL),
             presence: Absent("every setting has its default"),
             doc: "What the agent does in the kernel.",
+        },
+    ],
+    one_of: &[],
+};
+
+static OVERLOAD: Table = Table {
+    name: "overload",
+    doc: "Beyond these bounds requests are answered with 503 and `retry-after` before anything is done for them, until there is \
+          less to do; `sluice_limit_reached_total` says which bound it was.",
+    fields: &[
+        Field {
+            key: "requests",
+            shape: Shape::Integer { min: 1, max: 10_000_000 },
+            presence: Default("16384"),
+            doc: "Requests under way, from their head to the last byte of their response; each worker has its share.",
+        },
+        Field {
+            key: "delay",
+            shape: Shape::Duration { min: Duration::from_millis(10), max: Duration::from_mins(1) },
+            presence: Default("2s"),
+            doc: "How late a worker may come to what is due, on average over some looks: the time that everything in its queue \
+                  waits.",
+        },
+        Field {
+            key: "memoryMib",
+            shape: Shape::Integer { min: 16, max: 16_777_216 },
+            presence: Absent("nine tenths of what the process may use"),
+            doc: "Memory of the process, in MiB.",
         },
     ],
     one_of: &[],
