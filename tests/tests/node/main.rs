@@ -8,6 +8,7 @@
     reason = "a suite fails loudly"
 )]
 
+mod beside;
 mod direct;
 mod pods;
 mod receive;

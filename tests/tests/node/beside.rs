@@ -1,0 +1,92 @@
+//! Beside nftables, which translates addresses on the same interfaces.
+
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+
+use gateway_tests::{
+    agent::{get, metric},
+    client,
+    node::{HTTP, Node},
+    privilege,
+};
+
+use super::{PATIENCE, ROUTES, addr, alone, ask_l4, config, until};
+
+/// A port of the node's own address that nftables leads to the first endpoint.
+const FORWARDED: u16 = 7_070;
+
+fn nft(node: &Node, lines: &[String]) {
+    for line in lines {
+        let output = node.node.command("nft").arg(line).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// Translation of destinations from the client's interface, and of sources to the endpoints'.
+fn translate(node: &Node) {
+    let target = format!("{}:{HTTP}", Node::v4(0));
+    nft(
+        node,
+        &[
+            "add table ip nat".to_owned(),
+            "add chain ip nat pre { type nat hook prerouting priority -100; }".to_owned(),
+            "add chain ip nat post { type nat hook postrouting priority 100; }".to_owned(),
+            format!(
+                "add rule ip nat pre iifname sl-client ip daddr 10.7.0.1 tcp dport {FORWARDED} dnat to {target}"
+            ),
+            "add rule ip nat post oifname sl-e* counter masquerade".to_owned(),
+            // What our programs send never comes here; whatever does is to be seen.
+            "add chain ip nat forwarded { type filter hook forward priority 0; }".to_owned(),
+            "add rule ip nat forwarded ip daddr 10.8.0.0/24 counter drop".to_owned(),
+        ],
+    );
+    node.node.tool("sysctl", "-w net.ipv4.ip_forward=1").unwrap();
+}
+
+fn ask_forwarded(node: &Node) -> Option<String> {
+    let to: SocketAddr = addr("10.7.0.1", FORWARDED);
+    node.client.run(|| client::get(to, "nft", "/", PATIENCE)).ok().map(|(_, body)| body)
+}
+
+fn packets(node: &Node, reason: &str) -> f64 {
+    let text = node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text);
+    let hooks = ["xdp_balance", "tc_ingress"].iter();
+    let count = |hook: &&str| {
+        metric(&text, &format!("sluice_packets_total{{hook=\"{hook}\",reason=\"{reason}\"}}")).unwrap_or(0.0)
+    };
+    hooks.map(count).sum()
+}
+
+/// Both ways work at the same time, and neither sees the other's packets as its own.
+fn side_by_side(attach: &str) {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let mut node = Node::new(2).unwrap();
+    translate(&node);
+    let text =
+        config(&node, "required", &[0, 1], ROUTES).replace("attach: native", &format!("attach: {attach}"));
+    node.start_agent(&text).unwrap();
+    until("both are there", Duration::from_secs(3), &node, || node.client.run(ask_l4).is_ok());
+    let before = packets(&node, "replied");
+    let mut balanced = BTreeSet::new();
+    for _ in 0..30 {
+        balanced.insert(node.client.run(ask_l4).unwrap());
+        assert_eq!(ask_forwarded(&node).as_deref(), Some("e1"));
+    }
+    assert_eq!(balanced.len(), 2, "{balanced:?}");
+    assert!(packets(&node, "replied") >= before + 60.0, "replies came back through our programs");
+    let rules = node.node.tool("nft", "list table ip nat").unwrap();
+    assert!(rules.contains("counter packets 0 bytes 0 drop"), "{rules}");
+    assert!(!rules.contains("counter packets 0 bytes 0 masquerade"), "{rules}");
+}
+
+#[test]
+fn nftables_translates_beside_xdp() {
+    side_by_side("native");
+}
+
+#[test]
+fn nftables_translates_beside_tc() {
+    side_by_side("tc");
+}
