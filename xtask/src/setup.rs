@@ -91,7 +91,9 @@ const SCAPY: Package = Package {
     proof: Proof::File("/usr/lib/python3/dist-packages/scapy/__init__.py"),
     why: "building packets without any code of ours",
 };
-const TEST: [Package; 7] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT, SCAPY];
+const SSLSCAN: Package = program("sslscan", "sslscan", "looking for weak TLS");
+const TESTSSL: Package = program("testssl.sh", "testssl", "looking for weak TLS");
+const TEST: [Package; 9] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT, SCAPY, SSLSCAN, TESTSSL];
 const DEMO: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NGHTTP];
 const BENCH: [Package; 11] = [
     IPROUTE,
