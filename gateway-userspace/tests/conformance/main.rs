@@ -284,7 +284,7 @@ fn reason(case: &Case, ours: &str, outcome: &str) -> &'static str {
     }
 }
 
-/// h2spec (`go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1`) over TLS; `SLUICE_H2SPEC` names it.
+/// h2spec (`go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible`) over TLS; `SLUICE_H2SPEC` names it.
 #[tokio::test(flavor = "multi_thread")]
 async fn h2spec_finds_nothing() {
     let Some(program) = std::env::var_os("SLUICE_H2SPEC") else { return };
