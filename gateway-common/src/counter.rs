@@ -272,6 +272,14 @@ reasons! {
     BadFragment = 54 "bad_fragment" Dropped,
     /// A first fragment that cannot be remembered: too many came at the same time.
     FragmentsFull = 55 "fragments_full" Dropped,
+    /// From a network that may not send to services.
+    Denied = 60 "denied" Dropped,
+    /// From an address that no packet can come from.
+    ForgedSource = 61 "forged_source" Dropped,
+    /// One more new flow than the source may begin.
+    SourceLimited = 62 "source_limited" Dropped,
+    /// One more new flow than the service takes.
+    ServiceLimited = 63 "service_limited" Dropped,
     /// At `tc_receive`: in no tunnel that ends at this node.
     NotTunnelled = 80 "not_tunnelled" Passed,
     /// Taken out of its tunnel and handed to the stack.
@@ -296,7 +304,7 @@ impl Reason {
 
     /// The reasons that are counted by service, by their places; append-only. One that is not here is counted at the last
     /// place.
-    pub const OF_SERVICES: [Self; 12] = [
+    pub const OF_SERVICES: [Self; 16] = [
         Self::TtlExpired,
         Self::NoEndpoint,
         Self::BadSlot,
@@ -309,6 +317,10 @@ impl Reason {
         Self::TooBig,
         Self::FlowTableFull,
         Self::FlowContended,
+        Self::Denied,
+        Self::ForgedSource,
+        Self::SourceLimited,
+        Self::ServiceLimited,
     ];
 
     /// The name that [`ServiceReasons`] has for its last place.

@@ -111,6 +111,15 @@ pub const fn client(keys: &Keys, client: Addr, virtual_addr: Addr, v6: bool) -> 
     tuple(keys, client, virtual_addr, 0, 0, v6)
 }
 
+/// Hash of a source as [`site`](crate::source::site) has it, for a service; the number of none for all of them.
+#[inline(always)]
+pub const fn source(keys: &Keys, site: Addr, service: u32, v6: bool) -> u64 {
+    tuple(keys, site, Addr::UNSPECIFIED, service, SOURCE, v6)
+}
+
+/// Keeps hashes of sources apart from those of clients: no protocol has this number.
+const SOURCE: u32 = 0x100;
+
 #[inline(always)]
 const fn tuple(keys: &Keys, source: Addr, destination: Addr, ports: u32, protocol: u32, v6: bool) -> u64 {
     let [k0, k1, k2, k3, k4, k5, k6, k7, k8, k9] = keys.words;

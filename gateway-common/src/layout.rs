@@ -3,7 +3,9 @@
 //! A new layout opens a map of an old one only where [`CHANGED`] says that it means the same; the others start beside it
 //! and are filled from the same snapshot. Capacity is no part of a layout.
 
-use crate::{answer, counter, endpoint, filter, flow, fragment, probe, receive, service, settings, slot};
+use crate::{
+    answer, counter, endpoint, filter, flow, fragment, probe, receive, service, settings, slot, source,
+};
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
 pub const LAYOUT_VERSION: u32 = 3;
@@ -35,6 +37,11 @@ pub const SIZES: &[(&str, usize)] = &[
     ("Endpoint", size_of::<endpoint::Endpoint>()),
     ("SlotChunk", size_of::<slot::SlotChunk>()),
     ("FilterWord", size_of::<filter::FilterWord>()),
+    ("SourceNetwork", size_of::<source::SourceNetwork>()),
+    ("SourceRule", size_of::<source::SourceRule>()),
+    ("ServiceRate", size_of::<source::ServiceRate>()),
+    ("SourceRateBucket", size_of::<source::SourceRateBucket>()),
+    ("RefusedRow", size_of::<source::RefusedRow>()),
     ("Settings", size_of::<settings::Settings>()),
     ("Probe", size_of::<probe::Probe>()),
     ("Receive", size_of::<receive::Receive>()),

@@ -25,3 +25,4 @@ pub mod receive;
 pub mod service;
 pub mod settings;
 pub mod slot;
+pub mod source;

@@ -15,6 +15,7 @@ use crate::{
     service::{PortRange, Service, ServiceBucket},
     settings::Settings,
     slot::SlotChunk,
+    source::{self, RefusedRow, ServiceRate, SourceNetwork, SourceRateBucket, SourceRule},
 };
 
 /// What the kernel makes of a map.
@@ -30,6 +31,8 @@ pub enum Kind {
     SockMap,
     /// `BPF_MAP_TYPE_PROG_ARRAY`.
     ProgArray,
+    /// `BPF_MAP_TYPE_LPM_TRIE`: the longest prefix that matches; takes memory for each entry.
+    LpmTrie,
 }
 
 /// One kernel map.
@@ -98,6 +101,11 @@ pub const INDEX_BUCKETS: u32 = 8_192;
 
 /// Buckets of [`Fragments`]: room for the first pieces of 16,384 packets.
 pub const FRAGMENT_BUCKETS: u16 = 4_096;
+/// Buckets of [`SourceRates`]: room for 65,536 sources, 512 KiB.
+pub const SOURCE_BUCKETS: u32 = 8_192;
+
+/// Rows of [`RefusedSources`]: room for 2,048 sources.
+pub const REFUSED_ROWS: u32 = 512;
 
 /// Services that a node may hold.
 pub const SERVICES: u32 = 10_240;
@@ -123,6 +131,16 @@ maps! {
     ServiceFlows "SERVICE_FLOWS" MappedArray [SERVICES] u32 => FlowCount;
     /// Bitmap over the destination addresses that are ours.
     Filter "FILTER" Array [filter::WORDS] u32 => FilterWord;
+    /// Networks whose packets to services are dropped, and networks inside them whose packets are not. An address of IPv4 stands behind 96 bits.
+    SourceNetworks "SOURCE_NETWORKS" LpmTrie [65_536] SourceNetwork => SourceRule;
+    /// Two bitmaps in front of that: sources that may be listed.
+    SourceFilter "SOURCE_FILTER" Array [source::WORDS] u32 => FilterWord;
+    /// How many new flows services may still take.
+    ServiceRates "SERVICE_RATES" Array [SERVICES] u32 => ServiceRate;
+    /// How many new flows sources may still begin: a hash table with eight places in a bucket, which forgets the source that has been silent for longest.
+    SourceRates "SOURCE_RATES" Array [SOURCE_BUCKETS] u32 => SourceRateBucket;
+    /// Sources whose packets were refused, those with the most.
+    RefusedSources "REFUSED_SOURCES" PerCpuArray [REFUSED_ROWS] u32 => RefusedRow;
     /// The agent's settings, one row.
     SettingsMap "SETTINGS" Array [1] u32 => Settings;
     /// Whose tunnels end at this node, one row.

@@ -142,12 +142,18 @@ pub struct Service {
     pub n_sockets: u32,
     /// First chunk of each half of the slots that belong to the service, also of one that no table names at present.
     pub halves: [u32; 2],
-    spare: [u32; 10],
+    /// New flows of the service in a second, and at once; zero for no bound.
+    pub flow_rate: Rate,
+    /// New flows of one source in a second, and at once.
+    pub source_rate: Rate,
+    spare: [u32; 6],
 }
 
 impl Service {
     /// A client keeps its endpoint for a while.
     pub const AFFINITY: u16 = 1;
+    /// New flows are limited.
+    pub const LIMITED: u16 = 1 << 8;
 
     /// Nothing yet, for an address, port and protocol.
     pub const fn new(key: ServiceKey, id: u32) -> Self {
@@ -168,7 +174,9 @@ impl Service {
             first_socket: 0,
             n_sockets: 0,
             halves: [0; 2],
-            spare: [0; 10],
+            flow_rate: Rate::NONE,
+            source_rate: Rate::NONE,
+            spare: [0; 6],
         }
     }
 
@@ -182,6 +190,21 @@ impl Service {
     pub const fn key(&self) -> ServiceKey {
         ServiceKey::new(self.addr, self.port, self.protocol)
     }
+}
+
+/// How many of something may come.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Rate {
+    /// In a second; zero for no bound.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// No bound.
+    pub const NONE: Self = Self { per_second: 0, burst: 0 };
 }
 
 /// The slots and the rows of a service.

@@ -35,7 +35,10 @@ pub struct Settings {
     pub n_ports: u16,
     /// See [`tick_shift`](crate::flow::tick_shift).
     pub tick_shift: u8,
-    pad: [u8; 3],
+    /// See [`Settings::SOURCES`] and its neighbors; zero as long as nobody is refused, so that packets look no further.
+    pub guards: u8,
+    /// The kernel's timer interrupts in a second.
+    pub interrupts: u16,
     /// Outer source of tunnels over IPv4; the last 16 bits follow from the flow, so that the receiver's queues share the
     /// load.
     pub tunnel_v4: Addr,
@@ -56,6 +59,11 @@ impl fmt::Debug for Settings {
 }
 
 impl Settings {
+    /// Some sources are listed.
+    pub const SOURCES: u8 = 1;
+    /// Some service limits new flows.
+    pub const RATES: u8 = 2;
+
     /// The padding is zero by construction.
     pub const fn new(seed: Seed, ports: Ports, tables: Tables, timeouts: Timeouts, tunnel: Tunnel) -> Self {
         Self {
@@ -70,13 +78,23 @@ impl Settings {
             first_port: ports.first,
             n_ports: ports.count,
             tick_shift: timeouts.tick_shift,
-            pad: [0; 3],
+            guards: 0,
+            interrupts: timeouts.interrupts,
             tunnel_v4: tunnel.v4,
             tunnel_v6: tunnel.v6,
             tunnel_port: tunnel.port,
             fragment_mask: tables.fragment_buckets.saturating_sub(1),
             pad_end: [0; 4],
         }
+    }
+}
+
+impl Settings {
+    /// The same with other guards.
+    #[must_use]
+    pub const fn guarding(mut self, guards: u8) -> Self {
+        self.guards = guards;
+        self
     }
 }
 
@@ -134,6 +152,8 @@ pub struct Timeouts {
     pub udp: u32,
     /// See [`Settings::tick_shift`].
     pub tick_shift: u8,
+    /// See [`Settings::interrupts`].
+    pub interrupts: u16,
 }
 
 const _: () = assert!(size_of::<Settings>() == 128);

@@ -50,7 +50,7 @@ pub struct Arrival {
     pub mode: Mode,
     /// What is remembered about a flow.
     pub track: Track,
-    /// Row of the endpoint that was chosen.
+    /// Row of the endpoint that was chosen; once the packet is refused, the number of the reason.
     pub row: u32,
     /// The way back to the client, for a flow that is recorded.
     pub way_back: Way,
@@ -141,6 +141,12 @@ impl Arrival {
     #[inline(always)]
     pub const fn is_sticky(&self) -> bool {
         self.flags & Service::AFFINITY != 0
+    }
+
+    /// Whether new flows are limited.
+    #[inline(always)]
+    pub const fn is_limited(&self) -> bool {
+        self.flags & Service::LIMITED != 0
     }
 
     /// Whether packets go through a tunnel.

@@ -58,7 +58,7 @@ fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Re
             return Ok(port);
         }
     } else {
-        arrival.row = record::seat(env.maps(), arrival, settings)?;
+        record::seat(env.maps(), arrival, settings)?;
         arrival.notes_entry(found.as_ref());
         arrival.is_new = 1;
         arrival.phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);

@@ -15,11 +15,13 @@ use gateway_common::{
     service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
     slot::Slot,
+    source::{RefusedRow, SourceNetwork, SourceRule},
 };
 
 use crate::{
     arrival::Arrival,
     checksum::{self, Diff},
+    guard::RateWords,
     outcome::{Outcome, Stage},
     rare::fragment::FragmentRows,
     table::row::{FlowRows, ReplyRows},
@@ -63,6 +65,19 @@ pub trait Maps {
     fn replies(&self, bucket: u32) -> Option<Self::Row<ReplyRows>>;
     /// Number of entries that a service holds in the flow table.
     fn service_flows(&self, id: u32) -> Option<Self::Row<AtomicU64>>;
+    /// The present in 2^-32 of the kernel's timer interrupts, around the end of its range; the shift is that of
+    /// [`Maps::now`], for environments that know no more.
+    fn instant(&self, shift: u8) -> u64;
+    /// One word of the filter of sources; zero when the index is out of range.
+    fn source_filter(&self, index: u32) -> FilterWord;
+    /// What the longest network with a rule says that a source is in; [`SourceRule::ALLOW`] when there is none.
+    fn source_rule(&self, asked: &SourceNetwork) -> SourceRule;
+    /// The word of a service's bucket of tokens.
+    fn service_rate(&self, id: u32) -> Option<Self::Row<AtomicU64>>;
+    /// Words of sources' buckets of tokens.
+    fn source_rates(&self, bucket: u32) -> Option<Self::Row<RateWords>>;
+    /// Changes a row of this processor's refused sources; nothing happens when the number is out of range.
+    fn note_refused(&self, row: u32, change: impl FnOnce(&mut RefusedRow));
     /// Reads a word, once and as a whole.
     fn load(word: &AtomicU64) -> u64;
     /// Writes a word as a whole.

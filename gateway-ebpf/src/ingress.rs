@@ -12,7 +12,7 @@ use crate::{
     balance,
     count::{counted, dropped},
     env::{Env, Maps},
-    index,
+    guard, index,
     packet::{self, Packet, Side},
     reply,
     verdict::Verdict,
@@ -50,15 +50,19 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
     let Some(service) = env.maps().service(id) else {
         return Verdict::Pass(Reason::NoService);
     };
-    if service.mode == Mode::AGENT {
+    let verdict = if let Some(reason) = guard::refuses(env.maps(), arrival, &service, settings) {
+        Verdict::Drop(reason)
+    } else if service.mode == Mode::AGENT {
         return Verdict::Pass(Reason::Agent);
-    }
-    let verdict = if service.mode.number() <= Mode::LAST.number() {
+    } else if service.mode.number() <= Mode::LAST.number() {
         arrival.is_to(env.maps(), id, &service, settings);
         balance::forward(env, arrival, settings)
     } else {
         Verdict::Drop(Reason::UnknownMode)
     };
+    if let Verdict::Drop(reason) = verdict {
+        guard::blames(env.maps(), arrival, settings, reason);
+    }
     let is_later = E::IS_RARE && arrival.packet.is_later != 0;
     let verdict = if let Verdict::Drop(reason @ (Reason::NoEndpoint | Reason::TooBig)) = verdict
         && !is_later

@@ -13,6 +13,7 @@ pub mod balance;
 pub mod checksum;
 pub mod count;
 pub mod env;
+pub mod guard;
 pub mod index;
 pub mod ingress;
 pub mod outcome;

@@ -6,11 +6,12 @@ use core::sync::atomic::AtomicU64;
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, PerCpuArray, ProgramArray, SockMap},
+    btf_maps::{Array, LpmTrie, PerCpuArray, ProgramArray, SockMap, lpm_trie},
     helpers,
     macros::btf_map,
 };
 use gateway_common::{
+    addr::Addr,
     answer::Answers,
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
@@ -23,10 +24,12 @@ use gateway_common::{
     service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
     slot::{Slot, SlotChunk},
+    source::{RefusedRow, ServiceRate, SourceNetwork, SourceRateBucket, SourceRule},
 };
 use gateway_ebpf::{
     arrival::Arrival,
     env::Maps,
+    guard::RateWords,
     outcome::{Outcome, Stage},
     rare::fragment::FragmentRows,
     table::row::{FlowRows, ReplyRows},
@@ -84,6 +87,18 @@ static SERVICE_FLOWS: Array<
 > = Array::new();
 #[btf_map]
 static FILTER: Array<Value<map::Filter>, { capacity::<map::Filter>() }> = Array::new();
+#[btf_map]
+static SOURCE_NETWORKS: LpmTrie<Addr, Value<map::SourceNetworks>, { capacity::<map::SourceNetworks>() }> =
+    LpmTrie::new();
+#[btf_map]
+static SOURCE_FILTER: Array<Value<map::SourceFilter>, { capacity::<map::SourceFilter>() }> = Array::new();
+#[btf_map]
+static SERVICE_RATES: Array<Value<map::ServiceRates>, { capacity::<map::ServiceRates>() }> = Array::new();
+#[btf_map]
+static SOURCE_RATES: Array<Value<map::SourceRates>, { capacity::<map::SourceRates>() }> = Array::new();
+#[btf_map]
+static REFUSED_SOURCES: PerCpuArray<Value<map::RefusedSources>, { capacity::<map::RefusedSources>() }> =
+    PerCpuArray::new();
 #[btf_map]
 static SETTINGS: Array<Value<map::SettingsMap>, { capacity::<map::SettingsMap>() }> = Array::new();
 #[btf_map]
@@ -244,6 +259,44 @@ impl Maps for KernelMaps {
         let row: *const FlowCount = SERVICE_FLOWS.get_ptr(id)?;
         // SAFETY: the first field of a live value, which is a `u64`; all who write it do so atomically.
         Some(unsafe { &*row.cast::<AtomicU64>() })
+    }
+
+    #[inline(always)]
+    fn instant(&self, _: u8) -> u64 {
+        // SAFETY: the helper takes no pointer. The JIT makes one load of it.
+        let jiffies = unsafe { helpers::bpf_jiffies64() };
+        jiffies << 32
+    }
+
+    #[inline(always)]
+    fn source_filter(&self, index: u32) -> FilterWord {
+        SOURCE_FILTER.get(index).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn source_rule(&self, asked: &SourceNetwork) -> SourceRule {
+        let [first, second]: [u64; 2] = bytemuck::must_cast(asked.addr);
+        // Whole words, and the address at the beginning of one: the verifier refuses words at odd places of the stack.
+        let words: [u64; 3] = [bytemuck::must_cast([0, asked.prefix_bits]), first, second];
+        let key: *const lpm_trie::Key<Addr> = words.as_ptr().wrapping_byte_add(4).cast();
+        // SAFETY: the key is the twenty bytes behind the first four; it has no alignment.
+        let key = unsafe { &*key };
+        SOURCE_NETWORKS.get(key).copied().unwrap_or(SourceRule::ALLOW)
+    }
+
+    #[inline(always)]
+    fn service_rate(&self, id: u32) -> Option<&'static AtomicU64> {
+        shared!(SERVICE_RATES.get_ptr(id) => ServiceRate as AtomicU64)
+    }
+
+    #[inline(always)]
+    fn source_rates(&self, bucket: u32) -> Option<&'static RateWords> {
+        shared!(SOURCE_RATES.get_ptr(bucket) => SourceRateBucket as RateWords)
+    }
+
+    #[inline(always)]
+    fn note_refused(&self, row: u32, by: impl FnOnce(&mut RefusedRow)) {
+        change(REFUSED_SOURCES.get_ptr_mut(row), by);
     }
 
     #[inline(always)]

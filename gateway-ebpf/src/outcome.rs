@@ -21,6 +21,12 @@ pub enum Stage {
     /// Decides where a slot alone does not; notes the row, or [`NO_ROW`](crate::select::NO_ROW) when one is to be chosen.
     /// The number says whether the flow is to be remembered: 0 or 1.
     Change,
+    /// Looks for the source in the lists.
+    Source,
+    /// Counts a new flow against the limits.
+    Admit,
+    /// Remembers whose packet was refused.
+    Blame,
 }
 
 /// A number, or the reason why there is none.
@@ -76,6 +82,8 @@ impl Outcome {
             Reason::PortsExhausted,
             Reason::FlowTableFull,
             Reason::FlowContended,
+            Reason::SourceLimited,
+            Reason::ServiceLimited,
         ];
         for reason in all {
             if reason.number() == low {

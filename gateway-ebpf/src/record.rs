@@ -14,6 +14,7 @@ use gateway_common::{
 use crate::{
     arrival::{Arrival, NO_ENTRY},
     env::Maps,
+    guard,
     outcome::{Outcome, Stage},
     select::{self, NO_ROW},
     table::{
@@ -43,37 +44,49 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
         Stage::Record => record(maps, arrival, settings).map(|port| u32::from(port.number())),
         Stage::Note => note(maps, arrival, settings).map(|()| 0),
         Stage::Change => Ok(u32::from(change(maps, arrival, settings))),
+        Stage::Source => guard::source(maps, arrival),
+        Stage::Admit => guard::admit(maps, arrival, settings),
+        Stage::Blame => {
+            guard::blame(maps, arrival, settings);
+            Ok(0)
+        }
     })
 }
 
-/// Chooses the endpoint of a new flow; returns its row.
+/// Chooses the endpoint of a new flow, and notes its row: in memory, because the row of a result that is an error would be
+/// undefined.
 ///
 /// # Errors
 /// See [`select::select`].
 #[inline(always)]
-pub(crate) fn seat<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<u32, Reason> {
+pub(crate) fn seat<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<(), Reason> {
     if arrival.is_sticky() && arrival.mode == Mode::NAT {
         arrival.means_client(settings);
-        // One word, because it has to wait.
-        let row = Outcome::from(stick(maps, arrival));
+        let stuck = stick(maps, arrival);
         arrival.means_flow(settings);
-        row.get()
+        stuck
     } else {
-        maps.apart(Stage::Select, arrival).get()
+        choose(maps, arrival)
     }
+}
+
+#[inline(always)]
+fn choose<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+    arrival.row = maps.apart(Stage::Select, arrival).get()?;
+    Ok(())
 }
 
 /// The endpoint that the client of a new flow has, or gets for a while.
 #[inline(always)]
-fn stick<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<u32, Reason> {
-    let row = maps.apart(Stage::Stick, arrival).get()?;
-    if row != NO_ROW {
-        return Ok(row);
+fn stick<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+    arrival.row = maps.apart(Stage::Stick, arrival).get()?;
+    if arrival.row != NO_ROW {
+        return Ok(());
     }
-    arrival.row = maps.apart(Stage::Select, arrival).get()?;
+    choose(maps, arrival)?;
     take(maps, arrival)?;
     maps.apart(Stage::Note, arrival).get()?;
-    Ok(arrival.row)
+    Ok(())
 }
 
 #[inline(always)]
@@ -98,6 +111,7 @@ fn of_client<M: Maps>(maps: &M, arrival: &mut Arrival) -> u32 {
 #[inline(always)]
 pub(crate) fn take<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
     if arrival.entry == NO_ENTRY {
+        guard::admits(maps, arrival)?;
         arrival.entry = maps.apart(Stage::Claim, arrival).get()?;
         arrival.is_taken = 1;
     }

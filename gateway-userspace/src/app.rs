@@ -377,6 +377,7 @@ fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
     samples.kernel = metrics::kernel::Samples {
         drops: counters.drops.clone(),
         endpoints: counters.endpoints.iter().flat_map(endpoint_values).collect(),
+        networks: counters.networks,
     };
     for (listener, count) in &counters.services {
         let values = [

@@ -2,21 +2,24 @@
 //!
 //! Slots are not in it: they follow from the live endpoints it holds, and the publisher fills them.
 
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use gateway_common::{
     addr::Addr,
-    service::{Mode, ServiceKey, Track},
+    service::{Mode, Rate, ServiceKey, Track},
     settings::Settings,
+    source::{SourceNetwork, SourceRule},
 };
 
-use crate::{endpoint::Endpoint, name::ListenerName};
+use crate::{endpoint::Endpoint, name::ListenerName, network::Network};
 
 /// The desired content of the kernel maps.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
     /// Services, sorted by key.
     pub services: Vec<Service>,
+    /// Networks that are listed, and what becomes of their packets.
+    pub networks: BTreeMap<SourceNetwork, SourceRule>,
 }
 
 /// One row of `SERVICES` and everything it refers to.
@@ -44,8 +47,19 @@ pub struct Service {
     pub chunks: [u32; 2],
     /// Listening sockets of the agent, for a service of the agent.
     pub sockets: Range,
+    /// New flows that may begin.
+    pub limits: Limits,
     /// Its endpoints, by row.
     pub endpoints: Vec<Row>,
+}
+
+/// How many new flows of a service may begin.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Limits {
+    /// All of them.
+    pub service: Rate,
+    /// Those of one source.
+    pub source: Rate,
 }
 
 /// Room for numbers in the kernel's maps.
@@ -96,6 +110,13 @@ impl Image {
 pub struct KernelSettings {
     /// Content of the `SETTINGS` map.
     pub settings: Settings,
+}
+
+/// A network as the kernel's maps have it.
+pub fn source_network(network: &Network) -> SourceNetwork {
+    let prefix_bits = u32::from(network.prefix_bits);
+    let prefix_bits = if network.addr.is_ipv4() { prefix_bits + 96 } else { prefix_bits };
+    SourceNetwork { prefix_bits, addr: Addr::from(network.addr) }
 }
 
 /// How this node reaches an endpoint's address.

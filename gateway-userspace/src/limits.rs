@@ -66,6 +66,15 @@ pub const IDENTITY_NAMES: usize = 64;
 /// Bytes of the header field that says who a client is; names beyond it are left out.
 pub const IDENTITY_BYTES: usize = 4 * 1024;
 
+/// Networks of each list of sources: the kernel has room for both, and for what else is refused.
+pub const SOURCE_NETWORKS: usize = 16_384;
+
+/// Sources that the dump names of those whose packets were refused.
+pub const REFUSED_SOURCES: usize = 32;
+
+/// Time in which the bucket of new flows has to fill again: beyond it the kernel would lose count.
+pub const BURST_TIME: Duration = Duration::from_hours(1);
+
 /// Keys of session tickets that nodes share by a file.
 pub const TICKET_KEYS: usize = 16;
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd as _, AsRawFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd},
     path::{Path, PathBuf},
 };
 
@@ -27,10 +27,15 @@ use gateway_common::{
     service::{PortRange, Service, ServiceBucket},
     settings::Settings,
     slot::SlotChunk,
+    source::RefusedRow,
 };
 
 pub use crate::memory::{BUCKETS, FRAGMENTS};
-use crate::memory::{Outcome, Tables, raw};
+use crate::{
+    lookup_run::run_lookup,
+    memory::Outcome,
+    tables::{Tables, raw},
+};
 
 /// Path of the object to load instead of the one that was built last.
 const OBJECT: &str = "SLUICE_BPF_OBJECT";
@@ -70,6 +75,8 @@ pub struct Kernel {
     probes: Vec<u32>,
     /// What the maps were filled with last, of which programs change a part.
     filled: Option<Tables>,
+    /// Rows of refused sources that are not empty.
+    pub(crate) refused: Vec<u32>,
 }
 
 impl Kernel {
@@ -111,7 +118,8 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        let mut kernel = Self { ebpf, index: Vec::new(), filled: None, probes: Vec::new() };
+        let mut kernel =
+            Self { ebpf, index: Vec::new(), filled: None, probes: Vec::new(), refused: Vec::new() };
         kernel.join()?;
         Ok(kernel)
     }
@@ -173,6 +181,7 @@ impl Kernel {
                 filter.set(index, raw(&word.copied().unwrap_or_default()), 0)?;
             }
         }
+        self.fill_sources(tables, known.as_ref())?;
         self.array::<SETTINGS>(map::SettingsMap::NAME)?.set(0, raw(&tables.settings), 0)?;
         let stale: Vec<u32> = self.probes.drain(..).filter(|row| !tables.probes.contains_key(row)).collect();
         let mut probes = self.array::<PROBE>(map::Probes::NAME)?;
@@ -278,6 +287,17 @@ impl Kernel {
         tables.service_reasons = sums(&reasons, ROWS, |sum: &mut ServiceReasons, one: ServiceReasons| {
             sum.packets.iter_mut().zip(one.packets).for_each(|(sum, one)| *sum += one);
         })?;
+        if before.settings.guards != 0 {
+            let refused = self.counts::<REFUSED_ROW>(map::RefusedSources::NAME)?;
+            // One packet runs on one processor.
+            let capacity = map::RefusedSources::CAPACITY;
+            tables.refused = sums(&refused, capacity, |sum: &mut RefusedRow, one: RefusedRow| {
+                if one != RefusedRow::default() {
+                    *sum = one;
+                }
+            })?;
+            self.refused = tables.refused.keys().copied().collect();
+        }
         let endpoints = self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?;
         tables.endpoint_counts = sums(&endpoints, ROWS, |sum: &mut EndpointCount, one: EndpointCount| {
             sum.packets += one.packets;
@@ -294,15 +314,18 @@ impl Kernel {
         &mut self.ebpf
     }
 
-    fn map(&mut self, name: &str) -> Result<&mut Map> {
+    pub(crate) fn map(&mut self, name: &str) -> Result<&mut Map> {
         self.ebpf.map_mut(name).with_context(|| format!("the object has no map {name}"))
     }
 
-    fn array<const V: usize>(&mut self, name: &str) -> Result<Array<&mut MapData, [u8; V]>> {
+    pub(crate) fn array<const V: usize>(&mut self, name: &str) -> Result<Array<&mut MapData, [u8; V]>> {
         Ok(Array::try_from(self.map(name)?)?)
     }
 
-    fn counts<const V: usize>(&mut self, name: &str) -> Result<PerCpuArray<&mut MapData, [u8; V]>> {
+    pub(crate) fn counts<const V: usize>(
+        &mut self,
+        name: &str,
+    ) -> Result<PerCpuArray<&mut MapData, [u8; V]>> {
         Ok(PerCpuArray::try_from(self.map(name)?)?)
     }
 
@@ -376,6 +399,7 @@ const FRAGMENT_BUCKET: usize = size_of::<FragmentBucket>();
 const ANSWERS: usize = size_of::<Answers>();
 const HOOK_COUNTS: usize = size_of::<HookCounts>();
 const SERVICE_COUNT: usize = size_of::<ServiceCount>();
+const REFUSED_ROW: usize = size_of::<RefusedRow>();
 const SERVICE_REASONS: usize = size_of::<ServiceReasons>();
 const ENDPOINT_COUNT: usize = size_of::<EndpointCount>();
 
@@ -392,8 +416,15 @@ fn rows<const V: usize, T: Pod>(map: &Array<&mut MapData, [u8; V]>, n: u32) -> R
 }
 
 fn clear<const V: usize>(mut map: PerCpuArray<&mut MapData, [u8; V]>, rows: u32) -> Result<()> {
+    zero(&mut map, 0..rows)
+}
+
+pub(crate) fn zero<const V: usize>(
+    map: &mut PerCpuArray<&mut MapData, [u8; V]>,
+    rows: impl IntoIterator<Item = u32>,
+) -> Result<()> {
     let zero = vec![[0; V]; aya::util::nr_cpus().map_err(|(_, error)| error)?];
-    for row in 0..rows {
+    for row in rows {
         map.set(row, PerCpuValues::try_from(zero.clone())?, 0)?;
     }
     Ok(())
@@ -415,74 +446,4 @@ fn sums<const V: usize, T: Pod + Default + PartialEq>(
         }
     }
     Ok(rows_seen)
-}
-
-/// `struct bpf_sk_lookup` of `linux/bpf.h`, as `BPF_PROG_TEST_RUN` takes it.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct LookupContext {
-    cookie: u64,
-    family: u32,
-    protocol: u32,
-    remote_ip4: u32,
-    remote_ip6: [u32; 4],
-    remote_port: [u8; 2],
-    zero: u16,
-    local_ip4: u32,
-    local_ip6: [u32; 4],
-    local_port: u32,
-    ingress: u32,
-    tail: u32,
-}
-
-/// The part of `union bpf_attr` that `BPF_PROG_TEST_RUN` reads.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct TestRunAttr {
-    program: u32,
-    code: u32,
-    data_sizes: [u32; 2],
-    data: [u64; 2],
-    repeat: u32,
-    duration: u32,
-    context_in_bytes: u32,
-    context_out_bytes: u32,
-    context_in: u64,
-    context_out: u64,
-    flags_cpu_batch: [u32; 4],
-}
-
-const BPF_PROG_TEST_RUN: libc::c_long = 10;
-
-fn run_lookup(program: RawFd, key: &FlowKey) -> Result<(u32, u64)> {
-    let v4 = key.destination.is_v4();
-    let mut context: LookupContext = bytemuck::Zeroable::zeroed();
-    context.family = u32::try_from(if v4 { libc::AF_INET } else { libc::AF_INET6 })?;
-    context.protocol = u32::from(key.protocol.number());
-    context.remote_port = key.source_port.to_wire();
-    context.local_port = u32::from(key.destination_port.number());
-    if v4 {
-        context.remote_ip4 = u32::from_ne_bytes(key.source.v4_octets());
-        context.local_ip4 = u32::from_ne_bytes(key.destination.v4_octets());
-    } else {
-        context.remote_ip6 = key.source.words();
-        context.local_ip6 = key.destination.words();
-    }
-    let size = u32::try_from(size_of::<LookupContext>())?;
-    let mut out: LookupContext = bytemuck::Zeroable::zeroed();
-    let mut attr: TestRunAttr = bytemuck::Zeroable::zeroed();
-    attr.program = u32::try_from(program)?;
-    attr.context_in_bytes = size;
-    attr.context_out_bytes = size;
-    attr.context_in = u64::try_from((&raw const context).addr())?;
-    attr.context_out = u64::try_from((&raw mut out).addr())?;
-    // SAFETY: the attribute block is initialized and as long as said, and its addresses are those of two contexts
-    // that live until the call returns.
-    #[expect(unsafe_code, reason = "aya has no test run for socket lookups")]
-    let code =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRunAttr>()) };
-    if code != 0 {
-        return Err(std::io::Error::last_os_error()).context("running sk_lookup");
-    }
-    Ok((attr.code, out.cookie))
 }

@@ -22,6 +22,10 @@ pub mod expect;
 pub mod frame;
 #[cfg(feature = "whole")]
 pub mod kernel_run;
+#[cfg(feature = "whole")]
+mod kernel_sources;
+#[cfg(feature = "whole")]
+mod lookup_run;
 pub mod memory;
 #[cfg(feature = "whole")]
 pub mod netns;
@@ -37,6 +41,7 @@ pub mod piece;
 pub mod privilege;
 #[cfg(feature = "whole")]
 pub mod report;
+pub mod tables;
 #[cfg(feature = "whole")]
 pub mod ticks;
 pub mod world;

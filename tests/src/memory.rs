@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable as _};
 use gateway_common::{
     addr::{Addr, Protocol},
     answer::Answers,
-    counter::{Count, EndpointCount, Hook, Reason, ServiceCount, ServiceReasons},
+    counter::{EndpointCount, Hook, Reason, ServiceCount},
     endpoint::{Endpoint, NextHop},
     filter::FilterWord,
     flow::{FlowBucket, FlowKey, ReplyBucket, Scratch, Tick},
@@ -20,14 +20,16 @@ use gateway_common::{
     map::{self, INDEX_BUCKETS, MapDef as _},
     probe::{OWN_MARK, Probe},
     receive::Receive,
-    service::{PortRange, Service, ServiceBucket, ServiceKey, Table},
+    service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
     slot::{Slot, SlotChunk},
+    source::{RefusedRow, ServiceRate, SourceNetwork, SourceRateBucket, SourceRule},
 };
 use gateway_ebpf::{
     answer,
     arrival::Arrival,
     env::{Env, Maps, Room},
+    guard::RateWords,
     ingress,
     outcome::{self, Stage},
     packet::eth,
@@ -43,60 +45,13 @@ use gateway_ebpf::{
     way::Way,
 };
 
+pub use crate::tables::Tables;
+
 /// Buckets of the flow tables of a test.
 pub const BUCKETS: u32 = 64;
 
 /// Buckets of the fragments of a test.
 pub const FRAGMENTS: u16 = 4;
-
-/// Contents of every map, in plain form: what a test starts with, and what it compares afterwards.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Tables {
-    /// Services by virtual address.
-    pub services: BTreeMap<ServiceKey, Service>,
-    /// Rows of port ranges, and what an address has of them: the first and how many.
-    pub ranges: BTreeMap<u32, PortRange>,
-    /// The ranges of an address, with its key for port zero.
-    pub range_keys: BTreeMap<ServiceKey, (u32, u32)>,
-    /// Chunks of slots.
-    pub chunks: BTreeMap<u32, SlotChunk>,
-    /// Endpoint rows.
-    pub endpoints: BTreeMap<u32, Endpoint>,
-    /// Buckets of the flow table that are not empty.
-    pub flows: BTreeMap<u32, FlowBucket>,
-    /// Counts of displaced flows that are not zero.
-    pub displaced: BTreeMap<u32, u64>,
-    /// Buckets of the table of replies that are not empty.
-    pub replies: BTreeMap<u32, ReplyBucket>,
-    /// Entries that services hold in the flow table.
-    pub service_flows: BTreeMap<u32, u64>,
-    /// Words of the filter that are not zero.
-    pub filter: BTreeMap<u32, FilterWord>,
-    /// The settings.
-    pub settings: Settings,
-    /// Whose tunnels end here.
-    pub receive: Receive,
-    /// Health checks on their way.
-    pub probes: BTreeMap<u32, Probe>,
-    /// Buckets of the fragments that are not empty.
-    pub fragments: BTreeMap<u32, FragmentBucket>,
-    /// What the processor has answered.
-    pub answers: Answers,
-    /// Counts by number of the hook and of the reason that are not zero.
-    pub reasons: BTreeMap<(u32, u32), Count>,
-    /// Counts by service that are not zero.
-    pub service_counts: BTreeMap<u32, ServiceCount>,
-    /// Reasons by service that are not zero.
-    pub service_reasons: BTreeMap<u32, ServiceReasons>,
-    /// Counts by endpoint row that are not zero.
-    pub endpoint_counts: BTreeMap<u32, EndpointCount>,
-}
-
-/// The bytes of a shared type.
-#[cfg(feature = "whole")]
-pub(crate) fn raw<T: Pod, const N: usize>(value: &T) -> [u8; N] {
-    bytemuck::bytes_of(value).try_into().expect("the caller names the size of the type")
-}
 
 /// What came out of one run.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -265,6 +220,8 @@ struct MemoryMaps {
     replies: RefCell<BTreeMap<u32, Rc<ReplyRows>>>,
     fragments: RefCell<BTreeMap<u32, Rc<FragmentRows>>>,
     service_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
+    service_rates: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
+    source_rates: RefCell<BTreeMap<u32, Rc<RateWords>>>,
     now: Tick,
 }
 
@@ -283,6 +240,11 @@ impl MemoryMaps {
         });
         let counts = std::mem::take(&mut tables.service_flows);
         let displaced = std::mem::take(&mut tables.displaced);
+        let service_rates = std::mem::take(&mut tables.service_rates);
+        let service_rates = service_rates.into_iter().map(|(id, rate)| (id, rate.full_at)).collect();
+        let source_rates = std::mem::take(&mut tables.source_rates);
+        let source_rates =
+            source_rates.iter().map(|(at, rates)| (*at, Rc::new(rates.words.map(AtomicU64::new))));
         let words = |words: BTreeMap<u32, u64>| {
             RefCell::new(words.into_iter().map(|(at, word)| (at, Rc::new(AtomicU64::new(word)))).collect())
         };
@@ -293,6 +255,8 @@ impl MemoryMaps {
             fragments: RefCell::new(fragments.collect()),
             displaced: words(displaced),
             service_flows: words(counts),
+            service_rates: words(service_rates),
+            source_rates: RefCell::new(source_rates.collect()),
             tables: RefCell::new(tables),
             now,
         }
@@ -321,6 +285,12 @@ impl MemoryMaps {
         }
         tables.service_flows = not_zero(self.service_flows);
         tables.displaced = not_zero(self.displaced);
+        let rates = not_zero(self.service_rates).into_iter();
+        tables.service_rates = rates.map(|(id, full_at)| (id, ServiceRate { full_at })).collect();
+        for (at, words) in self.source_rates.into_inner() {
+            let words = words.each_ref().map(|word| word.load(SeqCst));
+            tables.source_rates.insert(at, SourceRateBucket { words });
+        }
         tables
     }
 }
@@ -408,6 +378,42 @@ impl Maps for MemoryMaps {
     fn service_flows(&self, id: u32) -> Option<Rc<AtomicU64>> {
         (id < map::ServiceFlows::CAPACITY)
             .then(|| Rc::clone(self.service_flows.borrow_mut().entry(id).or_default()))
+    }
+
+    fn instant(&self, shift: u8) -> u64 {
+        u64::from(self.now.count()) << (32 + u32::from(shift))
+    }
+
+    fn source_filter(&self, index: u32) -> FilterWord {
+        self.tables.borrow().source_filter.get(&index).copied().unwrap_or_default()
+    }
+
+    fn source_rule(&self, asked: &SourceNetwork) -> SourceRule {
+        let tables = self.tables.borrow();
+        let holds = |network: &SourceNetwork| {
+            let [network_bits, asked_bits] =
+                [network.addr, asked.addr].map(|addr| u128::from_be_bytes(addr.octets()));
+            let rest = 128 - network.prefix_bits.min(128);
+            (network_bits ^ asked_bits).checked_shr(rest).unwrap_or(0) == 0
+        };
+        let longest = tables.networks.iter().filter(|(network, _)| holds(network));
+        longest.max_by_key(|(network, _)| network.prefix_bits).map_or(SourceRule::ALLOW, |(_, rule)| *rule)
+    }
+
+    fn service_rate(&self, id: u32) -> Option<Rc<AtomicU64>> {
+        (id < map::ServiceRates::CAPACITY)
+            .then(|| Rc::clone(self.service_rates.borrow_mut().entry(id).or_default()))
+    }
+
+    fn source_rates(&self, bucket: u32) -> Option<Rc<RateWords>> {
+        (bucket < map::SourceRates::CAPACITY)
+            .then(|| Rc::clone(self.source_rates.borrow_mut().entry(bucket).or_default()))
+    }
+
+    fn note_refused(&self, row: u32, change: impl FnOnce(&mut RefusedRow)) {
+        if row < map::RefusedSources::CAPACITY {
+            change(self.tables.borrow_mut().refused.entry(row).or_default());
+        }
     }
 
     fn load(word: &AtomicU64) -> u64 {

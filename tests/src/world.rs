@@ -28,7 +28,9 @@ pub const FIRST_PORT: u16 = 20_000;
 pub const N_PORTS: u16 = 100;
 /// Timeouts in ticks.
 pub const TIMEOUTS: Timeouts =
-    Timeouts { opening: 5, open: 300, closing: 60, udp: 30, tick_shift: TICK_SHIFT };
+    Timeouts { opening: 5, open: 300, closing: 60, udp: 30, tick_shift: TICK_SHIFT, interrupts: INTERRUPTS };
+/// Timer interrupts in a second, as the settings say; that they are others in truth makes no difference to a case.
+pub const INTERRUPTS: u16 = 250;
 /// Bits by which the kernel's timer interrupts are shifted: two seconds at 250 in a second, so that a case seldom falls
 /// into two ticks.
 pub const TICK_SHIFT: u8 = 9;

@@ -42,7 +42,7 @@ use gateway_tests::{
 };
 use gateway_userspace::{
     endpoint::{EndpointId, Health, Registry},
-    image::{Image, Range, Row, Service, Way},
+    image::{Image, Limits, Range, Row, Service, Way},
     kernel::{AttachMode, Error, Kept, Kernel, Settings, cleanup},
     name::{ListenerName, ServiceName},
 };
@@ -458,6 +458,7 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
     };
     let n_slots = size_class(u32::from(n));
     let service = Service {
+        limits: Limits::default(),
         key: key(),
         listener: ListenerName::new("web"),
         id: 0,
@@ -472,7 +473,7 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         endpoints: (0..n).map(row).collect(),
     };
     let way = Way { source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };
-    (Arc::new(Image { services: vec![service] }), (0..n).map(|n| (ip(n), way)).collect())
+    (Arc::new(Image { services: vec![service], ..Image::default() }), (0..n).map(|n| (ip(n), way)).collect())
 }
 
 #[test]

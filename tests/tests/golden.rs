@@ -26,8 +26,9 @@ use gateway_common::{
     endpoint::{EndpointState, NextHop},
     hash::Seed,
     map::{self, MapDef as _},
-    service::{Mode, PortRange, Service, ServiceKey, Track},
+    service::{Mode, PortRange, Rate, Service, ServiceKey, Track},
     slot::Slot,
+    source::SourceRule,
 };
 use gateway_tests::{expect, privilege};
 use gateway_userspace::{
@@ -44,6 +45,7 @@ use gateway_userspace::{
     kernel::{
         memory::Memory,
         plan::Op,
+        sources::SourceOp,
         ticks::Ticks,
         writer::{Terms, Writer},
     },
@@ -193,7 +195,10 @@ impl Agent {
         self.writer.apply(Arc::new(image)).unwrap();
         assert_eq!(self.writer.gap(), 0);
         let journal = self.writer.maps_mut().take_journal();
-        lines(journal.iter().map(describe))
+        let is_filter = |op: &&Op| matches!(op, Op::Sources(SourceOp::Filter { .. }));
+        let n_words = journal.iter().filter(is_filter).count();
+        let summary = (n_words != 0).then(|| format!("in all, {n_words} words of the source filter"));
+        lines(journal.iter().filter(|op| !is_filter(op)).map(describe).chain(summary))
     }
 
     /// Two workers listen at each address that the agent serves.
@@ -244,7 +249,26 @@ fn describe(op: &Op) -> String {
             format!("entry {}: service {service}, ranges {ranges:?}", name(&entry.key()))
         }
         Op::Filter { word, bits } => format!("filter word {word}: {} bits", bits.count_ones()),
+        Op::Sources(op) => describe_source(op),
         Op::Remove { key } => format!("remove entry {}", name(key)),
+    }
+}
+
+fn describe_source(op: &SourceOp) -> String {
+    match op {
+        SourceOp::Network { network, rule } => format!(
+            "network {}/{}: {}",
+            IpAddr::from(network.addr),
+            if network.addr.is_v4() { network.prefix_bits - 96 } else { network.prefix_bits },
+            match rule {
+                Some(SourceRule::ALLOW) => "allowed",
+                Some(SourceRule::DENY) => "denied",
+                Some(_) => "forged",
+                None => "not listed",
+            }
+        ),
+        SourceOp::Filter { word, .. } => format!("source filter word {word}"),
+        SourceOp::Guards { guards } => format!("guards {guards:#05b}"),
     }
 }
 
@@ -290,13 +314,23 @@ fn shares(slots: &[Slot]) -> String {
 }
 
 fn value_of(value: &Service) -> String {
+    let limits = match (value.flow_rate, value.source_rate) {
+        (Rate::NONE, Rate::NONE) => String::new(),
+        (all, source) => format!(
+            ", new flows {} + {}, of a source {} + {}",
+            all.per_second, all.burst, source.per_second, source.burst
+        ),
+    };
     if value.mode == Mode::AGENT {
-        return format!("id {}, agent, sockets {} + {}", value.id, value.first_socket, value.n_sockets);
+        return format!(
+            "id {}, agent, sockets {} + {}{limits}",
+            value.id, value.first_socket, value.n_sockets
+        );
     }
     let [first, second] = value.halves;
     let table = value.table();
     format!(
-        "id {}, {}, rows {} + {}, {} slots at chunk {first} or {second}, now {}",
+        "id {}, {}, rows {} + {}, {} slots at chunk {first} or {second}, now {}{limits}",
         value.id,
         manner(value),
         table.first_endpoint,

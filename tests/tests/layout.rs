@@ -26,6 +26,11 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("Endpoint", 64),
         ("SlotChunk", 64),
         ("FilterWord", 8),
+        ("SourceNetwork", 20),
+        ("SourceRule", 4),
+        ("ServiceRate", 8),
+        ("SourceRateBucket", 64),
+        ("RefusedRow", 192),
         ("Settings", 128),
         ("Probe", 40),
         ("Receive", 1_032),
@@ -71,6 +76,9 @@ fn maps_of_another_layout_are_taken_where_they_mean_the_same() {
 /// `BPF_F_MMAPABLE` of `linux/bpf.h`.
 const MMAPABLE: u32 = 1 << 10;
 
+/// `BPF_F_NO_PREALLOC`.
+const NO_PREALLOC: u32 = 1;
+
 fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
     use aya::maps::MapType;
     let (kind, flags) = match map.kind {
@@ -79,6 +87,7 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
         Kind::PerCpuArray => (MapType::PerCpuArray, 0),
         Kind::SockMap => (MapType::SockMap, 0),
         Kind::ProgArray => (MapType::ProgramArray, 0),
+        Kind::LpmTrie => (MapType::LpmTrie, NO_PREALLOC),
     };
     // The kernel looks sockets up by a number of 4 or 8 bytes; the object says 4.
     let value_size = if map.kind == Kind::SockMap { 4 } else { map.value_size };
@@ -88,7 +97,11 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
 fn info(ebpf: &Ebpf, name: &str) -> MapInfo {
     use aya::maps::Map;
     let map = ebpf.map(name).unwrap_or_else(|| panic!("the object has no map {name}"));
-    let (Map::Array(data) | Map::PerCpuArray(data) | Map::SockMap(data) | Map::ProgramArray(data)) = map
+    let (Map::Array(data)
+    | Map::PerCpuArray(data)
+    | Map::SockMap(data)
+    | Map::ProgramArray(data)
+    | Map::LpmTrie(data)) = map
     else {
         panic!("{name} is a map of an unknown kind");
     };

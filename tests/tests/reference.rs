@@ -88,6 +88,7 @@ const fn kind(kind: Kind) -> &'static str {
         Kind::Array => "array",
         Kind::MappedArray => "array, mapped",
         Kind::PerCpuArray => "per-CPU array",
+        Kind::LpmTrie => "trie of prefixes",
         Kind::SockMap => "sockmap",
         Kind::ProgArray => "program array",
     }
@@ -206,6 +207,7 @@ fn everything() -> Metrics {
                 what: "w",
                 count: 1,
             }],
+            networks: [1, 1],
         },
     });
     metrics

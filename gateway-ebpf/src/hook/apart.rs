@@ -22,6 +22,9 @@ pub(crate) fn call(stage: Stage, arrival: &mut Arrival) -> Outcome {
         Stage::Record => sluice_record(notes),
         Stage::Note => sluice_note(notes),
         Stage::Change => sluice_change(notes),
+        Stage::Source => sluice_source(notes),
+        Stage::Admit => sluice_admit(notes),
+        Stage::Blame => sluice_blame(notes),
     })
 }
 
@@ -50,4 +53,7 @@ apart! {
     sluice_record Record
     sluice_note Note
     sluice_change Change
+    sluice_source Source
+    sluice_admit Admit
+    sluice_blame Blame
 }

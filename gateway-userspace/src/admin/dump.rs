@@ -1,9 +1,9 @@
 //! Everything at one look: what is wanted, what is served, what stands in the kernel, in the same words and without
 //! secrets.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use gateway_common::endpoint::EndpointState;
+use gateway_common::{counter::Reason, endpoint::EndpointState};
 use serde_json::{Value, json};
 
 use crate::{
@@ -136,5 +136,37 @@ pub fn kernel(kernel: &Kernel) -> Value {
         .map(|(name, one)| (name.clone(), json!({ "ingress": one.ingress, "why": one.why })))
         .collect();
     let receiving: Vec<&str> = kernel.receiving().collect();
-    json!({ "services": services, "attachments": attachments, "receiving": receiving })
+    json!({
+        "services": services,
+        "attachments": attachments,
+        "receiving": receiving,
+        "refusedSources": refused_sources(kernel),
+    })
+}
+
+/// Whose packets were refused most.
+fn refused_sources(kernel: &Kernel) -> Value {
+    let Ok(sources) = kernel.refused_sources() else { return Value::Null };
+    let service = |id: u32| {
+        let services = &kernel.written().services;
+        let key = services.iter().find(|(_, service)| service.id == id).map(|(key, _)| key);
+        key.map(|key| SocketAddr::new(key.addr.into(), key.port.number()).to_string())
+    };
+    let reason = |number: u32| {
+        let reason = Reason::ALL.iter().find(|reason| reason.number() == number);
+        reason.map(|reason| reason.name())
+    };
+    sources
+        .iter()
+        .map(|one| {
+            json!({
+                "source": IpAddr::from(one.site).to_string(),
+                "prefixBits": if one.site.is_v4() { 32 } else { 64 },
+                "packetsAtMost": one.packets,
+                "packetsAtLeast": one.packets.saturating_sub(one.doubtful),
+                "lastService": service(one.service),
+                "lastReason": reason(one.reason),
+            })
+        })
+        .collect()
 }

@@ -12,7 +12,10 @@ use gateway_common::{
 };
 
 use crate::{
-    compile::id::{Full, Ids, Numbers},
+    compile::{
+        id::{Full, Ids, Numbers},
+        sources,
+    },
     endpoint::{EndpointId, Registry},
     image::{Image, Range, Row, Service},
     name::{ListenerName, ServiceName},
@@ -69,7 +72,7 @@ pub fn image(
         services.insert(key, service);
     }
     *ids = next;
-    Ok(Image { services: services.into_values().collect() })
+    Ok(Image { services: services.into_values().collect(), networks: sources::networks(snapshot) })
 }
 
 /// Every endpoint that a balanced listener sends to, with the listener's key.
@@ -122,6 +125,7 @@ fn agent(
         n_slots: 0,
         chunks: [0, 0],
         sockets: sockets.get(&listener.addr).copied().unwrap_or_default(),
+        limits: sources::limits(&listener.new_flows),
         endpoints: Vec::new(),
     })
 }
@@ -160,6 +164,7 @@ fn balanced(
         n_slots: size_class(u32::try_from(wanted.len()).unwrap_or(u32::MAX)),
         chunks: numbers.chunks,
         sockets: Range::default(),
+        limits: sources::limits(&listener.new_flows),
         endpoints: rows(&numbers, members, &leaving, ids, registry),
     })
 }
@@ -247,6 +252,7 @@ mod tests {
         snapshot::{
             route::{Route, Rule},
             service::{Endpoint, Policy, UpstreamProtocol},
+            sources::{NewFlows, Sources},
         },
     };
 
@@ -263,6 +269,7 @@ mod tests {
             packets: crate::snapshot::listener::Packets::default(),
             proxies: Vec::new(),
             idle_timeout: std::time::Duration::from_secs(1),
+            new_flows: NewFlows::default(),
             paths: crate::target::Rules::DEFAULT,
             trusted_hops: 0,
         }
@@ -317,6 +324,7 @@ mod tests {
             ],
             routes: vec![route("db", "db", &[("blue", 3), ("green", 1), ("absent", 9)])],
             services: vec![service("blue", hosts), service("green", &[9, 1])],
+            sources: Sources::default(),
         }
     }
 

@@ -5,6 +5,7 @@ pub mod image;
 pub mod listener;
 pub mod route;
 pub mod service;
+mod sources;
 pub mod state;
 pub mod tls;
 

@@ -31,7 +31,10 @@ use crate::{
     metrics::{Metrics, names::OutcomeLabels},
     net::listen::Place,
     prober::Prober,
-    snapshot::Snapshot,
+    snapshot::{
+        Snapshot,
+        sources::{NewFlows, Sources},
+    },
     source::watch::Update,
     state::{BindKey, Published, State},
 };
@@ -111,6 +114,7 @@ impl Control {
     async fn try_apply(&mut self, snapshot: Snapshot) -> Result<(), Refusal> {
         if self.kernel.is_none() {
             check_ports(&snapshot).map_err(Refusal::Faults)?;
+            warn_of_guards(&snapshot);
         }
         let before = self.published.load();
         let compiled = state(&snapshot, &self.shared, Some(&before)).map_err(Refusal::Faults)?;
@@ -248,6 +252,17 @@ impl Control {
             (self.kernel.is_none() || bind.is_by_agent()).then_some((*key, place))
         };
         state.binds.iter().filter_map(mine).collect()
+    }
+}
+
+/// What only the kernel side refuses.
+fn warn_of_guards(snapshot: &Snapshot) {
+    if snapshot.sources != Sources::default() {
+        tracing::warn!("without the kernel side everybody may come: `sources` has no effect");
+    }
+    for listener in snapshot.listeners.iter().filter(|listener| listener.new_flows != NewFlows::default()) {
+        let listener = listener.name.as_str();
+        tracing::warn!(listener, "without the kernel side `newFlows` has no effect");
     }
 }
 

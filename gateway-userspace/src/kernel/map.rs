@@ -5,9 +5,10 @@ use std::os::fd::AsFd;
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData, PerCpuArray, SockMap},
+    maps::{Array, LpmTrie, MapData, MapError, PerCpuArray, SockMap, lpm_trie::Key},
 };
 use gateway_common::{
+    addr::Addr,
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
@@ -17,6 +18,7 @@ use gateway_common::{
     service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey},
     settings::Settings,
     slot::{Slot, SlotChunk},
+    source::{self, RefusedRow, RefusedSource, SourceNetwork, SourceRule},
 };
 
 use crate::{
@@ -53,6 +55,9 @@ pub(super) struct KernelMaps {
     /// Buckets of the flow table and of the table of replies.
     flow_buckets: [u32; 2],
     filter: Rows<FilterWord>,
+    source_networks: LpmTrie<MapData, [u8; 16], Shared<SourceRule>>,
+    source_filter: Rows<FilterWord>,
+    refused_sources: PerCpu<RefusedRow>,
     settings: Rows<Settings>,
     receiving: Rows<Receive>,
     sockets: SockMap<MapData>,
@@ -65,7 +70,7 @@ pub(super) struct KernelMaps {
 fn taken<M, T>(object: &mut Ebpf) -> Result<T, Error>
 where
     M: MapDef,
-    T: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+    T: TryFrom<aya::maps::Map, Error = MapError>,
 {
     let map = object.take_map(M::NAME).ok_or(Error::NoMap { name: M::NAME })?;
     T::try_from(map).map_err(|source| Error::Map { name: M::NAME, source })
@@ -91,7 +96,7 @@ const fn memory<M: MapDef>(source: std::io::Error) -> Error {
     Error::Memory { name: M::NAME, source }
 }
 
-fn failed<M: MapDef>(source: aya::maps::MapError) -> Error {
+fn failed<M: MapDef>(source: MapError) -> Error {
     Error::Map { name: M::NAME, source }
 }
 
@@ -117,6 +122,9 @@ impl KernelMaps {
             service_flows: mapped::<map::ServiceFlows>(object)?,
             flow_buckets: [size_of_map::<map::Flows>(object)?, size_of_map::<map::Replies>(object)?],
             filter: taken::<map::Filter, _>(object)?,
+            source_networks: taken::<map::SourceNetworks, _>(object)?,
+            source_filter: taken::<map::SourceFilter, _>(object)?,
+            refused_sources: taken::<map::RefusedSources, _>(object)?,
             settings: taken::<map::SettingsMap, _>(object)?,
             receiving: taken::<map::Receiving, _>(object)?,
             sockets: taken::<map::Sockets, _>(object)?,
@@ -152,10 +160,7 @@ impl KernelMaps {
 const ENTRY_WORDS: usize = size_of::<ServiceEntry>() / 8;
 
 fn no_room<M: MapDef>() -> Error {
-    Error::Map {
-        name: M::NAME,
-        source: aya::maps::MapError::OutOfBounds { index: 0, max_entries: M::CAPACITY },
-    }
+    Error::Map { name: M::NAME, source: MapError::OutOfBounds { index: 0, max_entries: M::CAPACITY } }
 }
 
 /// Words of a service in the order in which they are written: `current`, which makes a table current, last.
@@ -185,6 +190,18 @@ impl Maps for KernelMaps {
                 observed.filter.insert(word, value.bits);
             }
         }
+        for word in 0..source::WORDS {
+            let Shared(value) = self.source_filter.get(&word, 0).map_err(failed::<map::SourceFilter>)?;
+            if value.bits != 0 {
+                observed.source_filter.insert(word, value.bits);
+            }
+        }
+        for entry in &self.source_networks {
+            let (key, Shared(rule)) = entry.map_err(failed::<map::SourceNetworks>)?;
+            let network = SourceNetwork { prefix_bits: key.prefix_len(), addr: Addr::v6(key.data()) };
+            observed.networks.insert(network, rule);
+        }
+        observed.guards = self.settings()?.guards;
         Ok(observed)
     }
 
@@ -253,9 +270,35 @@ impl Maps for KernelMaps {
         self.filter.set(word, Shared(FilterWord { bits }), 0).map_err(failed::<map::Filter>)
     }
 
+    fn put_source_network(&mut self, network: &SourceNetwork, rule: SourceRule) -> Result<(), Error> {
+        let failed = failed::<map::SourceNetworks>;
+        self.source_networks.insert(&trie_key(network), Shared(rule), 0).map_err(failed)
+    }
+
+    fn delete_source_network(&mut self, network: &SourceNetwork) -> Result<(), Error> {
+        match self.source_networks.remove(&trie_key(network)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(source) => Err(failed::<map::SourceNetworks>(source)),
+        }
+    }
+
+    fn put_source_filter(&mut self, word: u32, bits: u64) -> Result<(), Error> {
+        self.source_filter.set(word, Shared(FilterWord { bits }), 0).map_err(failed::<map::SourceFilter>)
+    }
+
+    fn put_guards(&mut self, guards: u8) -> Result<(), Error> {
+        let settings = self.settings()?;
+        self.put_settings(&settings.guarding(guards))
+    }
+
     fn put_slots(&mut self, _: &ServiceKey, first_chunk: u32, slots: &[Slot]) -> Result<(), Error> {
         self.slots.write(first_chunk, slots).map_err(memory::<map::Slots>)
     }
+}
+
+/// The key of a network as the library has it: the same bytes.
+const fn trie_key(network: &SourceNetwork) -> Key<[u8; 16]> {
+    Key::new(network.prefix_bits, network.addr.octets())
 }
 
 /// Nothing, for each processor.
@@ -289,6 +332,17 @@ impl KernelMaps {
     pub(super) fn clear_socket(&mut self, idx: u32) {
         // A socket that was closed has left the map by itself.
         drop(self.sockets.clear_index(&idx));
+    }
+
+    /// Sources whose packets were refused, of all processors, some of them more than once.
+    pub(super) fn refused_sources(&self) -> Result<Vec<RefusedSource>, Error> {
+        let mut sources = Vec::new();
+        for row in 0..map::RefusedSources::CAPACITY {
+            let values = self.refused_sources.get(&row, 0).map_err(failed::<map::RefusedSources>)?;
+            let all = values.iter().flat_map(|Shared(row)| row.sources);
+            sources.extend(all.filter(|source| source.packets != 0));
+        }
+        Ok(sources)
     }
 
     /// Packets and bytes at a hook, by the number of the reason, of all processors together.

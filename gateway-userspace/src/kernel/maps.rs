@@ -7,6 +7,7 @@ use gateway_common::{
     service::{PortRange, Service, ServiceEntry, ServiceKey},
     settings::Settings,
     slot::Slot,
+    source::{SourceNetwork, SourceRule},
 };
 
 use crate::{image::Range, kernel::Error};
@@ -26,6 +27,12 @@ pub struct Observed {
     pub ranges: BTreeMap<ServiceKey, (Range, Vec<PortRange>)>,
     /// `FILTER`.
     pub filter: BTreeMap<u32, u64>,
+    /// `SOURCE_NETWORKS`.
+    pub networks: BTreeMap<SourceNetwork, SourceRule>,
+    /// `SOURCE_FILTER`.
+    pub source_filter: BTreeMap<u32, u64>,
+    /// Of `SETTINGS`, what is refused.
+    pub guards: u8,
 }
 
 impl Observed {
@@ -109,6 +116,26 @@ pub trait Maps {
     /// # Errors
     /// When the word is beyond the map.
     fn put_filter(&mut self, word: u32, bits: u64) -> Result<(), Error>;
+    /// Writes what becomes of packets of a network.
+    ///
+    /// # Errors
+    /// When the kernel refuses: the map is full.
+    fn put_source_network(&mut self, network: &SourceNetwork, rule: SourceRule) -> Result<(), Error>;
+    /// Removes a network; one that is not there is as good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn delete_source_network(&mut self, network: &SourceNetwork) -> Result<(), Error>;
+    /// Writes 64 bits of the filter of sources.
+    ///
+    /// # Errors
+    /// When the word is beyond the map.
+    fn put_source_filter(&mut self, word: u32, bits: u64) -> Result<(), Error>;
+    /// Says what is refused.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn put_guards(&mut self, guards: u8) -> Result<(), Error>;
     /// Writes a half of a service's slots that no service value calls current.
     ///
     /// # Errors

@@ -8,12 +8,14 @@ use gateway_common::{
     service::{PortRange, Service, ServiceEntry, ServiceKey},
     settings::Settings,
     slot::{Slot, SlotChunk},
+    source::{SourceNetwork, SourceRule},
 };
 
 use crate::kernel::{
     Error,
     maps::{Maps, Observed},
     plan::Op,
+    sources::SourceOp,
 };
 
 /// Maps in memory.
@@ -133,6 +135,40 @@ impl Maps for Memory {
         } else {
             self.content.filter.insert(word, bits);
         }
+        Ok(())
+    }
+
+    fn put_source_network(&mut self, network: &SourceNetwork, rule: SourceRule) -> Result<(), Error> {
+        self.write(
+            map::SourceNetworks::NAME,
+            Op::Sources(SourceOp::Network { network: *network, rule: Some(rule) }),
+        )?;
+        self.content.networks.insert(*network, rule);
+        Ok(())
+    }
+
+    fn delete_source_network(&mut self, network: &SourceNetwork) -> Result<(), Error> {
+        self.write(
+            map::SourceNetworks::NAME,
+            Op::Sources(SourceOp::Network { network: *network, rule: None }),
+        )?;
+        self.content.networks.remove(network);
+        Ok(())
+    }
+
+    fn put_source_filter(&mut self, word: u32, bits: u64) -> Result<(), Error> {
+        self.write(map::SourceFilter::NAME, Op::Sources(SourceOp::Filter { word, bits }))?;
+        if bits == 0 {
+            self.content.source_filter.remove(&word);
+        } else {
+            self.content.source_filter.insert(word, bits);
+        }
+        Ok(())
+    }
+
+    fn put_guards(&mut self, guards: u8) -> Result<(), Error> {
+        self.write(map::SettingsMap::NAME, Op::Sources(SourceOp::Guards { guards }))?;
+        self.content.guards = guards;
         Ok(())
     }
 

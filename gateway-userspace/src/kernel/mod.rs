@@ -4,6 +4,7 @@
 //! while the agent restarts. [`cleanup`] removes them.
 
 mod attach;
+mod counts;
 mod error;
 mod filter;
 pub mod index;
@@ -16,6 +17,7 @@ pub mod plan;
 mod pods;
 pub mod probe;
 mod records;
+pub mod sources;
 mod sys;
 pub mod ticks;
 pub mod tunnelled;
@@ -25,11 +27,11 @@ pub mod writer;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt, fs, io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     os::{
         fd::AsRawFd,
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr as UnixAddr, UnixDatagram},
+        unix::net::{SocketAddr, UnixDatagram},
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -38,16 +40,16 @@ use std::{
 
 use gateway_common::{
     addr::Port,
-    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
     hash::Seed,
     layout::PIN_ROOT,
-    map::{Description, FRAGMENT_BUCKETS, MapDef},
+    map::{self as shared, Description, FRAGMENT_BUCKETS, MapDef},
     receive::Receive,
     settings::{Ports, Settings as Row, Tables, Timeouts, Tunnel},
 };
 
 pub use crate::kernel::{
     attach::{AttachMode, Attachment, Beside, Kept},
+    counts::Counters,
     error::Error,
     records::Records,
 };
@@ -91,13 +93,12 @@ pub struct Settings {
 
 impl Settings {
     fn capacity_of(&self, description: &Description) -> u32 {
-        use gateway_common::map;
         match description.name {
             // Half of the places stay free, so that a flow finds one in its two buckets.
-            map::Flows::NAME => (self.flows / 2).next_power_of_two().max(16),
-            map::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
-            map::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
-            map::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
+            shared::Flows::NAME => (self.flows / 2).next_power_of_two().max(16),
+            shared::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
+            shared::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
+            shared::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
             _ => description.capacity,
         }
     }
@@ -128,24 +129,8 @@ fn timeouts(ticks: Ticks) -> Timeouts {
         closing: ticks.of(Duration::from_secs(64)),
         udp: ticks.of(Duration::from_mins(2)),
         tick_shift: ticks.shift(),
+        interrupts: ticks.interrupts(),
     }
-}
-
-/// Counters of one read.
-#[derive(Clone, Debug, Default)]
-pub struct Counters {
-    /// By hook and reason; those that are zero are left out.
-    pub reasons: Vec<(Hook, Reason, Count)>,
-    /// By listener name of the service.
-    pub services: Vec<(String, ServiceCount)>,
-    /// Dropped packets by listener name of the service and by reason; those that are zero are left out.
-    pub drops: Vec<(String, &'static str, u64)>,
-    /// By listener name and address of the endpoint.
-    pub endpoints: Vec<(String, SocketAddr, EndpointCount)>,
-    /// Entries of the flow table, by listener name of the service.
-    pub flows: Vec<(String, u64)>,
-    /// Flows that the table has room for.
-    pub flow_room: u64,
 }
 
 /// What was loaded, attached and pinned.
@@ -190,13 +175,16 @@ impl Kernel {
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         let [flow_buckets, reply_buckets] = maps.flow_buckets();
         let ticks = Ticks::of_this_kernel();
-        maps.put_settings(&Row::new(
+        // Whoever was refused stays so until the first image says otherwise.
+        let guards = maps.settings()?.guards;
+        let row = Row::new(
             seed,
             Ports { first: Port::new(*settings.ports.start()), count: n_ports },
             Tables { flow_buckets, reply_buckets, fragment_buckets: FRAGMENT_BUCKETS },
             timeouts(ticks),
             settings.tunnel,
-        ))?;
+        );
+        maps.put_settings(&row.guarding(guards))?;
         maps.put_receive(&settings.receive)?;
         let terms = Terms {
             seed,
@@ -344,53 +332,6 @@ impl Kernel {
     pub fn clear_socket(&mut self, idx: u32) {
         self.writer.maps_mut().clear_socket(idx);
     }
-
-    /// Reads all counters that concern the present image.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn counters(&self) -> Result<Counters, Error> {
-        let maps = self.writer.maps();
-        let [flow_buckets, _] = maps.flow_buckets();
-        let flow_room = u64::from(flow_buckets) * 2;
-        let mut counters = Counters { flow_room, ..Counters::default() };
-        for hook in Hook::ALL {
-            let counts = maps.reasons(hook)?;
-            for reason in Reason::ALL {
-                let number = usize::try_from(reason.number()).unwrap_or(0);
-                let count = counts.get(number).copied().unwrap_or_default();
-                if count.packets > 0 {
-                    counters.reasons.push((hook, *reason, count));
-                }
-            }
-        }
-        for service in &self.writer.image().services {
-            let listener = service.listener.to_string();
-            counters.flows.push((listener.clone(), maps.service_flows(service.id)));
-            let count = maps.service_count(service.id)?;
-            if count.dropped != 0 {
-                let drops = maps.service_drops(service.id)?.into_iter();
-                counters.drops.extend(drops.map(|(reason, packets)| (listener.clone(), reason, packets)));
-            }
-            for row in &service.endpoints {
-                let count = maps.endpoint_count(row.row)?;
-                counters.endpoints.push((listener.clone(), row.endpoint.addr(), count));
-            }
-            counters.services.push((listener, count));
-        }
-        Ok(counters)
-    }
-}
-
-impl Kernel {
-    /// Packets that went to an endpoint row, and packets that came back.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn endpoint_packets(&self, row: u32) -> Result<(u64, u64), Error> {
-        let count = self.writer.maps().endpoint_count(row)?;
-        Ok((count.packets, count.reply_packets))
-    }
 }
 
 /// Removes every link, filter and pin, with or without an agent that made them; says what was removed.
@@ -457,7 +398,7 @@ impl Ownership {
         } else {
             None
         };
-        let name = UnixAddr::from_abstract_name(Self::NAME).map_err(failed)?;
+        let name = SocketAddr::from_abstract_name(Self::NAME).map_err(failed)?;
         let network = UnixDatagram::bind_addr(&name).map_err(|_| Error::Running)?;
         Ok(Self { _pins: pins, _network: network })
     }

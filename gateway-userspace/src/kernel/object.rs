@@ -161,5 +161,6 @@ const fn type_of(kind: Kind) -> aya::maps::MapType {
         Kind::PerCpuArray => MapType::PerCpuArray,
         Kind::SockMap => MapType::SockMap,
         Kind::ProgArray => MapType::ProgramArray,
+        Kind::LpmTrie => MapType::LpmTrie,
     }
 }

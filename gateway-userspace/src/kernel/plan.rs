@@ -21,8 +21,12 @@ use gateway_common::{
 
 use crate::{
     endpoint::Availability,
-    image::{self, Image, Range, Row, Way},
-    kernel::{maps::Observed, ticks::Ticks},
+    image::{self, Image, Limits, Range, Row, Way},
+    kernel::{
+        maps::Observed,
+        sources::{self, SourceOp},
+        ticks::Ticks,
+    },
     maglev,
 };
 
@@ -71,6 +75,8 @@ pub enum Op {
         /// Its bits.
         bits: u64,
     },
+    /// Of the lists of sources.
+    Sources(SourceOp),
     /// An entry of the index that goes.
     Remove {
         /// Its key.
@@ -94,6 +100,7 @@ pub(super) struct Facts {
 pub(super) fn whole(image: &Image, facts: &Facts, written: &Observed) -> Vec<Op> {
     let mut ops: Vec<Op> = image.services.iter().flat_map(|service| rows(service, facts, written)).collect();
     ops.extend(image.services.iter().flat_map(|service| table(service, facts, written)));
+    ops.extend(sources::ops(image, written).into_iter().map(Op::Sources));
     ops.extend(entries(image, written));
     ops.extend(widened(image, facts, written));
     ops.extend(removals(image, written));
@@ -122,6 +129,10 @@ pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed)
     value.mode = service.mode;
     value.track = service.track;
     value.flow_share = facts.flow_share;
+    (value.flow_rate, value.source_rate) = (service.limits.service, service.limits.source);
+    if service.limits != Limits::default() {
+        value.flags |= Service::LIMITED;
+    }
     if let Some(timeout) = service.affinity {
         value.flags |= Service::AFFINITY;
         value.affinity_ticks = facts.ticks.of(timeout);

@@ -30,6 +30,11 @@ impl Ticks {
         u32::try_from(interrupts >> self.shift).unwrap_or(u32::MAX)
     }
 
+    /// Timer interrupts in a second.
+    pub fn interrupts(self) -> u16 {
+        u16::try_from(self.per_second).unwrap_or(u16::MAX)
+    }
+
     /// See [`tick_shift`].
     pub const fn shift(self) -> u8 {
         self.shift

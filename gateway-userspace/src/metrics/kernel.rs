@@ -4,7 +4,7 @@ use std::fmt;
 
 use prometheus_client::{encoding::DescriptorEncoder, metrics::MetricType};
 
-use crate::metrics::names::{Described, counter};
+use crate::metrics::names::{Described, counter, gauge};
 
 /// By listener and reason.
 pub const DROPS: Described =
@@ -13,6 +13,13 @@ pub const DROPS: Described =
 pub const ENDPOINTS: Described =
     ("kernel_endpoint", "Counters of an endpoint of a balanced listener in the kernel");
 
+/// What sources are listed.
+pub const NETWORKS: Described =
+    ("kernel_source_networks", "Networks that the kernel's list of sources holds");
+/// The list's room.
+pub const NETWORK_ROOM: Described =
+    ("kernel_source_network_room", "Networks that the kernel's list of sources has room for");
+
 /// Values taken at a scrape; empty in userspace.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
@@ -20,6 +27,8 @@ pub struct Samples {
     pub drops: Vec<(String, &'static str, u64)>,
     /// Counters of endpoints.
     pub endpoints: Vec<EndpointSample>,
+    /// Networks that are listed, and for how many there is room.
+    pub networks: [u64; 2],
 }
 
 /// One value of one endpoint.
@@ -51,6 +60,10 @@ impl Samples {
                 ("what", sample.what),
             ];
             counter(&mut family, &labels, sample.count)?;
+        }
+        for ((name, help), value) in [NETWORKS, NETWORK_ROOM].into_iter().zip(self.networks) {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            gauge(&mut family, &[], value)?;
         }
         Ok(())
     }

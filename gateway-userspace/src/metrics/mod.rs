@@ -144,6 +144,7 @@ mod tests {
                     what: "new_flows",
                     count: 6,
                 }],
+                networks: [3, 8],
             },
             pools: vec![PoolSample { service: "api".to_owned(), open: 3, idle: 2, stolen: 1 }],
             endpoints: vec![EndpointSample {

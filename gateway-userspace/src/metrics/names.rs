@@ -440,7 +440,7 @@ impl Collector for Sampled {
     }
 }
 
-fn gauge<const N: usize>(
+pub(crate) fn gauge<const N: usize>(
     family: &mut MetricEncoder<'_>,
     labels: &[(&str, &str); N],
     value: u64,

@@ -20,6 +20,7 @@ use crate::{
         meaning, ports,
         route::{Match, PathMatch, Route, Rule},
         service::{Service, UpstreamProtocol},
+        sources,
     },
     target,
     tunnel::Tunnels,
@@ -78,6 +79,7 @@ pub fn build(draft: Draft, generation: u64) -> Result<Built, Vec<Problem>> {
             .into_iter()
             .filter_map(|draft| service(draft).map_err(&mut missing).ok())
             .collect(),
+        sources: draft.sources.value(),
     };
     if incomplete.0.is_empty() { Ok(Built { snapshot, warnings: problems }) } else { Err(incomplete.0) }
 }
@@ -95,6 +97,7 @@ pub fn check(draft: &Draft) -> Vec<Problem> {
     draft.services.iter().for_each(|service| check_service(service, &mut problems));
     check_total(&draft.services, &mut problems);
     check_patterns(&draft.routes, &mut problems);
+    sources::check(&draft.sources, &mut problems);
     attach::check(draft, &mut problems);
     problems.0
 }
@@ -300,6 +303,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         ports,
         proxies,
         idle_timeout,
+        new_flows,
         paths,
         trusted_hops,
     } = draft;
@@ -321,6 +325,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         },
         proxies: proxies.map(|proxies| proxies.value).unwrap_or_default(),
         idle_timeout: idle_timeout.map_or(limits::FORWARDED_IDLE, |timeout| timeout.value),
+        new_flows: new_flows.map(|flows| flows.value()).unwrap_or_default(),
         paths: paths.map_or(target::Rules::DEFAULT, |paths| paths.value),
         trusted_hops: trusted_hops.map_or(0, |hops| hops.value),
     })

@@ -18,6 +18,7 @@ use crate::{
         listener::{Certificate, ClientCertificates, Forwarding, Hostname, Protocol},
         route::{Backend, Match, Mirror},
         service::{Endpoint, EndpointTls, HealthCheck, Policy, UpstreamProtocol},
+        sources::{DraftNewFlows, DraftSources},
     },
     target,
     tunnel::Tunnels,
@@ -32,6 +33,8 @@ pub struct Draft {
     pub routes: Vec<DraftRoute>,
     /// Services.
     pub services: Vec<DraftService>,
+    /// Who may send packets.
+    pub sources: DraftSources,
 }
 
 /// A listener that may lack what could not be read.
@@ -61,6 +64,8 @@ pub struct DraftListener {
     pub proxies: Option<Located<Vec<Network>>>,
     /// Time without a byte, if it is written.
     pub idle_timeout: Option<Located<Duration>>,
+    /// Bounds on new flows, if they are written.
+    pub new_flows: Option<DraftNewFlows>,
     /// What is done with paths, if it is written.
     pub paths: Option<Located<target::Rules>>,
     /// Trusted proxies in front, if they are written.

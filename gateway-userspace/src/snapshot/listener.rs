@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use gateway_common::service::Track;
 
-use crate::{name::ListenerName, network::Network, secret::Secret, target};
+use crate::{name::ListenerName, network::Network, secret::Secret, snapshot::sources::NewFlows, target};
 
 /// An address we accept on, and what to do there.
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct Listener {
     pub proxies: Vec<Network>,
     /// Time without a byte after which a connection that the agent forwards ends.
     pub idle_timeout: Duration,
+    /// Bounds on new flows, the same for all listeners of an address and port.
+    pub new_flows: NewFlows,
     /// What is done with paths that applications read differently.
     pub paths: target::Rules,
     /// Proxies in front of this one whose word about the client is taken.

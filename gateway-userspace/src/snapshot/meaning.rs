@@ -8,11 +8,15 @@ use crate::{
         build::Problems,
         draft::DraftListener,
         listener::{Forwarding, Protocol},
+        sources::{self, DraftNewFlows},
     },
 };
 
 /// Checks a listener by itself.
 pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
+    if let Some(flows) = &listener.new_flows {
+        sources::check_new_flows(flows, problems);
+    }
     let Some(Located { value: protocol, place }) = listener.protocol else { return };
     check_tls(listener, protocol, place, problems);
     check_track(listener, problems);
@@ -102,6 +106,12 @@ pub(super) fn check_shared(first: &DraftListener, listener: &DraftListener, prob
         let place = listener.proxies.as_ref().map_or(listener.place, |proxies| proxies.place);
         let message = format!("{name} has another `proxyProtocol` on the same address and port");
         problems.fault(place, message, "write the same `proxyProtocol`, or another port");
+    }
+    let flows = |listener: &DraftListener| listener.new_flows.as_ref().map(DraftNewFlows::value);
+    if flows(first) != flows(listener) {
+        let place = listener.new_flows.as_ref().map_or(listener.place, |flows| flows.place);
+        let message = format!("{name} has another `newFlows` on the same address and port");
+        problems.fault(place, message, "write the same `newFlows`, or another port");
     }
     let (Some(theirs), Some(ours)) = (&first.tls, &listener.tls) else { return };
     if theirs.value.clients != ours.value.clients {

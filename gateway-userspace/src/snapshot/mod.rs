@@ -11,8 +11,9 @@ mod meaning;
 mod ports;
 pub mod route;
 pub mod service;
+pub mod sources;
 
-use crate::snapshot::{listener::Listener, route::Route, service::Service};
+use crate::snapshot::{listener::Listener, route::Route, service::Service, sources::Sources};
 
 /// Everything that is wanted.
 #[derive(Clone, Debug, Default)]
@@ -25,4 +26,6 @@ pub struct Snapshot {
     pub routes: Vec<Route>,
     /// Named groups of endpoints.
     pub services: Vec<Service>,
+    /// Who may send packets.
+    pub sources: Sources,
 }

@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod file;
 mod filter;
+mod sources;
 pub mod summary;
 pub mod text;
 mod tls;

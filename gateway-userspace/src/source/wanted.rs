@@ -24,7 +24,7 @@ use crate::{
         route::{Backend, Match, PathMatch},
         service::{CheckKind, Endpoint, HealthCheck, Policy, UpstreamProtocol},
     },
-    source::{filter, text, tls},
+    source::{filter, sources, text, tls},
     target,
     tunnel::Tunnels,
 };
@@ -36,6 +36,7 @@ pub fn read(root: &View<'_>, files: &Files) -> Draft {
         listeners: root.tables("listeners").iter().map(|view| listener(view, files)).collect(),
         routes: root.tables("routes").iter().map(route).collect(),
         services: root.tables("services").iter().map(|view| service(view, files, &bundles)).collect(),
+        sources: root.table("sources").map(|view| sources::read(&view)).unwrap_or_default(),
     }
 }
 
@@ -94,6 +95,7 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         ports,
         proxies,
         idle_timeout: if view.has("idleTimeout") { view.duration("idleTimeout") } else { None },
+        new_flows: view.table("newFlows").map(|flows| sources::new_flows(&flows)),
         paths,
         trusted_hops: if view.has("trustedHops") { view.integer("trustedHops") } else { None },
     }

@@ -11,6 +11,7 @@ use gateway_userspace::{
         listener::{Certificate, Forwarding, Hostname, Listener, Packets, Protocol},
         route::{Backend, Match, PathMatch, Route, Rule},
         service::{CheckKind, Endpoint, HealthCheck, Policy, Service, UpstreamProtocol},
+        sources::{NewFlows, Sources},
     },
     target,
     tunnel::Tunnels,
@@ -29,6 +30,7 @@ pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
         packets: Packets::default(),
         proxies: Vec::new(),
         idle_timeout: Duration::from_hours(1),
+        new_flows: NewFlows::default(),
         paths: target::Rules::DEFAULT,
         trusted_hops: 0,
     }
@@ -113,5 +115,6 @@ pub fn simple(addr: SocketAddr, endpoints: &[SocketAddr]) -> Snapshot {
         listeners: vec![listener("web", addr, Protocol::Http)],
         routes: vec![route("all", "web", vec![rule(prefix("/"), &[("api", 1)])])],
         services: vec![service("api", endpoints)],
+        sources: Sources::default(),
     }
 }

@@ -14,7 +14,7 @@ use gateway_common::generator::{TEMPLATE_BYTES, Template};
 use gateway_common::map::{self, MapDef as _};
 
 use super::{l4::Traffic, tables};
-use crate::{kernel_run, memory::raw, netns::Ns};
+use crate::{kernel_run, netns::Ns, tables::raw};
 
 /// Room in every table of flows. The kernel's LRU tables begin to forget long before they are full, and a flow that is
 /// made again costs another thing than one that is found.

@@ -25,7 +25,7 @@ use gateway_userspace::{
     maglev::{self, Member},
 };
 
-use crate::memory::raw;
+use crate::tables::raw;
 
 /// Endpoints of each service: so many that each of 100,000 flows finds a free port for its translation.
 pub const ENDPOINTS: u16 = 256;
@@ -126,7 +126,7 @@ pub struct Traits {
 pub fn fill(ebpf: &mut Ebpf, interface: u32, traits: Traits) -> Result<()> {
     let seed = Seed::new([0x5eed, 0x5eed]);
     let tick_shift = tick_shift(interrupts_per_second());
-    let timeouts = Timeouts { opening: 30, open: 3_600, closing: 120, udp: 60, tick_shift };
+    let timeouts = Timeouts { opening: 30, open: 3_600, closing: 120, udp: 60, tick_shift, interrupts: 250 };
     let ports = Ports { first: Port::new(61_000), count: 4_536 };
     let sizes = Sizes {
         flow_buckets: FLOW_BUCKETS,

@@ -24,6 +24,7 @@ mod ports;
 mod probe;
 mod rare;
 mod receive;
+mod sources;
 mod steer;
 
 use check::{case, check};

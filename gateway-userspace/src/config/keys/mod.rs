@@ -17,11 +17,13 @@ macro_rules! text {
 mod agent;
 mod filter;
 mod service;
+mod sources;
 mod tls;
 mod wanted;
 
 use agent::AGENT;
 use service::SERVICE;
+use sources::SOURCES;
 use wanted::{LISTENER, ROUTE};
 
 const PORT: Shape = Shape::Integer { min: 1, max: 65_535 };
@@ -69,6 +71,12 @@ pub static ROOT: Table = Table {
             shape: Shape::List(&List { item: Shape::Table(&SERVICE), min: 0, max: limits::NAMED_THINGS }),
             presence: Presence::Absent("no services"),
             doc: "Named groups of endpoints.",
+        },
+        Field {
+            key: "sources",
+            shape: Shape::Table(&SOURCES),
+            presence: Presence::Absent("everybody may come"),
+            doc: "Who may send packets to the listeners' addresses.",
         },
     ],
     one_of: &[],

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ADDRESS, NAME, NETWORK, PORT, WEIGHT, filter::FILTERS, tls::TLS};
+use super::{ADDRESS, NAME, NETWORK, PORT, WEIGHT, filter::FILTERS, sources::NEW_FLOWS, tls::TLS};
 use crate::{
     config::shape::{
         Field, List,
@@ -119,6 +119,12 @@ pub(super) static LISTENER: Table = Table {
             shape: Shape::Duration { min: Duration::from_millis(100), max: Duration::from_hours(24) },
             presence: Absent("`1h`"),
             doc: "Time without a byte after which a connection ends. TLS, and TCP with `forwarding: agent`, only.",
+        },
+        Field {
+            key: "newFlows",
+            shape: Shape::Table(&NEW_FLOWS),
+            presence: Absent("no bounds"),
+            doc: "Bounds on new flows, held in the kernel.",
         },
         Field {
             key: "paths",

@@ -24,6 +24,7 @@ use crate::{
         Error,
         maps::{Maps, Observed},
         plan::{self, Facts, Op},
+        sources::{self, SourceOp},
         ticks::Ticks,
     },
 };
@@ -174,6 +175,9 @@ impl<M: Maps> Writer<M> {
         self.behind = true;
         let mut done = Written::default();
         self.publish_services(&image, 0..image.services.len(), &mut done)?;
+        for op in sources::ops(&image, &self.written) {
+            self.write_source(op)?;
+        }
         self.run(plan::entries(&image, &self.written), &mut done)?;
         self.run(plan::widened(&image, &self.facts, &self.written), &mut done)?;
         self.run(plan::removals(&image, &self.written), &mut done)?;
@@ -323,6 +327,7 @@ impl<M: Maps> Writer<M> {
                 self.maps.put_filter(word, bits)?;
                 self.written.filter.insert(word, bits);
             }
+            Op::Sources(op) => self.write_source(op)?,
             Op::Remove { key } => {
                 self.maps.delete_entry(&key)?;
                 self.written.entries.remove(&key);
@@ -342,6 +347,28 @@ impl<M: Maps> Writer<M> {
         } else {
             self.changing.remove(key);
         }
+    }
+
+    fn write_source(&mut self, op: SourceOp) -> Result<(), Error> {
+        match op {
+            SourceOp::Network { network, rule: Some(rule) } => {
+                self.maps.put_source_network(&network, rule)?;
+                self.written.networks.insert(network, rule);
+            }
+            SourceOp::Network { network, rule: None } => {
+                self.maps.delete_source_network(&network)?;
+                self.written.networks.remove(&network);
+            }
+            SourceOp::Filter { word, bits } => {
+                self.maps.put_source_filter(word, bits)?;
+                self.written.source_filter.insert(word, bits);
+            }
+            SourceOp::Guards { guards } => {
+                self.maps.put_guards(guards)?;
+                self.written.guards = guards;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until packets that were told to read the idle half have done so; a millisecond at most.

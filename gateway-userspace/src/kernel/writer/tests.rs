@@ -13,7 +13,7 @@ use gateway_common::{
 use super::*;
 use crate::{
     endpoint::{EndpointId, Health, Registry},
-    image::{Range, Row, Service},
+    image::{Limits, Range, Row, Service},
     kernel::memory::Memory,
     name::{ListenerName, ServiceName},
 };
@@ -56,12 +56,13 @@ fn service(registry: &Registry, n: u8, first_row: u32, hosts: &[u8]) -> Service 
         n_slots,
         chunks: [first, first + SlotChunk::chunks_for(n_slots)],
         sockets: Range::default(),
+        limits: Limits::default(),
         endpoints: (0u16..).zip(hosts).map(row).collect(),
     }
 }
 
 fn image(services: impl IntoIterator<Item = Service>) -> Arc<Image> {
-    Arc::new(Image { services: services.into_iter().collect() })
+    Arc::new(Image { services: services.into_iter().collect(), ..Image::default() })
 }
 
 fn ways() -> HashMap<IpAddr, Way> {
@@ -101,7 +102,7 @@ fn rank(op: &Op) -> usize {
         Op::Row { value, .. } if value.addr == Addr::UNSPECIFIED => 7,
         Op::Row { .. } => 0,
         Op::Slots { .. } => 1,
-        Op::Service { .. } => 2,
+        Op::Service { .. } | Op::Sources(_) => 2,
         Op::Ranges { .. } | Op::Entry { .. } => 3,
         Op::Filter { bits, .. } if *bits != 0 => 4,
         Op::Remove { .. } => 5,

@@ -1,0 +1,83 @@
+//! The keys of `sources`, and of `newFlows` of a listener: who may send packets, and how many flows may begin.
+
+use super::NETWORK;
+use crate::{
+    config::shape::{
+        Field, List,
+        Presence::{Absent, Default},
+        Shape, Table,
+    },
+    limits,
+};
+
+const NETWORKS: Shape =
+    Shape::List(&List { item: Shape::Text(&NETWORK), min: 1, max: limits::SOURCE_NETWORKS });
+
+/// Who may send packets to services.
+pub(super) static SOURCES: Table = Table {
+    name: "sources",
+    doc: "Who may send packets to the listeners' addresses, whatever protocol they speak. Held in the kernel, before \
+          anything else is done with a packet, also of connections that are open; without the kernel side nobody is \
+          refused, and the agent says so.",
+    fields: &[
+        Field {
+            key: "deny",
+            shape: NETWORKS,
+            presence: Absent("nobody"),
+            doc: "Networks whose packets are dropped. To let only some in, deny `0.0.0.0/0` and `::/0` and allow those.",
+        },
+        Field {
+            key: "allow",
+            shape: NETWORKS,
+            presence: Absent("no exceptions"),
+            doc: "Networks inside those whose packets are not: of all networks that an address is in, the smallest decides.",
+        },
+        Field {
+            key: "forged",
+            shape: Shape::Word(&["drop", "pass"]),
+            presence: Default("pass"),
+            doc: "What becomes of packets from addresses that no packet can come from: this host, loopback, \
+                  documentation, multicast and reserved ranges (RFC 6890), and the listeners' own addresses. A network in \
+                  `allow` is an exception here, too.",
+        },
+    ],
+    one_of: &[],
+};
+
+/// Bounds on new flows of a listener.
+pub(super) static NEW_FLOWS: Table = Table {
+    name: "newFlows",
+    doc: "How many flows may begin: connections of TCP, and of what the kernel translates also packets of UDP and TCP that \
+          belong to no flow it knows. Packets beyond are dropped in the kernel, and clients that mean it come again. \
+          UDP that the kernel does not remember is not counted. The same for all listeners of an address and port.",
+    fields: &[
+        Field {
+            key: "perSecond",
+            shape: Shape::Integer { min: 1, max: 10_000_000 },
+            presence: Absent("no bound"),
+            doc: "New flows of all clients together in a second.",
+        },
+        Field {
+            key: "burst",
+            shape: BURST,
+            presence: Absent("as many as in a second"),
+            doc: "New flows at once, after a pause.",
+        },
+        Field {
+            key: "sourcePerSecond",
+            shape: Shape::Integer { min: 1, max: 100_000 },
+            presence: Absent("no bound"),
+            doc: "New flows of one source in a second: an IPv4 address, or an IPv6 network of 64 bits. The kernel knows \
+                  65,536 sources and forgets the one that was silent for longest.",
+        },
+        Field {
+            key: "sourceBurst",
+            shape: BURST,
+            presence: Absent("as many as in a second"),
+            doc: "New flows of one source at once, after a pause.",
+        },
+    ],
+    one_of: &[],
+};
+
+const BURST: Shape = Shape::Integer { min: 1, max: 100_000_000 };

@@ -1,0 +1,100 @@
+//! What the kernel programs counted, in the words of the configuration.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use gateway_common::{
+    addr::Addr,
+    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
+    map::{self, MapDef as _},
+    source::RefusedSource,
+};
+
+use crate::{
+    kernel::{Error, Kernel},
+    limits,
+};
+
+/// Counters of one read.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// By hook and reason; those that are zero are left out.
+    pub reasons: Vec<(Hook, Reason, Count)>,
+    /// By listener name of the service.
+    pub services: Vec<(String, ServiceCount)>,
+    /// Dropped packets by listener name of the service and by reason; those that are zero are left out.
+    pub drops: Vec<(String, &'static str, u64)>,
+    /// By listener name and address of the endpoint.
+    pub endpoints: Vec<(String, SocketAddr, EndpointCount)>,
+    /// Entries of the flow table, by listener name of the service.
+    pub flows: Vec<(String, u64)>,
+    /// Flows that the table has room for.
+    pub flow_room: u64,
+    /// Networks that are listed as sources, and for how many there is room.
+    pub networks: [u64; 2],
+}
+
+impl Kernel {
+    /// Reads all counters that concern the present image.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn counters(&self) -> Result<Counters, Error> {
+        let maps = self.writer.maps();
+        let [flow_buckets, _] = maps.flow_buckets();
+        let flow_room = u64::from(flow_buckets) * 2;
+        let listed = u64::try_from(self.written().networks.len()).unwrap_or(u64::MAX);
+        let networks = [listed, u64::from(map::SourceNetworks::CAPACITY)];
+        let mut counters = Counters { flow_room, networks, ..Counters::default() };
+        for hook in Hook::ALL {
+            let counts = maps.reasons(hook)?;
+            for reason in Reason::ALL {
+                let number = usize::try_from(reason.number()).unwrap_or(0);
+                let count = counts.get(number).copied().unwrap_or_default();
+                if count.packets > 0 {
+                    counters.reasons.push((hook, *reason, count));
+                }
+            }
+        }
+        for service in &self.writer.image().services {
+            let listener = service.listener.to_string();
+            counters.flows.push((listener.clone(), maps.service_flows(service.id)));
+            let count = maps.service_count(service.id)?;
+            if count.dropped != 0 {
+                let drops = maps.service_drops(service.id)?.into_iter();
+                counters.drops.extend(drops.map(|(reason, packets)| (listener.clone(), reason, packets)));
+            }
+            for row in &service.endpoints {
+                let count = maps.endpoint_count(row.row)?;
+                counters.endpoints.push((listener.clone(), row.endpoint.addr(), count));
+            }
+            counters.services.push((listener, count));
+        }
+        Ok(counters)
+    }
+}
+
+impl Kernel {
+    /// Packets that went to an endpoint row, and packets that came back.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn endpoint_packets(&self, row: u32) -> Result<(u64, u64), Error> {
+        let count = self.writer.maps().endpoint_count(row)?;
+        Ok((count.packets, count.reply_packets))
+    }
+
+    /// The sources whose packets were refused most, those with the most first.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn refused_sources(&self) -> Result<Vec<RefusedSource>, Error> {
+        let mut by_site: BTreeMap<Addr, RefusedSource> = BTreeMap::new();
+        for one in self.writer.maps().refused_sources()? {
+            by_site.entry(one.site).and_modify(|sum| *sum = sum.and(&one)).or_insert(one);
+        }
+        let mut sources: Vec<RefusedSource> = by_site.into_values().collect();
+        sources.sort_by_key(|one| std::cmp::Reverse(one.packets));
+        sources.truncate(limits::REFUSED_SOURCES);
+        Ok(sources)
+    }
+}
