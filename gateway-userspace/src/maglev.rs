@@ -63,8 +63,25 @@ struct Walk {
     index: u16,
     quota: u64,
     credit: u64,
-    next: u64,
-    skip: u64,
+    next: usize,
+    skip: usize,
+}
+
+/// Slots that are taken, a bit for each: all of a large table stay in the first-level cache.
+struct Taken(Vec<u64>);
+
+impl Taken {
+    /// Takes a slot; says whether it was free.
+    fn take(&mut self, slot: usize) -> bool {
+        let bit = 1 << (slot % 64);
+        match self.0.get_mut(slot / 64) {
+            Some(word) if *word & bit == 0 => {
+                *word |= bit;
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
 }
 
 /// Fills a table of `n_slots` slots, a prime. Empty when no member has a weight.
@@ -83,21 +100,24 @@ pub fn table(seed: &Seed, members: &[Member], n_slots: u32) -> Vec<u16> {
         .zip(quotas)
         .map(|(member, quota)| {
             let [offset, skip] = hash::endpoint(seed, member.addr, member.port);
-            Walk { index: member.index, quota, credit: 0, next: offset % n, skip: skip % (n - 1) + 1 }
+            let place = |number: u64| usize::try_from(number).unwrap_or(0);
+            let (next, skip) = (place(offset % n), place(skip % (n - 1) + 1));
+            Walk { index: member.index, quota, credit: 0, next, skip }
         })
         .collect();
-    let mut slots: Vec<Option<u16>> = vec![None; len];
+    let mut taken = Taken(vec![0; len.div_ceil(64)]);
+    let mut slots = vec![0; len];
     // After `largest` rounds a member with quota q has had exactly q turns, so every slot is claimed.
     for _ in 0..largest {
         for walk in &mut walks {
             walk.credit += walk.quota;
             if walk.credit >= largest {
                 walk.credit -= largest;
-                claim(&mut slots, walk, n);
+                claim(&mut slots, &mut taken, walk);
             }
         }
     }
-    slots.into_iter().flatten().collect()
+    slots
 }
 
 /// How many of `n` slots each member gets: one at least, the rest by largest remainders of the exact shares.
@@ -126,15 +146,18 @@ fn quotas(members: &[Member], n: u64) -> Vec<u64> {
     quotas
 }
 
-fn claim(slots: &mut [Option<u16>], walk: &mut Walk, n: u64) {
-    // The permutation visits every slot once in `n` steps, so a free one is found if there is one.
-    for _ in 0..n {
-        let here = usize::try_from(walk.next).ok();
-        walk.next = (walk.next + walk.skip) % n;
-        if let Some(slot) = here.and_then(|here| slots.get_mut(here))
-            && slot.is_none()
-        {
-            *slot = Some(walk.index);
+fn claim(slots: &mut [u16], taken: &mut Taken, walk: &mut Walk) {
+    // The permutation visits every slot once in as many steps, so a free one is found if there is one.
+    for _ in 0..slots.len() {
+        let here = walk.next;
+        walk.next += walk.skip;
+        if walk.next >= slots.len() {
+            walk.next -= slots.len();
+        }
+        if taken.take(here) {
+            if let Some(slot) = slots.get_mut(here) {
+                *slot = walk.index;
+            }
             return;
         }
     }

@@ -5,6 +5,7 @@
 //! packet finds either the old or the new state of its service, whole.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     ops::RangeInclusive,
@@ -99,7 +100,11 @@ pub(super) struct Facts {
 /// Everything between the maps and an image, in order.
 pub(super) fn whole(image: &Image, facts: &Facts, written: &Observed) -> Vec<Op> {
     let mut ops: Vec<Op> = image.services.iter().flat_map(|service| rows(service, facts, written)).collect();
-    ops.extend(image.services.iter().flat_map(|service| table(service, facts, written)));
+    let tables = image.services.iter().flat_map(|service| {
+        let made = Seated::of(service, facts, written).table(facts);
+        table(service, Some(&made), facts, written)
+    });
+    ops.extend(tables);
     ops.extend(sources::ops(image, written).into_iter().map(Op::Sources));
     ops.extend(entries(image, written));
     ops.extend(widened(image, facts, written));
@@ -119,8 +124,14 @@ pub(super) fn rows(service: &image::Service, facts: &Facts, written: &Observed) 
     service.endpoints.iter().filter_map(op).collect()
 }
 
-/// The slots of a service when they differ, and its value when that or the slots do.
-pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed) -> Vec<Op> {
+/// The slots of a service when they differ, and its value when that or the slots do. Without a table, the slots lead where
+/// they shall.
+pub(super) fn table(
+    service: &image::Service,
+    table: Option<&[u16]>,
+    facts: &Facts,
+    written: &Observed,
+) -> Vec<Op> {
     let present = written.services.get(&service.key).copied();
     let mut value = Service::new(service.key, service.id);
     value.halves = service.chunks;
@@ -142,10 +153,9 @@ pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed)
     }
     let mut ops = Vec::new();
     if service.mode != Mode::AGENT {
-        let table = maglev_table(service, facts, written);
         let former = written.slots.get(&service.key).map_or(&[][..], Vec::as_slice);
-        let same_slots =
-            former.len() == table.len() && former.iter().zip(&table).all(|(slot, new)| slot.endpoint == *new);
+        let present_table = || former.iter().map(|slot| slot.endpoint);
+        let same_slots = table.is_none_or(|table| present_table().eq(table.iter().copied()));
         let now = value.table();
         let same_rows = now.first_endpoint == service.rows.first;
         let is_same = present.is_some_and(|present| present.halves == value.halves)
@@ -153,6 +163,7 @@ pub(super) fn table(service: &image::Service, facts: &Facts, written: &Observed)
             && same_rows
             && now.n_endpoints == service.rows.count;
         if !is_same {
+            let table = table.map_or_else(|| Cow::Owned(present_table().collect()), Cow::Borrowed);
             let first_chunk = turn(&mut value, service, table.len());
             // Slots name rows by their distance from the first, so they mean something else after a move of the rows.
             let slots = with_former(&table, if same_rows { former } else { &[] });
@@ -364,23 +375,39 @@ fn state(mode: Mode, row: &Row, way: &Way) -> EndpointState {
     }
 }
 
-/// The slots of a service: its active endpoints by weight, or the draining ones when none is active.
-fn maglev_table(service: &image::Service, facts: &Facts, written: &Observed) -> Vec<u16> {
-    let in_state = |wanted: EndpointState| -> Vec<&Row> {
-        // Packets keep their family on the way, unless it is a tunnel.
-        let is_tunnel = service.mode == Mode::DSR_IPIP || service.mode == Mode::DSR_GUE;
-        let fits = |row: &&Row| {
-            row.local.is_some() && (is_tunnel || row.endpoint.addr().is_ipv4() == service.key.addr.is_v4())
+/// What the slots of a service follow from.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) struct Seated {
+    n_slots: u32,
+    members: Vec<maglev::Member>,
+}
+
+impl Seated {
+    /// The active endpoints of a service by weight, or the draining ones when none is active.
+    pub(super) fn of(service: &image::Service, facts: &Facts, written: &Observed) -> Self {
+        let in_state = |wanted: EndpointState| -> Vec<&Row> {
+            // Packets keep their family on the way, unless it is a tunnel.
+            let is_tunnel = service.mode == Mode::DSR_IPIP || service.mode == Mode::DSR_GUE;
+            let fits = |row: &&Row| {
+                row.local.is_some()
+                    && (is_tunnel || row.endpoint.addr().is_ipv4() == service.key.addr.is_v4())
+            };
+            let is_wanted = |row: &&Row| state(service.mode, row, &way(row, facts, written)) == wanted;
+            service.endpoints.iter().filter(fits).filter(is_wanted).collect()
         };
-        let is_wanted = |row: &&Row| state(service.mode, row, &way(row, facts, written)) == wanted;
-        service.endpoints.iter().filter(fits).filter(is_wanted).collect()
-    };
-    let active =
-        maglev::table(&facts.seed, &members(&in_state(EndpointState::ACTIVE), false), service.n_slots);
-    if !active.is_empty() {
-        return active;
+        let active = members(&in_state(EndpointState::ACTIVE), false);
+        let members = if active.iter().any(|member| member.weight > 0) {
+            active
+        } else {
+            members(&in_state(EndpointState::DRAINING), true)
+        };
+        Self { n_slots: service.n_slots, members }
     }
-    maglev::table(&facts.seed, &members(&in_state(EndpointState::DRAINING), true), service.n_slots)
+
+    /// The endpoint of each slot.
+    pub(super) fn table(&self, facts: &Facts) -> Vec<u16> {
+        maglev::table(&facts.seed, &self.members, self.n_slots)
+    }
 }
 
 /// Endpoints with the weights that the table follows. Weight zero drains: when only such ones are left, they share

@@ -7,6 +7,7 @@ pub mod l4;
 pub mod l7;
 pub mod load;
 pub mod proxy;
+pub mod publish;
 pub mod rivals;
 pub mod routes;
 pub mod subject;
@@ -45,10 +46,12 @@ pub enum Bench {
     L7,
     /// Time to find a route.
     Routes,
+    /// Time of a change until the kernel's maps say so.
+    Publish,
 }
 
 /// How `sluice-bench` is called.
-pub const USAGE: &str = "usage: sluice-bench [l4|l7|routes] [--rounds N] [--quick] [--json]";
+pub const USAGE: &str = "usage: sluice-bench [l4|l7|routes|publish] [--rounds N] [--quick] [--json]";
 
 /// Most rounds that anybody may ask for.
 const MOST_ROUNDS: u32 = 1_000;
@@ -67,6 +70,7 @@ pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
             "l4" => benches.push(Bench::L4),
             "l7" => benches.push(Bench::L7),
             "routes" => benches.push(Bench::Routes),
+            "publish" => benches.push(Bench::Publish),
             "--quick" => options.is_quick = true,
             "--json" => options.format = Format::Json,
             "--rounds" => {
@@ -78,7 +82,7 @@ pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
         }
     }
     if benches.is_empty() {
-        benches = vec![Bench::L4, Bench::L7, Bench::Routes];
+        benches = vec![Bench::L4, Bench::L7, Bench::Routes, Bench::Publish];
     }
     options.n_rounds = n_rounds.unwrap_or(if options.is_quick { 2 } else { 11 });
     Ok((benches, options))
@@ -93,6 +97,7 @@ pub fn run(bench: Bench, options: Options) -> Result<Report> {
         Bench::L4 => l4::run(options),
         Bench::L7 => l7::run(options),
         Bench::Routes => routes::run(options),
+        Bench::Publish => publish::run(options),
     }
 }
 
@@ -105,7 +110,10 @@ mod tests {
         let (benches, options) = parse(&["l4", "--rounds", "3", "--json"]).expect("it makes sense");
         assert_eq!(benches, [Bench::L4]);
         assert_eq!(options, Options { n_rounds: 3, is_quick: false, format: Format::Json });
-        assert_eq!(parse(&[]).expect("it makes sense").0, [Bench::L4, Bench::L7, Bench::Routes]);
+        assert_eq!(
+            parse(&[]).expect("it makes sense").0,
+            [Bench::L4, Bench::L7, Bench::Routes, Bench::Publish]
+        );
         assert_eq!(parse(&["--quick"]).expect("it makes sense").1.n_rounds, 2);
     }
 

@@ -23,7 +23,7 @@ use crate::{
     kernel::{
         Error,
         maps::{Maps, Observed},
-        plan::{self, Facts, Op},
+        plan::{self, Facts, Op, Seated},
         sources::{self, SourceOp},
         ticks::Ticks,
     },
@@ -42,6 +42,8 @@ pub struct Written {
     pub tables: usize,
     /// Services written or removed.
     pub services: usize,
+    /// What slots and values of services took from their first byte to their last, without what was worked out before.
+    pub publishing: Duration,
 }
 
 /// What a writer is told once.
@@ -83,6 +85,9 @@ pub struct Writer<M> {
     new_ranges: Option<(u32, Vec<PortRange>)>,
     /// When a service was last published; forgotten with the service.
     published: HashMap<ServiceKey, Instant>,
+    /// What the slots of a service were made of: of the same they need not be made again, which for thousands of services
+    /// is what a change would take.
+    seated: HashMap<ServiceKey, Seated>,
     /// Services that remember only flows of slots that change, with such slots, and since when.
     changing: BTreeMap<ServiceKey, Instant>,
     /// A write was refused: the maps are not what they should be.
@@ -116,6 +121,7 @@ impl<M: Maps> Writer<M> {
             pending: None,
             new_ranges: None,
             published: HashMap::new(),
+            seated: HashMap::new(),
             changing,
             behind: false,
         })
@@ -241,6 +247,7 @@ impl<M: Maps> Writer<M> {
         self.written.services.retain(|key, _| wanted.contains(key));
         self.written.slots.retain(|key, _| wanted.contains(key));
         self.published.retain(|key, _| wanted.contains(key));
+        self.seated.retain(|key, _| wanted.contains(key));
         self.changing.retain(|key, _| wanted.contains(key));
     }
 
@@ -267,7 +274,13 @@ impl<M: Maps> Writer<M> {
             self.run(plan::rows(service, &self.facts, &self.written), done)?;
         }
         for service in services.into_iter().filter_map(|idx| image.services.get(idx)) {
-            self.run(plan::table(service, &self.facts, &self.written), done)?;
+            let seated = Seated::of(service, &self.facts, &self.written);
+            let is_known = self.seated.get(&service.key) == Some(&seated);
+            let table = (!is_known).then(|| seated.table(&self.facts));
+            self.run(plan::table(service, table.as_deref(), &self.facts, &self.written), done)?;
+            if !is_known {
+                self.seated.insert(service.key, seated);
+            }
         }
         Ok(())
     }
@@ -289,8 +302,10 @@ impl<M: Maps> Writer<M> {
             }
             Op::Slots { key, first_chunk, slots } => {
                 self.wait_for_turn(&key);
+                let begun = self.clock.now();
                 // Until the service value follows, the current half is still the old one.
                 self.maps.put_slots(&key, first_chunk, &slots)?;
+                done.publishing += self.clock.now().saturating_duration_since(begun);
                 self.pending = Some((key, slots));
                 done.tables += 1;
             }
@@ -298,7 +313,9 @@ impl<M: Maps> Writer<M> {
                 if self.written.services.get(&key).map(|former| former.id) != Some(value.id) {
                     self.maps.clear_service_count(value.id)?;
                 }
+                let begun = self.clock.now();
                 self.maps.put_service(&key, &value)?;
+                done.publishing += self.clock.now().saturating_duration_since(begun);
                 self.written.services.insert(key, value);
                 if let Some((_, slots)) = self.pending.take_if(|(of, _)| *of == key) {
                     self.published(&key, value.track, &slots);
