@@ -381,6 +381,10 @@ mod tests {
             Reason::BadExtension,
             Reason::BadFragment,
             Reason::FragmentsFull,
+            // What comes out of a tunnel has not met a service here.
+            Reason::TunnelStranger,
+            Reason::BadTunnel,
+            Reason::TunnelCongested,
         ];
         let missing: Vec<_> = Reason::ALL
             .iter()
