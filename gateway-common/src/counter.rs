@@ -260,7 +260,7 @@ reasons! {
     IcmpNoFlow = 48 "icmp_no_flow" Passed,
     /// An ICMP message that ends before what it must say.
     BadIcmp = 49 "bad_icmp" Dropped,
-    /// TCP to a service without an endpoint that may receive it: answered with a reset.
+    /// TCP to a service without an endpoint that may receive it, or of a connection whose endpoint is down where the service says `whenDown: reset`: answered with a reset.
     ResetSent = 50 "reset_sent" Answered,
     /// UDP to a service without an endpoint that may receive it: answered with "port unreachable".
     UnreachableSent = 51 "unreachable_sent" Answered,

@@ -154,6 +154,8 @@ impl Service {
     pub const AFFINITY: u16 = 1;
     /// New flows are limited.
     pub const LIMITED: u16 = 1 << 8;
+    /// An open connection whose endpoint is down is reset.
+    pub const RESETS: u16 = 2;
 
     /// Nothing yet, for an address, port and protocol.
     pub const fn new(key: ServiceKey, id: u32) -> Self {

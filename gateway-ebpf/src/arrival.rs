@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 use gateway_common::{
-    addr::Port,
+    addr::{Port, Protocol},
     counter::Reason,
     flow::{Phase, Scratch, Tick},
     hash,
@@ -147,6 +147,14 @@ impl Arrival {
     #[inline(always)]
     pub const fn is_limited(&self) -> bool {
         self.flags & Service::LIMITED != 0
+    }
+
+    /// Whether the packet is of an open connection, and the service wants such a one reset when its endpoint is down.
+    #[inline(always)]
+    pub fn wants_reset(&self) -> bool {
+        self.flags & Service::RESETS != 0
+            && self.packet.key().protocol == Protocol::TCP
+            && !self.packet.flags.opens()
     }
 
     /// Whether packets go through a tunnel.

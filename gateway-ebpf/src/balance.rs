@@ -58,6 +58,10 @@ fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Re
             return Ok(port);
         }
     } else {
+        // What may not stay is a connection whose endpoint is down or gone: a SYN would begin another.
+        if arrival.wants_reset() && found.is_some() {
+            return Err(Reason::NoEndpoint);
+        }
         record::seat(env.maps(), arrival, settings)?;
         arrival.notes_entry(found.as_ref());
         arrival.is_new = 1;

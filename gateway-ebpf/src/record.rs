@@ -43,7 +43,7 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
         Stage::Claim => table::claim(maps, &arrival.wish(settings)),
         Stage::Record => record(maps, arrival, settings).map(|port| u32::from(port.number())),
         Stage::Note => note(maps, arrival, settings).map(|()| 0),
-        Stage::Change => Ok(u32::from(change(maps, arrival, settings))),
+        Stage::Change => change(maps, arrival, settings).map(u32::from),
         Stage::Source => guard::source(maps, arrival),
         Stage::Admit => guard::admit(maps, arrival, settings),
         Stage::Blame => {
@@ -247,8 +247,11 @@ const fn nth_port(first: Port, offset: u32) -> Port {
 /// A packet of a service that remembers flows of slots that change, where the slot alone does not decide: it changed,
 /// its endpoint takes no new flows, or the service remembers some flows. Notes the row of the endpoint, or [`NO_ROW`];
 /// says whether the flow is to be remembered.
+///
+/// # Errors
+/// [`Reason::NoEndpoint`] for an open connection whose endpoint is down, where the service wants it reset.
 #[inline(always)]
-fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> bool {
+fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<bool, Reason> {
     let slot = arrival.slot;
     let is_same = slot.endpoint == slot.former;
     let remembers = arrival.track == Track::CHANGE;
@@ -262,7 +265,10 @@ fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> bool
         arrival.row = found.held.endpoint;
         arrival.is_new = 0;
         stay(maps, arrival, settings, found, is_same && own == arrival.row);
-        return false;
+        return Ok(false);
+    }
+    if arrival.wants_reset() && (found.is_some() || is_down(maps, arrival, slot)) {
+        return Err(Reason::NoEndpoint);
     }
     arrival.notes_entry(found.as_ref());
     let former = former(maps, arrival, slot);
@@ -272,7 +278,15 @@ fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> bool
     // Where nothing is remembered, every packet of UDP would be a new flow.
     let is_udp = arrival.packet.key().protocol == Protocol::UDP;
     arrival.is_new = u8::from(arrival.packet.flags.opens() || is_noted && is_udp);
-    is_noted
+    Ok(is_noted)
+}
+
+/// Whether the endpoint is down where flows are that are not remembered: the one that the slot had before, while it
+/// changes.
+#[inline(always)]
+fn is_down<M: Maps>(maps: &M, arrival: &Arrival, slot: Slot) -> bool {
+    select::local(maps, &arrival.seat(), slot.former)
+        .is_none_or(|former| former.endpoint.state == EndpointState::DOWN)
 }
 
 /// The row of an endpoint of the service that takes new flows; [`NO_ROW`] for one that does not.

@@ -37,6 +37,8 @@ pub struct Service {
     pub track: Track,
     /// Time of silence for which a client keeps its endpoint.
     pub affinity: Option<Duration>,
+    /// Whether an open connection is reset whose endpoint is down.
+    pub resets: bool,
     /// Its ports, in ascending order; empty for that of the key, which is zero where it is every port.
     pub ports: Vec<RangeInclusive<u16>>,
     /// First row of its endpoints, and how many rows it owns.

@@ -465,6 +465,7 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         mode: Mode::NAT,
         track: Track::ALWAYS,
         affinity: None,
+        resets: false,
         ports: Vec::new(),
         rows: Range { first: 0, count: 1_024 },
         n_slots,

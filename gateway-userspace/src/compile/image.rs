@@ -120,6 +120,7 @@ fn agent(
         mode: Mode::AGENT,
         track: Track::NEVER,
         affinity: None,
+        resets: false,
         ports: Vec::new(),
         rows: Range::default(),
         n_slots: 0,
@@ -158,6 +159,7 @@ fn balanced(
         mode,
         track: listener.track(),
         affinity: listener.packets.affinity,
+        resets: listener.packets.resets,
         ports: if listener.addr.port() == 0 { Vec::new() } else { listener.packets.ports.clone() },
         rows: numbers.rows,
         // The same as userspace takes for as many endpoints, even when there is room for more.

@@ -148,6 +148,9 @@ pub(super) fn table(
         value.flags |= Service::AFFINITY;
         value.affinity_ticks = facts.ticks.of(timeout);
     }
+    if service.resets {
+        value.flags |= Service::RESETS;
+    }
     if let Some(present) = present {
         (value.tables, value.current) = (present.tables, present.current);
     }

@@ -300,6 +300,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         forwarding,
         track,
         affinity,
+        resets,
         ports,
         proxies,
         idle_timeout,
@@ -321,6 +322,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         packets: Packets {
             track: track.map(|track| track.value),
             affinity: affinity.map(|timeout| timeout.value),
+            resets: resets.is_some_and(|resets| resets.value),
             ports: ports.map(|ports| ports.value).unwrap_or_default(),
         },
         proxies: proxies.map(|proxies| proxies.value).unwrap_or_default(),

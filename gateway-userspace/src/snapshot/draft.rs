@@ -58,6 +58,8 @@ pub struct DraftListener {
     pub track: Option<Located<Track>>,
     /// How long a client keeps its endpoint, if it is written.
     pub affinity: Option<Located<Duration>>,
+    /// Whether an open connection is reset whose endpoint is down, if it is written.
+    pub resets: Option<Located<bool>>,
     /// Several ports instead of one, if they are written.
     pub ports: Option<Located<Vec<RangeInclusive<u16>>>>,
     /// Who speaks PROXY protocol, if it is written.

@@ -113,6 +113,8 @@ pub struct Packets {
     pub track: Option<Track>,
     /// Time of silence for which a client keeps its endpoint; none sends each flow where its slot says.
     pub affinity: Option<Duration>,
+    /// Whether an open connection is reset whose endpoint is down.
+    pub resets: bool,
     /// Ports, in ascending order, none next to another; empty for the one of the address.
     pub ports: Vec<RangeInclusive<u16>>,
 }

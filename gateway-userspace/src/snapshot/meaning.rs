@@ -57,6 +57,10 @@ pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
         meaningless(listener.affinity.as_ref().map(|it| it.place), "affinity", remedy);
         meaningless(listener.ports.as_ref().map(|it| it.place), "ports", remedy);
     }
+    if !by_kernel || protocol == Protocol::Udp {
+        let remedy = "remove it, or write `protocol: TCP` without `forwarding: agent`";
+        meaningless(listener.resets.as_ref().map(|it| it.place), "whenDown", remedy);
+    }
     if by_kernel {
         let remedy =
             "write `protocol: TCP` with `forwarding: agent`: the kernel forwards packets as they are";

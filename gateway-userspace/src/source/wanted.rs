@@ -76,6 +76,11 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         let timeout = affinity.duration("timeout")?;
         Some(Located { value: timeout.value, place: affinity.place() })
     });
+    let resets = view.word("whenDown", |word| match word {
+        "select" => Some(false),
+        "reset" => Some(true),
+        _ => None,
+    });
     let proxies = view.table("proxyProtocol").map(|proxies| {
         let networks = proxies.texts("from", network);
         let value = networks.into_iter().map(|network| network.value).collect();
@@ -92,6 +97,7 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         forwarding,
         track,
         affinity,
+        resets,
         ports,
         proxies,
         idle_timeout: if view.has("idleTimeout") { view.duration("idleTimeout") } else { None },

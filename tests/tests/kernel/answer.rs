@@ -4,7 +4,8 @@ use gateway_common::{
     answer::Answers,
     counter::{Hook, Reason},
     endpoint::EndpointState,
-    service::{Mode, Track},
+    flow::Phase,
+    service::{Mode, Service, Track},
 };
 use gateway_tests::{
     packet::{ACK, CLIENT_MAC, FIN, NODE_MAC, Packet, RST, SYN, inspect_icmp, tcp, udp},
@@ -224,6 +225,126 @@ fn a_tick_has_so_many_answers() {
             .with(used(Answers::PER_TICK, 1))
             .leaves(|frame| assert_eq!(inspect_icmp(frame).unwrap().message, (1, 4, 0)))
             .after(|world| assert_eq!(world.tables.answers, Answers { tick: world.now, sent: 1 })),
+    ]);
+}
+
+/// Services that want connections reset whose endpoint is down.
+fn strict(world: &mut World, mode: Mode, track: Track) {
+    for id in [TCP4, UDP4, TCP6] {
+        world.change(id, |service| {
+            (service.mode, service.track) = (mode, track);
+            service.flags |= Service::RESETS;
+        });
+    }
+}
+
+#[test]
+fn a_connection_whose_endpoint_is_down_is_reset_where_the_service_says_so() {
+    let mut cases = Vec::new();
+    for (client, vip, id) in [(CLIENT4, VIP4, TCP4), (CLIENT6, VIP6, TCP6)] {
+        let open = tcp(client, vip);
+        // The first endpoint has the flow and is down; every slot leads to the second.
+        let lost = move |mode: Mode, track: Track| {
+            let open = open.clone();
+            move |world: &mut World| {
+                let port = if mode == Mode::NAT { 20_005 } else { 0 };
+                if mode == Mode::NAT {
+                    world.established(&open, id.row(), port, Phase::OPEN, world.now);
+                } else {
+                    world.flow(&open, id.row(), port, Phase::OPEN, world.now);
+                }
+                strict(world, mode, track);
+                world.slots(id, 1);
+                world.row(id.row()).state = EndpointState::DOWN;
+            }
+        };
+        for (mode, track) in [
+            (Mode::NAT, Track::ALWAYS),
+            (Mode::DSR_L2, Track::ALWAYS),
+            (Mode::DSR_L2, Track::CHANGE),
+            (Mode::DSR_IPIP, Track::CHANGE),
+        ] {
+            let packet = tcp(client, vip).payload(b"12345");
+            cases.push(
+                case("an open connection", &packet, Reason::ResetSent)
+                    .with(lost(mode, track))
+                    .leaves(|frame| assert_eq!(numbers(frame), (2, 0, RST)))
+                    .after(move |world| assert_eq!(world.tables.endpoint_counts.len(), 0)),
+            );
+            cases.push(
+                case("a syn begins anew elsewhere", &tcp(client, vip).syn(), Reason::Forwarded)
+                    .with(lost(mode, track))
+                    .leaves(|_| {})
+                    .after(move |world| assert_eq!(world.tables.endpoint_counts[&(id.row() + 1)].packets, 1)),
+            );
+        }
+        let gone = lost(Mode::NAT, Track::ALWAYS);
+        cases.push(
+            case("a connection whose endpoint's row is another's", &tcp(client, vip), Reason::ResetSent)
+                .with(move |world| {
+                    gone(world);
+                    let row = world.row(id.row());
+                    (row.state, row.generation) = (EndpointState::ACTIVE, 8);
+                })
+                .leaves(|_| {}),
+        );
+        let draining = lost(Mode::NAT, Track::ALWAYS);
+        cases.push(
+            case("draining endpoints keep theirs", &tcp(client, vip), Reason::Forwarded)
+                .with(move |world| {
+                    draining(world);
+                    world.row(id.row()).state = EndpointState::DRAINING;
+                })
+                .leaves(|_| {})
+                .after(move |world| assert_eq!(world.tables.endpoint_counts[&id.row()].packets, 1)),
+        );
+        let indifferent = lost(Mode::NAT, Track::ALWAYS);
+        cases.push(
+            case("not where the service does not say so", &tcp(client, vip), Reason::Forwarded)
+                .with(move |world| {
+                    indifferent(world);
+                    world.change(id, |service| service.flags = 0);
+                })
+                .leaves(|_| {}),
+        );
+    }
+    check(cases);
+}
+
+#[test]
+fn a_connection_that_is_not_remembered_is_where_its_slot_was() {
+    let down = |former_is_down: bool| {
+        move |world: &mut World| {
+            strict(world, Mode::DSR_L2, Track::CHANGE);
+            // Slots change from the first endpoint to the second.
+            for chunk in world.tables.chunks.values_mut() {
+                let slots = chunk.slots.iter_mut().filter(|slot| slot.endpoint != 999);
+                slots.for_each(|slot| (slot.endpoint, slot.former) = (1, 0));
+            }
+            let row = TCP4.row() + u32::from(!former_is_down);
+            world.row(row).state = EndpointState::DOWN;
+        }
+    };
+    check(vec![
+        case("it was with one that is down", &tcp(CLIENT4, VIP4), Reason::ResetSent)
+            .with(down(true))
+            .leaves(|frame| assert_eq!(numbers(frame), (2, 0, RST))),
+        case("it was with one that is up", &tcp(CLIENT4, VIP4), Reason::Forwarded)
+            .with(down(false))
+            .leaves(|_| {}),
+        case("its slot leads to one that is down", &tcp(CLIENT4, VIP4), Reason::ResetSent)
+            .with(|world| {
+                strict(world, Mode::DSR_L2, Track::CHANGE);
+                world.row(TCP4.row()).state = EndpointState::DOWN;
+            })
+            .leaves(|_| {}),
+        case("of UDP nothing is reset", &udp(CLIENT4, DNS4), Reason::Forwarded)
+            .with(|world| {
+                strict(world, Mode::DSR_L2, Track::CHANGE);
+                world.slots_in_turns(UDP4);
+                world.row(UDP4.row()).state = EndpointState::DOWN;
+            })
+            .leaves(|_| {}),
     ]);
 }
 

@@ -167,6 +167,11 @@ pub fn steps(
     outcomes.into_iter().map(|outcome| outcome.bytes).collect()
 }
 
+/// Runs one packet on the host over these tables.
+pub fn host(hook: Hook, tables: &mut Tables, now: Tick, frame: &[u8]) -> Outcome {
+    Run { hook, ingress: INGRESS, now, next_hop: None }.packet(tables, frame)
+}
+
 /// The instant of the kernel's clock; any instant for those who may not see it.
 pub fn now() -> Tick {
     ticks::now(TICK_SHIFT).unwrap_or(Tick::new(100_000))

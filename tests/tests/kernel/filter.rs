@@ -79,6 +79,49 @@ fn what_is_not_ours_passes() {
     check(cases.into_iter().flatten().collect());
 }
 
+/// A frame with these tags, the outermost first, which ends after `bytes`.
+fn tagged(frame: &[u8], tags: &[(u16, u16)], bytes: usize) -> Vec<u8> {
+    let mut tagged = frame[..12].to_vec();
+    for (kind, tag) in tags {
+        tagged.extend(kind.to_be_bytes());
+        tagged.extend(tag.to_be_bytes());
+    }
+    tagged.extend(&frame[12..]);
+    tagged.truncate(bytes);
+    tagged
+}
+
+#[test]
+fn tags_that_are_not_ours_pass() {
+    let mut cases = Vec::new();
+    for frame in [
+        tcp(CLIENT4, VIP4).bytes(),
+        udp(CLIENT4, "198.51.100.1:53").bytes(),
+        tcp(CLIENT6, VIP6).bytes(),
+        udp(CLIENT6, "[2001:db8::1]:53").bytes(),
+        icmp(CLIENT4, VIP4).bytes(),
+        tcp(CLIENT4, VIP4).fragment(0, true).bytes(),
+    ] {
+        for (name, tags) in [
+            ("a tag", &[(0x8100, 5)][..]),
+            ("a priority tag", &[(0x8100, 0xe000)]),
+            ("a service tag", &[(0x88a8, 5)]),
+            ("two tags", &[(0x88a8, 7), (0x8100, 5)]),
+            ("two customer tags", &[(0x8100, 7), (0x8100, 5)]),
+            ("three tags", &[(0x88a8, 7), (0x8100, 5), (0x8100, 6)]),
+        ] {
+            cases.extend(passes(name, &tagged(&frame, tags, 1_500), Reason::Vlan));
+        }
+        cases.extend(passes("cut behind a tag", &tagged(&frame, &[(0x8100, 5)], 18), Reason::Vlan));
+        cases.extend(passes(
+            "cut inside the packet",
+            &tagged(&frame, &[(0x88a8, 7), (0x8100, 5)], 40),
+            Reason::Vlan,
+        ));
+    }
+    check(cases);
+}
+
 #[test]
 fn what_is_ours_and_unreadable_is_dropped() {
     let v4 = tcp(CLIENT4, VIP4).bytes();

@@ -18,6 +18,7 @@ mod direct;
 mod displaced;
 mod filter;
 mod flows;
+mod hairpin;
 mod icmp;
 mod local;
 mod ports;

@@ -108,6 +108,14 @@ pub(super) static LISTENER: Table = Table {
             doc: "A client keeps its endpoint. Listeners that the kernel forwards only.",
         },
         Field {
+            key: "whenDown",
+            shape: Shape::Word(&["select", "reset"]),
+            presence: Absent("`select`"),
+            doc: "What becomes of an open TCP connection whose endpoint is down or gone: `select` sends its packets to \
+                  another endpoint, which resets it as soon as it sees one; `reset` has the kernel reset it at the \
+                  client's next packet. TCP listeners that the kernel forwards only.",
+        },
+        Field {
             key: "proxyProtocol",
             shape: Shape::Table(&PROXY_PROTOCOL),
             presence: Absent("nobody's word is taken"),

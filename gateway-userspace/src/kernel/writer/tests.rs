@@ -51,6 +51,7 @@ fn service(registry: &Registry, n: u8, first_row: u32, hosts: &[u8]) -> Service 
         mode: Mode::NAT,
         track: Track::ALWAYS,
         affinity: None,
+        resets: false,
         ports: Vec::new(),
         rows: Range { first: first_row, count: 8 },
         n_slots,
@@ -426,6 +427,16 @@ fn affinity_is_told_in_ticks() {
     let row = writer.maps().observe().unwrap().services[&key(1)];
     assert_eq!(row.flags, gateway_common::service::Service::AFFINITY);
     assert_eq!(row.affinity_ticks, TERMS.ticks.of(Duration::from_hours(3)));
+}
+
+#[test]
+fn resets_are_told() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let strict = Service { resets: true, ..service(&registry, 1, 0, &[1]) };
+    writer.apply(image([strict])).unwrap();
+    let row = writer.maps().observe().unwrap().services[&key(1)];
+    assert_eq!(row.flags, gateway_common::service::Service::RESETS);
 }
 
 #[test]
