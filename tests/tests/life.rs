@@ -28,6 +28,10 @@ use gateway_tests::{
     privilege, ticks,
     world::{ENDPOINT_MAC, INNER_MAC, TCP4, TICK_SHIFT, World},
 };
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 const CLIENT: &str = "192.0.2.9:40000";
@@ -39,6 +43,10 @@ fn the_document_shows_what_bpftool_says() {
     if !privilege::require("dumping maps with bpftool") {
         return;
     }
+    // The counts of both packets stand together only where both went through the same processor.
+    let mut one = CpuSet::new();
+    one.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
     let mut kernel = Kernel::load().unwrap();
     // A run that a tick of the clock falls into is run again.
     let blocks = std::iter::repeat_with(|| blocks(&mut kernel)).take(10).flatten().next();
