@@ -27,7 +27,7 @@ use gateway_common::{
 use gateway_tests::{
     bench::{
         frames,
-        tables::{self, ENDPOINTS, FLOW_BUCKETS, PORT, Traits},
+        tables::{self, BUSY, ENDPOINTS, FLOW_BUCKETS, PORT, Traits},
     },
     kernel_run, privilege,
 };
@@ -48,6 +48,8 @@ const ACK: u8 = 0x10;
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
+/// Numbers of both services: the first of each family.
+const IDS: [u32; 2] = [0, BUSY];
 /// No flow.
 const NONE: u32 = u32::MAX;
 
@@ -88,12 +90,12 @@ fn two_million_flows_fit_beside_a_calm_service() {
     assert_eq!(refused.map(count).iter().sum::<u64>(), n_full, "{reasons:?}");
     assert_eq!(count(Reason::Replied), u64::try_from(n_answered).unwrap(), "{reasons:?}");
 
-    let [flooded, calmed] = [0, 1].map(|id| service(&ebpf, id));
+    let [flooded, calmed] = IDS.map(|id| service(&ebpf, id));
     assert_eq!((flooded.packets, flooded.new_flows, flooded.dropped), (n_sent, n_sent, n_full));
     assert_eq!((calmed.packets, calmed.new_flows, calmed.dropped), (2 * u64::from(CALM), u64::from(CALM), 0));
     let live = live(&ebpf);
     let held: Array<_, u64> = Array::try_from(ebpf.map(map::ServiceFlows::NAME).unwrap()).unwrap();
-    let held = [0, 1].map(|id| held.get(&id, 0).unwrap());
+    let held = IDS.map(|id| held.get(&id, 0).unwrap());
     assert_eq!(held, live, "what is counted (left), and what stands in the table");
     assert_eq!(live[1], u64::from(CALM), "the calm service keeps everything");
     assert_eq!(u64::try_from(n_answered).unwrap(), live[0], "every flow in the table can be answered");
@@ -118,7 +120,7 @@ fn table_for_a_million() -> Ebpf {
     filter.set(bit >> 6, word | 1 << (bit & 63), 0).unwrap();
     let mut services: Array<_, [u8; size_of::<Service>()]> =
         Array::try_from(ebpf.map_mut(map::Services::NAME).unwrap()).unwrap();
-    for id in 0..2 {
+    for id in IDS {
         let mut service: Service = bytemuck::pod_read_unaligned(&services.get(&id, 0).unwrap());
         service.flow_share = SHARE;
         services
@@ -289,7 +291,8 @@ fn live(ebpf: &Ebpf) -> [u64; 2] {
             let is_busy = flow.head.state.number() & !HeadState::DISPLACED == HeadState::BUSY.number();
             assert!(!is_busy, "nobody writes any more");
             if flow.head.state.is_live() {
-                live[usize::try_from(flow.service).unwrap()] += 1;
+                let which = IDS.iter().position(|id| *id == flow.service);
+                live[which.expect("nobody else sends")] += 1;
             }
         }
     }
