@@ -7,8 +7,12 @@
 /// In a build for debugging, tells the agent about a packet that ends here. Other builds have nothing of it.
 macro_rules! log_drop {
     ($ctx:expr, $hook:expr, $verdict:expr) => {
+        $crate::hook::log_drop!($ctx, $hook, $verdict, unless false);
+    };
+    // Programs for rare packets have no room for words beside what they do.
+    ($ctx:expr, $hook:expr, $verdict:expr, unless $is_rare:expr) => {
         #[cfg(feature = "log")]
-        if let gateway_ebpf::verdict::Verdict::Drop(reason) = $verdict {
+        if !$is_rare && let gateway_ebpf::verdict::Verdict::Drop(reason) = $verdict {
             aya_log_ebpf::info!($ctx, "{} dropped a packet: {}", $hook.name(), reason.name());
         }
     };

@@ -240,7 +240,7 @@ impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
             }
             None => verdict,
         };
-        super::log_drop!(self.ctx, self.hook, verdict);
+        super::log_drop!(self.ctx, self.hook, verdict, unless IS_RARE);
         verdict
     }
 

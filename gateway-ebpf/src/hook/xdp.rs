@@ -97,7 +97,7 @@ impl<'a, const IS_RARE: bool> Xdp<'a, IS_RARE> {
             }
             None => verdict,
         };
-        super::log_drop!(self.ctx, Hook::XdpBalance, verdict);
+        super::log_drop!(self.ctx, Hook::XdpBalance, verdict, unless IS_RARE);
         let code = verdict.xdp_code(self.ingress);
         match verdict {
             Verdict::Transmit(_, interface) if code == XDP_REDIRECT => redirect(interface),
