@@ -1,6 +1,10 @@
 //! Local pods: clients behind the node's own interfaces, which come and go while others are served.
 
-use std::{collections::BTreeSet, fs, thread, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use gateway_tests::{
     agent::get,
@@ -57,6 +61,7 @@ fn pods_come_and_go_while_others_are_served() {
     let why = attachments(&node)["sl-client"]["why"].to_string();
     assert!(why.contains("pods"), "{why}");
 
+    let started = Instant::now();
     let inside = Load::start(&first, 2, 50, ask_l4);
     let outside = Load::start(&node.client, 2, 50, ask_l4);
     for idx in 2..6 {
@@ -72,12 +77,12 @@ fn pods_come_and_go_while_others_are_served() {
             pins(&node).iter().all(|pin| pin.ends_with("-pod-1"))
         });
     }
-    thread::sleep(Duration::from_millis(200));
+    // Where pods come and go in less than a second, there is still to be a load of some length.
+    thread::sleep(Duration::from_secs(2).saturating_sub(started.elapsed()));
     for (where_from, load) in [("the pod", inside), ("outside", outside)] {
         let answers = load.stop();
         let failed: Vec<&Answer> = answers.iter().filter(|answer| answer.from.is_err()).collect();
         assert!(failed.is_empty(), "{where_from}: {} of {}, {:?}", failed.len(), answers.len(), failed[0]);
-        // How many, a busy machine decides; some while each pod came and went.
-        assert!(answers.len() >= 10, "{where_from}: only {}", answers.len());
+        assert!(answers.len() > 50, "{where_from}: only {}", answers.len());
     }
 }
