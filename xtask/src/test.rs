@@ -51,9 +51,7 @@ fn suites(workspace: &Workspace, filters: &[String], tally: &mut Tally) -> Resul
         .args(["test", "--workspace", "--locked", "--no-fail-fast", "--"])
         .args(filters)
         .env("SLUICE_BIN", workspace.binary("debug", "sluice"));
-    if let Some(h2spec) = go::h2spec(workspace) {
-        command.env("SLUICE_H2SPEC", h2spec);
-    }
+    go::provide(workspace, &mut command);
     let mut mount = None;
     if process::is_root() {
         command.env("SLUICE_TESTS", "all");
