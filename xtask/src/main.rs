@@ -74,7 +74,7 @@ enum Task {
     },
     /// Measure, side by side with what we are compared with.
     Bench {
-        /// Passed on: `l4`, `l7` or `routes`, `--json`.
+        /// Passed on: `l4`, `node`, `l7`, `routes` or `publish`, `--json`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

@@ -1,17 +1,20 @@
 //! The benchmarks: what they share, and the command line of `sluice-bench`.
 
+pub mod balancers;
 pub mod client;
 pub mod forward;
 pub mod frames;
 pub mod l4;
 pub mod l7;
 pub mod load;
+pub mod node;
 pub mod proxy;
 pub mod publish;
 pub mod rivals;
 pub mod routes;
 pub mod subject;
 pub mod tables;
+pub mod traffic;
 
 use anyhow::{Result, bail};
 
@@ -44,6 +47,8 @@ pub enum Bench {
     L4,
     /// Processor time of a request.
     L7,
+    /// Processor time of a connection through a node.
+    Node,
     /// Time to find a route.
     Routes,
     /// Time of a change until the kernel's maps say so.
@@ -51,7 +56,7 @@ pub enum Bench {
 }
 
 /// How `sluice-bench` is called.
-pub const USAGE: &str = "usage: sluice-bench [l4|l7|routes|publish] [--rounds N] [--quick] [--json]";
+pub const USAGE: &str = "usage: sluice-bench [l4|node|l7|routes|publish] [--rounds N] [--quick] [--json]";
 
 /// Most rounds that anybody may ask for.
 const MOST_ROUNDS: u32 = 1_000;
@@ -68,6 +73,7 @@ pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
     while let Some(word) = words.next() {
         match *word {
             "l4" => benches.push(Bench::L4),
+            "node" => benches.push(Bench::Node),
             "l7" => benches.push(Bench::L7),
             "routes" => benches.push(Bench::Routes),
             "publish" => benches.push(Bench::Publish),
@@ -82,7 +88,7 @@ pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
         }
     }
     if benches.is_empty() {
-        benches = vec![Bench::L4, Bench::L7, Bench::Routes, Bench::Publish];
+        benches = vec![Bench::L4, Bench::Node, Bench::L7, Bench::Routes, Bench::Publish];
     }
     options.n_rounds = n_rounds.unwrap_or(if options.is_quick { 2 } else { 11 });
     Ok((benches, options))
@@ -95,6 +101,7 @@ pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
 pub fn run(bench: Bench, options: Options) -> Result<Report> {
     match bench {
         Bench::L4 => l4::run(options),
+        Bench::Node => node::run(options),
         Bench::L7 => l7::run(options),
         Bench::Routes => routes::run(options),
         Bench::Publish => publish::run(options),
@@ -112,7 +119,7 @@ mod tests {
         assert_eq!(options, Options { n_rounds: 3, is_quick: false, format: Format::Json });
         assert_eq!(
             parse(&[]).expect("it makes sense").0,
-            [Bench::L4, Bench::L7, Bench::Routes, Bench::Publish]
+            [Bench::L4, Bench::Node, Bench::L7, Bench::Routes, Bench::Publish]
         );
         assert_eq!(parse(&["--quick"]).expect("it makes sense").1.n_rounds, 2);
     }
