@@ -1,31 +1,8 @@
-//! Requests of HTTP/1 as bytes, judged by what the endpoint receives: each is either taken, and then means to the endpoint
-//! what it meant to us, or refused with its status, counted under its reason, and nothing behind it is looked at. Every
-//! case is followed by one more request, so that bytes that count for one message here and for two there show.
-#![expect(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    clippy::indexing_slicing,
-    clippy::print_stdout,
-    reason = "a test says what went wrong by failing, and its tasks end with it"
-)]
-
-mod support;
-
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
-
-use support::{free_addr, origin::Origin, proxy::Proxy, wanted::simple};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+//! Requests as bytes, and what has to become of them.
 
 /// What has to become of the bytes.
 #[derive(Clone, Debug)]
-enum Expected {
+pub(crate) enum Expected {
     /// The endpoint gets these: method, target and body.
     Taken(Vec<(String, String, String)>),
     /// The client gets this status, and it counts under this reason.
@@ -33,12 +10,12 @@ enum Expected {
 }
 
 #[derive(Debug)]
-struct Case {
-    bytes: Vec<u8>,
-    expected: Expected,
+pub(crate) struct Case {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) expected: Expected,
 }
 
-const SENTINEL: &str = "GET /sentinel HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+pub(crate) const SENTINEL: &str = "GET /sentinel HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 
 fn refused(bytes: impl AsRef<[u8]>, status: u16, reason: &'static str) -> Case {
     Case { bytes: bytes.as_ref().to_vec(), expected: Expected::Refused(status, reason) }
@@ -58,7 +35,7 @@ fn post(fields: &str, body: &str) -> String {
     format!("POST /p HTTP/1.1\r\nHost: a\r\n{fields}\r\n{body}")
 }
 
-fn chunked(body: &str) -> String {
+pub(crate) fn chunked(body: &str) -> String {
     post("Transfer-Encoding: chunked\r\n", body)
 }
 
@@ -323,169 +300,16 @@ fn pipelines() -> Vec<Case> {
     ]
 }
 
-type Seen = Arc<Mutex<Vec<(String, String, String)>>>;
-
-/// An endpoint that reads bytes by rules of its own, and remembers what they said.
-async fn endpoint(seen: Seen) -> Origin {
-    Origin::raw(move |mut stream| {
-        let seen = Arc::clone(&seen);
-        async move {
-            let mut bytes = Vec::new();
-            let mut room = [0; 4096];
-            loop {
-                while let Some((request, len)) = understand(&bytes) {
-                    bytes.drain(..len);
-                    seen.lock().unwrap().push(request);
-                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-                    if stream.write_all(answer).await.is_err() {
-                        return;
-                    }
-                }
-                match stream.read(&mut room).await {
-                    Ok(n @ 1..) => bytes.extend_from_slice(&room[..n]),
-                    _ => return,
-                }
-            }
-        }
-    })
-    .await
-}
-
-/// The first request of `bytes` once it is whole, and its length.
-fn understand(bytes: &[u8]) -> Option<((String, String, String), usize)> {
-    let text: String =
-        bytes.iter().map(|byte| if byte.is_ascii() { char::from(*byte) } else { '?' }).collect();
-    let (head, rest) = text.split_once("\r\n\r\n")?;
-    let mut lines = head.split("\r\n");
-    let mut words = lines.next()?.split(' ');
-    let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
-    let fields: Vec<(String, &str)> = lines
-        .filter_map(|line| line.split_once(": "))
-        .map(|(name, value)| (name.to_lowercase(), value))
-        .collect();
-    let field = |name: &str| fields.iter().find(|(present, _)| present == name).map(|(_, value)| *value);
-    assert!(!(field("content-length").is_some() && field("transfer-encoding").is_some()), "{head}");
-    let begin = head.len() + 4;
-    if let Some(length) = field("content-length") {
-        let length: usize = length.parse().unwrap();
-        let body = rest.get(..length)?.to_owned();
-        return Some(((method, target, body), begin + length));
-    }
-    if field("transfer-encoding").is_none() {
-        return Some(((method, target, String::new()), begin));
-    }
-    let (mut body, mut at) = (String::new(), 0);
-    loop {
-        let (size, _) = rest.get(at..)?.split_once("\r\n")?;
-        assert!(!size.contains(';'), "an extension was passed on");
-        at += size.len() + 2;
-        let size = usize::from_str_radix(size, 16).unwrap();
-        if size == 0 {
-            let end = rest.get(at..)?.find("\r\n\r\n").map(|end| end + 4);
-            let end = if rest.get(at..)?.starts_with("\r\n") { 2 } else { end? };
-            return Some(((method, target, body), begin + at + end));
-        }
-        body.push_str(rest.get(at..at + size)?);
-        assert_eq!(rest.get(at + size..at + size + 2)?, "\r\n");
-        at += size + 2;
-    }
-}
-
-/// Statuses of the responses to `bytes`, and whether the connection ended.
-async fn send(addr: SocketAddr, bytes: &[u8]) -> (Vec<u16>, bool) {
-    let mut stream = TcpStream::connect(addr).await.unwrap();
-    // Whoever refuses early may have closed by then.
-    let _sent = stream.write_all(bytes).await;
-    let mut answer = Vec::new();
-    let read = stream.read_to_end(&mut answer);
-    let ended = tokio::time::timeout(Duration::from_secs(5), read).await.is_ok();
-    let text = String::from_utf8_lossy(&answer);
-    let statuses = text.split("HTTP/1.1 ").skip(1).filter_map(|rest| rest.get(..3)?.parse().ok());
-    (statuses.filter(|status| *status != 100).collect(), ended)
-}
-
-fn corpus() -> Vec<Case> {
+pub(crate) fn corpus() -> Vec<Case> {
     [lines(), line_ends(), fields(), lengths(), codings(), chunks(), pipelines()]
         .into_iter()
         .flatten()
         .collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn requests_mean_to_the_endpoint_what_they_mean_to_us() {
-    let seen = Seen::default();
-    let (origin, addr) = (endpoint(Arc::clone(&seen)).await, free_addr());
-    let proxy = Proxy::start(&simple(addr, &[origin.addr]));
-    let cases = corpus();
-    assert!(cases.len() >= 200, "{} cases", cases.len());
-    println!("{} cases", cases.len());
-    for case in cases {
-        seen.lock().unwrap().clear();
-        let text = String::from_utf8_lossy(&case.bytes).into_owned();
-        let text = text.get(..120).unwrap_or(&text);
-        let before = total(&proxy);
-        let (statuses, ended) = send(addr, &[&case.bytes[..], SENTINEL.as_bytes()].concat()).await;
-        assert!(ended, "{text:?}: the connection was left open");
-        let got = seen.lock().unwrap().clone();
-        match case.expected {
-            Expected::Taken(mut requests) => {
-                requests.push(("GET".to_owned(), "/sentinel".to_owned(), String::new()));
-                let blank = |(mut got, wanted): ((String, String, String), &(String, String, String))| {
-                    if wanted.1.is_empty() {
-                        got.1.clear();
-                    }
-                    got
-                };
-                assert_eq!(got.len(), requests.len(), "{text:?}: the endpoint got {got:?}");
-                let got: Vec<_> = got.into_iter().zip(&requests).map(blank).collect();
-                assert_eq!(got, requests, "{text:?}");
-                assert!(statuses.iter().all(|status| *status == 200), "{text:?}: {statuses:?}");
-                assert!((total(&proxy) - before).abs() < 1e-9, "{text:?} counts as refused");
-            }
-            Expected::Refused(status, reason) => {
-                assert!(got.is_empty(), "{text:?}: the endpoint got {got:?}");
-                assert_eq!(statuses.len(), 1, "{text:?}: {statuses:?}");
-                assert!(
-                    status == statuses[0] || (status == 0 && statuses[0] >= 400),
-                    "{text:?}: {statuses:?}"
-                );
-                assert!((total(&proxy) - before - 1.0).abs() < 1e-9, "{text:?} is not counted");
-                if !reason.is_empty() {
-                    let series = format!("sluice_requests_refused_total{{reason=\"{reason}\"}}");
-                    assert!(proxy.metric(&series) > 0.0, "{text:?} is not counted as {reason}");
-                }
-            }
-        }
-    }
-}
-
-/// Requests refused so far.
-fn total(proxy: &Proxy) -> f64 {
-    let reasons = [
-        "chunk",
-        "coding",
-        "expect",
-        "field",
-        "head_too_large",
-        "host",
-        "length",
-        "line",
-        "line_end",
-        "slow",
-        "target",
-        "version",
-    ];
-    let series = reasons.map(|reason| format!("sluice_requests_refused_total{{reason=\"{reason}\"}}"));
-    series.iter().map(|series| proxy.metric(series)).sum()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_malformed_body_ends_the_connection_and_no_request_of_it_is_whole() {
-    let seen = Seen::default();
-    let (origin, addr) = (endpoint(Arc::clone(&seen)).await, free_addr());
-    let proxy = Proxy::start(&simple(addr, &[origin.addr]));
-    let mut n_refused = 0.0;
-    for body in [
+/// Bodies in chunks that are none.
+pub(crate) fn malformed() -> Vec<&'static str> {
+    vec![
         "x\r\n",
         "\r\n",
         "-1\r\na\r\n",
@@ -510,13 +334,5 @@ async fn a_malformed_body_ends_the_connection_and_no_request_of_it_is_whole() {
         "0\r\n X: 1\r\n\r\n",
         "0\n\r\n",
         "0\r\n\n",
-    ] {
-        seen.lock().unwrap().clear();
-        let (statuses, ended) = send(addr, [chunked(body), SENTINEL.to_owned()].concat().as_bytes()).await;
-        assert!(ended, "{body:?}: the connection was left open");
-        assert_eq!(statuses, [400], "{body:?}");
-        assert_eq!(*seen.lock().unwrap(), [], "{body:?}");
-        n_refused += 1.0;
-        assert!((total(&proxy) - n_refused).abs() < 1e-9, "{body:?} is not counted");
-    }
+    ]
 }
