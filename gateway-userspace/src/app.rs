@@ -210,6 +210,7 @@ fn assemble(
         access,
         trace: agent.trace,
         overload: agent.overload,
+        per_client: agent.per_client,
     })?;
     let kernel = match kernel {
         Some(kernel) => {

@@ -6,9 +6,9 @@ use gateway_common::{addr::Port, settings::Tunnel};
 
 use crate::{
     config::{
-        AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, Interfaces, KernelMode,
-        KernelSettings, LogFormat, LogLevel, LogSettings, OverloadSettings, ReceiveSettings, SeedSource,
-        TraceSettings,
+        AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, ClientSettings, Interfaces,
+        KernelMode, KernelSettings, LogFormat, LogLevel, LogSettings, OverloadSettings, ReceiveSettings,
+        SeedSource, TraceSettings,
         files::Files,
         read::{View, Wrong},
         shape,
@@ -36,6 +36,7 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
     };
     let trace = agent.table_or_defaults("trace").and_then(|trace| read_trace(&trace));
     let overload = agent.table_or_defaults("overload").and_then(|overload| read_overload(&overload));
+    let per_client = agent.table_or_defaults("perClient").and_then(|view| read_per_client(&view));
     let kernel = agent.table_or_defaults("kernel").and_then(|kernel| read_kernel(&kernel, files));
     Some(AgentSettings {
         workers: workers?,
@@ -45,6 +46,7 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
         access_log: access_log?,
         trace: trace?,
         overload: overload?,
+        per_client: per_client?,
         kernel: kernel?,
     })
 }
@@ -58,6 +60,11 @@ fn read_overload(overload: &View<'_>) -> Option<OverloadSettings> {
         None
     };
     Some(OverloadSettings { requests: requests?.value, delay: delay?.value, memory_bytes })
+}
+
+fn read_per_client(view: &View<'_>) -> Option<ClientSettings> {
+    let (connections, streams) = (view.integer("connections"), view.integer("streams"));
+    Some(ClientSettings { connections: connections?.value, streams: streams?.value })
 }
 
 fn read_log(log: &View<'_>) -> Option<LogSettings> {

@@ -45,8 +45,19 @@ pub struct AgentSettings {
     pub trace: TraceSettings,
     /// When there is too much to do.
     pub overload: OverloadSettings,
+    /// What one client may hold.
+    pub per_client: ClientSettings,
     /// What the agent does in the kernel.
     pub kernel: KernelSettings,
+}
+
+/// What one client may hold; a client is an IPv4 address, or 64 bits of an IPv6 address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ClientSettings {
+    /// Connections, of all listeners.
+    pub connections: usize,
+    /// Streams of HTTP/2, of all its connections.
+    pub streams: usize,
 }
 
 /// When there is too much to do; requests are refused then.

@@ -29,6 +29,7 @@ use crate::{
     config::TraceSettings,
     drain::Tasks,
     metrics::Metrics,
+    net::clients::{Clients, Streams},
     pool::{own::Own, registry::Client},
     state::{BindKey, HttpBind, Published, State},
     tls::client::Identity,
@@ -51,6 +52,8 @@ pub struct Worker {
     pub trace: TraceSettings,
     /// Places for copies of requests that are under way.
     pub mirrors: Arc<Semaphore>,
+    /// What clients hold, of all workers.
+    pub clients: Arc<Clients>,
     /// What it has to do.
     pub load: Arc<load::Load>,
     /// Runs the streams of HTTP/2.
@@ -83,6 +86,8 @@ pub struct Downstream {
     pub identity: Option<Arc<Identity>>,
     /// Connections to endpoints that belong to this client alone.
     pub own: Arc<Own>,
+    /// Streams of HTTP/2 that the client has on all its connections; none does not count them.
+    pub streams: Option<Streams>,
 }
 
 impl Downstream {
@@ -93,7 +98,7 @@ impl Downstream {
         let client = HeaderValue::try_from(peer.ip().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         let own = Arc::new(Own::new(Client { source: peer, destination: bind.addr }));
-        Self { bind, scheme, flow, client, server_name: Box::default(), identity: None, own }
+        Self { bind, scheme, flow, client, server_name: Box::default(), identity: None, own, streams: None }
     }
 
     /// The same, opened for a name by TLS.

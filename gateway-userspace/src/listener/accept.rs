@@ -122,12 +122,18 @@ async fn serve(
     drain: Drain,
 ) -> io::Result<()> {
     let Some(peer) = client(&worker, bind, &mut stream, peer).await else { return Ok(()) };
+    let Some(place) = worker.clients.enter(peer.ip()) else {
+        worker.metrics.families.limit(Limit::ClientConnections);
+        tracing::debug!(%peer, %bind, "a client has as many connections as it may");
+        return Ok(());
+    };
     let served = match worker.published.load().binds.get(&bind) {
         Some(Bind::Http(http)) => Served::Http(http.tls.clone()),
         Some(Bind::Balanced(_) | Bind::Passthrough(_)) => Served::Forwarded,
         None => return Ok(()),
     };
-    let downstream = |scheme| Downstream::new(bind, scheme, peer, bind.addr);
+    let streams = Some(place.streams());
+    let downstream = |scheme| Downstream { streams, ..Downstream::new(bind, scheme, peer, bind.addr) };
     match served {
         Served::Forwarded => {
             tcp::forward(&worker.published, &worker.metrics.families, bind, stream, peer).await;

@@ -21,12 +21,15 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use crate::{
     access,
     clock::Clock,
-    config::{OverloadSettings, TraceSettings},
+    config::{ClientSettings, OverloadSettings, TraceSettings},
     drain::{self, Tasks, Trigger},
     http::{self, load::Load},
     limits,
     metrics::{Metrics, names::BindLabels},
-    net::listen::{self, Place},
+    net::{
+        clients::Clients,
+        listen::{self, Place},
+    },
     pool::registry::Pools,
     state::{BindKey, Published, Transport},
 };
@@ -52,6 +55,8 @@ pub struct Settings {
     pub trace: TraceSettings,
     /// When there is too much to do.
     pub overload: OverloadSettings,
+    /// What one client may hold.
+    pub per_client: ClientSettings,
 }
 
 /// All workers.
@@ -150,8 +155,9 @@ impl std::error::Error for Error {
 impl Workers {
     /// Starts the threads; they serve nothing yet.
     pub fn start(settings: &Settings) -> Result<Self, Error> {
+        let clients = Arc::new(Clients::new(settings.per_client));
         let threads = (0..settings.n_workers.max(1))
-            .map(|idx| Thread::start(idx, settings))
+            .map(|idx| Thread::start(idx, settings, &clients))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             threads,
@@ -240,7 +246,7 @@ impl Workers {
 }
 
 impl Thread {
-    fn start(idx: usize, settings: &Settings) -> Result<Self, Error> {
+    fn start(idx: usize, settings: &Settings, clients: &Arc<Clients>) -> Result<Self, Error> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Start)?;
         let handle = runtime.handle().clone();
@@ -252,6 +258,7 @@ impl Thread {
             clock: settings.clock.clone(),
             access: settings.access.clone(),
             trace: settings.trace,
+            clients: Arc::clone(clients),
             load: Arc::new(Load::new(&settings.overload, settings.n_workers)),
             mirrors: Arc::new(Semaphore::new(limits::MIRRORS)),
             tasks: Tasks::default(),

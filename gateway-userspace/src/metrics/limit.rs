@@ -9,6 +9,10 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEn
 pub enum Limit {
     /// Bytes of the access log that wait to be written, in lines that were dropped.
     AccessLog,
+    /// Connections of one client.
+    ClientConnections,
+    /// Streams of HTTP/2 of one client.
+    ClientStreams,
     /// Downstream connections of a worker.
     Connections,
     /// How late a worker comes to what is due.
@@ -37,8 +41,10 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::AccessLog,
+        Self::ClientConnections,
+        Self::ClientStreams,
         Self::Connections,
         Self::Delay,
         Self::Interims,
@@ -57,6 +63,8 @@ impl Limit {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::AccessLog => "access_log",
+            Self::ClientConnections => "client_connections",
+            Self::ClientStreams => "client_streams",
             Self::Connections => "connections",
             Self::Delay => "delay",
             Self::Memory => "memory",

@@ -13,8 +13,8 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::{
     config::{
-        AccessField, AccessOutput, AccessSettings, AttachMode, InterfacePattern, Interfaces, KernelMode,
-        LogFormat, LogLevel, OverloadSettings, SeedSource, TraceSettings,
+        AccessField, AccessOutput, AccessSettings, AttachMode, ClientSettings, InterfacePattern, Interfaces,
+        KernelMode, LogFormat, LogLevel, OverloadSettings, SeedSource, TraceSettings,
         fault::Collector,
         keys, read,
         schema::json_schema,
@@ -55,8 +55,7 @@ fn the_full_file_comes_to_what_it_says() {
     let Loaded { config, snapshot, warnings } = sound("full.yaml");
     assert!(warnings.is_empty(), "{warnings}");
     let agent = config.agent;
-    assert_eq!(agent.workers.get(), 2);
-    assert_eq!(agent.drain_deadline, Duration::from_secs(45));
+    assert_eq!((agent.workers.get(), agent.drain_deadline), (2, Duration::from_secs(45)));
     assert_eq!(agent.admin.to_string(), "[::1]:9902");
     assert_eq!((agent.log.level, agent.log.format), (LogLevel::Debug, LogFormat::Json));
     let fields = vec![AccessField::Time, AccessField::Status, AccessField::Duration];
@@ -64,6 +63,7 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(agent.access_log, Some(AccessSettings { output, fields, sample_percent: 10 }));
     let (delay, memory_bytes) = (Duration::from_millis(500), Some(2 << 30));
     assert_eq!(agent.overload, OverloadSettings { requests: 5_000, delay, memory_bytes });
+    assert_eq!(agent.per_client, ClientSettings { connections: 200, streams: 1_000 });
     assert_eq!(agent.trace, TraceSettings { is_created: false, sampled_percent: 1 });
     assert_eq!((agent.kernel.mode, agent.kernel.attach), (KernelMode::Required, AttachMode::Generic));
     let Interfaces::Matching(patterns) = &agent.kernel.interfaces else { panic!("interfaces are written") };

@@ -13,7 +13,7 @@ use gateway_userspace::{
         Faults,
         state::{Shared, state},
     },
-    config::{AccessSettings, OverloadSettings, TraceSettings},
+    config::{AccessSettings, ClientSettings, OverloadSettings, TraceSettings},
     drain::Tasks,
     endpoint::{EndpointId, Registry},
     listener::{Settings, Workers},
@@ -32,6 +32,9 @@ pub const SEED: Seed = Seed::new([11, 12]);
 /// Bounds that no test reaches by being slow.
 pub const CALM: OverloadSettings =
     OverloadSettings { requests: 100_000, delay: Duration::from_mins(10), memory_bytes: None };
+
+/// More than any test's client holds.
+pub const GENEROUS: ClientSettings = ClientSettings { connections: 100_000, streams: 100_000 };
 
 pub struct Proxy {
     pub published: Arc<Published>,
@@ -59,16 +62,21 @@ impl Proxy {
 
     /// With a log of requests.
     pub fn logged(snapshot: &Snapshot, settings: &AccessSettings) -> Self {
-        Self::all(Place::Virtual, snapshot, 2, Some(settings), CALM)
+        Self::all(Place::Virtual, snapshot, 2, Some(settings), (CALM, GENEROUS))
     }
 
     /// One worker with these bounds.
     pub fn bounded(snapshot: &Snapshot, overload: OverloadSettings) -> Self {
-        Self::all(Place::Virtual, snapshot, 1, None, overload)
+        Self::all(Place::Virtual, snapshot, 1, None, (overload, GENEROUS))
+    }
+
+    /// Two workers whose clients may hold as much.
+    pub fn sharing(snapshot: &Snapshot, per_client: ClientSettings) -> Self {
+        Self::all(Place::Virtual, snapshot, 2, None, (CALM, per_client))
     }
 
     fn at(place: Place, snapshot: &Snapshot, n_workers: usize) -> Self {
-        Self::all(place, snapshot, n_workers, None, CALM)
+        Self::all(place, snapshot, n_workers, None, (CALM, GENEROUS))
     }
 
     fn all(
@@ -76,7 +84,7 @@ impl Proxy {
         snapshot: &Snapshot,
         n_workers: usize,
         access: Option<&AccessSettings>,
-        overload: OverloadSettings,
+        (overload, per_client): (OverloadSettings, ClientSettings),
     ) -> Self {
         let metrics = Arc::new(Metrics::new(n_workers));
         let registry = Arc::new(Registry::default());
@@ -107,6 +115,7 @@ impl Proxy {
             access: access.map(|settings| access::Log::start(settings, &metrics).unwrap()),
             trace: TraceSettings { is_created: true, sampled_percent: 100 },
             overload,
+            per_client,
         };
         let workers = Mutex::new(Some(Workers::start(&settings).unwrap()));
         let proxy = Self { published, registry, metrics, pools, shared, workers, place };

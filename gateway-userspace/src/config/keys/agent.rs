@@ -68,6 +68,12 @@ pub(super) static AGENT: Table = Table {
             doc: "When there is too much to do.",
         },
         Field {
+            key: "perClient",
+            shape: Shape::Table(&PER_CLIENT),
+            presence: Absent("every setting has its default"),
+            doc: "What one client may hold.",
+        },
+        Field {
             key: "kernel",
             shape: Shape::Table(&KERNEL),
             presence: Absent("every setting has its default"),
@@ -100,6 +106,29 @@ static OVERLOAD: Table = Table {
             shape: Shape::Integer { min: 16, max: 16_777_216 },
             presence: Absent("nine tenths of what the process may use"),
             doc: "Memory of the process, in MiB.",
+        },
+    ],
+    one_of: &[],
+};
+
+static PER_CLIENT: Table = Table {
+    name: "perClient",
+    doc: "What one client may hold, on all listeners together: an IPv4 address, or the first 64 bits of an IPv6 address. Behind \
+          `proxyProtocol` it is the client that the load balancer names. Where many come from one address, such as a load \
+          balancer that does not say for whom, set both as high as they may be.",
+    fields: &[
+        Field {
+            key: "connections",
+            shape: Shape::Integer { min: 1, max: 10_000_000 },
+            presence: Default("16384"),
+            doc: "Connections; further ones are closed before anything is read.",
+        },
+        Field {
+            key: "streams",
+            shape: Shape::Integer { min: 1, max: 10_000_000 },
+            presence: Default("4096"),
+            doc: "Requests over HTTP/2 that are under way; further ones are refused (`REFUSED_STREAM`), and clients may send them \
+                  again.",
         },
     ],
     one_of: &[],

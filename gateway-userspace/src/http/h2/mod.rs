@@ -35,7 +35,8 @@ use crate::{
         stream::Guarded,
     },
     limits,
-    metrics::misuse::Misuse,
+    metrics::{misuse::Misuse, names::Limit},
+    net::clients::Streams,
 };
 
 /// How often a connection is looked at: one without requests ends after three looks, one whose client said nothing since
@@ -74,12 +75,13 @@ pub(super) async fn serve<S>(
     let families = worker.metrics.families.clone();
     let pings = connection.ping_pong();
     let look = Box::pin(tokio::time::sleep(LOOK));
+    let activity = Arc::new(Activity::new(Arc::clone(&seen), downstream.streams.clone()));
     let served = Served {
         connection,
         drain: drain.clone(),
         worker,
         downstream,
-        activity: Arc::new(Activity::new(Arc::clone(&seen))),
+        activity,
         pings,
         look,
         last: Last::default(),
@@ -185,9 +187,14 @@ where
                 return Poll::Ready(Ok(()));
             }
             match self.connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => {
+                Poll::Ready(Some(Ok((request, mut respond)))) => {
+                    let Some(serving) = self.activity.begin() else {
+                        self.worker.metrics.families.limit(Limit::ClientStreams);
+                        // The client may send it again (RFC 9113, section 8.7).
+                        respond.send_reset(Reason::REFUSED_STREAM);
+                        continue;
+                    };
                     let (worker, downstream) = (Arc::clone(&self.worker), Arc::clone(&self.downstream));
-                    let serving = self.activity.begin();
                     let stream =
                         stream::serve(worker, downstream, request, respond, (serving, self.drain.clone()));
                     drop(self.worker.tasks.spawn("downstream stream", stream));
@@ -247,6 +254,8 @@ struct Activity {
     n_begun: AtomicU64,
     taken_back: Mutex<TakenBack>,
     seen: Arc<Seen>,
+    /// Those of the client on all its connections.
+    streams: Option<Streams>,
 }
 
 /// Requests that were taken back since a moment.
@@ -267,24 +276,32 @@ struct Serving(Arc<Activity>);
 impl Drop for Serving {
     fn drop(&mut self) {
         self.0.n_active.fetch_sub(1, Ordering::Relaxed);
+        if let Some(streams) = &self.0.streams {
+            streams.end();
+        }
     }
 }
 
 impl Activity {
-    fn new(seen: Arc<Seen>) -> Self {
+    fn new(seen: Arc<Seen>, streams: Option<Streams>) -> Self {
         let taken_back = TakenBack { since: Instant::now(), n_begun: 0, count: 0 };
         Self {
             n_active: AtomicUsize::new(0),
             n_begun: AtomicU64::new(0),
             taken_back: Mutex::new(taken_back),
             seen,
+            streams,
         }
     }
 
-    fn begin(self: &Arc<Self>) -> Serving {
+    /// Begins a request, unless the client has as many as it may.
+    fn begin(self: &Arc<Self>) -> Option<Serving> {
+        if !self.streams.as_ref().is_none_or(Streams::begin) {
+            return None;
+        }
         self.n_active.fetch_add(1, Ordering::Relaxed);
         self.n_begun.fetch_add(1, Ordering::Relaxed);
-        Serving(Arc::clone(self))
+        Some(Serving(Arc::clone(self)))
     }
 }
 
