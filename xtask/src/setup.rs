@@ -93,7 +93,8 @@ const SCAPY: Package = Package {
 };
 const SSLSCAN: Package = program("sslscan", "sslscan", "looking for weak TLS");
 const TESTSSL: Package = program("testssl.sh", "testssl", "looking for weak TLS");
-const TEST: [Package; 9] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT, SCAPY, SSLSCAN, TESTSSL];
+const SLOW: Package = program("slowhttptest", "slowhttptest", "being a slow client");
+const TEST: [Package; 10] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT, SCAPY, SSLSCAN, TESTSSL, SLOW];
 const DEMO: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NGHTTP];
 const BENCH: [Package; 11] = [
     IPROUTE,

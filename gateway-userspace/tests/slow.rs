@@ -1,0 +1,231 @@
+//! Slow clients by somebody else's hand, and too much to do: `slowhttptest` in its four modes against the agent as a
+//! process, while other clients and the operator's window are watched.
+
+#![cfg(test)]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a test says what went wrong by failing, and why it was skipped"
+)]
+
+mod support;
+
+use std::{
+    fs,
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::Response;
+use http_body_util::{BodyExt as _, Full};
+use support::{
+    client::{self, Client},
+    eventually, free_addr,
+    origin::Origin,
+};
+use tokio::sync::Semaphore;
+
+/// Each test is to have the machine for itself.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// The agent with one worker and one listener, in userspace.
+struct Agent {
+    process: Child,
+    addr: SocketAddr,
+    admin: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+impl Agent {
+    async fn start(origin: SocketAddr, settings: &str) -> Self {
+        let (addr, admin) = (free_addr(), free_addr());
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("sluice.yaml");
+        let text = format!(
+            "agent: {{ workers: 1, admin: {{ address: '{admin}' }}, kernel: {{ mode: off }}{settings} }}
+listeners: [{{ name: web, address: {}, port: {}, protocol: HTTP }}]
+routes: [{{ name: web, listeners: [web], rules: [{{ backends: [{{ service: app }}] }}] }}]
+services: [{{ name: app, endpoints: [{{ address: {}, port: {} }}] }}]
+",
+            addr.ip(),
+            addr.port(),
+            origin.ip(),
+            origin.port()
+        );
+        fs::write(&file, text).unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_sluice"))
+            .args(["agent", "--config"])
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let agent = Self { process, addr, admin, _folder: folder };
+        let is_there = || std::net::TcpStream::connect(addr).is_ok();
+        eventually("the agent listens", Duration::from_secs(20), is_there).await;
+        agent
+    }
+
+    /// How long the slowest page of the operator's window takes.
+    async fn window(&self) -> Duration {
+        let mut slowest = Duration::ZERO;
+        for page in ["/live", "/ready", "/metrics", "/dump"] {
+            let started = Instant::now();
+            let answer = client::get(self.admin, "admin", page);
+            let answer = tokio::time::timeout(Duration::from_secs(10), answer).await.unwrap();
+            assert_eq!(answer.status, 200, "{page}");
+            slowest = slowest.max(started.elapsed());
+        }
+        slowest
+    }
+
+    async fn metric(&self, series: &str) -> f64 {
+        let text = client::get(self.admin, "admin", "/metrics").await.body;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let line = text.lines().find_map(|line| line.strip_prefix(series));
+        line.map_or(0.0, |value| value.trim().parse().unwrap())
+    }
+}
+
+/// The 99th percentile of requests one after the other.
+async fn p99(addr: SocketAddr) -> Duration {
+    let mut client = Client::http1(addr).await;
+    let mut times = Vec::new();
+    for _ in 0..300 {
+        let started = Instant::now();
+        assert_eq!(client.get("a", "/").await.unwrap().status, 200);
+        times.push(started.elapsed());
+    }
+    times.sort_unstable();
+    times[296]
+}
+
+/// The best of several: a bad moment of the machine is nobody's fault, and what slow clients do lasts.
+async fn best(addr: SocketAddr) -> Duration {
+    let mut best = Duration::MAX;
+    for _ in 0..6 {
+        best = best.min(p99(addr).await);
+    }
+    best
+}
+
+const CONNECTIONS: u32 = 800;
+
+/// Runs a mode of `slowhttptest` against an agent. Another time where somebody else had the machine: what slow clients do,
+/// they do every time.
+async fn attack(mode: &str, options: &[&str]) {
+    let found = Command::new("sh").args(["-c", "command -v slowhttptest"]).output();
+    if !found.is_ok_and(|found| found.status.success()) {
+        assert!(std::env::var_os("SLUICE_TESTS").is_none(), "all tests are wanted: install slowhttptest");
+        println!("skipped: needs slowhttptest");
+        return;
+    }
+    let (mut baseline, mut loaded) = (Duration::ZERO, Duration::MAX);
+    for _ in 0..4 {
+        (baseline, loaded) = attacked(mode, options).await;
+        if loaded < baseline * 2 {
+            return;
+        }
+    }
+    assert!(loaded < baseline * 2, "{mode}: {loaded:?} instead of {baseline:?}");
+}
+
+/// How long others take before, and while it goes on.
+async fn attacked(mode: &str, options: &[&str]) -> (Duration, Duration) {
+    let handler = |request: http::Request<hyper::body::Incoming>| async {
+        // A body that does not come has no answer.
+        drop(request.into_body().collect().await);
+        Response::new(Full::new(Bytes::from(vec![b'a'; 64 * 1024])))
+    };
+    let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await;
+    let agent = Agent::start(origin.addr, "").await;
+    let baseline = best(agent.addr).await;
+    let n_connections = CONNECTIONS.to_string();
+    let mut command = Command::new("timeout");
+    // A connection for each five milliseconds, and something on each of them every two seconds, for ten seconds.
+    command.args(["40", "slowhttptest", mode, "-c", &n_connections, "-r", "200", "-i", "2", "-l", "10"]);
+    command.args(["-p", "3", "-u", &format!("http://{}/", agent.addr)]).args(options);
+    let attack = tokio::task::spawn_blocking(move || command.output());
+    let open = format!("sluice_connections_open{{address=\"{}\",protocol=\"tcp\"}} ", agent.addr);
+    let mut most = 0.0_f64;
+    for _ in 0..40 {
+        most = most.max(agent.metric(&open).await);
+        // One mode leaves its connections as soon as they are answered.
+        if most > f64::from(CONNECTIONS) / 2.0 || mode == "-R" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let loaded = best(agent.addr).await;
+    let window = agent.window().await;
+    let said = attack.await.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let said = said.split("\u{1b}[H").last().unwrap_or_default().to_owned();
+    println!("{mode}: {most} connections; {baseline:?}, then {loaded:?}; the window {window:?}");
+    assert!(most > f64::from(CONNECTIONS) / 2.0 || mode == "-R", "there was no attack: {most}\n{said}");
+    assert!(window < Duration::from_secs(1), "{mode}: the window takes {window:?}");
+    let is_available = |line: &str| line.contains("service available") && line.contains("YES");
+    assert!(said.lines().any(is_available), "{mode}\n{said}");
+    (baseline, loaded)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slowhttptest_holds_up_nobody_in_any_of_its_modes() {
+    let _alone = ALONE.lock().await;
+    attack("-H", &["-x", "24"]).await;
+    attack("-B", &["-s", "8192", "-x", "10"]).await;
+    attack("-R", &["-a", "5", "-b", "3000"]).await;
+    attack("-X", &["-w", "512", "-y", "1024", "-n", "5", "-z", "32", "-k", "3"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_window_answers_when_there_is_too_much_to_do() {
+    let _alone = ALONE.lock().await;
+    let permits = Arc::new(Semaphore::new(0));
+    let shared = Arc::clone(&permits);
+    let handler = move |_| {
+        let shared = Arc::clone(&shared);
+        async move {
+            shared.acquire().await.unwrap().forget();
+            Response::new(Full::new(Bytes::from_static(b"ok")))
+        }
+    };
+    let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await;
+    let agent = Agent::start(origin.addr, ", overload: { requests: 50, delay: 10ms }").await;
+    // More than the worker can answer, for as long as the window is looked at.
+    let busy: Vec<_> = (0..100)
+        .map(|_| {
+            let addr = agent.addr;
+            tokio::spawn(async move {
+                loop {
+                    let mut client = Client::http1(addr).await;
+                    while client.get("a", "/").await.is_ok() {}
+                }
+            })
+        })
+        .collect();
+    let shed = || async {
+        agent.metric("sluice_limit_reached_total{limit=\"requests\"} ").await
+            + agent.metric("sluice_limit_reached_total{limit=\"delay\"} ").await
+    };
+    let mut slowest = Duration::ZERO;
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        slowest = slowest.max(agent.window().await);
+    }
+    let n_shed = shed().await;
+    busy.iter().for_each(tokio::task::JoinHandle::abort);
+    println!("{n_shed} requests were refused; the window took {slowest:?} at most");
+    assert!(n_shed > 100.0, "there was no overload: {n_shed}");
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+}
