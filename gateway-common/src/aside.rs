@@ -22,6 +22,10 @@ pub enum Aside {
     TcRareIngress,
     /// At TC on egress.
     TcRareEgress,
+    /// At XDP: SYNs of services that answer some with cookies.
+    XdpCookie,
+    /// The same at TC.
+    TcCookie,
 }
 
 impl Aside {
@@ -29,7 +33,7 @@ impl Aside {
     pub const LIMIT: u32 = 8;
 
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::XdpIcmp,
         Self::TcIcmpIngress,
         Self::TcIcmpEgress,
@@ -38,6 +42,8 @@ impl Aside {
         Self::XdpRare,
         Self::TcRareIngress,
         Self::TcRareEgress,
+        Self::XdpCookie,
+        Self::TcCookie,
     ];
 
     /// The name of the program.
@@ -51,18 +57,21 @@ impl Aside {
             Self::TcRareEgress => "tc_rare_egress",
             Self::XdpAnswer => "xdp_answer",
             Self::TcAnswer => "tc_answer",
+            Self::XdpCookie => "xdp_cookie",
+            Self::TcCookie => "tc_cookie",
         }
     }
 
     /// The map that the program stands in: one for each kind of program.
     pub const fn map(self) -> &'static str {
         match self {
-            Self::XdpIcmp | Self::XdpAnswer | Self::XdpRare => XdpPrograms::NAME,
+            Self::XdpIcmp | Self::XdpAnswer | Self::XdpRare | Self::XdpCookie => XdpPrograms::NAME,
             Self::TcIcmpIngress
             | Self::TcIcmpEgress
             | Self::TcAnswer
             | Self::TcRareIngress
-            | Self::TcRareEgress => TcPrograms::NAME,
+            | Self::TcRareEgress
+            | Self::TcCookie => TcPrograms::NAME,
         }
     }
 
@@ -73,8 +82,9 @@ impl Aside {
             Self::XdpIcmp | Self::TcIcmpIngress => 0,
             Self::TcIcmpEgress | Self::XdpAnswer => 1,
             Self::TcAnswer | Self::XdpRare => 2,
-            Self::TcRareIngress => 3,
+            Self::TcRareIngress | Self::XdpCookie => 3,
             Self::TcRareEgress => 4,
+            Self::TcCookie => 5,
         }
     }
 }

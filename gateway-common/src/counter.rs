@@ -296,6 +296,8 @@ reasons! {
     ProbeSent = 86 "probe_sent" Forwarded,
     /// The answer to a health check that went through a tunnel.
     ProbeAnswered = 87 "probe_answered" Forwarded,
+    /// A SYN to a service with `synCookies`, more of which came than that allows: answered with a cookie, and forgotten.
+    CookieSent = 100 "cookie_sent" Answered,
 }
 
 impl Reason {

@@ -4,11 +4,12 @@
 //! and are filled from the same snapshot. Capacity is no part of a layout.
 
 use crate::{
-    answer, counter, endpoint, filter, flow, fragment, probe, receive, service, settings, slot, source,
+    answer, cookie, counter, endpoint, filter, flow, fragment, probe, receive, service, settings, slot,
+    source,
 };
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Maps whose values changed after the first layout that this one knows, 2, and since when. Whoever raises the version
 /// writes them down here.
@@ -42,6 +43,7 @@ pub const SIZES: &[(&str, usize)] = &[
     ("ServiceRate", size_of::<source::ServiceRate>()),
     ("SourceRateBucket", size_of::<source::SourceRateBucket>()),
     ("RefusedRow", size_of::<source::RefusedRow>()),
+    ("SynCookie", size_of::<cookie::SynCookie>()),
     ("Settings", size_of::<settings::Settings>()),
     ("Probe", size_of::<probe::Probe>()),
     ("Receive", size_of::<receive::Receive>()),

@@ -11,6 +11,7 @@
 pub mod addr;
 pub mod answer;
 pub mod aside;
+pub mod cookie;
 pub mod counter;
 pub mod endpoint;
 pub mod filter;

@@ -5,6 +5,7 @@ use bytemuck::Pod;
 use crate::{
     answer::Answers,
     aside::Aside,
+    cookie::SynCookie,
     counter::{EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons as DropCounts},
     endpoint::Endpoint,
     filter::{self, FilterWord},
@@ -141,6 +142,8 @@ maps! {
     SourceRates "SOURCE_RATES" Array [SOURCE_BUCKETS] u32 => SourceRateBucket;
     /// Sources whose packets were refused, those with the most.
     RefusedSources "REFUSED_SOURCES" PerCpuArray [REFUSED_ROWS] u32 => RefusedRow;
+    /// Which services answer connections that begin with cookies, and how many.
+    SynCookies "SYN_COOKIES" Array [SERVICES] u32 => SynCookie;
     /// The agent's settings, one row.
     SettingsMap "SETTINGS" Array [1] u32 => Settings;
     /// Whose tunnels end at this node, one row.

@@ -146,7 +146,9 @@ pub struct Service {
     pub flow_rate: Rate,
     /// New flows of one source in a second, and at once.
     pub source_rate: Rate,
-    spare: [u32; 6],
+    /// SYNs in a second above which they are answered with cookies; zero for never.
+    pub cookie_rate: u32,
+    spare: [u32; 5],
 }
 
 impl Service {
@@ -156,6 +158,8 @@ impl Service {
     pub const LIMITED: u16 = 1 << 8;
     /// An open connection whose endpoint is down is reset.
     pub const RESETS: u16 = 2;
+    /// SYNs are answered with cookies while there are too many.
+    pub const COOKIES: u16 = 1 << 9;
 
     /// Nothing yet, for an address, port and protocol.
     pub const fn new(key: ServiceKey, id: u32) -> Self {
@@ -178,7 +182,8 @@ impl Service {
             halves: [0; 2],
             flow_rate: Rate::NONE,
             source_rate: Rate::NONE,
-            spare: [0; 6],
+            cookie_rate: 0,
+            spare: [0; 5],
         }
     }
 

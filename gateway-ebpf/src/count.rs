@@ -13,7 +13,7 @@ pub fn counted<E: Env>(env: &mut E, pipeline: impl FnOnce(&mut E) -> Verdict) ->
     let hook = env.hook();
     let bytes = u64::from(env.len_bytes());
     let verdict = pipeline(env);
-    if !matches!(verdict, Verdict::Rare(_) | Verdict::Icmp(_) | Verdict::Answer(_)) {
+    if !matches!(verdict, Verdict::Rare(_) | Verdict::Icmp(_) | Verdict::Answer(_) | Verdict::Cookie(_)) {
         env.maps().count_packet(hook, verdict.reason(), bytes);
     }
     verdict
@@ -46,7 +46,8 @@ pub fn dropped<M: Maps>(maps: &M, service: u32, verdict: Verdict) -> Verdict {
         | Verdict::HandOver(_)
         | Verdict::Transmit(..)
         | Verdict::Rare(_)
-        | Verdict::Icmp(_) => {}
+        | Verdict::Icmp(_)
+        | Verdict::Cookie(_) => {}
     }
     verdict
 }

@@ -21,6 +21,7 @@ use gateway_common::{
 use crate::{
     arrival::Arrival,
     checksum::{self, Diff},
+    cookie::{Cookie, CookieWords, Syn},
     guard::RateWords,
     outcome::{Outcome, Stage},
     rare::fragment::FragmentRows,
@@ -74,6 +75,10 @@ pub trait Maps {
     fn source_rule(&self, asked: &SourceNetwork) -> SourceRule;
     /// The word of a service's bucket of tokens.
     fn service_rate(&self, id: u32) -> Option<Self::Row<AtomicU64>>;
+    /// The words of a service's row of SYN cookies.
+    fn syn_cookie(&self, id: u32) -> Option<Self::Row<CookieWords>>;
+    /// The present by a clock that the agent can read; see [`MOMENT_SHIFT`](gateway_common::cookie::MOMENT_SHIFT).
+    fn moment(&self) -> Tick;
     /// Words of sources' buckets of tokens.
     fn source_rates(&self, bucket: u32) -> Option<Self::Row<RateWords>>;
     /// Changes a row of this processor's refused sources; nothing happens when the number is out of range.
@@ -146,6 +151,9 @@ pub trait Env {
     fn cut(&mut self, len_bytes: u32) -> Option<()>;
     /// Makes room in front of the packet, whose link-layer header has to be written again.
     fn grow(&mut self, bytes: u32) -> Option<()>;
+    /// Asks the listening socket at an index of the sockets for the cookie of a SYN; [`Cookie::NONE`] when it would rather have
+    /// the SYN: its queue has room, or it is gone.
+    fn cookie(&self, socket: u32, syn: &Syn) -> Cookie;
     /// Asks the kernel's routing and neighbor tables for the way of a packet to an endpoint. `ip_bytes` counts from the
     /// IP header on.
     fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way>;

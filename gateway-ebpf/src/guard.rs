@@ -124,7 +124,7 @@ pub(crate) fn admit<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -
 
 /// A rate, in the units of the words.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+pub(crate) struct Pace {
     /// Between two flows.
     step: u64,
     /// How deep a bucket is.
@@ -133,7 +133,7 @@ struct Pace {
 
 impl Pace {
     #[inline(always)]
-    fn of(rate: Rate, settings: &Settings) -> Self {
+    pub(crate) fn of(rate: Rate, settings: &Settings) -> Self {
         if rate.per_second == 0 {
             return Self { step: 0, most: 0 };
         }
@@ -165,11 +165,16 @@ fn service_may<M: Maps>(maps: &M, id: u32, pace: &Pace, now: u64) -> bool {
     if pace.is_none() {
         return true;
     }
-    let Some(word) = maps.service_rate(id) else { return true };
+    maps.service_rate(id).is_none_or(|word| takes::<M>(&word, pace, now))
+}
+
+/// Takes a token of a bucket; says whether there was one.
+#[inline(always)]
+pub(crate) fn takes<M: Maps>(word: &AtomicU64, pace: &Pace, now: u64) -> bool {
     for _ in 0..TRIES {
-        let old = M::load(&word);
+        let old = M::load(word);
         let Some(next) = pace.take(old, now) else { return false };
-        if M::exchange(&word, old, next) {
+        if M::exchange(word, old, next) {
             return true;
         }
     }

@@ -2,7 +2,7 @@
 
 use gateway_common::{
     counter::Reason,
-    service::{Mode, ServiceKey},
+    service::{Mode, Service, ServiceKey},
     settings::Settings,
 };
 
@@ -53,6 +53,10 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
     let verdict = if let Some(reason) = guard::refuses(env.maps(), arrival, &service, settings) {
         Verdict::Drop(reason)
     } else if service.mode == Mode::AGENT {
+        if service.flags & Service::COOKIES != 0 && arrival.packet.flags.opens() {
+            arrival.id = id;
+            return Verdict::Cookie(Reason::Agent);
+        }
         return Verdict::Pass(Reason::Agent);
     } else if service.mode.number() <= Mode::LAST.number() {
         arrival.is_to(env.maps(), id, &service, settings);

@@ -11,6 +11,7 @@ pub mod answer;
 pub mod arrival;
 pub mod balance;
 pub mod checksum;
+pub mod cookie;
 pub mod count;
 pub mod env;
 pub mod guard;

@@ -97,6 +97,18 @@ fn tc_answer(ctx: TcContext) -> i32 {
     hook::tc::answer(&ctx)
 }
 
+/// SYNs of services that answer some with cookies, at XDP.
+#[xdp]
+fn xdp_cookie(ctx: XdpContext) -> u32 {
+    hook::xdp::cookie(&ctx)
+}
+
+/// The same at TC.
+#[classifier]
+fn tc_cookie(ctx: TcContext) -> i32 {
+    hook::tc::cookie(&ctx)
+}
+
 /// Gives connections to the agent's services to its listening sockets. Written without the macro, which would give
 /// the section the name of the function: the linker refuses two symbols of one name.
 #[expect(unsafe_code, reason = "the name and section of a program")]

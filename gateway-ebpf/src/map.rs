@@ -13,6 +13,7 @@ use aya_ebpf::{
 use gateway_common::{
     addr::Addr,
     answer::Answers,
+    cookie::SynCookie,
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
@@ -28,6 +29,7 @@ use gateway_common::{
 };
 use gateway_ebpf::{
     arrival::Arrival,
+    cookie::CookieWords,
     env::Maps,
     guard::RateWords,
     outcome::{Outcome, Stage},
@@ -99,6 +101,8 @@ static SOURCE_RATES: Array<Value<map::SourceRates>, { capacity::<map::SourceRate
 #[btf_map]
 static REFUSED_SOURCES: PerCpuArray<Value<map::RefusedSources>, { capacity::<map::RefusedSources>() }> =
     PerCpuArray::new();
+#[btf_map]
+static SYN_COOKIES: Array<Value<map::SynCookies>, { capacity::<map::SynCookies>() }> = Array::new();
 #[btf_map]
 static SETTINGS: Array<Value<map::SettingsMap>, { capacity::<map::SettingsMap>() }> = Array::new();
 #[btf_map]
@@ -287,6 +291,17 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn service_rate(&self, id: u32) -> Option<&'static AtomicU64> {
         shared!(SERVICE_RATES.get_ptr(id) => ServiceRate as AtomicU64)
+    }
+
+    #[inline(always)]
+    fn syn_cookie(&self, id: u32) -> Option<&'static CookieWords> {
+        shared!(SYN_COOKIES.get_ptr(id) => SynCookie as CookieWords)
+    }
+
+    #[inline(always)]
+    fn moment(&self) -> Tick {
+        // SAFETY: the helper takes no pointer.
+        SynCookie::moment(unsafe { helpers::bpf_ktime_get_coarse_ns() })
     }
 
     #[inline(always)]

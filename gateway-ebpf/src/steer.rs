@@ -4,7 +4,8 @@ use gateway_common::{
     counter::Reason,
     flow::FlowKey,
     hash,
-    service::{Mode, ServiceKey},
+    service::{Mode, Service, ServiceKey},
+    settings::Settings,
 };
 
 use crate::{
@@ -38,8 +39,7 @@ fn run<M: Maps>(maps: &M, key: &FlowKey, assign: impl FnOnce(u32) -> bool) -> Ve
     let Some(settings) = maps.settings() else {
         return Verdict::Pass(Reason::NoService);
     };
-    let worker = hash::slot(hash::flow(&settings.keys, key, !key.destination.is_v4()), service.n_sockets);
-    let socket = service.first_socket.wrapping_add(worker);
+    let socket = socket(&service, &settings, key);
     // A port whose socket is gone stays ours: nothing else on the node may take its connections.
     let verdict = if service.n_sockets != 0 && assign(socket) {
         maps.count_service(service.id, |count| count.steered += 1);
@@ -48,4 +48,11 @@ fn run<M: Maps>(maps: &M, key: &FlowKey, assign: impl FnOnce(u32) -> bool) -> Ve
         Verdict::Drop(Reason::NoSocket)
     };
     dropped(maps, service.id, verdict)
+}
+
+/// The index of the socket that a connection to a service of the agent belongs to: one of its workers'.
+#[inline(always)]
+pub(crate) fn socket(service: &Service, settings: &Settings, key: &FlowKey) -> u32 {
+    let worker = hash::slot(hash::flow(&settings.keys, key, !key.destination.is_v4()), service.n_sockets);
+    service.first_socket.wrapping_add(worker)
 }

@@ -20,6 +20,8 @@ pub enum Verdict {
     Icmp(Reason),
     /// Ends here, and its sender is answered in a program of its own; where there is none, it is dropped.
     Answer(Reason),
+    /// May be answered with a cookie in a program of its own; where there is none, it goes on to the stack as it came.
+    Cookie(Reason),
 }
 
 /// `XDP_DROP` of `linux/bpf.h`.
@@ -55,7 +57,8 @@ impl Verdict {
             | Self::Drop(reason)
             | Self::Rare(reason)
             | Self::Icmp(reason)
-            | Self::Answer(reason) => reason,
+            | Self::Answer(reason)
+            | Self::Cookie(reason) => reason,
         }
     }
 
@@ -63,7 +66,7 @@ impl Verdict {
     #[inline(always)]
     pub const fn xdp_code(self, ingress: u32) -> u32 {
         match self {
-            Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) => XDP_PASS,
+            Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) | Self::Cookie(_) => XDP_PASS,
             Self::Transmit(_, interface) if interface == ingress => XDP_TX,
             Self::Transmit(..) => XDP_REDIRECT,
             Self::Drop(_) | Self::Answer(_) => XDP_DROP,
@@ -74,7 +77,7 @@ impl Verdict {
     #[inline(always)]
     pub const fn tc_code(self) -> i32 {
         match self {
-            Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) => TC_NEXT,
+            Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) | Self::Cookie(_) => TC_NEXT,
             Self::Transmit(..) => TC_REDIRECT,
             Self::Drop(_) | Self::Answer(_) => TC_SHOT,
         }
@@ -84,7 +87,12 @@ impl Verdict {
     #[inline(always)]
     pub const fn sk_code(self) -> u32 {
         match self {
-            Self::Pass(_) | Self::HandOver(_) | Self::Transmit(..) | Self::Rare(_) | Self::Icmp(_) => SK_PASS,
+            Self::Pass(_)
+            | Self::HandOver(_)
+            | Self::Transmit(..)
+            | Self::Rare(_)
+            | Self::Icmp(_)
+            | Self::Cookie(_) => SK_PASS,
             Self::Drop(_) | Self::Answer(_) => SK_DROP,
         }
     }

@@ -379,6 +379,11 @@ fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
         drops: counters.drops.clone(),
         endpoints: counters.endpoints.iter().flat_map(endpoint_values).collect(),
         networks: counters.networks,
+        cookies: counters
+            .cookies
+            .iter()
+            .map(|(listener, of)| (listener.clone(), of.is_armed, of.sent))
+            .collect(),
     };
     for (listener, count) in &counters.services {
         let values = [

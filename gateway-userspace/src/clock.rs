@@ -54,6 +54,13 @@ pub fn interrupts_per_second() -> u32 {
     u32::try_from(ns).ok().and_then(|ns| 1_000_000_000_u32.checked_div(ns)).unwrap_or(USUAL)
 }
 
+/// Nanoseconds of the clock that the kernel programs read.
+pub fn monotonic_ns() -> u64 {
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 fn monotonic() -> Instant {
     Instant::now()

@@ -51,6 +51,8 @@ pub struct Service {
     pub sockets: Range,
     /// New flows that may begin.
     pub limits: Limits,
+    /// Connections that may begin in a second before they are answered with cookies.
+    pub cookie_rate: Option<u32>,
     /// Its endpoints, by row.
     pub endpoints: Vec<Row>,
 }

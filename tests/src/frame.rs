@@ -15,10 +15,18 @@ use crate::netns::Ns;
 /// # Errors
 /// When the kernel refuses.
 pub fn send(ns: &Ns, interface: &str, frame: &[u8]) -> Result<()> {
-    ns.run(|| send_here(interface, frame)).with_context(|| format!("cannot send a frame out of {interface}"))
+    send_all(ns, interface, std::iter::once(frame.to_vec()))
 }
 
-fn send_here(interface: &str, frame: &[u8]) -> io::Result<()> {
+/// Sends frames, one after the other and without a pause.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn send_all(ns: &Ns, interface: &str, frames: impl Iterator<Item = Vec<u8>> + Send) -> Result<()> {
+    ns.run(|| send_here(interface, frames)).with_context(|| format!("cannot send a frame out of {interface}"))
+}
+
+fn send_here(interface: &str, frames: impl Iterator<Item = Vec<u8>>) -> io::Result<()> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     // SAFETY: the call takes no pointer.
     let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
@@ -32,11 +40,15 @@ fn send_here(interface: &str, frame: &[u8]) -> io::Result<()> {
     to.sll_family = u16::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
     to.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
     let len = u32::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
-    // SAFETY: both buffers live until the call returns, and their lengths are theirs.
-    let sent = unsafe {
-        libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), len)
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    for frame in frames {
+        let (at, bytes) = (frame.as_ptr().cast(), frame.len());
+        // SAFETY: both buffers live until the call returns, and their lengths are theirs.
+        let sent = unsafe { libc::sendto(socket.as_raw_fd(), at, bytes, 0, (&raw const to).cast(), len) };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// The link-layer address of an interface of a namespace.

@@ -16,6 +16,7 @@ use bytemuck::Pod;
 use gateway_common::{
     answer::Answers,
     aside::Aside,
+    cookie::SynCookie,
     counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
@@ -298,6 +299,7 @@ impl Kernel {
             })?;
             self.refused = tables.refused.keys().copied().collect();
         }
+        tables.syn_cookies = rows(&self.array::<SYN_COOKIE>(map::SynCookies::NAME)?, ROWS)?;
         let endpoints = self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?;
         tables.endpoint_counts = sums(&endpoints, ROWS, |sum: &mut EndpointCount, one: EndpointCount| {
             sum.packets += one.packets;
@@ -401,6 +403,7 @@ const HOOK_COUNTS: usize = size_of::<HookCounts>();
 const SERVICE_COUNT: usize = size_of::<ServiceCount>();
 const REFUSED_ROW: usize = size_of::<RefusedRow>();
 const SERVICE_REASONS: usize = size_of::<ServiceReasons>();
+const SYN_COOKIE: usize = size_of::<SynCookie>();
 const ENDPOINT_COUNT: usize = size_of::<EndpointCount>();
 
 /// The rows of an array that are not zero.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use aya::maps::{LpmTrie, MapData, lpm_trie::Key};
 use gateway_common::{
+    cookie::SynCookie,
     filter::FilterWord,
     map::{self, MapDef as _},
     source::{RefusedRow, ServiceRate, SourceNetwork, SourceRateBucket},
@@ -16,6 +17,7 @@ use crate::{
 const WORD: usize = size_of::<FilterWord>();
 const SERVICE_RATE: usize = size_of::<ServiceRate>();
 const SOURCE_RATES: usize = size_of::<SourceRateBucket>();
+const SYN_COOKIE: usize = size_of::<SynCookie>();
 const REFUSED_ROW: usize = size_of::<RefusedRow>();
 
 impl Kernel {
@@ -44,6 +46,10 @@ impl Kernel {
             }
             let stale = std::mem::take(&mut self.refused);
             zero(&mut self.counts::<REFUSED_ROW>(map::RefusedSources::NAME)?, stale)?;
+        }
+        let mut cookies = self.array::<SYN_COOKIE>(map::SynCookies::NAME)?;
+        for id in 0..ROWS {
+            cookies.set(id, raw(&tables.syn_cookies.get(&id).copied().unwrap_or_default()), 0)?;
         }
         // A case names every bucket that its packet may touch.
         let mut rates = self.array::<SOURCE_RATES>(map::SourceRates::NAME)?;

@@ -144,6 +144,13 @@ impl Packet {
         self
     }
 
+    /// These options in the TCP header, whole words.
+    #[must_use]
+    pub fn tcp_option_bytes(mut self, options: &[u8]) -> Self {
+        self.tcp_options = options.to_vec();
+        self
+    }
+
     /// A VLAN tag.
     #[must_use]
     pub fn vlan(mut self, id: u16) -> Self {

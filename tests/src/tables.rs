@@ -7,6 +7,7 @@ use bytemuck::Pod;
 use gateway_common::{
     addr::Addr,
     answer::Answers,
+    cookie::SynCookie,
     counter::{Count, EndpointCount, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
@@ -51,6 +52,10 @@ pub struct Tables {
     pub service_rates: BTreeMap<u32, ServiceRate>,
     /// Buckets of sources' new flows.
     pub source_rates: BTreeMap<u32, SourceRateBucket>,
+    /// SYN cookies of services.
+    pub syn_cookies: BTreeMap<u32, SynCookie>,
+    /// What the kernel's listening sockets say when they are asked for a cookie: no map, but as far from the pipeline.
+    pub cookie: u64,
     /// Sources whose packets were refused.
     pub refused: BTreeMap<u32, RefusedRow>,
     /// The settings.

@@ -471,6 +471,7 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         n_slots,
         chunks: [0, SlotChunk::chunks_for(n_slots)],
         sockets: Range::default(),
+        cookie_rate: None,
         endpoints: (0..n).map(row).collect(),
     };
     let way = Way { source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };

@@ -322,8 +322,13 @@ fn value_of(value: &Service) -> String {
         ),
     };
     if value.mode == Mode::AGENT {
+        let cookies = if value.flags & Service::COOKIES == 0 {
+            String::new()
+        } else {
+            format!(", cookies above {}", value.cookie_rate)
+        };
         return format!(
-            "id {}, agent, sockets {} + {}{limits}",
+            "id {}, agent, sockets {} + {}{limits}{cookies}",
             value.id, value.first_socket, value.n_sockets
         );
     }

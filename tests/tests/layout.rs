@@ -16,9 +16,9 @@ use gateway_common::{
 };
 use gateway_tests::{kernel_run::object_path, privilege};
 
-/// Sizes at layout version 3. A change here without a new version opens old maps with new types.
+/// Sizes at layout version 4. A change here without a new version opens old maps with new types.
 const RECORDED: (u32, &[(&str, usize)]) = (
-    3,
+    4,
     &[
         ("ServiceBucket", 64),
         ("PortRange", 8),
@@ -31,6 +31,7 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("ServiceRate", 8),
         ("SourceRateBucket", 64),
         ("RefusedRow", 192),
+        ("SynCookie", 24),
         ("Settings", 128),
         ("Probe", 40),
         ("Receive", 1_032),

@@ -208,6 +208,7 @@ fn everything() -> Metrics {
                 count: 1,
             }],
             networks: [1, 1],
+            cookies: vec![("l".to_owned(), true, 1)],
         },
     });
     metrics

@@ -4,6 +4,7 @@
 //! without endpoints with a reset or "port unreachable". There are not more of them than [`Answers::PER_TICK`]; what is
 //! not answered is dropped under its first reason.
 
+pub(crate) mod handshake;
 mod icmp;
 mod reset;
 
@@ -22,6 +23,9 @@ use crate::{
     rewrite::{V4Addrs, V6Addrs},
     verdict::Verdict,
 };
+
+/// Bytes of the smallest frame (IEEE 802.3) without its checksum: not every driver pads what XDP sends.
+const FRAME: u32 = 60;
 
 /// Time to live of answers, Linux's default.
 const TTL: u8 = 64;
@@ -65,10 +69,31 @@ fn allowed<M: Maps>(maps: &M) -> bool {
 /// Whether its sender may be answered: nobody who speaks to many, and no reset by a reset (RFC 1122, section 3.2.2;
 /// RFC 4443, section 2.4; RFC 9293, section 3.10.7).
 #[inline(always)]
-fn may_be_answered<E: Env>(env: &E, arrival: &Arrival) -> bool {
+pub(crate) fn may_be_answered<E: Env>(env: &E, arrival: &Arrival) -> bool {
     let Some([first, ..]) = env.load::<[u8; 2]>(0) else { return false };
     let packet = &arrival.packet;
     first & 1 == 0 && is_one_host(packet.key().source) && !packet.flags.resets()
+}
+
+/// Makes a packet as short as this, or as the smallest frame; returns its bytes.
+#[inline(always)]
+fn shorten<E: Env>(env: &mut E, len_bytes: u32) -> Option<u32> {
+    let end = if len_bytes < FRAME && env.len_bytes() >= FRAME { FRAME } else { len_bytes };
+    env.cut(end)?;
+    Some(end)
+}
+
+/// Nothing of the sender's stays between the end of a packet and that of the smallest frame: six bytes at most.
+#[inline(always)]
+fn pad<E: Env>(env: &mut E, len_bytes: u32, end: u32) -> Option<()> {
+    for word in 0..3 {
+        let at = len_bytes + word * 2;
+        if at >= end {
+            break;
+        }
+        env.store(at, &0_u16)?;
+    }
+    Some(())
 }
 
 #[inline(always)]

@@ -3,14 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 use gateway_common::addr::Protocol;
 
-use super::{head, pseudo};
+use super::{head, pad, pseudo, shorten};
 use crate::{
     env::Env,
     packet::{Packet, eth, ip, transport},
 };
-
-/// Bytes of the smallest frame (IEEE 802.3) without its checksum: not every driver pads what XDP sends.
-const FRAME: u32 = 60;
 
 /// RST, and RST with ACK, as the flags of a header.
 const RST: u8 = 0x04;
@@ -54,13 +51,8 @@ pub(super) fn reset<E: Env>(env: &mut E, packet: &Packet) -> Option<()> {
     let [.., last] = &mut words;
     *last = u32::from_ne_bytes([high, low, 0, 0]);
     let length = eth::LEN + start + transport::TCP_LEN;
-    let is_short = length < FRAME && env.len_bytes() >= FRAME;
-    env.cut(if is_short { FRAME } else { length })?;
+    let end = shorten(env, length)?;
     head(env, packet, Protocol::TCP, transport::TCP_LEN)?;
     env.store(eth::LEN + start, &Header { words })?;
-    if is_short {
-        // Nothing of the sender's stays behind the end.
-        env.store(length, &[0_u16; 3])?;
-    }
-    Some(())
+    pad(env, length, end)
 }

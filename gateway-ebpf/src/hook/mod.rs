@@ -21,6 +21,7 @@ pub(crate) use log_drop;
 
 pub(crate) mod apart;
 pub(crate) mod aside;
+mod cookie;
 mod fib;
 pub(crate) mod sk_lookup;
 pub(crate) mod tc;

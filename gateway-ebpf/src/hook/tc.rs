@@ -17,6 +17,7 @@ use gateway_ebpf::{
     answer,
     arrival::Arrival,
     checksum::Diff,
+    cookie::{Cookie, Syn},
     count::alone,
     env::{Env, Room, TransportFix},
     ingress as pipeline,
@@ -122,6 +123,16 @@ pub(crate) fn answer(ctx: &TcContext) -> i32 {
     tc.end(verdict)
 }
 
+/// Answers a SYN with a cookie, or passes it; returns the TC code.
+#[inline(always)]
+pub(crate) fn cookie(ctx: &TcContext) -> i32 {
+    pull(ctx, RARE_BYTES);
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
+    let verdict = gateway_ebpf::cookie::answer(&mut tc, Arrival::of(scratch));
+    tc.end(verdict)
+}
+
 /// Runs the egress pipeline; returns the TC code.
 #[inline(always)]
 pub(crate) fn egress(ctx: &TcContext) -> i32 {
@@ -210,6 +221,7 @@ impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
             Verdict::Rare(_) => Some(Aside::TcRareIngress),
             Verdict::Icmp(_) => Some(Aside::TcIcmpIngress),
             Verdict::Answer(_) => Some(Aside::TcAnswer),
+            Verdict::Cookie(_) => Some(Aside::TcCookie),
             Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => None,
         };
         let verdict = self.go_on(verdict, aside);
@@ -223,6 +235,7 @@ impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
             Verdict::Rare(_) => Some(Aside::TcRareEgress),
             Verdict::Icmp(_) => Some(Aside::TcIcmpEgress),
             Verdict::Answer(_)
+            | Verdict::Cookie(_)
             | Verdict::Pass(_)
             | Verdict::HandOver(_)
             | Verdict::Transmit(..)
@@ -406,6 +419,11 @@ impl<const IS_RARE: bool> Env for Tc<'_, IS_RARE> {
         // SAFETY: the context is the program's own; no pointer into the packet is held.
         let code = unsafe { helpers::bpf_skb_change_head(self.ctx.skb.skb, bytes, 0) };
         (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn cookie(&self, socket: u32, syn: &Syn) -> Cookie {
+        super::cookie::of(socket, syn)
     }
 
     #[inline(always)]

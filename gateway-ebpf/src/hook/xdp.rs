@@ -7,6 +7,7 @@ use gateway_common::{addr::Protocol, aside::Aside, counter::Hook, endpoint::Endp
 use gateway_ebpf::{
     answer,
     arrival::Arrival,
+    cookie::{Cookie, Syn},
     count::alone,
     env::{Env, Room},
     ingress, rare,
@@ -61,6 +62,15 @@ pub(crate) fn answer(ctx: &XdpContext) -> u32 {
     env.end(verdict)
 }
 
+/// Answers a SYN with a cookie, or passes it; returns the XDP code.
+#[inline(always)]
+pub(crate) fn cookie(ctx: &XdpContext) -> u32 {
+    let mut env = Xdp::<true>::new(ctx);
+    let Some(scratch) = scratch() else { return XDP_DROP };
+    let verdict = gateway_ebpf::cookie::answer(&mut env, Arrival::of(scratch));
+    env.end(verdict)
+}
+
 #[inline(always)]
 #[expect(
     clippy::as_conversions,
@@ -88,6 +98,7 @@ impl<'a, const IS_RARE: bool> Xdp<'a, IS_RARE> {
             Verdict::Rare(_) => Some(Aside::XdpRare),
             Verdict::Icmp(_) => Some(Aside::XdpIcmp),
             Verdict::Answer(_) => Some(Aside::XdpAnswer),
+            Verdict::Cookie(_) => Some(Aside::XdpCookie),
             Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => None,
         };
         let verdict = match aside {
@@ -107,7 +118,8 @@ impl<'a, const IS_RARE: bool> Xdp<'a, IS_RARE> {
             | Verdict::Drop(_)
             | Verdict::Rare(_)
             | Verdict::Icmp(_)
-            | Verdict::Answer(_) => code,
+            | Verdict::Answer(_)
+            | Verdict::Cookie(_) => code,
         }
     }
 
@@ -199,6 +211,11 @@ impl<const IS_RARE: bool> Env for Xdp<'_, IS_RARE> {
         // SAFETY: the context is the program's own; the addresses of the packet are read again below.
         let code = unsafe { helpers::bpf_xdp_adjust_head(self.ctx.ctx, -bytes) };
         self.moved(code)
+    }
+
+    #[inline(always)]
+    fn cookie(&self, socket: u32, syn: &Syn) -> Cookie {
+        super::cookie::of(socket, syn)
     }
 
     #[inline(always)]

@@ -54,6 +54,10 @@ pub struct Ports {
 pub const TCP_LEN: u32 = 20;
 /// Bytes of the UDP header.
 pub const UDP_LEN: u32 = 8;
+/// Offset of TCP's sequence number from its header.
+pub const SEQUENCE: u32 = 4;
+/// Offset of the byte with the length of TCP's header, in its upper half in words.
+pub const OFFSET: u32 = 12;
 /// Offset of TCP's checksum from its header.
 pub const TCP_CHECKSUM: u32 = 16;
 /// Offset of UDP's checksum from its header.

@@ -3,12 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use gateway_common::{counter::Reason, endpoint::EndpointState};
+use gateway_common::{counter::Reason, endpoint::EndpointState, service::Service};
 use serde_json::{Value, json};
 
 use crate::{
     endpoint::{Availability, Health, Registry},
-    kernel::Kernel,
+    kernel::{Kernel, probe},
     name::ListenerName,
     snapshot::{Snapshot, listener::Hostname},
     state::State,
@@ -107,6 +107,7 @@ pub fn kernel(kernel: &Kernel) -> Value {
                 "id": service.id,
                 "mode": service.mode.number(),
                 "slots": service.table().n_slots,
+                "synCookies": syn_cookies(kernel, service),
                 "endpoints": rows
                     .map(|(row, endpoint)| {
                         let local = row.wrapping_sub(service.table().first_endpoint);
@@ -141,6 +142,21 @@ pub fn kernel(kernel: &Kernel) -> Value {
         "attachments": attachments,
         "receiving": receiving,
         "refusedSources": refused_sources(kernel),
+    })
+}
+
+/// Whether the connections of a service are answered with cookies; nothing where they never are.
+fn syn_cookies(kernel: &Kernel, service: &Service) -> Value {
+    if service.flags & Service::COOKIES == 0 {
+        return Value::Null;
+    }
+    kernel.cookies(service.id).map_or(Value::Null, |cookies| {
+        json!({
+            "perSecond": service.cookie_rate,
+            "armed": cookies.is_armed,
+            "sent": cookies.sent,
+            "tcpSyncookies": probe::tcp_syncookies(),
+        })
     })
 }
 

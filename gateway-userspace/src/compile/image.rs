@@ -127,6 +127,7 @@ fn agent(
         chunks: [0, 0],
         sockets: sockets.get(&listener.addr).copied().unwrap_or_default(),
         limits: sources::limits(&listener.new_flows),
+        cookie_rate: listener.syn_cookies,
         endpoints: Vec::new(),
     })
 }
@@ -167,6 +168,7 @@ fn balanced(
         chunks: numbers.chunks,
         sockets: Range::default(),
         limits: sources::limits(&listener.new_flows),
+        cookie_rate: None,
         endpoints: rows(&numbers, members, &leaving, ids, registry),
     })
 }
@@ -272,6 +274,7 @@ mod tests {
             proxies: Vec::new(),
             idle_timeout: std::time::Duration::from_secs(1),
             new_flows: NewFlows::default(),
+            syn_cookies: None,
             paths: crate::target::Rules::DEFAULT,
             trusted_hops: 0,
         }

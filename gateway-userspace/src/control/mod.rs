@@ -264,6 +264,10 @@ fn warn_of_guards(snapshot: &Snapshot) {
         let listener = listener.name.as_str();
         tracing::warn!(listener, "without the kernel side `newFlows` has no effect");
     }
+    for listener in snapshot.listeners.iter().filter(|listener| listener.syn_cookies.is_some()) {
+        let listener = listener.name.as_str();
+        tracing::warn!(listener, "without the kernel side `synCookies` has no effect");
+    }
 }
 
 /// Sockets listen on one port each.

@@ -4,12 +4,14 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use gateway_common::{
     addr::Addr,
+    cookie::SynCookie,
     counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
     map::{self, MapDef as _},
     source::RefusedSource,
 };
 
 use crate::{
+    clock,
     kernel::{Error, Kernel},
     limits,
 };
@@ -29,8 +31,19 @@ pub struct Counters {
     pub flows: Vec<(String, u64)>,
     /// Flows that the table has room for.
     pub flow_room: u64,
+    /// By listener name, of those that may answer with cookies.
+    pub cookies: Vec<(String, Cookies)>,
     /// Networks that are listed as sources, and for how many there is room.
     pub networks: [u64; 2],
+}
+
+/// SYN cookies of a service.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Cookies {
+    /// Whether SYNs are answered so at present.
+    pub is_armed: bool,
+    /// Cookies that were sent.
+    pub sent: u64,
 }
 
 impl Kernel {
@@ -63,6 +76,9 @@ impl Kernel {
                 let drops = maps.service_drops(service.id)?.into_iter();
                 counters.drops.extend(drops.map(|(reason, packets)| (listener.clone(), reason, packets)));
             }
+            if service.cookie_rate.is_some() {
+                counters.cookies.push((listener.clone(), self.cookies(service.id)?));
+            }
             for row in &service.endpoints {
                 let count = maps.endpoint_count(row.row)?;
                 counters.endpoints.push((listener.clone(), row.endpoint.addr(), count));
@@ -81,6 +97,16 @@ impl Kernel {
     pub fn endpoint_packets(&self, row: u32) -> Result<(u64, u64), Error> {
         let count = self.writer.maps().endpoint_count(row)?;
         Ok((count.packets, count.reply_packets))
+    }
+
+    /// SYN cookies of a service, by its number.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn cookies(&self, service: u32) -> Result<Cookies, Error> {
+        let row = self.writer.maps().syn_cookie(service)?;
+        let now = SynCookie::moment(clock::monotonic_ns());
+        Ok(Cookies { is_armed: SynCookie::is_armed(row.armed, now), sent: row.sent })
     }
 
     /// The sources whose packets were refused most, those with the most first.

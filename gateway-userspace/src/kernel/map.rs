@@ -9,6 +9,7 @@ use aya::{
 };
 use gateway_common::{
     addr::Addr,
+    cookie::SynCookie,
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
     filter::{self, FilterWord},
@@ -57,6 +58,7 @@ pub(super) struct KernelMaps {
     filter: Rows<FilterWord>,
     source_networks: LpmTrie<MapData, [u8; 16], Shared<SourceRule>>,
     source_filter: Rows<FilterWord>,
+    syn_cookies: Rows<SynCookie>,
     refused_sources: PerCpu<RefusedRow>,
     settings: Rows<Settings>,
     receiving: Rows<Receive>,
@@ -124,6 +126,7 @@ impl KernelMaps {
             filter: taken::<map::Filter, _>(object)?,
             source_networks: taken::<map::SourceNetworks, _>(object)?,
             source_filter: taken::<map::SourceFilter, _>(object)?,
+            syn_cookies: taken::<map::SynCookies, _>(object)?,
             refused_sources: taken::<map::RefusedSources, _>(object)?,
             settings: taken::<map::SettingsMap, _>(object)?,
             receiving: taken::<map::Receiving, _>(object)?,
@@ -254,6 +257,7 @@ impl Maps for KernelMaps {
     }
 
     fn clear_service_count(&mut self, id: u32) -> Result<(), Error> {
+        self.syn_cookies.set(id, Shared(SynCookie::default()), 0).map_err(failed::<map::SynCookies>)?;
         let failed_counts = failed::<map::ServiceCounts>;
         self.service_counts.set(id, zeroes::<map::ServiceCounts>()?, 0).map_err(failed_counts)?;
         let failed_reasons = failed::<map::ServiceReasons>;
@@ -356,6 +360,13 @@ impl KernelMaps {
             }
         }
         Ok(sums)
+    }
+
+    /// Whether a service answers with cookies, and how many it has sent.
+    pub(super) fn syn_cookie(&self, id: u32) -> Result<SynCookie, Error> {
+        let row = self.syn_cookies.get(&id, 0).map_err(failed::<map::SynCookies>)?;
+        let Shared(row) = row;
+        Ok(row)
     }
 
     /// Entries that a service holds in the flow table.

@@ -148,6 +148,10 @@ pub(super) fn table(
         value.flags |= Service::AFFINITY;
         value.affinity_ticks = facts.ticks.of(timeout);
     }
+    if let Some(rate) = service.cookie_rate {
+        value.flags |= Service::COOKIES;
+        value.cookie_rate = rate;
+    }
     if service.resets {
         value.flags |= Service::RESETS;
     }

@@ -55,6 +55,12 @@ pub fn missing() -> Vec<String> {
     missing
 }
 
+/// What `net.ipv4.tcp_syncookies` is in this network namespace: whether the stack takes cookies back, and when it gives some.
+/// None when it does not say.
+pub fn tcp_syncookies() -> Option<u8> {
+    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies").ok()?.trim().parse().ok()
+}
+
 fn effective_capabilities() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));

@@ -20,6 +20,13 @@ pub const NETWORKS: Described =
 pub const NETWORK_ROOM: Described =
     ("kernel_source_network_room", "Networks that the kernel's list of sources has room for");
 
+/// By listener.
+pub const COOKIES: Described =
+    ("kernel_syn_cookies", "Connections of a listener that the kernel side answered with a cookie");
+/// By listener.
+pub const COOKIES_ARMED: Described =
+    ("kernel_syn_cookies_armed", "Whether a listener's connections are answered with cookies at present");
+
 /// Values taken at a scrape; empty in userspace.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
@@ -29,6 +36,8 @@ pub struct Samples {
     pub endpoints: Vec<EndpointSample>,
     /// Networks that are listed, and for how many there is room.
     pub networks: [u64; 2],
+    /// By name of the listener: whether it answers with cookies, and how many there were.
+    pub cookies: Vec<(String, bool, u64)>,
 }
 
 /// One value of one endpoint.
@@ -60,6 +69,16 @@ impl Samples {
                 ("what", sample.what),
             ];
             counter(&mut family, &labels, sample.count)?;
+        }
+        let (name, help) = COOKIES;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (listener, _, sent) in &self.cookies {
+            counter(&mut family, &[("listener", listener.as_str())], *sent)?;
+        }
+        let (name, help) = COOKIES_ARMED;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (listener, is_armed, _) in &self.cookies {
+            gauge(&mut family, &[("listener", listener.as_str())], u64::from(*is_armed))?;
         }
         for ((name, help), value) in [NETWORKS, NETWORK_ROOM].into_iter().zip(self.networks) {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -145,6 +145,7 @@ mod tests {
                     count: 6,
                 }],
                 networks: [3, 8],
+                cookies: vec![("web".to_owned(), true, 9)],
             },
             pools: vec![PoolSample { service: "api".to_owned(), open: 3, idle: 2, stolen: 1 }],
             endpoints: vec![EndpointSample {
@@ -165,6 +166,8 @@ mod tests {
             "sluice_upstream_connections{service=\"api\",state=\"idle\"} 2",
             "sluice_kernel_service_drops_total{listener=\"dns\",reason=\"no_endpoint\"} 5",
             "sluice_kernel_endpoint_total{listener=\"dns\",endpoint=\"192.0.2.1:53\",what=\"new_flows\"} 6",
+            "sluice_kernel_syn_cookies_total{listener=\"web\"} 9",
+            "sluice_kernel_syn_cookies_armed{listener=\"web\"} 1",
             "sluice_endpoint_up{service=\"api\",endpoint=\"192.0.2.1:80\"} 1",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

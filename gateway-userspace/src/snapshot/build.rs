@@ -305,6 +305,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         proxies,
         idle_timeout,
         new_flows,
+        syn_cookies,
         paths,
         trusted_hops,
     } = draft;
@@ -328,6 +329,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         proxies: proxies.map(|proxies| proxies.value).unwrap_or_default(),
         idle_timeout: idle_timeout.map_or(limits::FORWARDED_IDLE, |timeout| timeout.value),
         new_flows: new_flows.map(|flows| flows.value()).unwrap_or_default(),
+        syn_cookies: syn_cookies.and_then(|cookies| cookies.value),
         paths: paths.map_or(target::Rules::DEFAULT, |paths| paths.value),
         trusted_hops: trusted_hops.map_or(0, |hops| hops.value),
     })

@@ -68,6 +68,8 @@ pub struct DraftListener {
     pub idle_timeout: Option<Located<Duration>>,
     /// Bounds on new flows, if they are written.
     pub new_flows: Option<DraftNewFlows>,
+    /// Connections that may begin in a second before they are answered with cookies, if it is written.
+    pub syn_cookies: Option<Located<Option<u32>>>,
     /// What is done with paths, if it is written.
     pub paths: Option<Located<target::Rules>>,
     /// Trusted proxies in front, if they are written.

@@ -34,6 +34,9 @@ pub struct Listener {
     pub idle_timeout: Duration,
     /// Bounds on new flows, the same for all listeners of an address and port.
     pub new_flows: NewFlows,
+    /// Connections that may begin in a second before they are answered with cookies, the same for all listeners of an address
+    /// and port; none for never.
+    pub syn_cookies: Option<u32>,
     /// What is done with paths that applications read differently.
     pub paths: target::Rules,
     /// Proxies in front of this one whose word about the client is taken.

@@ -66,6 +66,12 @@ pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
             "write `protocol: TCP` with `forwarding: agent`: the kernel forwards packets as they are";
         meaningless(listener.proxies.as_ref().map(|it| it.place), "proxyProtocol", remedy);
     }
+    if by_kernel {
+        let place = listener.syn_cookies.as_ref().map(|it| it.place);
+        let remedy = "remove it, or write `protocol: TCP` with `forwarding: agent`: only the agent's own connections are \
+                      answered so";
+        meaningless(place, "synCookies", remedy);
+    }
     if by_kernel || protocol.is_layer7() {
         let remedy = "remove it, or write `protocol: TCP` with `forwarding: agent`";
         meaningless(listener.idle_timeout.as_ref().map(|it| it.place), "idleTimeout", remedy);
@@ -116,6 +122,12 @@ pub(super) fn check_shared(first: &DraftListener, listener: &DraftListener, prob
         let place = listener.new_flows.as_ref().map_or(listener.place, |flows| flows.place);
         let message = format!("{name} has another `newFlows` on the same address and port");
         problems.fault(place, message, "write the same `newFlows`, or another port");
+    }
+    let cookies = |listener: &DraftListener| listener.syn_cookies.as_ref().map(|cookies| cookies.value);
+    if cookies(first) != cookies(listener) {
+        let place = listener.syn_cookies.as_ref().map_or(listener.place, |cookies| cookies.place);
+        let message = format!("{name} has other `synCookies` on the same address and port");
+        problems.fault(place, message, "write the same `synCookies`, or another port");
     }
     let (Some(theirs), Some(ours)) = (&first.tls, &listener.tls) else { return };
     if theirs.value.clients != ours.value.clients {

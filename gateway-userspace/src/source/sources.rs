@@ -19,6 +19,10 @@ pub(super) fn read(view: &View<'_>) -> DraftSources {
     }
 }
 
+pub(super) fn syn_cookies(view: &View<'_>) -> Located<Option<u32>> {
+    Located { value: view.integer("perSecond").map(|it: Located<u32>| it.value), place: view.place() }
+}
+
 pub(super) fn new_flows(view: &View<'_>) -> DraftNewFlows {
     let number = |key: &str| -> Option<Located<u32>> { if view.has(key) { view.integer(key) } else { None } };
     let pace = |keys: [&'static str; 2]| {

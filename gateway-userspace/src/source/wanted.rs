@@ -102,6 +102,7 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         proxies,
         idle_timeout: if view.has("idleTimeout") { view.duration("idleTimeout") } else { None },
         new_flows: view.table("newFlows").map(|flows| sources::new_flows(&flows)),
+        syn_cookies: view.table("synCookies").map(|cookies| sources::syn_cookies(&cookies)),
         paths,
         trusted_hops: if view.has("trustedHops") { view.integer("trustedHops") } else { None },
     }

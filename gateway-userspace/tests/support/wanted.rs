@@ -31,6 +31,7 @@ pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
         proxies: Vec::new(),
         idle_timeout: Duration::from_hours(1),
         new_flows: NewFlows::default(),
+        syn_cookies: None,
         paths: target::Rules::DEFAULT,
         trusted_hops: 0,
     }

@@ -14,6 +14,7 @@ mod answer;
 mod change;
 mod check;
 mod conformance;
+mod cookies;
 mod direct;
 mod displaced;
 mod filter;

@@ -9,6 +9,7 @@
 )]
 
 mod beside;
+mod cookies;
 mod direct;
 mod pods;
 mod receive;

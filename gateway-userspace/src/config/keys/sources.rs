@@ -1,10 +1,11 @@
-//! The keys of `sources`, and of `newFlows` of a listener: who may send packets, and how many flows may begin.
+//! The keys of `sources`, and of `newFlows` and `synCookies` of a listener: who may send packets, how many flows may begin, and
+//! how a flood of them is met.
 
 use super::NETWORK;
 use crate::{
     config::shape::{
         Field, List,
-        Presence::{Absent, Default},
+        Presence::{Absent, Default, Required},
         Shape, Table,
     },
     limits,
@@ -77,6 +78,24 @@ pub(super) static NEW_FLOWS: Table = Table {
             doc: "New flows of one source at once, after a pause.",
         },
     ],
+    one_of: &[],
+};
+
+/// Cookies of a listener.
+pub(super) static SYN_COOKIES: Table = Table {
+    name: "synCookies",
+    doc: "While more connections begin than this, the kernel side answers them without remembering them, as soon as the \
+          queue of the listening socket is full (always, where `net.ipv4.tcp_syncookies` is 2): a flood from forged \
+          addresses then costs the stack nothing. A connection that began so has no window scaling, no selective \
+          acknowledgment and no timestamps. Ten seconds after there was less than half of that for a while, the stack \
+          answers by itself again. The same for all listeners of an address and port. Needs \
+          `net.ipv4.tcp_syncookies` 1 or 2; with `newFlows`, what that refuses is not answered.",
+    fields: &[Field {
+        key: "perSecond",
+        shape: Shape::Integer { min: 1, max: 10_000_000 },
+        presence: Required("1000"),
+        doc: "Connections that may begin in a second before they are answered so.",
+    }],
     one_of: &[],
 };
 

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use super::{ADDRESS, NAME, NETWORK, PORT, WEIGHT, filter::FILTERS, sources::NEW_FLOWS, tls::TLS};
+use super::{
+    ADDRESS, NAME, NETWORK, PORT, WEIGHT,
+    filter::FILTERS,
+    sources::{NEW_FLOWS, SYN_COOKIES},
+    tls::TLS,
+};
 use crate::{
     config::shape::{
         Field, List,
@@ -133,6 +138,13 @@ pub(super) static LISTENER: Table = Table {
             shape: Shape::Table(&NEW_FLOWS),
             presence: Absent("no bounds"),
             doc: "Bounds on new flows, held in the kernel.",
+        },
+        Field {
+            key: "synCookies",
+            shape: Shape::Table(&SYN_COOKIES),
+            presence: Absent("never"),
+            doc: "When connections that begin are answered with cookies, in the kernel. HTTP, HTTPS, TLS, and TCP with \
+                  `forwarding: agent`, only.",
         },
         Field {
             key: "paths",

@@ -26,7 +26,7 @@ use crate::{
     control::{Refusal, interfaces::Places, kernel_side::hooks::Purpose, sockets::Sockets},
     endpoint::{Endpoint, EndpointId, Health, Registry},
     image::{Image, Way},
-    kernel::{AttachMode, Kernel},
+    kernel::{AttachMode, Kernel, probe},
     listener::Workers,
     metrics::names::Families,
     net::listen::Place,
@@ -208,6 +208,10 @@ impl KernelSide {
 
     /// Brings the kernel to an image.
     pub async fn take(&mut self, image: Image) {
+        let wants_cookies = image.services.iter().any(|service| service.cookie_rate.is_some());
+        if wants_cookies && probe::tcp_syncookies() == Some(0) {
+            tracing::warn!("`synCookies` has no effect while net.ipv4.tcp_syncookies is 0: set it to 1");
+        }
         self.image = Arc::new(image);
         self.is_new = false;
         self.write().await;

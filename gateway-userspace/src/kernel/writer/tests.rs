@@ -58,6 +58,7 @@ fn service(registry: &Registry, n: u8, first_row: u32, hosts: &[u8]) -> Service 
         chunks: [first, first + SlotChunk::chunks_for(n_slots)],
         sockets: Range::default(),
         limits: Limits::default(),
+        cookie_rate: None,
         endpoints: (0u16..).zip(hosts).map(row).collect(),
     }
 }

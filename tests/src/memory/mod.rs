@@ -3,22 +3,22 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    net::IpAddr,
     rc::Rc,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
 };
 
 use bytemuck::{Pod, Zeroable as _};
 use gateway_common::{
-    addr::{Addr, Protocol},
+    addr::Protocol,
     answer::Answers,
+    cookie::SynCookie,
     counter::{EndpointCount, Hook, Reason, ServiceCount},
     endpoint::{Endpoint, NextHop},
     filter::FilterWord,
     flow::{FlowBucket, FlowKey, ReplyBucket, Scratch, Tick},
     fragment::FragmentBucket,
     map::{self, INDEX_BUCKETS, MapDef as _},
-    probe::{OWN_MARK, Probe},
+    probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket, Table},
     settings::Settings,
@@ -28,22 +28,23 @@ use gateway_common::{
 use gateway_ebpf::{
     answer,
     arrival::Arrival,
+    cookie::{self, Cookie, CookieWords, Syn},
     env::{Env, Maps, Room},
     guard::RateWords,
     ingress,
     outcome::{self, Stage},
-    packet::eth,
-    probe::{self, Marked},
+    probe,
     rare::{
         self,
         fragment::{FragmentRow, FragmentRows},
     },
-    receive::{self, Receiver, Shell},
-    record, reply, steer,
+    receive as tunnels, record, reply, steer,
     table::row::{FlowRow, FlowRows, ReplyRow, ReplyRows},
     verdict::Verdict,
     way::Way,
 };
+
+mod receive;
 
 pub use crate::tables::Tables;
 
@@ -85,7 +86,7 @@ impl Run {
         let mut verdict = match self.hook {
             Hook::XdpBalance | Hook::TcIngress => ingress::ingress(&mut env, arrival),
             Hook::TcEgress => reply::egress(&mut env, arrival),
-            Hook::TcReceive => receive::receive(&mut env),
+            Hook::TcReceive => tunnels::receive(&mut env),
             Hook::TcProbeOut => probe::out(&mut env),
             Hook::TcProbeIn => probe::back(&mut env),
             Hook::SkLookup => panic!("a socket lookup has no packet: use connection()"),
@@ -105,6 +106,9 @@ impl Run {
         }
         if let Verdict::Answer(_) = verdict {
             verdict = answer::answer(&mut env, arrival);
+        }
+        if let Verdict::Cookie(_) = verdict {
+            verdict = cookie::answer(&mut env, arrival);
         }
         let code = if self.hook == Hook::XdpBalance {
             i32::from_ne_bytes(verdict.xdp_code(self.ingress).to_ne_bytes())
@@ -187,27 +191,12 @@ impl Env for Memory {
         Some(())
     }
 
+    fn cookie(&self, _socket: u32, _syn: &Syn) -> Cookie {
+        Cookie::from_word(self.maps.tables.borrow().cookie)
+    }
+
     fn next_hop(&mut self, _endpoint: &Endpoint, _protocol: Protocol, _ip_bytes: u16) -> Option<Way> {
         self.run.next_hop.as_ref().map(Way::from)
-    }
-}
-
-impl Marked for Memory {
-    fn mark(&self) -> u32 {
-        OWN_MARK
-    }
-}
-
-impl Receiver for Memory {
-    fn is_delivered(&mut self, _source: Addr, destination: Addr) -> bool {
-        IpAddr::from(destination).is_loopback()
-    }
-
-    fn leave_tunnel(&mut self, shell: Shell) -> Option<()> {
-        let bytes = usize::try_from(shell.bytes).ok()?;
-        self.bytes.get(14 + bytes)?;
-        self.bytes.drain(14..14 + bytes);
-        self.store(eth::TYPE, &if shell.inner_v6 { eth::IPV6 } else { eth::IPV4 })
     }
 }
 
@@ -221,6 +210,7 @@ struct MemoryMaps {
     fragments: RefCell<BTreeMap<u32, Rc<FragmentRows>>>,
     service_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     service_rates: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
+    syn_cookies: RefCell<BTreeMap<u32, Rc<CookieWords>>>,
     source_rates: RefCell<BTreeMap<u32, Rc<RateWords>>>,
     now: Tick,
 }
@@ -242,6 +232,11 @@ impl MemoryMaps {
         let displaced = std::mem::take(&mut tables.displaced);
         let service_rates = std::mem::take(&mut tables.service_rates);
         let service_rates = service_rates.into_iter().map(|(id, rate)| (id, rate.full_at)).collect();
+        let syn_cookies = std::mem::take(&mut tables.syn_cookies);
+        let syn_cookies = syn_cookies.iter().map(|(id, row)| {
+            let words: [u64; 3] = bytemuck::cast(*row);
+            (*id, Rc::new(words.map(AtomicU64::new)))
+        });
         let source_rates = std::mem::take(&mut tables.source_rates);
         let source_rates =
             source_rates.iter().map(|(at, rates)| (*at, Rc::new(rates.words.map(AtomicU64::new))));
@@ -256,6 +251,7 @@ impl MemoryMaps {
             displaced: words(displaced),
             service_flows: words(counts),
             service_rates: words(service_rates),
+            syn_cookies: RefCell::new(syn_cookies.collect()),
             source_rates: RefCell::new(source_rates.collect()),
             tables: RefCell::new(tables),
             now,
@@ -287,6 +283,12 @@ impl MemoryMaps {
         tables.displaced = not_zero(self.displaced);
         let rates = not_zero(self.service_rates).into_iter();
         tables.service_rates = rates.map(|(id, full_at)| (id, ServiceRate { full_at })).collect();
+        for (id, words) in self.syn_cookies.into_inner() {
+            let row: SynCookie = bytemuck::cast(words.each_ref().map(|word| word.load(SeqCst)));
+            if row != SynCookie::default() {
+                tables.syn_cookies.insert(id, row);
+            }
+        }
         for (at, words) in self.source_rates.into_inner() {
             let words = words.each_ref().map(|word| word.load(SeqCst));
             tables.source_rates.insert(at, SourceRateBucket { words });
@@ -403,6 +405,15 @@ impl Maps for MemoryMaps {
     fn service_rate(&self, id: u32) -> Option<Rc<AtomicU64>> {
         (id < map::ServiceRates::CAPACITY)
             .then(|| Rc::clone(self.service_rates.borrow_mut().entry(id).or_default()))
+    }
+
+    fn syn_cookie(&self, id: u32) -> Option<Rc<CookieWords>> {
+        (id < map::SynCookies::CAPACITY)
+            .then(|| Rc::clone(self.syn_cookies.borrow_mut().entry(id).or_default()))
+    }
+
+    fn moment(&self) -> Tick {
+        self.now
     }
 
     fn source_rates(&self, bucket: u32) -> Option<Rc<RateWords>> {
