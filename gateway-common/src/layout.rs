@@ -4,8 +4,8 @@
 //! and are filled from the same snapshot. Capacity is no part of a layout.
 
 use crate::{
-    answer, cookie, counter, endpoint, filter, flow, fragment, probe, receive, service, settings, slot,
-    source,
+    answer, cookie, counter, endpoint, event, filter, flow, fragment, probe, receive, service, settings,
+    slot, source,
 };
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
@@ -54,6 +54,8 @@ pub const SIZES: &[(&str, usize)] = &[
     ("ServiceCount", size_of::<counter::ServiceCount>()),
     ("ServiceReasons", size_of::<counter::ServiceReasons>()),
     ("EndpointCount", size_of::<counter::EndpointCount>()),
+    ("Event", size_of::<event::Event>()),
+    ("EventCount", size_of::<event::EventCount>()),
 ];
 
 /// Name and size of every type of the flow tables.

@@ -14,6 +14,7 @@ pub mod aside;
 pub mod cookie;
 pub mod counter;
 pub mod endpoint;
+pub mod event;
 pub mod filter;
 pub mod flow;
 pub mod fragment;

@@ -6,8 +6,9 @@ use crate::{
     answer::Answers,
     aside::Aside,
     cookie::SynCookie,
-    counter::{EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons as DropCounts},
+    counter::{EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons as DropCounts},
     endpoint::Endpoint,
+    event::{Event, EventCount},
     filter::{self, FilterWord},
     flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch},
     fragment::FragmentBucket,
@@ -34,6 +35,8 @@ pub enum Kind {
     ProgArray,
     /// `BPF_MAP_TYPE_LPM_TRIE`: the longest prefix that matches; takes memory for each entry.
     LpmTrie,
+    /// `BPF_MAP_TYPE_RINGBUF` (Linux 5.8): without keys, its capacity in bytes.
+    RingBuf,
 }
 
 /// One kernel map.
@@ -108,6 +111,9 @@ pub const SOURCE_BUCKETS: u32 = 8_192;
 /// Rows of [`RefusedSources`]: room for 2,048 sources.
 pub const REFUSED_ROWS: u32 = 512;
 
+/// Bytes of [`Events`]: room for 3,640 of them, 8 bytes of the kernel's beside each.
+pub const EVENT_BYTES: u32 = 256 * 1024;
+
 /// Services that a node may hold.
 pub const SERVICES: u32 = 10_240;
 
@@ -170,6 +176,10 @@ maps! {
     ServiceReasons "SERVICE_REASONS" PerCpuArray [SERVICES] u32 => DropCounts;
     /// Packets and flows by endpoint row.
     EndpointCounts "ENDPOINT_COUNTS" PerCpuArray [131_072] u32 => EndpointCount;
+    /// Packets that ended early, one by one, where `agent.kernel.events` asks for them; capacity in bytes.
+    Events "EVENTS" RingBuf [EVENT_BYTES] () => Event;
+    /// How many of them were told, by the number of the reason.
+    EventCounts "EVENT_COUNTS" PerCpuArray [Reason::LIMIT] u32 => EventCount;
 }
 
 #[cfg(test)]

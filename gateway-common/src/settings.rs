@@ -48,7 +48,9 @@ pub struct Settings {
     pub tunnel_port: Port,
     /// Buckets of [`Fragments`](crate::map::Fragments) less one; their number is a power of two.
     pub fragment_mask: u16,
-    pad_end: [u8; 4],
+    /// Events that each processor tells of each reason in a tick; zero tells none.
+    pub events: u16,
+    pad_end: [u8; 2],
 }
 
 impl fmt::Debug for Settings {
@@ -84,12 +86,20 @@ impl Settings {
             tunnel_v6: tunnel.v6,
             tunnel_port: tunnel.port,
             fragment_mask: tables.fragment_buckets.saturating_sub(1),
-            pad_end: [0; 4],
+            events: 0,
+            pad_end: [0; 2],
         }
     }
 }
 
 impl Settings {
+    /// The same with other events.
+    #[must_use]
+    pub const fn telling(mut self, events: u16) -> Self {
+        self.events = events;
+        self
+    }
+
     /// The same with other guards.
     #[must_use]
     pub const fn guarding(mut self, guards: u8) -> Self {

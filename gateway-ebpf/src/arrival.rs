@@ -5,7 +5,7 @@
 use bytemuck::{Pod, Zeroable};
 use gateway_common::{
     addr::{Port, Protocol},
-    counter::Reason,
+    counter::{Hook, Reason},
     flow::{Phase, Scratch, Tick},
     hash,
     service::{Mode, Service, Table, Track},
@@ -75,7 +75,34 @@ pub struct Arrival {
     fitting_bytes: u32,
     /// Number of the reason why the packet is to be answered.
     reason: u32,
-    spare: [u64; 6],
+    /// What is told of the packet beside this.
+    told: Told,
+    spare: [u64; 5],
+}
+
+/// How a packet ended, for whoever tells of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct Told {
+    /// Bytes of the packet as it came.
+    pub(crate) len_bytes: u32,
+    /// Number of the hook.
+    pub(crate) hook: u8,
+    /// Number of the reason.
+    pub(crate) reason: u8,
+    /// Whether it is an ICMP message: 0 or 1.
+    pub(crate) is_icmp: u8,
+    pad: u8,
+}
+
+impl Told {
+    /// A packet.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "both are below 128")]
+    pub(crate) const fn new(hook: Hook, reason: Reason, len_bytes: u32, is_icmp: bool) -> Self {
+        let (hook, reason) = (hook.number() as u8, reason.number() as u8);
+        Self { len_bytes, hook, reason, is_icmp: is_icmp as u8, pad: 0 }
+    }
 }
 
 /// No entry has this index.
@@ -129,6 +156,25 @@ impl Arrival {
     #[inline(always)]
     pub(crate) const fn is_answered(&mut self, reason: Reason) {
         self.reason = reason.number();
+    }
+
+    /// Notes how the packet ended.
+    #[inline(always)]
+    pub(crate) const fn is_told(&mut self, told: Told) {
+        self.told = told;
+    }
+
+    /// How the packet ended.
+    #[inline(always)]
+    pub(crate) const fn told(&self) -> Told {
+        self.told
+    }
+
+    /// Notes whose packet a reply is that goes no further.
+    #[inline(always)]
+    pub(crate) const fn is_from(&mut self, service: u32, row: u32) {
+        self.id = service;
+        self.row = row;
     }
 
     /// Why the packet is to be answered.

@@ -8,6 +8,7 @@ use gateway_common::{
     answer::Answers,
     counter::{EndpointCount, Hook, Reason, ServiceCount},
     endpoint::Endpoint,
+    event::{Event, EventCount},
     filter::FilterWord,
     flow::Tick,
     probe::Probe,
@@ -105,6 +106,12 @@ pub trait Maps {
     fn count_service(&self, id: u32, change: impl FnOnce(&mut ServiceCount));
     /// Adds a dropped packet to the reasons of a service; nothing happens when the number is out of range.
     fn count_service_drop(&self, id: u32, reason: Reason);
+    /// The present in nanoseconds of the monotonic clock.
+    fn clock_ns(&self) -> u64;
+    /// Changes what this processor has told of a reason; says what the change says, or no when it cannot be reached.
+    fn event_count(&self, reason: u32, change: impl FnOnce(&mut EventCount) -> bool) -> bool;
+    /// Tells the agent of a packet; says whether there was room. The change writes every field.
+    fn tell(&self, fill: impl FnOnce(&mut Event)) -> bool;
     /// Changes the counts of an endpoint row; nothing happens when the number is out of range.
     fn count_endpoint(&self, row: u32, change: impl FnOnce(&mut EndpointCount));
 }

@@ -10,8 +10,9 @@ use crate::{
     Aligned,
     arrival::Arrival,
     balance,
-    count::{counted, dropped},
+    count::dropped,
     env::{Env, Maps},
+    event::told,
     guard, index,
     packet::{self, Packet, Side},
     reply,
@@ -21,7 +22,7 @@ use crate::{
 /// The whole ingress pipeline for one packet, counted.
 #[inline(always)]
 pub fn ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    counted(env, |env| run(env, arrival))
+    told(env, arrival, false, run)
 }
 
 #[inline(always)]
@@ -39,7 +40,7 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 #[inline(always)]
 pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Verdict {
     let may_be_reply = is_translation_port(settings, &arrival.packet);
-    if may_be_reply && let Some(verdict) = reply::to_client(env, &arrival.packet, settings) {
+    if may_be_reply && let Some(verdict) = reply::to_client(env, arrival, settings) {
         return verdict;
     }
     let key = arrival.packet.key();
@@ -62,6 +63,7 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
         arrival.is_to(env.maps(), id, &service, settings);
         balance::forward(env, arrival, settings)
     } else {
+        arrival.id = id;
         Verdict::Drop(Reason::UnknownMode)
     };
     if let Verdict::Drop(reason) = verdict {

@@ -14,6 +14,7 @@ pub mod checksum;
 pub mod cookie;
 pub mod count;
 pub mod env;
+pub mod event;
 pub mod guard;
 pub mod index;
 pub mod ingress;

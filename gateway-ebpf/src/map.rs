@@ -6,7 +6,7 @@ use core::sync::atomic::AtomicU64;
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
-    btf_maps::{Array, LpmTrie, PerCpuArray, ProgramArray, SockMap, lpm_trie},
+    btf_maps::{Array, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SockMap, lpm_trie},
     helpers,
     macros::btf_map,
 };
@@ -16,6 +16,7 @@ use gateway_common::{
     cookie::SynCookie,
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
+    event::{Event, EventCount},
     filter::FilterWord,
     flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
     fragment::FragmentBucket,
@@ -133,6 +134,14 @@ static SERVICE_REASONS: PerCpuArray<Value<map::ServiceReasons>, { capacity::<map
 #[btf_map]
 static ENDPOINT_COUNTS: PerCpuArray<Value<map::EndpointCounts>, { capacity::<map::EndpointCounts>() }> =
     PerCpuArray::new();
+#[btf_map]
+static EVENTS: RingBuf<Value<map::Events>, { capacity::<map::Events>() }> = RingBuf::new();
+#[btf_map]
+static EVENT_COUNTS: PerCpuArray<Value<map::EventCounts>, { capacity::<map::EventCounts>() }> =
+    PerCpuArray::new();
+
+/// `BPF_RB_NO_WAKEUP` of `linux/bpf.h`: the agent looks by itself.
+const NO_WAKEUP: u64 = 1;
 
 /// Some helpers are open to GPL-compatible programs only.
 #[unsafe(link_section = "license")]
@@ -388,6 +397,29 @@ impl Maps for KernelMaps {
         let count = unsafe { row.cast::<u64>().add(place) };
         // SAFETY: the row belongs to this processor, and nothing else runs there in between.
         unsafe { *count += 1 };
+    }
+
+    #[inline(always)]
+    fn clock_ns(&self) -> u64 {
+        // SAFETY: the helper takes no pointer.
+        unsafe { helpers::bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn event_count(&self, reason: u32, by: impl FnOnce(&mut EventCount) -> bool) -> bool {
+        let Some(row) = EVENT_COUNTS.get_ptr_mut(reason) else { return false };
+        // SAFETY: the row belongs to this processor, and nothing else runs there in between.
+        by(unsafe { &mut *row })
+    }
+
+    #[inline(always)]
+    fn tell(&self, fill: impl FnOnce(&mut Event)) -> bool {
+        let Some(mut room) = EVENTS.reserve(0) else { return false };
+        let event: *mut Event = room.as_mut_ptr();
+        // SAFETY: the kernel gives room for an event, aligned to eight bytes, in memory that holds zeros or earlier events.
+        fill(unsafe { &mut *event });
+        room.submit(NO_WAKEUP);
+        true
     }
 
     #[inline(always)]

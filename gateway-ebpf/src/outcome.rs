@@ -27,6 +27,8 @@ pub enum Stage {
     Admit,
     /// Remembers whose packet was refused.
     Blame,
+    /// Tells the agent of a packet.
+    Tell,
 }
 
 /// A number, or the reason why there is none.

@@ -14,7 +14,7 @@ use gateway_common::{
 use crate::{
     arrival::{Arrival, NO_ENTRY},
     env::Maps,
-    guard,
+    event, guard,
     outcome::{Outcome, Stage},
     select::{self, NO_ROW},
     table::{
@@ -48,6 +48,10 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
         Stage::Admit => guard::admit(maps, arrival, settings),
         Stage::Blame => {
             guard::blame(maps, arrival, settings);
+            Ok(0)
+        }
+        Stage::Tell => {
+            event::tell(maps, arrival, settings);
             Ok(0)
         }
     })

@@ -9,8 +9,9 @@ use gateway_common::{
 
 use crate::{
     arrival::Arrival,
-    count::{counted, dropped},
+    count::dropped,
     env::{Env, Maps},
+    event::told,
     packet::{self, Packet, Side},
     rewrite::{self, Edit},
     table::{
@@ -57,11 +58,15 @@ pub(crate) fn seen<M: Maps>(
 
 /// Translates the reply of a remote endpoint and sends it to the client; none when it is no reply.
 #[inline(always)]
-pub fn to_client<E: Env>(env: &mut E, packet: &Packet, settings: &Settings) -> Option<Verdict> {
+pub fn to_client<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Option<Verdict> {
+    let packet = &arrival.packet;
     let answered = reply::find(env.maps(), settings, packet.key(), packet.is_v6())?;
     let reply = seen(env.maps(), packet.key(), answered).filter(|reply| !reply.is_local)?;
     let service = reply.answered.who.service();
     let verdict = send(env, packet, settings, &reply);
+    if let Verdict::Drop(_) = verdict {
+        arrival.is_from(service, reply.answered.held.endpoint);
+    }
     Some(dropped(env.maps(), service, verdict))
 }
 
@@ -94,7 +99,7 @@ fn send<E: Env>(
 /// their source.
 #[inline(always)]
 pub fn egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    counted(env, |env| run_egress(env, &mut arrival.packet))
+    told(env, arrival, false, |env, arrival| run_egress(env, &mut arrival.packet))
 }
 
 #[inline(always)]

@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use gateway_common::{
     addr::Port,
-    counter::EndpointCount,
     hash::Seed,
     receive::{Peer, Receive},
 };
@@ -37,9 +36,8 @@ use crate::{
     limits,
     listener::{Settings, Workers},
     metrics::{
-        self, Metrics,
-        kernel::EndpointSample as KernelEndpoint,
-        names::{EndpointSample, ModeLabels, PacketSample, Samples, ServiceSample},
+        Metrics,
+        names::{EndpointSample, ModeLabels, Samples},
     },
     net::connect,
     network::Network,
@@ -117,6 +115,7 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
     if let Some(records) = kernel.as_ref().and_then(|kernel| kernel.lock().take_records()) {
         drop(tasks.spawn("kernel records", records.log()));
     }
+    let journal = follow_events(kernel.as_ref(), &metrics, &tasks);
     let access = agent.access_log.as_ref().map(|settings| access::Log::start(settings, &metrics));
     let access = access.transpose().context("agent.accessLog.output: cannot be opened")?;
     let mut control = assemble(&agent, kernel.clone(), &metrics, &board, (&tasks, access.clone()))?;
@@ -126,6 +125,7 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
         wanted: Arc::clone(&control.wanted),
         published: Arc::clone(&control.published),
         registry: Arc::clone(&control.registry),
+        journal,
         kernel,
     });
     let (stop_admin, admin_drain) = drain::channel();
@@ -164,6 +164,23 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
     }
     tracing::info!("stopped; what is pinned stays until the next agent or `sluice cleanup`");
     Ok(())
+}
+
+/// Where the last single packets stand that the kernel tells of, if it does.
+fn follow_events(
+    kernel: Option<&Arc<Mutex<Kernel>>>,
+    metrics: &Arc<Metrics>,
+    tasks: &Tasks,
+) -> Arc<admin::events::Journal> {
+    let journal = Arc::new(admin::events::Journal::default());
+    if let Some(kernel) = kernel
+        && let Some(events) = kernel.lock().take_events()
+    {
+        let following =
+            admin::events::follow(events, Arc::clone(kernel), Arc::clone(&journal), Arc::clone(metrics));
+        drop(tasks.spawn("kernel events", following));
+    }
+    journal
 }
 
 /// The control loop with everything it works with.
@@ -315,6 +332,7 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
         change_window: kernel.change_window,
         tunnel: kernel.tunnel,
         tcx: true,
+        events: kernel.events,
         receive: kernel.receive.as_ref().map_or_else(Receive::default, |receive| {
             let peer = |network: &Network| Peer::new(network.addr.into(), network.prefix_bits);
             Receive::new(receive.peers.iter().map(peer), Port::new(receive.port))
@@ -354,72 +372,12 @@ fn sample(
         };
         let counters = kernel.as_ref().map(|kernel| kernel.lock().counters());
         match counters {
-            Some(Ok(counters)) => add_counters(&mut samples, &counters),
+            Some(Ok(counters)) => admin::samples::add(&mut samples, &counters),
             Some(Err(error)) => tracing::warn!(%error, "cannot read the kernel's counters"),
             None => {}
         }
         samples
     });
-}
-
-fn add_counters(samples: &mut Samples, counters: &kernel::Counters) {
-    samples.packets = counters
-        .reasons
-        .iter()
-        .map(|(hook, reason, count)| PacketSample {
-            hook: hook.name(),
-            reason: reason.name(),
-            packets: count.packets,
-            bytes: count.bytes,
-        })
-        .collect();
-    samples.flows.clone_from(&counters.flows);
-    samples.flow_room = counters.flow_room;
-    samples.kernel = metrics::kernel::Samples {
-        drops: counters.drops.clone(),
-        endpoints: counters.endpoints.iter().flat_map(endpoint_values).collect(),
-        networks: counters.networks,
-        cookies: counters
-            .cookies
-            .iter()
-            .map(|(listener, of)| (listener.clone(), of.is_armed, of.sent))
-            .collect(),
-    };
-    for (listener, count) in &counters.services {
-        let values = [
-            ("packets", count.packets),
-            ("bytes", count.bytes),
-            ("reply_packets", count.reply_packets),
-            ("reply_bytes", count.reply_bytes),
-            ("new_flows", count.new_flows),
-            ("steered", count.steered),
-            ("dropped", count.dropped),
-            ("unrecorded", count.unrecorded),
-        ];
-        samples.services.extend(values.map(|(what, count)| ServiceSample {
-            listener: listener.clone(),
-            what,
-            count,
-        }));
-    }
-}
-
-fn endpoint_values(
-    (listener, endpoint, count): &(String, std::net::SocketAddr, EndpointCount),
-) -> [KernelEndpoint; 5] {
-    let values = [
-        ("packets", count.packets),
-        ("bytes", count.bytes),
-        ("reply_packets", count.reply_packets),
-        ("reply_bytes", count.reply_bytes),
-        ("new_flows", count.new_flows),
-    ];
-    values.map(|(what, count)| KernelEndpoint {
-        listener: listener.clone(),
-        endpoint: endpoint.to_string(),
-        what,
-        count,
-    })
 }
 
 /// The operator's window onto all of it.
@@ -430,6 +388,7 @@ struct Window {
     published: Arc<Published>,
     registry: Arc<Registry>,
     kernel: Option<Arc<Mutex<Kernel>>>,
+    journal: Arc<admin::events::Journal>,
 }
 
 impl View for Window {
@@ -439,6 +398,10 @@ impl View for Window {
 
     fn readiness(&self) -> Readiness {
         self.board.readiness()
+    }
+
+    fn events(&self) -> serde_json::Value {
+        self.journal.shown()
     }
 
     fn dump(&self) -> serde_json::Value {

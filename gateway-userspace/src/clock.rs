@@ -66,6 +66,12 @@ fn monotonic() -> Instant {
     Instant::now()
 }
 
+/// The wall clock's time of an instant of the kernel's monotonic clock, in nanoseconds.
+pub fn wall_at(then_ns: u64) -> SystemTime {
+    let ago = Duration::from_nanos(monotonic_ns().saturating_sub(then_ns));
+    wall().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
 /// The wall clock, for timestamps that people and other machines read.
 #[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 pub fn wall() -> SystemTime {

@@ -72,6 +72,15 @@ pub const SOURCE_NETWORKS: usize = 16_384;
 /// Sources that the dump names of those whose packets were refused.
 pub const REFUSED_SOURCES: usize = 32;
 
+/// Events of the kernel that the admin window shows; older ones are forgotten.
+pub const EVENTS: usize = 256;
+
+/// Events that are taken from the kernel at one look; further ones wait for the next, or are lost there and counted.
+pub const EVENTS_AT_ONCE: usize = 1_024;
+
+/// Events that are written to the log in a second; further ones are only shown.
+pub const EVENTS_LOGGED: usize = 50;
+
 /// Time in which the bucket of new flows has to fill again: beyond it the kernel would lose count.
 pub const BURST_TIME: Duration = Duration::from_hours(1);
 

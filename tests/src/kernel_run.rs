@@ -194,6 +194,7 @@ impl Kernel {
         }
         self.probes = tables.probes.keys().copied().collect();
         self.fill_rare(tables)?;
+        self.fill_events(tables)?;
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
@@ -300,6 +301,7 @@ impl Kernel {
             self.refused = tables.refused.keys().copied().collect();
         }
         tables.syn_cookies = rows(&self.array::<SYN_COOKIE>(map::SynCookies::NAME)?, ROWS)?;
+        self.read_events(&mut tables)?;
         let endpoints = self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?;
         tables.endpoint_counts = sums(&endpoints, ROWS, |sum: &mut EndpointCount, one: EndpointCount| {
             sum.packets += one.packets;

@@ -21,6 +21,8 @@ pub mod expect;
 #[cfg(feature = "whole")]
 pub mod frame;
 #[cfg(feature = "whole")]
+mod kernel_events;
+#[cfg(feature = "whole")]
 pub mod kernel_run;
 #[cfg(feature = "whole")]
 mod kernel_sources;

@@ -10,6 +10,7 @@ use gateway_common::{
     cookie::SynCookie,
     counter::{Count, EndpointCount, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
+    event::{Event, EventCount},
     filter::FilterWord,
     flow::{FlowBucket, ReplyBucket},
     fragment::FragmentBucket,
@@ -76,6 +77,10 @@ pub struct Tables {
     pub service_reasons: BTreeMap<u32, ServiceReasons>,
     /// Counts by endpoint row that are not zero.
     pub endpoint_counts: BTreeMap<u32, EndpointCount>,
+    /// Packets that were told of, without their times and without what means nothing.
+    pub events: Vec<Event>,
+    /// What was told, by the number of the reason.
+    pub event_counts: BTreeMap<u32, EventCount>,
 }
 
 /// The bytes of a shared type.
@@ -94,6 +99,13 @@ impl Tables {
             self.source_filter.entry(bit >> 6).or_default().bits |= 1 << (bit & 63);
         }
         self.settings.guards |= Settings::SOURCES;
+    }
+
+    /// Takes an event as the ring would.
+    pub(crate) fn tell(&mut self, fill: impl FnOnce(&mut Event)) {
+        let mut event = Event::default();
+        fill(&mut event);
+        self.events.push(Event { time_ns: 0, ..event.without_rest() });
     }
 
     /// Every source whose packets were refused.

@@ -86,6 +86,7 @@ impl Place {
             tunnel: Tunnel::DEFAULT,
             tcx: true,
             receive: Receive::default(),
+            events: 0,
         }
     }
 

@@ -42,6 +42,8 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("ServiceCount", 64),
         ("ServiceReasons", 256),
         ("EndpointCount", 40),
+        ("Event", 64),
+        ("EventCount", 40),
     ],
 );
 
@@ -89,9 +91,16 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
         Kind::SockMap => (MapType::SockMap, 0),
         Kind::ProgArray => (MapType::ProgramArray, 0),
         Kind::LpmTrie => (MapType::LpmTrie, NO_PREALLOC),
+        Kind::RingBuf => (MapType::RingBuf, 0),
     };
     // The kernel looks sockets up by a number of 4 or 8 bytes; the object says 4.
-    let value_size = if map.kind == Kind::SockMap { 4 } else { map.value_size };
+    let value_size = match map.kind {
+        Kind::SockMap => 4,
+        Kind::RingBuf => 0,
+        Kind::Array | Kind::MappedArray | Kind::PerCpuArray | Kind::ProgArray | Kind::LpmTrie => {
+            map.value_size
+        }
+    };
     (kind, flags, u32::try_from(map.key_size).unwrap(), u32::try_from(value_size).unwrap(), map.capacity)
 }
 
@@ -102,7 +111,8 @@ fn info(ebpf: &Ebpf, name: &str) -> MapInfo {
     | Map::PerCpuArray(data)
     | Map::SockMap(data)
     | Map::ProgramArray(data)
-    | Map::LpmTrie(data)) = map
+    | Map::LpmTrie(data)
+    | Map::RingBuf(data)) = map
     else {
         panic!("{name} is a map of an unknown kind");
     };

@@ -59,7 +59,7 @@ fn maps() {
         )
         .unwrap();
     }
-    text.push_str("\n`bpftool map dump pinned PATH` prints field names for all but the sockmap and the program arrays, which cannot carry them.\n");
+    text.push_str("\n`bpftool map dump pinned PATH` prints field names for all but the sockmap, the program arrays and the ring, which cannot carry them.\n");
     text.push_str("\n## Reasons\n\nEach packet is counted as received and under one other reason, at the hook that saw it.\n");
     let hooks: Vec<String> =
         Hook::ALL.iter().map(|hook| format!("`{}` {}", hook.name(), hook.number())).collect();
@@ -91,6 +91,7 @@ const fn kind(kind: Kind) -> &'static str {
         Kind::LpmTrie => "trie of prefixes",
         Kind::SockMap => "sockmap",
         Kind::ProgArray => "program array",
+        Kind::RingBuf => "ring buffer",
     }
 }
 
@@ -207,6 +208,7 @@ fn everything() -> Metrics {
                 what: "w",
                 count: 1,
             }],
+            events: vec![("r", "o", 1)],
             networks: [1, 1],
             cookies: vec![("l".to_owned(), true, 1)],
         },

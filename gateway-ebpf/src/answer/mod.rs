@@ -17,8 +17,8 @@ use gateway_common::{
 use crate::{
     arrival::Arrival,
     checksum::{self, Sum},
-    count::counted,
     env::{Env, Maps},
+    event::told_in_any_case,
     packet::{self, eth, ip},
     rewrite::{V4Addrs, V6Addrs},
     verdict::Verdict,
@@ -32,8 +32,8 @@ const TTL: u8 = 64;
 
 /// Answers the packet that the arrival speaks of, counted.
 #[inline(always)]
-pub fn answer<E: Env>(env: &mut E, arrival: &Arrival) -> Verdict {
-    counted(env, |env| run(env, arrival))
+pub fn answer<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
+    told_in_any_case(env, arrival, |env, arrival| run(env, arrival))
 }
 
 #[inline(always)]

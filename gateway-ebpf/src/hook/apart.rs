@@ -25,6 +25,7 @@ pub(crate) fn call(stage: Stage, arrival: &mut Arrival) -> Outcome {
         Stage::Source => sluice_source(notes),
         Stage::Admit => sluice_admit(notes),
         Stage::Blame => sluice_blame(notes),
+        Stage::Tell => sluice_tell(notes),
     })
 }
 
@@ -56,4 +57,5 @@ apart! {
     sluice_source Source
     sluice_admit Admit
     sluice_blame Blame
+    sluice_tell Tell
 }

@@ -55,6 +55,7 @@ pub(super) fn ingress<E: Env>(
         return Verdict::Pass(Reason::Agent);
     }
     if service.mode.number() > Mode::LAST.number() {
+        arrival.id = id;
         return dropped(env.maps(), id, Verdict::Drop(Reason::UnknownMode));
     }
     arrival.is_to(env.maps(), id, &service, settings);
@@ -185,7 +186,7 @@ fn send<E: Env>(
 #[inline(always)]
 fn to_client<E: Env>(
     env: &mut E,
-    arrival: &Arrival,
+    arrival: &mut Arrival,
     settings: &Settings,
     source: Addr,
     quote: &Quote,
@@ -194,6 +195,9 @@ fn to_client<E: Env>(
     let reply = reply::seen(env.maps(), arrival.packet.key(), answered).filter(|reply| !reply.is_local)?;
     let service = reply.answered.who.service();
     let verdict = back(env, arrival, source, quote, &reply).unwrap_or_else(Verdict::Drop);
+    if let Verdict::Drop(_) = verdict {
+        arrival.is_from(service, reply.answered.held.endpoint);
+    }
     Some(dropped(env.maps(), service, verdict))
 }
 

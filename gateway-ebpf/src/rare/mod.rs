@@ -8,8 +8,8 @@ use gateway_common::{addr::Port, counter::Reason, flow::FlowKey, settings::Setti
 
 use crate::{
     arrival::Arrival,
-    count::counted,
     env::{Env, Maps},
+    event::told,
     ingress as every_day,
     packet::{
         self, Packet, Side, icmp,
@@ -23,7 +23,7 @@ use crate::{
 /// The pipeline of fragments and of packets with extension headers on ingress, counted.
 #[inline(always)]
 pub fn ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    counted(env, |env| {
+    told(env, arrival, false, |env, arrival| {
         let Some(settings) = env.maps().settings() else {
             return Verdict::Pass(Reason::NoService);
         };
@@ -37,7 +37,7 @@ pub fn ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 /// The same on egress.
 #[inline(always)]
 pub fn egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    counted(env, |env| {
+    told(env, arrival, false, |env, arrival| {
         let Some(settings) = env.maps().settings() else {
             return Verdict::Pass(Reason::NotTranslated);
         };
@@ -80,7 +80,7 @@ fn whole(ip: &Ip, verdict: Verdict) -> Verdict {
 /// The pipeline of ICMP messages on ingress, counted.
 #[inline(always)]
 pub fn icmp_ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    counted(env, |env| {
+    told(env, arrival, true, |env, arrival| {
         let ip = match packet::headers::<E, true>(env, Side::Destination) {
             Ok(ip) => ip,
             Err(verdict) => return verdict,
@@ -99,7 +99,7 @@ pub fn icmp_ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 /// The pipeline of ICMP messages on egress, counted.
 #[inline(always)]
 pub fn icmp_egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    counted(env, |env| {
+    told(env, arrival, true, |env, arrival| {
         let packet = &mut arrival.packet;
         let Ok(ip) = packet::headers::<E, true>(env, Side::Source) else {
             return Verdict::Pass(Reason::NotTranslated);

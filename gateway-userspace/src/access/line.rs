@@ -123,6 +123,12 @@ fn write_text(to: &mut Vec<u8>, value: &[u8]) {
 }
 
 /// A time as RFC 3339 has it, in UTC, with milliseconds.
+pub fn rfc3339(time: SystemTime) -> String {
+    let mut text = Vec::new();
+    write_time(&mut text, time);
+    String::from_utf8(text).unwrap_or_default()
+}
+
 fn write_time(to: &mut Vec<u8>, time: SystemTime) {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);

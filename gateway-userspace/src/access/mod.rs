@@ -15,7 +15,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-pub use crate::access::line::Line;
+pub use crate::access::line::{Line, rfc3339};
 use crate::{
     clock::{self, Clock},
     config::{AccessField, AccessSettings},

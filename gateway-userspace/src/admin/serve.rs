@@ -1,4 +1,4 @@
-//! The HTTP server of the operator's window: `/metrics`, `/ready`, `/live`, `/dump`.
+//! The HTTP server of the operator's window: `/metrics`, `/ready`, `/live`, `/dump`, `/events`.
 
 use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
@@ -91,8 +91,10 @@ fn answer(view: &dyn View, method: &Method, path: &str) -> Response<Full<Bytes>>
             }
         },
         "/dump" => response(StatusCode::OK, "application/json", format!("{:#}\n", view.dump())),
+        "/events" => response(StatusCode::OK, "application/json", format!("{:#}\n", view.events())),
         _ => {
-            response(StatusCode::NOT_FOUND, TEXT, "there are /metrics, /ready, /live and /dump\n".to_owned())
+            let all = "there are /metrics, /ready, /live, /dump and /events\n";
+            response(StatusCode::NOT_FOUND, TEXT, all.to_owned())
         }
     }
 }
@@ -124,6 +126,10 @@ mod tests {
         fn dump(&self) -> serde_json::Value {
             serde_json::json!({ "listeners": [] })
         }
+
+        fn events(&self) -> serde_json::Value {
+            serde_json::json!([{ "reason": "denied" }])
+        }
     }
 
     async fn check(view: &Told, method: Method, path: &str, status: u16, text: &str) {
@@ -141,6 +147,7 @@ mod tests {
         check(&Told(Readiness::Ready), Method::GET, "/ready", 200, "ready").await;
         check(&view, Method::GET, "/metrics", 200, "sluice_x 1").await;
         check(&view, Method::GET, "/dump", 200, "listeners").await;
+        check(&view, Method::GET, "/events", 200, "denied").await;
         check(&view, Method::GET, "/else", 404, "/metrics").await;
         check(&view, Method::POST, "/metrics", 405, "GET").await;
     }

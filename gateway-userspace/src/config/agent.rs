@@ -160,6 +160,10 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         Some(view) => read_receive(&view, &interfaces).map(Some),
         None => Some(None).filter(|_| !kernel.has("receive")),
     };
+    let events = match kernel.table("events") {
+        Some(view) => view.integer("perSecond").map(|number| number.value),
+        None => Some(0).filter(|_| !kernel.has("events")),
+    };
     Some(KernelSettings {
         mode: mode?.value,
         interfaces,
@@ -172,6 +176,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         change_window: change_window?.value,
         tunnel: tunnel?,
         receive: receive?,
+        events: events?,
     })
 }
 

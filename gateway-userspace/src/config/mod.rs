@@ -212,6 +212,8 @@ pub struct KernelSettings {
     pub tunnel: Tunnel,
     /// Tunnels that end at this node.
     pub receive: Option<ReceiveSettings>,
+    /// Packets that each processor tells of for each reason, in a second; zero for none.
+    pub events: u16,
 }
 
 /// The receiving end of tunnels.

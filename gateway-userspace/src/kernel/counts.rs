@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use gateway_common::{
     addr::Addr,
     cookie::SynCookie,
-    counter::{Count, EndpointCount, Hook, Reason, ServiceCount},
+    counter::{Class, Count, EndpointCount, Hook, Reason, ServiceCount},
+    event::{Event, EventCount},
     map::{self, MapDef as _},
     source::RefusedSource,
 };
@@ -33,6 +34,8 @@ pub struct Counters {
     pub flow_room: u64,
     /// By listener name, of those that may answer with cookies.
     pub cookies: Vec<(String, Cookies)>,
+    /// What was told of single packets, by reason; those of which nothing was are left out.
+    pub events: Vec<(Reason, EventCount)>,
     /// Networks that are listed as sources, and for how many there is room.
     pub networks: [u64; 2],
 }
@@ -66,6 +69,14 @@ impl Kernel {
                 if count.packets > 0 {
                     counters.reasons.push((hook, *reason, count));
                 }
+            }
+        }
+        for reason in
+            Reason::ALL.iter().filter(|reason| matches!(reason.class(), Class::Dropped | Class::Answered))
+        {
+            let count = maps.event_count(*reason)?;
+            if (count.told | count.limited | count.lost) != 0 {
+                counters.events.push((*reason, count));
             }
         }
         for service in &self.writer.image().services {
@@ -107,6 +118,16 @@ impl Kernel {
         let row = self.writer.maps().syn_cookie(service)?;
         let now = SynCookie::moment(clock::monotonic_ns());
         Ok(Cookies { is_armed: SynCookie::is_armed(row.armed, now), sent: row.sent })
+    }
+
+    /// The listener and the endpoint that an event speaks of, as far as they are known and still there.
+    pub fn names(&self, event: &Event) -> (Option<String>, Option<SocketAddr>) {
+        let known = event.known();
+        let services = &self.writer.image().services;
+        let service = services.iter().find(|service| known.service && service.id == event.service);
+        let rows = service.map_or(&[][..], |service| &service.endpoints);
+        let row = rows.iter().find(|row| known.endpoint && row.row == event.endpoint);
+        (service.map(|service| service.listener.to_string()), row.map(|row| row.endpoint.addr()))
     }
 
     /// The sources whose packets were refused most, those with the most first.

@@ -12,6 +12,7 @@ use gateway_common::{
     cookie::SynCookie,
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
+    event::EventCount,
     filter::{self, FilterWord},
     flow::FlowCount,
     map::{self, MapDef},
@@ -67,6 +68,7 @@ pub(super) struct KernelMaps {
     service_counts: PerCpu<ServiceCount>,
     service_reasons: PerCpu<ServiceReasons>,
     endpoint_counts: PerCpu<EndpointCount>,
+    event_counts: PerCpu<EventCount>,
 }
 
 fn taken<M, T>(object: &mut Ebpf) -> Result<T, Error>
@@ -135,6 +137,7 @@ impl KernelMaps {
             service_counts: taken::<map::ServiceCounts, _>(object)?,
             service_reasons: taken::<map::ServiceReasons, _>(object)?,
             endpoint_counts: taken::<map::EndpointCounts, _>(object)?,
+            event_counts: taken::<map::EventCounts, _>(object)?,
         })
     }
 
@@ -367,6 +370,12 @@ impl KernelMaps {
         let row = self.syn_cookies.get(&id, 0).map_err(failed::<map::SynCookies>)?;
         let Shared(row) = row;
         Ok(row)
+    }
+
+    /// What was told of packets with a reason, of all processors together.
+    pub(super) fn event_count(&self, reason: Reason) -> Result<EventCount, Error> {
+        let values = self.event_counts.get(&reason.number(), 0).map_err(failed::<map::EventCounts>)?;
+        Ok(values.iter().fold(EventCount::default(), |sum, Shared(one)| sum.and(one)))
     }
 
     /// Entries that a service holds in the flow table.

@@ -6,6 +6,7 @@
 mod attach;
 mod counts;
 mod error;
+mod events;
 mod filter;
 pub mod index;
 mod map;
@@ -51,6 +52,7 @@ pub use crate::kernel::{
     attach::{AttachMode, Attachment, Beside, Kept},
     counts::Counters,
     error::Error,
+    events::Events,
     records::Records,
 };
 use crate::{
@@ -89,6 +91,8 @@ pub struct Settings {
     pub tcx: bool,
     /// Whose tunnels end at this node.
     pub receive: Receive,
+    /// Packets that each processor tells of for each reason, in a second; zero for none.
+    pub events: u16,
 }
 
 impl Settings {
@@ -141,6 +145,7 @@ pub struct Kernel {
     mode: AttachMode,
     seed: Seed,
     records: Option<Records>,
+    events: Option<Events>,
     /// Held as long as this agent owns the pins and the node's network.
     _ownership: Ownership,
 }
@@ -169,6 +174,7 @@ impl Kernel {
         let mut object = object::load(settings, &pins)?;
         attach::load_programs(&mut object)?;
         let records = Records::take(&mut object);
+        let events = Events::take(&mut object)?;
         let tunnelled = Arc::new(Tunnelled::take(&object)?);
         let mut maps = KernelMaps::take(&mut object)?;
         let seed = seed(settings, &maps)?;
@@ -184,7 +190,7 @@ impl Kernel {
             timeouts(ticks),
             settings.tunnel,
         );
-        maps.put_settings(&row.guarding(guards))?;
+        maps.put_settings(&row.guarding(guards).telling(settings.events))?;
         maps.put_receive(&settings.receive)?;
         let terms = Terms {
             seed,
@@ -194,7 +200,16 @@ impl Kernel {
         };
         let writer = Writer::new(maps, terms, Clock::real())?;
         let attacher = Attacher::new(object, pins, settings.tcx);
-        Ok(Self { attacher, tunnelled, writer, mode: settings.attach, seed, records, _ownership: ownership })
+        Ok(Self {
+            attacher,
+            tunnelled,
+            writer,
+            mode: settings.attach,
+            seed,
+            records,
+            events: (settings.events != 0).then_some(events),
+            _ownership: ownership,
+        })
     }
 
     /// The seed in use.
@@ -205,6 +220,11 @@ impl Kernel {
     /// What the programs of a build for debugging tell; once, and never for other builds.
     pub const fn take_records(&mut self) -> Option<Records> {
         self.records.take()
+    }
+
+    /// Single packets that the programs tell of; once, and never unless they were asked to.
+    pub const fn take_events(&mut self) -> Option<Events> {
+        self.events.take()
     }
 
     /// Health checks that go through tunnels.

@@ -143,7 +143,13 @@ fn pinned_capacity(description: &Description, path: &Path, wanted: u32) -> Resul
 fn is_like(description: &Description, info: &MapInfo) -> Result<bool, MapError> {
     let kind = info.map_type()?;
     let sizes = (info.key_size(), info.value_size());
-    let value_size = if description.kind == Kind::SockMap { 4 } else { description.value_size };
+    let value_size = match description.kind {
+        Kind::SockMap => 4,
+        Kind::RingBuf => 0,
+        Kind::Array | Kind::MappedArray | Kind::PerCpuArray | Kind::ProgArray | Kind::LpmTrie => {
+            description.value_size
+        }
+    };
     Ok(kind == type_of(description.kind)
         && Some(sizes) == u32::try_from(description.key_size).ok().zip(u32::try_from(value_size).ok())
         && (info.map_flags() & MAPPED != 0) == (description.kind == Kind::MappedArray))
@@ -162,5 +168,6 @@ const fn type_of(kind: Kind) -> aya::maps::MapType {
         Kind::SockMap => MapType::SockMap,
         Kind::ProgArray => MapType::ProgramArray,
         Kind::LpmTrie => MapType::LpmTrie,
+        Kind::RingBuf => MapType::RingBuf,
     }
 }

@@ -13,6 +13,12 @@ pub const DROPS: Described =
 pub const ENDPOINTS: Described =
     ("kernel_endpoint", "Counters of an endpoint of a balanced listener in the kernel");
 
+/// By reason and what became of them.
+pub const EVENTS: Described = (
+    "kernel_events",
+    "Packets that ended early, where `agent.kernel.events` asks for them: told of, or not, and why not",
+);
+
 /// What sources are listed.
 pub const NETWORKS: Described =
     ("kernel_source_networks", "Networks that the kernel's list of sources holds");
@@ -34,6 +40,8 @@ pub struct Samples {
     pub drops: Vec<(String, &'static str, u64)>,
     /// Counters of endpoints.
     pub endpoints: Vec<EndpointSample>,
+    /// Packets that ended early, by reason and what became of telling.
+    pub events: Vec<(&'static str, &'static str, u64)>,
     /// Networks that are listed, and for how many there is room.
     pub networks: [u64; 2],
     /// By name of the listener: whether it answers with cookies, and how many there were.
@@ -79,6 +87,11 @@ impl Samples {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (listener, is_armed, _) in &self.cookies {
             gauge(&mut family, &[("listener", listener.as_str())], u64::from(*is_armed))?;
+        }
+        let (name, help) = EVENTS;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (reason, outcome, packets) in &self.events {
+            counter(&mut family, &[("reason", *reason), ("outcome", *outcome)], *packets)?;
         }
         for ((name, help), value) in [NETWORKS, NETWORK_ROOM].into_iter().zip(self.networks) {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;

@@ -17,6 +17,8 @@ pub enum Limit {
     Connections,
     /// How late a worker comes to what is due.
     Delay,
+    /// Events of the kernel that are written to the log.
+    Events,
     /// Interim responses that are passed on.
     Interims,
     /// Memory of the process.
@@ -41,12 +43,13 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::AccessLog,
         Self::ClientConnections,
         Self::ClientStreams,
         Self::Connections,
         Self::Delay,
+        Self::Events,
         Self::Interims,
         Self::Memory,
         Self::Mirrors,
@@ -69,6 +72,7 @@ impl Limit {
             Self::Delay => "delay",
             Self::Memory => "memory",
             Self::Requests => "requests",
+            Self::Events => "events",
             Self::Interims => "interims",
             Self::Mirrors => "mirrors",
             Self::Pods => "pods",

@@ -140,6 +140,7 @@ fn settings(bpffs: &Path) -> Settings {
         tunnel: gateway_common::settings::Tunnel::DEFAULT,
         tcx: true,
         receive: gateway_common::receive::Receive::default(),
+        events: 0,
     }
 }
 

@@ -165,6 +165,7 @@ fn takeover(interface: &str) -> Result<String> {
         change_window: Duration::from_hours(1),
         tunnel: gateway_common::settings::Tunnel::DEFAULT,
         tcx: true,
+        events: 0,
         receive: Receive::default(),
     };
     for _ in 0..2 {

@@ -293,6 +293,12 @@ static KERNEL: Table = Table {
             presence: Absent("no tunnel ends at this node"),
             doc: "Takes packets out of the tunnels of balancing nodes (direct return).",
         },
+        Field {
+            key: "events",
+            shape: Shape::Table(&EVENTS),
+            presence: Absent("nothing is told of single packets"),
+            doc: "Tells of single packets that are dropped or answered, in the log and at `/events` of the admin window.",
+        },
     ],
     one_of: &[],
 };
@@ -321,6 +327,20 @@ static TUNNEL: Table = Table {
             doc: "UDP port that endpoints decapsulate at, for `dsr-gue`; 6080 is that of GUE (IANA).",
         },
     ],
+    one_of: &[],
+};
+
+static EVENTS: Table = Table {
+    name: "events",
+    doc: "Packets that are dropped or answered, one by one: when, where and why, addresses and ports, listener and endpoint. \
+          What is left out is counted in `sluice_kernel_events_total`. Whoever sends such packets decides what is in the log: \
+          switch it on to look for something.",
+    fields: &[Field {
+        key: "perSecond",
+        shape: Shape::Integer { min: 1, max: 1_000 },
+        presence: Default("5"),
+        doc: "Packets of each reason that each processor tells of in a second.",
+    }],
     one_of: &[],
 };
 
