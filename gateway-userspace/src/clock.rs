@@ -72,6 +72,12 @@ pub fn wall_at(then_ns: u64) -> SystemTime {
     wall().checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
+/// Seconds since 1970.
+pub fn wall_s() -> i64 {
+    let since = wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
 /// The wall clock, for timestamps that people and other machines read.
 #[expect(clippy::disallowed_methods, reason = "this module is the clock")]
 pub fn wall() -> SystemTime {

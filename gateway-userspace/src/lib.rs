@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod name;
 pub mod net;
 pub mod network;
+pub mod ocsp;
 pub mod pattern;
 pub mod place;
 pub mod pool;

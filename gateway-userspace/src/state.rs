@@ -62,6 +62,15 @@ impl fmt::Display for BindKey {
     }
 }
 
+/// Until when a certificate is good, in seconds since 1970.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Expiry {
+    /// By itself.
+    pub certificate_s: i64,
+    /// By what its authority says about it; none when clients are told nothing.
+    pub staple_s: Option<i64>,
+}
+
 /// Everything that is served.
 #[derive(Debug, Default)]
 pub struct State {
@@ -71,8 +80,8 @@ pub struct State {
     pub binds: HashMap<BindKey, Bind>,
     /// Who has to say by PROXY protocol for whom it connects; addresses where nobody has to are not there.
     pub proxies: HashMap<BindKey, Vec<Network>>,
-    /// When certificates expire, by listener and origin, in seconds since 1970.
-    pub expiries: BTreeMap<(ListenerName, String), i64>,
+    /// When certificates expire, by listener and origin.
+    pub expiries: BTreeMap<(ListenerName, String), Expiry>,
     /// When certificates that the agent shows to endpoints expire, by service and origin, in seconds since 1970.
     pub endpoint_expiries: BTreeMap<(ServiceName, String), i64>,
     /// Services by name.

@@ -45,6 +45,7 @@ fn identity(authority: &Authority, name: &str) -> Certificate {
         origin: format!("{name}.pem"),
         chain_pem: pair.chain.into_bytes(),
         key_pem: Secret::new(pair.key.as_bytes()),
+        ocsp: None,
     }
 }
 

@@ -139,6 +139,7 @@ impl Suite {
             origin: "grpc.pem".to_owned(),
             chain_pem: pair.chain.into_bytes(),
             key_pem: Secret::new(pair.key.as_bytes()),
+            ocsp: None,
         }
     }
 }

@@ -39,6 +39,7 @@ fn certificate(algorithm: &'static rcgen::SignatureAlgorithm) -> Certificate {
         origin: "web.pem".to_owned(),
         chain_pem: params.self_signed(&key).unwrap().pem().into_bytes(),
         key_pem: Secret::new(key.serialize_pem().as_bytes()),
+        ocsp: None,
     }
 }
 

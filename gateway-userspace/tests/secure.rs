@@ -232,5 +232,45 @@ async fn it_is_known_when_certificates_expire() {
     let expiries: Vec<_> = proxy.published.load().expiries.clone().into_iter().collect();
     let [((listener, origin), at_s)] = expiries.as_slice() else { panic!("{expiries:?}") };
     // 2031-02-03T00:00:00Z
-    assert_eq!((listener.as_str(), origin.as_str(), *at_s), ("web", "a.test.pem", 1_927_843_200));
+    assert_eq!(
+        (listener.as_str(), origin.as_str(), at_s.certificate_s),
+        ("web", "a.test.pem", 1_927_843_200)
+    );
+}
+
+/// What openssl is told about the certificate.
+async fn staple(addr: SocketAddr) -> String {
+    let command = async move {
+        let mut command = std::process::Command::new("timeout");
+        command.args(["10", "openssl", "s_client", "-status", "-servername", "leaf.test", "-connect"]);
+        command.arg(addr.to_string()).stdin(std::process::Stdio::null()).output().unwrap()
+    };
+    let said = tokio::task::spawn_blocking(move || tokio::runtime::Handle::current().block_on(command));
+    String::from_utf8_lossy(&said.await.unwrap().stdout).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_are_told_what_the_authority_says_as_long_as_it_is_good() {
+    let file =
+        |name: &str| std::fs::read(format!("{}/../tests/testdata/ocsp/{name}", env!("CARGO_MANIFEST_DIR")));
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let mut snapshot = secure(addr, &[origin.addr]);
+    snapshot.listeners[0].certificates[0].chain_pem = file("leaf.pem").unwrap();
+    snapshot.listeners[0].certificates[0].key_pem = Secret::new(&file("leaf.key").unwrap());
+    let proxy = Proxy::start(&snapshot);
+    assert!(staple(addr).await.contains("OCSP response: no response sent"));
+    for (response, said) in [
+        ("good-sha1.der", "Cert Status: good"),
+        ("expired.der", "OCSP response: no response sent"),
+        ("good-sha256.der", "Cert Status: good"),
+    ] {
+        snapshot.listeners[0].certificates[0].ocsp = Some(file(response).unwrap());
+        proxy.apply(&snapshot).unwrap();
+        let told = staple(addr).await;
+        assert!(told.contains(said), "{response}: {told}");
+    }
+    snapshot.listeners[0].certificates[0].ocsp = Some(file("revoked.der").unwrap());
+    let refused = proxy.apply(&snapshot).unwrap_err().to_string();
+    assert!(refused.contains("is revoked; replace the certificate"), "{refused}");
+    assert!(staple(addr).await.contains("Cert Status: good"), "the old terms stay");
 }

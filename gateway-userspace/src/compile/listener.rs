@@ -18,7 +18,7 @@ use crate::{
         listener::{Hostname, Listener, Protocol},
         route::{Route, Rule},
     },
-    state::{Balanced, Bind, BindKey, HttpBind, HttpListener, Transport},
+    state::{Balanced, Bind, BindKey, Expiry, HttpBind, HttpListener, Transport},
     upstream::Upstream,
 };
 
@@ -30,7 +30,7 @@ pub(super) fn binds(
     snapshot: &Snapshot,
     shared: &Shared,
     services: &Services,
-    expiries: &mut BTreeMap<(ListenerName, String), i64>,
+    expiries: &mut BTreeMap<(ListenerName, String), Expiry>,
     faults: &mut Faults,
 ) -> HashMap<BindKey, Bind> {
     let mut groups: BTreeMap<BindKey, Vec<&Listener>> = BTreeMap::new();

@@ -16,6 +16,7 @@ use crate::{
         listener::{Hostname, Listener},
         service::{self, EndpointTls, Service, UpstreamProtocol},
     },
+    state::Expiry,
     tls::{
         Context,
         accept::{Acceptor, Spoken, Terms},
@@ -31,7 +32,7 @@ use crate::{
 pub(super) fn acceptor(
     listeners: &[&Listener],
     shared: &Shared,
-    expiries: &mut BTreeMap<(ListenerName, String), i64>,
+    expiries: &mut BTreeMap<(ListenerName, String), Expiry>,
     faults: &mut Faults,
 ) -> Option<Acceptor> {
     let mut resolver = Resolver::default();
@@ -43,11 +44,19 @@ pub(super) fn acceptor(
             Some(Hostname::Wildcard(suffix)) => Names::Suffix(suffix),
         };
         for wanted in &listener.certificates {
-            match Certificate::from_pem(&shared.tls, &wanted.chain_pem, wanted.key_pem.expose()) {
+            let read = Certificate::from_pem(&shared.tls, &wanted.chain_pem, wanted.key_pem.expose());
+            match read.and_then(|read| match &wanted.ocsp {
+                Some(response) => read.stapled(response),
+                None => Ok(read),
+            }) {
                 Ok(certificate) => {
                     resolver.add(names, &certificate);
                     let key = (listener.name.clone(), wanted.origin.clone());
-                    expiries.insert(key, certificate.not_after_s());
+                    let expiry = Expiry {
+                        certificate_s: certificate.not_after_s(),
+                        staple_s: certificate.stapled_until_s(),
+                    };
+                    expiries.insert(key, expiry);
                     served += 1;
                 }
                 Err(cause) => faults.0.push(Fault {

@@ -19,7 +19,7 @@ pub use crate::control::{
 };
 use crate::{
     admin::ready::Board,
-    clock::Clock,
+    clock::{self, Clock},
     compile::{
         Fault, Faults,
         service::{self, served},
@@ -221,8 +221,11 @@ impl Control {
 
     fn report_certificates(&self, before: &State, now: &State) {
         let handshakes = &self.metrics.families.handshakes;
-        for ((listener, certificate), at_s) in &now.expiries {
-            handshakes.expires(listener.as_str(), certificate, *at_s);
+        for ((listener, certificate), expiry) in &now.expiries {
+            handshakes.expires(listener.as_str(), certificate, expiry.certificate_s, expiry.staple_s);
+            if expiry.staple_s.is_some_and(|until_s| until_s <= clock::wall_s()) {
+                tracing::warn!(%listener, certificate, "its OCSP response has expired and is not sent");
+            }
         }
         for key in before.expiries.keys().filter(|key| !now.expiries.contains_key(key)) {
             handshakes.dropped(key.0.as_str(), &key.1);

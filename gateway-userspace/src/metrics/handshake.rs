@@ -13,6 +13,7 @@ use prometheus_client::{
 pub struct Handshakes {
     finished: Family<HandshakeLabels, Counter>,
     expiries: Family<CertificateLabels, Gauge>,
+    staples: Family<CertificateLabels, Gauge>,
     shown: Family<ShownLabels, Gauge>,
 }
 
@@ -52,6 +53,11 @@ impl Handshakes {
             self.expiries.clone(),
         );
         registry.register(
+            "ocsp_expiry_timestamp_seconds",
+            "Until when the OCSP response about a certificate is sent to clients, in seconds since 1970",
+            self.staples.clone(),
+        );
+        registry.register(
             "client_certificate_expiry_timestamp_seconds",
             "When a certificate that is shown to endpoints expires, in seconds since 1970",
             self.shown.clone(),
@@ -63,16 +69,21 @@ impl Handshakes {
         self.finished.get_or_create(&HandshakeLabels::new(addr, is_resumed)).inc();
     }
 
-    /// Sets when a certificate of a listener expires.
-    pub fn expires(&self, listener: &str, certificate: &str, at_s: i64) {
+    /// Sets when a certificate of a listener expires, and what its authority says about it.
+    pub fn expires(&self, listener: &str, certificate: &str, at_s: i64, staple_s: Option<i64>) {
         let labels = CertificateLabels { listener: listener.to_owned(), certificate: certificate.to_owned() };
         self.expiries.get_or_create(&labels).set(at_s);
+        match staple_s {
+            Some(until_s) => drop(self.staples.get_or_create(&labels).set(until_s)),
+            None => drop(self.staples.remove(&labels)),
+        }
     }
 
     /// Forgets a certificate that is not served any more.
     pub fn dropped(&self, listener: &str, certificate: &str) {
         let labels = CertificateLabels { listener: listener.to_owned(), certificate: certificate.to_owned() };
         self.expiries.remove(&labels);
+        self.staples.remove(&labels);
     }
 
     /// Sets when a certificate expires that is shown to the endpoints of a service.

@@ -178,6 +178,8 @@ pub struct Certificate {
     pub chain_pem: Vec<u8>,
     /// PKCS#8, PKCS#1 or SEC1.
     pub key_pem: Secret,
+    /// What the authority says about it, as DER (OCSP); none sends clients nothing.
+    pub ocsp: Option<Vec<u8>>,
 }
 
 /// Whose certificates let a client in.

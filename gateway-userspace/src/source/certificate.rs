@@ -6,7 +6,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use crate::config::read::Wrong;
+use crate::{config::read::Wrong, ocsp};
 
 /// Bytes of a PEM file. A chain of ten certificates has some 20 KiB.
 pub const MAX_BYTES: u64 = 1024 * 1024;
@@ -54,6 +54,14 @@ fn leaf(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Wrong> {
     webpki::EndEntityCert::try_from(first)
         .map_err(|cause| Wrong::new(format!("its certificate cannot be read: {cause}"), remedy))?;
     Ok(chain)
+}
+
+/// Checks that an OCSP response is about the certificate of a chain that was found sound, and says that it is good.
+pub fn check_response(chain_pem: &[u8], response: &[u8]) -> Result<(), Wrong> {
+    let chain = leaf(chain_pem)?;
+    ocsp::good_until(response, &chain)
+        .map(drop)
+        .map_err(|error| Wrong::new(error.to_string(), error.remedy()))
 }
 
 /// Checks that a key can be used, and belongs to the certificate of a chain that was found sound.

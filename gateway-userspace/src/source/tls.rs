@@ -7,7 +7,7 @@ use crate::{
         files::Files,
         read::{View, Wrong},
     },
-    limits,
+    limits, ocsp,
     secret::Secret,
     snapshot::{
         draft::DraftTls,
@@ -24,7 +24,11 @@ const TICKET_KEY_BYTES: usize = 32;
 pub(super) fn read(view: &View<'_>, files: &Files) -> DraftTls {
     let ticket_keys = view.text("ticketKeysFile", |name| ticket_keys(&files.read(name, MAX_BYTES)?));
     DraftTls {
-        certificates: view.tables("certificates").iter().filter_map(|one| certificate(one, files)).collect(),
+        certificates: view
+            .tables("certificates")
+            .iter()
+            .filter_map(|one| certificate(one, files, true))
+            .collect(),
         ticket_keys: ticket_keys.map(|keys| keys.value).unwrap_or_default(),
         clients: view.table("clientCertificates").and_then(|view| clients(&view, files)),
     }
@@ -33,7 +37,7 @@ pub(super) fn read(view: &View<'_>, files: &Files) -> DraftTls {
 /// Bytes of a file of keys.
 const MAX_BYTES: u64 = 64 * 1024;
 
-fn certificate(view: &View<'_>, files: &Files) -> Option<Certificate> {
+fn certificate(view: &View<'_>, files: &Files, has_staple: bool) -> Option<Certificate> {
     let chain = view.text("certificateFile", |name| {
         let pem = files.read(name, certificate::MAX_BYTES)?;
         certificate::check_chain(&pem)?;
@@ -48,8 +52,20 @@ fn certificate(view: &View<'_>, files: &Files) -> Option<Certificate> {
         }
         Ok(Secret::new(&pem))
     });
+    let staple = if has_staple && view.has("ocspFile") {
+        let read = view.text("ocspFile", |name| {
+            let response = files.read(name, ocsp::MAX_BYTES)?;
+            if let Some(chain) = &chain {
+                certificate::check_response(&chain.value.1, &response)?;
+            }
+            Ok(response)
+        });
+        Some(read?.value)
+    } else {
+        None
+    };
     let ((origin, chain_pem), key_pem) = (chain?.value, key?.value);
-    Some(Certificate { origin, chain_pem, key_pem })
+    Some(Certificate { origin, chain_pem, key_pem, ocsp: staple })
 }
 
 fn clients(view: &View<'_>, files: &Files) -> Option<ClientCertificates> {
@@ -112,7 +128,7 @@ pub(super) fn endpoint(view: &View<'_>, files: &Files, bundles: &Bundles) -> Opt
         let wrong = |wrong: Wrong| view.reader().fault(word.place, wrong.message, wrong.remedy);
         bundles.of_system(files).map_err(wrong).ok()
     });
-    let certificate = view.table("clientCertificate").map(|view| certificate(&view, files));
+    let certificate = view.table("clientCertificate").map(|view| certificate(&view, files, false));
     let certificate = match certificate {
         Some(None) => return None,
         certificate => certificate.flatten(),

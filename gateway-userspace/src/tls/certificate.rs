@@ -7,7 +7,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use crate::tls::Context;
+use crate::{clock, ocsp, tls::Context};
 
 /// A certificate that can be served.
 #[derive(Clone)]
@@ -15,6 +15,16 @@ pub struct Certificate {
     pub(crate) key: Arc<CertifiedKey>,
     names: Vec<String>,
     not_after_s: i64,
+    staple: Option<Staple>,
+}
+
+/// What the authority says about a certificate.
+#[derive(Clone, Debug)]
+pub(crate) struct Staple {
+    /// The certificate with it.
+    pub(crate) key: Arc<CertifiedKey>,
+    /// Until when it is good, in seconds since 1970.
+    pub(crate) until_s: i64,
 }
 
 impl fmt::Debug for Certificate {
@@ -34,6 +44,8 @@ pub enum Error {
     Key(String),
     /// The key is not the certificate's.
     Mismatch,
+    /// What the authority says cannot be sent to clients.
+    Ocsp(ocsp::Error),
 }
 
 impl fmt::Display for Error {
@@ -53,6 +65,7 @@ impl fmt::Display for Error {
             Self::Mismatch => f.write_str(
                 "the private key does not belong to the certificate; give the key it was issued for",
             ),
+            Self::Ocsp(error) => write!(f, "the OCSP response cannot be sent: {error}; {}", error.remedy()),
         }
     }
 }
@@ -91,7 +104,28 @@ impl Certificate {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(_) => return Err(Error::Mismatch),
         }
-        Ok(Self { key: Arc::new(key), names, not_after_s })
+        Ok(Self { key: Arc::new(key), names, not_after_s, staple: None })
+    }
+
+    /// With what its authority says about it, as DER.
+    pub fn stapled(self, response: &[u8]) -> Result<Self, Error> {
+        let until_s = ocsp::good_until(response, &self.key.cert).map_err(Error::Ocsp)?;
+        let mut key = CertifiedKey::clone(&self.key);
+        key.ocsp = Some(response.to_vec());
+        Ok(Self { staple: Some(Staple { key: Arc::new(key), until_s }), ..self })
+    }
+
+    /// Until when clients are told what its authority says about it, in seconds since 1970.
+    pub fn stapled_until_s(&self) -> Option<i64> {
+        self.staple.as_ref().map(|staple| staple.until_s)
+    }
+
+    /// With what its authority says about it, as long as that is good.
+    pub(crate) fn now(&self) -> &Arc<CertifiedKey> {
+        match &self.staple {
+            Some(staple) if clock::wall_s() < staple.until_s => &staple.key,
+            Some(_) | None => &self.key,
+        }
     }
 
     /// When it expires, in seconds since 1970.

@@ -13,12 +13,12 @@ use crate::tls::certificate::Certificate;
 /// Certificates of one address, by name. Immutable: a reload makes a new one.
 #[derive(Debug, Default)]
 pub struct Resolver {
-    exact: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    exact: HashMap<String, Vec<Certificate>>,
     /// By the suffix without `*.`; matches one label, as certificates do.
-    wildcard: HashMap<String, Vec<Arc<CertifiedKey>>>,
+    wildcard: HashMap<String, Vec<Certificate>>,
     /// By the suffix of a listener's host name; matches any number of labels, as listeners do.
-    suffix: HashMap<String, Vec<Arc<CertifiedKey>>>,
-    any: Vec<Arc<CertifiedKey>>,
+    suffix: HashMap<String, Vec<Certificate>>,
+    any: Vec<Certificate>,
 }
 
 /// Names that a certificate is served for.
@@ -36,11 +36,11 @@ impl Resolver {
     /// Adds a certificate of a listener that serves `names`. Of several for a name the first wins whose key the client can
     /// use, RSA last: signing with it costs ten times as much as with ECDSA.
     pub fn add(&mut self, names: Names<'_>, certificate: &Certificate) {
-        let put = |keys: &mut Vec<Arc<CertifiedKey>>| {
-            let is_rsa = |key: &CertifiedKey| key.key.algorithm() == SignatureAlgorithm::RSA;
-            let n_others = keys.iter().take_while(|key| !is_rsa(key)).count();
-            let at = if is_rsa(&certificate.key) { keys.len() } else { n_others };
-            keys.insert(at, Arc::clone(&certificate.key));
+        let put = |others: &mut Vec<Certificate>| {
+            let is_rsa = |one: &Certificate| one.key.key.algorithm() == SignatureAlgorithm::RSA;
+            let n_before = others.iter().take_while(|other| !is_rsa(other)).count();
+            let at = if is_rsa(certificate) { others.len() } else { n_before };
+            others.insert(at, certificate.clone());
         };
         for name in certificate.names() {
             match name.strip_prefix("*.") {
@@ -59,7 +59,7 @@ impl Resolver {
     }
 
     /// Certificates for a name, best first.
-    fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Arc<CertifiedKey>> {
+    fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Certificate> {
         let exact = name.and_then(|name| self.exact.get(name));
         let parent = name.and_then(|name| name.split_once('.')).map(|(_, parent)| parent);
         let wildcard = parent.and_then(|parent| self.wildcard.get(parent));
@@ -89,8 +89,8 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // Rustls has checked the name and made it lower case.
         let schemes = hello.signature_schemes();
-        let usable = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some();
-        self.candidates(hello.server_name()).find(usable).map(Arc::clone)
+        let usable = |one: &&Certificate| one.key.key.choose_scheme(schemes).is_some();
+        self.candidates(hello.server_name()).find(usable).map(|one| Arc::clone(one.now()))
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
         resolver.add(Names::Suffix("deep.example.org"), &deep);
         let check = |name: Option<&str>, expected: &Certificate| {
             let found = resolver.candidates(name).next().unwrap();
-            assert!(Arc::ptr_eq(found, &expected.key), "{name:?}");
+            assert!(Arc::ptr_eq(&found.key, &expected.key), "{name:?}");
         };
         check(Some("a.example.org"), &exact);
         check(Some("b.example.org"), &wildcard);

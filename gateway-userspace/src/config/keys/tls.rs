@@ -8,6 +8,7 @@ use crate::config::shape::{
 };
 
 text!(SERVER_NAME, "a host name or an address", "app.internal", "^[0-9A-Za-z.:-]+$");
+text!(OCSP_FILE, "a usable file", "web.ocsp", "^.+$");
 text!(TICKET_KEYS_FILE, "a usable file", "tickets.keys", "^.+$");
 text!(
     IDENTITY_HEADER,
@@ -23,7 +24,7 @@ pub(super) static TLS: Table = Table {
     fields: &[
         Field {
             key: "certificates",
-            shape: Shape::List(&List { item: Shape::Table(&CERTIFICATE), min: 1, max: 64 }),
+            shape: Shape::List(&List { item: Shape::Table(&SERVED_CERTIFICATE), min: 1, max: 64 }),
             presence: Required("[{certificateFile: web.pem, keyFile: web.key}]"),
             doc: "Certificates with their keys; the client's server name picks one, and of several for a name the first \
                   that the client can use, RSA last.",
@@ -81,25 +82,44 @@ pub(super) static ENDPOINT_TLS: Table = Table {
     one_of: &["trustFile", "trust"],
 };
 
+static SERVED_CERTIFICATE: Table = Table {
+    name: "servedCertificate",
+    doc: "A certificate chain, its key, and what its authority says about it. Relative paths start at the folder of the \
+          configuration file; the files are watched, too.",
+    fields: &[
+        CHAIN_FILE,
+        CHAIN_KEY_FILE,
+        Field {
+            key: "ocspFile",
+            shape: Shape::Text(&OCSP_FILE),
+            presence: Absent("clients are told nothing about it"),
+            doc: "DER file with an OCSP response about the certificate, which clients are sent that ask for it (stapling), as \
+                  long as it is good. Somebody has to write it anew in time.",
+        },
+    ],
+    one_of: &[],
+};
+
 static CERTIFICATE: Table = Table {
     name: "certificate",
     doc: "A certificate chain and its key. Relative paths start at the folder of the configuration file; the files \
           are watched, too.",
-    fields: &[
-        Field {
-            key: "certificateFile",
-            shape: Shape::Text(&FILE),
-            presence: Required("web.pem"),
-            doc: "PEM file with the chain, leaf first.",
-        },
-        Field {
-            key: "keyFile",
-            shape: Shape::Text(&KEY_FILE),
-            presence: Required("web.key"),
-            doc: "PEM file with the key, unencrypted: PKCS#8, PKCS#1 or SEC1.",
-        },
-    ],
+    fields: &[CHAIN_FILE, CHAIN_KEY_FILE],
     one_of: &[],
+};
+
+const CHAIN_FILE: Field = Field {
+    key: "certificateFile",
+    shape: Shape::Text(&FILE),
+    presence: Required("web.pem"),
+    doc: "PEM file with the chain, leaf first.",
+};
+
+const CHAIN_KEY_FILE: Field = Field {
+    key: "keyFile",
+    shape: Shape::Text(&KEY_FILE),
+    presence: Required("web.key"),
+    doc: "PEM file with the key, unencrypted: PKCS#8, PKCS#1 or SEC1.",
 };
 
 static CLIENT_CERTIFICATES: Table = Table {
