@@ -1,5 +1,7 @@
 //! The head of a response, from bytes to values.
 
+use std::mem::MaybeUninit;
+
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, response::Parts,
@@ -41,9 +43,11 @@ pub fn find(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
 
 /// Reads a complete head; `method` is that of the request.
 pub fn parse(bytes: &Bytes, method: &Method) -> Result<Answer, Malformed> {
-    let mut fields = [httparse::EMPTY_HEADER; limits::HEADERS];
-    let mut raw = httparse::Response::new(&mut fields);
-    let Ok(httparse::Status::Complete(_)) = raw.parse(bytes) else { return Err(Malformed) };
+    let mut fields = [const { MaybeUninit::uninit() }; limits::HEADERS];
+    let mut raw = httparse::Response::new(&mut []);
+    let parsed =
+        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut raw, bytes, &mut fields);
+    let Ok(httparse::Status::Complete(_)) = parsed else { return Err(Malformed) };
     let status = StatusCode::from_u16(raw.code.unwrap_or(0)).map_err(|_| Malformed)?;
     let is_old = raw.version == Some(0);
     let mut headers = HeaderMap::with_capacity(raw.headers.len());

@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use futures_util::FutureExt as _;
-use http::{Request, Response, request::Parts};
+use http::{Response, request::Parts};
 use http_body_util::BodyExt as _;
 
 use crate::{
@@ -182,12 +182,15 @@ impl Forward<'_> {
         };
         self.service.stats().tried(self.worker.idx);
         let active = lease.endpoint().begin();
-        let (request, kept) = message.split();
+        let Message { head, body } = message;
+        let (body, keeper) = body.lend();
+        let kept = Kept { head, keeper };
         let interim = Bounded::new(self.interim, &self.worker.metrics.families);
         let sent = match self.timeout {
-            None => lease.send(request, &interim).await,
+            None => lease.send(&kept.head, body, &interim).await,
             Some(timeout) => {
-                let Ok(sent) = tokio::time::timeout(timeout, lease.send(request, &interim)).await else {
+                let Ok(sent) = tokio::time::timeout(timeout, lease.send(&kept.head, body, &interim)).await
+                else {
                     lease.withdraw();
                     return Err(self.timed_out(kept, n_retries));
                 };
@@ -251,10 +254,7 @@ impl Forward<'_> {
             SendError::Closed | SendError::Unsent(_) => Kind::Reset,
         });
         let (message, is_seen) = match cause {
-            SendError::Unsent(request) => {
-                let (head, body) = request.into_parts();
-                (Some(Message { head, body }), false)
-            }
+            SendError::Unsent(body) => (Some(Message { head: kept.head, body: *body }), false),
             // The endpoint may have done what it was asked for.
             SendError::Closed => (if kept.is_idempotent() { kept.message() } else { None }, !is_down),
             SendError::Refused => (kept.message(), true),
@@ -297,13 +297,6 @@ impl Message {
     /// A request as the endpoint gets it.
     pub(super) const fn new(head: Parts, body: RequestBody) -> Self {
         Self { head, body }
-    }
-
-    /// What to send, and what is kept for another try.
-    fn split(self) -> (Request<RequestBody>, Kept) {
-        let (body, keeper) = self.body.lend();
-        let kept = Kept { head: self.head.clone(), keeper };
-        (Request::from_parts(self.head, body), kept)
     }
 }
 

@@ -29,6 +29,9 @@ const ENDS_NOWHERE: [HeaderName; 5] = [
 ];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Fields that concern one connection, beside `connection` itself.
+static OF_A_CONNECTION: [HeaderName; 5] =
+    [KEEP_ALIVE, PROXY_CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE];
 
 /// Brings the path of a request to its one form, which is then matched and sent. `*` and the authority of CONNECT are none.
 pub fn normalize(parts: &mut Parts, rules: target::Rules) -> Result<(), Fault> {
@@ -213,7 +216,11 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(header::CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE] {
+    // Most messages have none of them, and names that are known are compared faster than they are looked for.
+    if !headers.keys().any(|name| OF_A_CONNECTION.contains(name)) {
+        return;
+    }
+    for name in &OF_A_CONNECTION {
         headers.remove(name);
     }
 }

@@ -32,8 +32,15 @@ pub fn id(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 fn begin(trace: u128, parent: u64, flags: u8) -> HeaderValue {
-    let text = format!("00-{trace:032x}-{parent:016x}-{flags:02x}");
-    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    let mut text = [b'-'; LEN];
+    for (at, bytes) in [(0, &[0][..]), (3, &trace.to_be_bytes()), (36, &parent.to_be_bytes()), (53, &[flags])]
+    {
+        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        for (to, digit) in text.iter_mut().skip(at).zip(digits) {
+            *to = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
+        }
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// Whether a value is a context that anybody can read (section 3.2.2, and section 4.3 on versions to come).

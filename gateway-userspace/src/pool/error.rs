@@ -2,8 +2,6 @@
 
 use std::io;
 
-use http::Request;
-
 use crate::pool::body::RequestBody;
 
 /// Why a request got no response.
@@ -15,8 +13,8 @@ pub enum SendError {
     Closed,
     /// The response was not HTTP.
     Protocol,
-    /// Nothing of the request was sent; here it is.
-    Unsent(Box<Request<RequestBody>>),
+    /// Nothing of the request was sent; here is its body.
+    Unsent(Box<RequestBody>),
     /// The endpoint did nothing with it, and said so: any request may be sent again.
     Refused,
     /// The endpoint takes no tunnels.

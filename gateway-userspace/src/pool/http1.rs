@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Response, StatusCode, header, response};
+use http::{HeaderMap, Method, Response, StatusCode, header, request::Parts, response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead as _, AsyncReadExt as _, AsyncWrite as _, ReadBuf};
 
@@ -79,10 +79,10 @@ impl Connection {
 /// Sends a request, and waits for the head of the response.
 pub(super) async fn send(
     connection: Box<Connection>,
-    request: Request<RequestBody>,
+    parts: &Parts,
+    body: RequestBody,
     interim: &dyn Interim,
 ) -> Result<Response<Receiving>, SendError> {
-    let (parts, body) = request.into_parts();
     let mut receiving = Receiving {
         connection: Some(connection),
         upload: Upload::new(&parts.headers, body),

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, SendStream, client::SendRequest};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, request::Parts};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::{
@@ -63,15 +63,15 @@ pub(super) fn is_unaccepted(cause: &h2::Error) -> bool {
 /// Sends a request, and waits for the head of the response.
 pub(super) async fn send(
     sender: &mut SendRequest<Bytes>,
-    request: Request<RequestBody>,
+    head: Parts,
+    body: RequestBody,
     interim: &dyn Interim,
 ) -> Result<Response<Receiving>, Failed> {
     if let Err(cause) = poll_fn(|cx| sender.poll_ready(cx)).await {
-        let unsent = |request| SendError::Unsent(Box::new(request));
-        let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { unsent(request) };
+        let unsent = |body| SendError::Unsent(Box::new(body));
+        let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { unsent(body) };
         return Err(Failed { error, is_of_connection: true });
     }
-    let (head, body) = request.into_parts();
     // Behind CONNECT the client's bytes follow, as soon as the endpoint agrees.
     let is_tunnel = head.method == Method::CONNECT;
     if is_tunnel && !takes_tunnels(sender).await {

@@ -33,7 +33,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::{Request, Response};
+use http::{Response, request::Parts};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
@@ -372,21 +372,23 @@ impl Lease {
         self.pool.key.manner.protocol
     }
 
-    /// Sends a request and waits for the head of the response; what comes before it goes to `interim`.
+    /// Sends a request, and waits for the head of the response; what comes before it goes to `interim`. The head stays with
+    /// whoever may have to send it again.
     pub async fn send(
         &mut self,
-        request: Request<RequestBody>,
+        head: &Parts,
+        body: RequestBody,
         interim: &dyn Interim,
     ) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.wire {
-            Wire::Http1(_) => return self.send_http1(request, interim).await,
+            Wire::Http1(_) => return self.send_http1(head, body, interim).await,
             Wire::Http2(sender, connection) => {
-                let sent = http2::send(sender, request, interim).await;
+                let sent = http2::send(sender, head.clone(), body, interim).await;
                 // The codec forgets why writing failed.
                 let is_unaccepted = connection.is_unaccepted.load(Ordering::Acquire);
                 sent.map_err(|failed| if is_unaccepted { http2::Failed::unaccepted() } else { failed })
             }
-            Wire::None => return Err(SendError::Unsent(Box::new(request))),
+            Wire::None => return Err(SendError::Unsent(Box::new(body))),
         };
         sent.map(|response| response.map(Incoming::from)).map_err(|failed| {
             // What ended one stream says nothing about the others.
@@ -400,18 +402,19 @@ impl Lease {
     /// The connection goes with the response, and comes back in [`Lease::finish`].
     async fn send_http1(
         &mut self,
-        request: Request<RequestBody>,
+        head: &Parts,
+        body: RequestBody,
         interim: &dyn Interim,
     ) -> Result<Response<Incoming>, SendError> {
-        let unsent = |request| Err(SendError::Unsent(Box::new(request)));
+        let unsent = |body| Err(SendError::Unsent(Box::new(body)));
         let Wire::Http1(mut connection) = std::mem::replace(&mut self.wire, Wire::None) else {
-            return unsent(request);
+            return unsent(body);
         };
         // A moment may have passed since it was taken or opened.
         if !connection.is_idle() {
-            return unsent(request);
+            return unsent(body);
         }
-        Ok(http1::send(connection, request, interim).await?.map(Incoming::from))
+        Ok(http1::send(connection, head, body, interim).await?.map(Incoming::from))
     }
 
     /// A tunnel over this connection, without a request; none where a connection carries many.

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use http::Request;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -57,8 +58,8 @@ impl Bench {
 
     /// One whole exchange.
     async fn exchange(&self, mut lease: Lease) {
-        let request = Request::get("/").header("host", "a").body(RequestBody::empty()).unwrap();
-        let response = lease.send(request, &interim::Nobody).await.unwrap();
+        let head = Request::get("/").header("host", "a").body(()).unwrap().into_parts().0;
+        let response = lease.send(&head, RequestBody::empty(), &interim::Nobody).await.unwrap();
         assert_eq!(response.status(), 200);
         lease.finish(&mut response.into_body());
     }
@@ -130,9 +131,9 @@ async fn all_connections_end_with_the_endpoint_and_new_ones_are_possible_when_it
         }
         assert_eq!(bench.pool.idle_count(), 0);
         let mut busy = busy;
-        let request = Request::get("/").header("host", "a").body(RequestBody::empty()).unwrap();
+        let head = Request::get("/").header("host", "a").body(()).unwrap().into_parts().0;
         assert!(matches!(
-            busy.send(request, &interim::Nobody).await,
+            busy.send(&head, RequestBody::empty(), &interim::Nobody).await,
             Err(SendError::Unsent(_) | SendError::Closed)
         ));
         drop(busy);

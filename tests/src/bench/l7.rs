@@ -71,16 +71,22 @@ const CASES: [Case; 9] = [
 pub fn run(options: Options) -> Result<Report> {
     ensure!(nix::unistd::geteuid().is_root(), "l7 makes a network namespace: run it as root");
     let mut series = Series::default();
-    idle(options, &mut series)?;
+    let cases = cases(options.case)?;
+    if options.case.is_none() {
+        idle(options, &mut series)?;
+    }
     let stage = Stage::new()?;
     let time = Duration::from_secs(if options.is_quick { 1 } else { 2 });
     for round in 0..options.n_rounds {
         eprintln!("l7: round {} of {}", round + 1, options.n_rounds);
-        for case in CASES {
+        for &case in cases {
             one(&stage, case, Amount::Saturation, time, &mut series)?;
             if let Some(rate) = case.rate {
                 one(&stage, case, Amount::Rate(rate), time, &mut series)?;
             }
+        }
+        if options.case.is_some() {
+            continue;
         }
         for proxy in &stage.proxies {
             added(&stage, proxy, time, &mut series).with_context(|| proxy.name.to_owned())?;
@@ -99,6 +105,14 @@ pub fn run(options: Options) -> Result<Report> {
         "one worker each, connections kept on both sides, TLS 1.3 with one ECDSA certificate and X25519; nginx, haproxy and envoy without access log; sluice with {ROUTES} routes, metrics, health checks and x-forwarded-for on"
     ));
     Ok(Report { bench: "l7", conditions, figures: series.figures(NGINX) })
+}
+
+/// The case that was asked for, or all.
+fn cases(only: Option<usize>) -> Result<&'static [Case]> {
+    const ALL: &[Case] = &CASES;
+    let Some(n) = only else { return Ok(ALL) };
+    let found = n.checked_sub(1).and_then(|idx| ALL.get(idx..n));
+    found.with_context(|| format!("there is no case {n}; the last is {}", ALL.len()))
 }
 
 /// One value of each subject.

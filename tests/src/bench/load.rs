@@ -75,11 +75,17 @@ fn url(speech: Speech, port: u16) -> String {
 
 fn wrk(ns: &Ns, speech: Speech, port: u16, time: Duration) -> Result<Measured> {
     let seconds = time.as_secs().max(1);
-    let close = if speech == Speech::Http1Close { "-H Connection:close" } else { "" };
+    let script = tempfile::NamedTempFile::new()?;
+    std::fs::write(script.path(), CLOSE)?;
+    let close =
+        if speech == Speech::Http1Close { format!("-s {}", script.path().display()) } else { String::new() };
     let arguments =
         format!("-c {CORE} wrk -t1 -c{CONNECTIONS} -d{seconds}s --timeout 5s {close} {}", url(speech, port));
     read_wrk(&ns.tool("taskset", &arguments)?)
 }
+
+/// What makes wrk open a connection for each request.
+const CLOSE: &str = "wrk.headers[\"Connection\"] = \"close\"\n";
 
 fn read_wrk(text: &str) -> Result<Measured> {
     for bad in ["Non-2xx", "Socket errors"] {

@@ -27,6 +27,8 @@ pub struct Options {
     pub n_rounds: u32,
     /// Short rounds, to see that everything works; the figures mean little.
     pub is_quick: bool,
+    /// The only case to measure, counted from one; all without it. For layer 7.
+    pub case: Option<usize>,
     /// What to print.
     pub format: Format,
 }
@@ -56,7 +58,8 @@ pub enum Bench {
 }
 
 /// How `sluice-bench` is called.
-pub const USAGE: &str = "usage: sluice-bench [l4|node|l7|routes|publish] [--rounds N] [--quick] [--json]";
+pub const USAGE: &str =
+    "usage: sluice-bench [l4|node|l7|routes|publish] [--rounds N] [--case N] [--quick] [--json]";
 
 /// Most rounds that anybody may ask for.
 const MOST_ROUNDS: u32 = 1_000;
@@ -68,7 +71,7 @@ const MOST_ROUNDS: u32 = 1_000;
 pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
     let mut benches = Vec::new();
     let mut n_rounds = None;
-    let mut options = Options { n_rounds: 0, is_quick: false, format: Format::Markdown };
+    let mut options = Options { n_rounds: 0, is_quick: false, case: None, format: Format::Markdown };
     let mut words = words.iter();
     while let Some(word) = words.next() {
         match *word {
@@ -79,6 +82,11 @@ pub fn parse(words: &[&str]) -> Result<(Vec<Bench>, Options)> {
             "publish" => benches.push(Bench::Publish),
             "--quick" => options.is_quick = true,
             "--json" => options.format = Format::Json,
+            "--case" => {
+                let n = words.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+                let Some(n) = n else { bail!("--case takes a number from 1; {USAGE}") };
+                options.case = Some(n);
+            }
             "--rounds" => {
                 let n = words.next().and_then(|n| n.parse().ok()).filter(|n| (1..=MOST_ROUNDS).contains(n));
                 let Some(n) = n else { bail!("--rounds takes a number from 1 to {MOST_ROUNDS}; {USAGE}") };
@@ -116,7 +124,8 @@ mod tests {
     fn a_command_line_says_what_runs() {
         let (benches, options) = parse(&["l4", "--rounds", "3", "--json"]).expect("it makes sense");
         assert_eq!(benches, [Bench::L4]);
-        assert_eq!(options, Options { n_rounds: 3, is_quick: false, format: Format::Json });
+        assert_eq!(options, Options { n_rounds: 3, is_quick: false, case: None, format: Format::Json });
+        assert_eq!(parse(&["l7", "--case", "2"]).expect("it makes sense").1.case, Some(2));
         assert_eq!(
             parse(&[]).expect("it makes sense").0,
             [Bench::L4, Bench::Node, Bench::L7, Bench::Routes, Bench::Publish]
@@ -126,7 +135,8 @@ mod tests {
 
     #[test]
     fn a_command_line_without_sense_is_refused() {
-        for words in [&["l5"][..], &["--rounds"], &["--rounds", "0"], &["--rounds", "many"]] {
+        for words in [&["l5"][..], &["--rounds"], &["--rounds", "0"], &["--rounds", "many"], &["--case", "0"]]
+        {
             let error = parse(words).expect_err("it makes no sense").to_string();
             assert!(error.contains("usage: sluice-bench"), "{error}");
         }

@@ -180,6 +180,9 @@ pub const ENVOY: &str = "envoy";
 /// The floor of what our libraries cost.
 pub const BARE: &str = "bare hyper";
 
+/// Another build of the agent, where `SLUICE_OTHER_AGENT` names one: what a change did, within one run.
+pub const OTHER: &str = "sluice, other build";
+
 /// Backend and proxies, in a namespace that nothing else is in.
 #[derive(Debug)]
 pub struct Stage {
@@ -203,15 +206,22 @@ impl Stage {
         prepare(&ns, dir)?;
         let backends =
             [nginx(&ns, dir, "backend", super::load::CORE, &rivals::backend(dir))?, grpc(&ns, dir)?];
-        let proxies = vec![
+        let mut proxies = vec![
             start(&ns, dir, NGINX, 8_000, |plain, secure| {
                 nginx(&ns, dir, NGINX, CORE, &rivals::nginx(dir, plain, secure))
             })?,
             start(&ns, dir, HAPROXY, 8_001, |plain, secure| haproxy(&ns, dir, plain, secure))?,
             start(&ns, dir, ENVOY, 8_002, |plain, secure| envoy(&ns, dir, plain, secure))?,
             start(&ns, dir, BARE, 8_003, |plain, secure| bare(&ns, dir, plain, secure))?,
-            start(&ns, dir, SLUICE, 8_004, |plain, secure| sluice(&ns, dir, plain, secure))?,
+            start(&ns, dir, SLUICE, 8_004, |plain, secure| {
+                sluice(&ns, dir, SLUICE, &agent::binary(), plain, secure)
+            })?,
         ];
+        if let Some(program) = std::env::var_os("SLUICE_OTHER_AGENT") {
+            proxies.push(start(&ns, dir, OTHER, 8_005, |plain, secure| {
+                sluice(&ns, dir, OTHER, Path::new(&program), plain, secure)
+            })?);
+        }
         let stage = Self { proxies, _backends: backends, ns, folder };
         stage.listening(GRPC_BACKEND).context("nghttpd")?;
         for proxy in &stage.proxies {
@@ -341,11 +351,11 @@ fn bare(ns: &Ns, dir: &Path, plain: u16, secure: u16) -> Result<Process> {
     Process::start(ns, CORE, &words, &file(&format!("{BARE}.log")))
 }
 
-fn sluice(ns: &Ns, dir: &Path, plain: u16, secure: u16) -> Result<Process> {
-    let file = dir.join("sluice.yaml");
+fn sluice(ns: &Ns, dir: &Path, name: &str, program: &Path, plain: u16, secure: u16) -> Result<Process> {
+    let file = dir.join(format!("{plain}.yaml"));
     fs::write(&file, rivals::sluice(plain, secure))?;
-    let (program, file) = (agent::binary().display().to_string(), file.display().to_string());
-    Process::start(ns, CORE, &[&program, "agent", "--config", &file], &dir.join(format!("{SLUICE}.log")))
+    let (program, file) = (program.display().to_string(), file.display().to_string());
+    Process::start(ns, CORE, &[&program, "agent", "--config", &file], &dir.join(format!("{name}.log")))
 }
 
 #[cfg(test)]

@@ -121,8 +121,9 @@ pub fn envoy(dir: &Path, plain: u16, secure: u16) -> String {
 
 /// The agent: one worker, in userspace, with a table of many routes of which the last one is taken.
 pub fn sluice(plain: u16, secure: u16) -> String {
+    let admin = plain + 1_000;
     let mut text = format!(
-        "agent: {{ workers: 1, kernel: {{ mode: off }} }}
+        "agent: {{ workers: 1, kernel: {{ mode: off }}, admin: {{ address: '127.0.0.1:{admin}' }} }}
 listeners:
   - {{ name: plain, address: 127.0.0.1, port: {plain}, protocol: HTTP }}
   - {{ name: secure, address: 127.0.0.1, port: {secure}, protocol: HTTPS, tls: {{ certificates: [{{ certificateFile: proxy.pem, keyFile: proxy.key }}] }} }}

@@ -4,6 +4,8 @@
 //! a fast one, and a bare line feed is refused at once. [`parse`] then accounts for every byte of it: what is not method,
 //! target, version, name, value or the one separator that belongs there, is refused.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, request::Parts};
 
@@ -73,11 +75,14 @@ pub fn skip_empty_lines(bytes: &mut BytesMut) -> Result<bool, Refusal> {
     }
 }
 
+/// Fields that a request gets on its way, so that there is room for them.
+const ADDED: usize = 6;
+
 /// Reads a complete head, as [`Finder`] found it.
 pub fn parse(bytes: &Bytes) -> Result<Head, Refusal> {
-    let mut fields = [httparse::EMPTY_HEADER; limits::HEADERS];
-    let mut raw = httparse::Request::new(&mut fields);
-    match raw.parse(bytes) {
+    let mut fields = [const { MaybeUninit::uninit() }; limits::HEADERS];
+    let mut raw = httparse::Request::new(&mut []);
+    match raw.parse_with_uninit_headers(bytes, &mut fields) {
         Ok(httparse::Status::Complete(_)) => {}
         Ok(httparse::Status::Partial) => return Err(Refusal::Field),
         Err(cause) => return Err(refusal(cause, bytes)),
@@ -97,7 +102,7 @@ pub fn parse(bytes: &Bytes) -> Result<Head, Refusal> {
     walk.at += 1;
     walk.exactly(b"\r\n", Refusal::Line)?;
     let mut facts = Facts { keeps_alive: version == Version::HTTP_11, ..Facts::default() };
-    let mut headers = HeaderMap::with_capacity(raw.headers.len().saturating_add(4));
+    let mut headers = HeaderMap::with_capacity(raw.headers.len().saturating_add(ADDED));
     for field in raw.headers.iter() {
         let value = walk.field(field)?;
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Refusal::Field)?;

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::{http::stream::Guarded, limits, metrics::misuse::Misuse};
+use crate::{http::h2::batch::Batched, limits, metrics::misuse::Misuse};
 
 /// Points that a connection may save up, and gets back in a second when it has none.
 const MOST_POINTS: u32 = 10 * limits::CONTROL_FRAMES;
@@ -172,7 +172,7 @@ impl Walker {
 /// A stream whose frames are looked at.
 #[derive(Debug)]
 pub(super) struct Watched<S> {
-    stream: Guarded<S>,
+    stream: Batched<S>,
     seen: Arc<Seen>,
     walker: Walker,
     /// Runs while a head is incomplete.
@@ -180,7 +180,7 @@ pub(super) struct Watched<S> {
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: Guarded<S>, seen: Arc<Seen>) -> Self {
+    pub(super) fn new(stream: Batched<S>, seen: Arc<Seen>) -> Self {
         Self { stream, seen, walker: Walker::new(), head: None }
     }
 

@@ -5,7 +5,9 @@
 //! taken, bytes that the client has not taken, heads. What it can make us do has one too: see [`frames`] for frames that
 //! carry nothing, [`Activity`] for requests that are taken back, the codec for streams that are faulty.
 
+mod batch;
 mod frames;
+mod gather;
 mod stream;
 
 use std::{
@@ -15,7 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -31,7 +33,11 @@ use crate::{
     drain::Drain,
     http::{
         Downstream, Worker,
-        h2::frames::{Seen, Watched},
+        h2::{
+            batch::Batched,
+            frames::{Seen, Watched},
+            gather::Gather,
+        },
         stream::Guarded,
     },
     limits,
@@ -61,6 +67,8 @@ pub(super) async fn serve<S>(
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let seen = Arc::new(Seen::default());
+    let gather = Arc::new(Gather::default());
+    let stream = Batched::new(stream, Arc::clone(&gather));
     let opening = h2::server::Builder::new()
         .initial_window_size(limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
@@ -70,7 +78,15 @@ pub(super) async fn serve<S>(
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .enable_connect_protocol()
         .max_local_error_reset_streams(Some(limits::FAULTY_STREAMS))
-        .handshake::<_, Bytes>(Watched::new(stream, Arc::clone(&seen)));
+        .handshake::<_, Bytes>(Watched::new(stream.clone(), Arc::clone(&seen)));
+    let mut opening = pin!(opening);
+    let opening = poll_fn(|cx| {
+        gather.begin(cx);
+        let opened = opening.as_mut().poll(cx);
+        // Whoever reads next sees why it cannot be written.
+        let _written = stream.poll_out(cx);
+        opened
+    });
     let Ok(Ok(mut connection)) = tokio::time::timeout(limits::HEAD_TIMEOUT, opening).await else { return };
     let families = worker.metrics.families.clone();
     let pings = connection.ping_pong();
@@ -78,11 +94,14 @@ pub(super) async fn serve<S>(
     let activity = Arc::new(Activity::new(Arc::clone(&seen), downstream.streams.clone()));
     let served = Served {
         connection,
+        stream,
         drain: drain.clone(),
         worker,
         downstream,
         activity,
         pings,
+        waker: Waker::from(Arc::clone(&gather)),
+        gather,
         look,
         last: Last::default(),
         is_asked: false,
@@ -154,12 +173,17 @@ struct Last {
 /// A connection.
 struct Served<S> {
     connection: Connection<Watched<S>, Bytes>,
+    /// What the connection writes to.
+    stream: Batched<S>,
     /// For tunnels, which do not end by themselves.
     drain: Drain,
     worker: Arc<Worker>,
     downstream: Arc<Downstream>,
     activity: Arc<Activity>,
     pings: Option<PingPong>,
+    /// Wakes the connection for what its streams send.
+    gather: Arc<Gather>,
+    waker: Waker,
     look: Pin<Box<Sleep>>,
     last: Last,
     /// The client was asked whether it still is there.
@@ -175,6 +199,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
+        self.gather.begin(cx);
         loop {
             if !self.is_cut
                 && let Some(misuse) = self.activity.seen.misuse()
@@ -186,7 +211,7 @@ where
             if self.poll_look(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            match self.connection.poll_accept(cx) {
+            match self.connection.poll_accept(&mut Context::from_waker(&self.waker)) {
                 Poll::Ready(Some(Ok((request, mut respond)))) => {
                     let Some(serving) = self.activity.begin() else {
                         self.worker.metrics.families.limit(Limit::ClientStreams);
@@ -202,9 +227,15 @@ where
                 Poll::Ready(Some(Err(cause))) => return Poll::Ready(Err(cause)),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Pending if !self.is_cut && self.activity.seen.misuse().is_some() => {}
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => break,
             }
         }
+        // Everything that the streams had to say, at once.
+        if let Poll::Ready(Err(cause)) = self.stream.poll_out(cx) {
+            tracing::debug!(%cause, "a client takes nothing more");
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
     }
 
     /// Takes no more requests; once.
