@@ -298,6 +298,10 @@ reasons! {
     ProbeAnswered = 87 "probe_answered" Forwarded,
     /// A SYN to a service with `synCookies`, more of which came than that allows: answered with a cookie, and forgotten.
     CookieSent = 100 "cookie_sent" Answered,
+    /// An echo request to a virtual address, answered in place of the stack.
+    EchoAnswered = 101 "echo_answered" Answered,
+    /// One more echo request to virtual addresses than is answered in a second.
+    EchoLimited = 102 "echo_limited" Dropped,
 }
 
 impl Reason {
@@ -306,7 +310,7 @@ impl Reason {
 
     /// The reasons that are counted by service, by their places; append-only. One that is not here is counted at the last
     /// place.
-    pub const OF_SERVICES: [Self; 16] = [
+    pub const OF_SERVICES: [Self; 17] = [
         Self::TtlExpired,
         Self::NoEndpoint,
         Self::BadSlot,
@@ -323,6 +327,7 @@ impl Reason {
         Self::ForgedSource,
         Self::SourceLimited,
         Self::ServiceLimited,
+        Self::EchoLimited,
     ];
 
     /// The name that [`ServiceReasons`] has for its last place.

@@ -13,7 +13,7 @@ pub const LAYOUT_VERSION: u32 = 4;
 
 /// Maps whose values changed after the first layout that this one knows, 2, and since when. Whoever raises the version
 /// writes them down here.
-pub const CHANGED: &[(&str, u32)] = &[("REASONS", 3)];
+pub const CHANGED: &[(&str, u32)] = &[("REASONS", 3), ("ANSWERS", 4)];
 
 /// The oldest layout that [`CHANGED`] speaks of.
 const OLDEST: u32 = 2;

@@ -21,6 +21,12 @@ pub fn service<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
     }
 }
 
+/// The service that has this very key.
+#[inline(always)]
+pub(crate) fn only<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
+    place(maps, key)?.service.checked_sub(1)
+}
+
 /// The service for many ports of the address.
 // A frame of its own: most packets do not come here.
 #[inline(never)]

@@ -76,7 +76,7 @@ pub fn hop<E: Env>(env: &mut E, packet: &Packet) -> Option<()> {
 
 /// The time to live as part of the 16-bit word it shares with the protocol, which stays.
 #[inline(always)]
-const fn ttl_word(ttl: u8) -> u32 {
+pub(crate) const fn ttl_word(ttl: u8) -> u32 {
     u32::from_ne_bytes([ttl, 0, 0, 0])
 }
 

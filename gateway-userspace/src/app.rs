@@ -330,6 +330,7 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
         },
         flows: kernel.flows,
         change_window: kernel.change_window,
+        echo: kernel.echo,
         tunnel: kernel.tunnel,
         tcx: true,
         events: kernel.events,

@@ -69,6 +69,10 @@ pub const IDENTITY_BYTES: usize = 4 * 1024;
 /// Networks of each list of sources: the kernel has room for both, and for what else is refused.
 pub const SOURCE_NETWORKS: usize = 16_384;
 
+/// Virtual addresses whose echo requests the kernel programs answer: the index of services has room for so many keys beside
+/// those of services. The stack answers for further ones.
+pub const ECHO_ADDRS: usize = 512;
+
 /// Sources that the dump names of those whose packets were refused.
 pub const REFUSED_SOURCES: usize = 32;
 

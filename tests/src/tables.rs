@@ -31,6 +31,8 @@ pub struct Tables {
     pub ranges: BTreeMap<u32, PortRange>,
     /// The ranges of an address, with its key for port zero.
     pub range_keys: BTreeMap<ServiceKey, (u32, u32)>,
+    /// Addresses whose echo requests are answered, by their keys in the index, and a service of each.
+    pub echo: BTreeMap<ServiceKey, u32>,
     /// Chunks of slots.
     pub chunks: BTreeMap<u32, SlotChunk>,
     /// Endpoint rows.

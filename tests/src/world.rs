@@ -101,6 +101,9 @@ impl Tables {
         for (key, service) in &self.services {
             keys.entry(*key).or_default().0 = Some(service.id);
         }
+        for (key, id) in &self.echo {
+            keys.entry(*key).or_default().0 = Some(*id);
+        }
         for (key, ranges) in &self.range_keys {
             keys.entry(*key).or_default().1 = *ranges;
         }

@@ -83,6 +83,7 @@ impl Place {
             seed: Some([7; 16]),
             flows: 1_024,
             change_window: Duration::from_hours(1),
+            echo: true,
             tunnel: Tunnel::DEFAULT,
             tcx: true,
             receive: Receive::default(),

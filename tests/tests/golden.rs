@@ -68,6 +68,7 @@ const TERMS: Terms = Terms {
     flows: 1 << 18,
     ticks: Ticks::of_interrupts(250),
     change_window: Duration::from_hours(1),
+    echo: true,
 };
 
 /// Every address is known to be reached over this interface.
@@ -294,7 +295,11 @@ const fn word(state: EndpointState) -> &'static str {
 }
 
 fn name(key: &ServiceKey) -> String {
-    let transport = if key.protocol == Protocol::UDP { "udp" } else { "tcp" };
+    let transport = match key.protocol {
+        Protocol::UDP => "udp",
+        Protocol::ICMP | Protocol::ICMP_V6 => "echo",
+        _ => "tcp",
+    };
     format!("{}/{transport}", SocketAddr::new(key.addr.into(), key.port.number()))
 }
 

@@ -37,7 +37,7 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("Receive", 1_032),
         ("Scratch", 256),
         ("FragmentBucket", 64),
-        ("Answers", 8),
+        ("Answers", 12),
         ("HookCounts", 2_048),
         ("ServiceCount", 64),
         ("ServiceReasons", 256),

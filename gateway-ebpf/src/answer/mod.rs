@@ -28,7 +28,7 @@ use crate::{
 const FRAME: u32 = 60;
 
 /// Time to live of answers, Linux's default.
-const TTL: u8 = 64;
+pub(crate) const TTL: u8 = 64;
 
 /// Answers the packet that the arrival speaks of, counted.
 #[inline(always)]

@@ -1,5 +1,6 @@
 //! Packets that are rare: what the programs of every day leave to programs of their own.
 
+mod echo;
 mod error;
 pub mod fragment;
 mod quoted;
@@ -80,20 +81,26 @@ fn whole(ip: &Ip, verdict: Verdict) -> Verdict {
 /// The pipeline of ICMP messages on ingress, counted.
 #[inline(always)]
 pub fn icmp_ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    told(env, arrival, true, |env, arrival| {
-        let ip = match packet::headers::<E, true>(env, Side::Destination) {
-            Ok(ip) => ip,
-            Err(verdict) => return verdict,
-        };
-        let quote = match icmp::quote(env, &ip, &mut arrival.packet) {
-            Ok(quote) => quote,
-            Err(verdict) => return verdict,
-        };
-        let Some(settings) = env.maps().settings() else {
-            return Verdict::Pass(Reason::NoService);
-        };
-        error::ingress(env, arrival, &settings, ip.source, &quote)
-    })
+    told(env, arrival, true, message)
+}
+
+#[inline(always)]
+fn message<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
+    let ip = match packet::headers::<E, true>(env, Side::Destination) {
+        Ok(ip) => ip,
+        Err(verdict) => return verdict,
+    };
+    let Some(settings) = env.maps().settings() else {
+        return Verdict::Pass(Reason::NoService);
+    };
+    if let Some(verdict) = echo::ingress(env, arrival, &settings, &ip) {
+        return verdict;
+    }
+    let quote = match icmp::quote(env, &ip, &mut arrival.packet) {
+        Ok(quote) => quote,
+        Err(verdict) => return verdict,
+    };
+    error::ingress(env, arrival, &settings, ip.source, &quote)
 }
 
 /// The pipeline of ICMP messages on egress, counted.

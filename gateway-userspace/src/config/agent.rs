@@ -155,6 +155,11 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
     };
     let flows = kernel.integer("flows");
     let change_window = kernel.duration("changeWindow");
+    let echo = kernel.word("echo", |word| match word {
+        "program" => Some(true),
+        "stack" => Some(false),
+        _ => None,
+    });
     let tunnel = kernel.table_or_defaults("tunnel").and_then(|tunnel| read_tunnel(&tunnel));
     let receive = match kernel.table("receive") {
         Some(view) => read_receive(&view, &interfaces).map(Some),
@@ -174,6 +179,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         seed: seed?,
         flows: flows?.value,
         change_window: change_window?.value,
+        echo: echo?.value,
         tunnel: tunnel?,
         receive: receive?,
         events: events?,

@@ -85,6 +85,8 @@ pub struct Settings {
     pub flows: u32,
     /// How long slots remember the endpoints before a change.
     pub change_window: Duration,
+    /// Whether echo requests to virtual addresses are answered by the programs.
+    pub echo: bool,
     /// How tunnelled packets look on the outside.
     pub tunnel: Tunnel,
     /// Links at TC, where the kernel has them (Linux 6.6); without, filters as every kernel has them.
@@ -197,6 +199,7 @@ impl Kernel {
             flows: flow_buckets.saturating_mul(2),
             ticks,
             change_window: settings.change_window,
+            echo: settings.echo,
         };
         let writer = Writer::new(maps, terms, Clock::real())?;
         let attacher = Attacher::new(object, pins, settings.tcx);

@@ -12,7 +12,7 @@ use std::{
 };
 
 use gateway_common::{
-    addr::{Addr, Port},
+    addr::{Addr, Port, Protocol},
     endpoint::{self as shared, EndpointState, NextHop},
     filter,
     hash::Seed,
@@ -28,7 +28,7 @@ use crate::{
         sources::{self, SourceOp},
         ticks::Ticks,
     },
-    maglev,
+    limits, maglev,
 };
 
 /// One write.
@@ -95,6 +95,8 @@ pub(super) struct Facts {
     pub(super) flow_share: u32,
     /// The kernel's measure of time.
     pub(super) ticks: Ticks,
+    /// Whether echo requests to virtual addresses are answered.
+    pub(super) echo: bool,
 }
 
 /// Everything between the maps and an image, in order.
@@ -106,9 +108,9 @@ pub(super) fn whole(image: &Image, facts: &Facts, written: &Observed) -> Vec<Op>
     });
     ops.extend(tables);
     ops.extend(sources::ops(image, written).into_iter().map(Op::Sources));
-    ops.extend(entries(image, written));
+    ops.extend(entries(image, facts, written));
     ops.extend(widened(image, facts, written));
-    ops.extend(removals(image, written));
+    ops.extend(removals(image, facts, written));
     ops.extend(narrowed(image, facts, written));
     ops.extend(cleared(image, written));
     ops
@@ -218,10 +220,10 @@ pub(super) fn is_changing(slots: &[Slot]) -> bool {
 }
 
 /// Entries of the index that differ, each after the ranges that it refers to.
-pub(super) fn entries(image: &Image, written: &Observed) -> Vec<Op> {
+pub(super) fn entries(image: &Image, facts: &Facts, written: &Observed) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut taken: Vec<Range> = written.ranges.values().map(|(range, _)| *range).collect();
-    for (key, wanted) in wanted_entries(image) {
+    for (key, wanted) in wanted_entries(image, facts) {
         let first = match written.ranges.get(&key) {
             Some((present, ranges)) if *ranges == wanted.ranges => present.first,
             Some(_) | None if wanted.ranges.is_empty() => 0,
@@ -247,8 +249,25 @@ struct Wanted {
     ranges: Vec<PortRange>,
 }
 
-fn wanted_entries(image: &Image) -> BTreeMap<ServiceKey, Wanted> {
+/// Entries for the addresses whose echo requests are answered: each under a service of its own.
+fn echoes(image: &Image) -> BTreeMap<ServiceKey, Wanted> {
+    let mut entries = BTreeMap::new();
+    for service in &image.services {
+        let addr = service.key.addr;
+        let protocol = if addr.is_v4() { Protocol::ICMP } else { Protocol::ICMP_V6 };
+        let key = ServiceKey::new(addr, Port::NONE, protocol);
+        if entries.len() < limits::ECHO_ADDRS {
+            entries.entry(key).or_insert(Wanted { service: Some(service.id), ranges: Vec::new() });
+        }
+    }
+    entries
+}
+
+fn wanted_entries(image: &Image, facts: &Facts) -> BTreeMap<ServiceKey, Wanted> {
     let mut entries: BTreeMap<ServiceKey, Wanted> = BTreeMap::new();
+    if facts.echo {
+        entries.extend(echoes(image));
+    }
     for service in &image.services {
         if service.ports.is_empty() {
             entries.entry(service.key).or_default().service = Some(service.id);
@@ -300,8 +319,8 @@ pub(super) fn narrowed(image: &Image, facts: &Facts, written: &Observed) -> Vec<
 }
 
 /// Entries of the index that nobody wants any more.
-pub(super) fn removals(image: &Image, written: &Observed) -> Vec<Op> {
-    let wanted = wanted_entries(image);
+pub(super) fn removals(image: &Image, facts: &Facts, written: &Observed) -> Vec<Op> {
+    let wanted = wanted_entries(image, facts);
     let unwanted = written.entries.keys().filter(|key| !wanted.contains_key(key));
     unwanted.map(|key| Op::Remove { key: *key }).collect()
 }

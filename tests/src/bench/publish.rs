@@ -137,6 +137,7 @@ fn settings(bpffs: &Path) -> Settings {
         seed: Some([7; 16]),
         flows: 65_536,
         change_window: Duration::from_mins(10),
+        echo: true,
         tunnel: gateway_common::settings::Tunnel::DEFAULT,
         tcx: true,
         receive: gateway_common::receive::Receive::default(),

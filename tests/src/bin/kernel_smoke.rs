@@ -163,6 +163,7 @@ fn takeover(interface: &str) -> Result<String> {
         seed: Some([7; 16]),
         flows: 1_024,
         change_window: Duration::from_hours(1),
+        echo: true,
         tunnel: gateway_common::settings::Tunnel::DEFAULT,
         tcx: true,
         events: 0,

@@ -70,7 +70,7 @@ fn reset(name: &'static str, packet: &Packet, wanted: (u32, u32, u8)) -> Vec<Cas
             })
             .code(code)
             .after(move |world| {
-                assert_eq!(world.tables.answers, Answers { tick: world.now, sent: 1 });
+                assert_eq!(world.tables.answers, Answers { tick: world.now, sent: 1, echoes: 0 });
                 assert_eq!(world.tables.service_counts[&of.0].dropped, 1);
             })
     };
@@ -206,7 +206,7 @@ fn a_tick_has_so_many_answers() {
     let used = |sent: u32, ticks: u32| {
         move |world: &mut World| {
             all_down(world);
-            world.tables.answers = Answers { tick: world.ago(ticks), sent };
+            world.tables.answers = Answers { tick: world.ago(ticks), sent, echoes: 0 };
         }
     };
     check(vec![
@@ -218,13 +218,13 @@ fn a_tick_has_so_many_answers() {
             .with(used(Answers::PER_TICK, 0))
             .after(|world| assert_eq!(world.tables.answers.sent, Answers::PER_TICK)),
         case("none is left for what is too big", &tcp(CLIENT4, VIP4), Reason::TooBig).with(|world| {
-            world.tables.answers = Answers { tick: world.now, sent: Answers::PER_TICK };
+            world.tables.answers = Answers { tick: world.now, sent: Answers::PER_TICK, echoes: 0 };
             world.row(TCP4.row()).mtu = 40;
         }),
         case("the next tick", &udp(CLIENT6, DNS6), Reason::UnreachableSent)
             .with(used(Answers::PER_TICK, 1))
             .leaves(|frame| assert_eq!(inspect_icmp(frame).unwrap().message, (1, 4, 0)))
-            .after(|world| assert_eq!(world.tables.answers, Answers { tick: world.now, sent: 1 })),
+            .after(|world| assert_eq!(world.tables.answers, Answers { tick: world.now, sent: 1, echoes: 0 })),
     ]);
 }
 

@@ -127,11 +127,12 @@ fn a_syn_is_answered_by_what_the_kernel_takes_back() {
         let (_, client, vip) = of(v6);
         for (hook, code) in BACK {
             let syn = || tcp(client, vip).payload(b"").syn();
-            let cases: [(&str, Packet); 5] = [
+            let cases: [(&str, Packet); 6] = [
                 ("usual options", syn().tcp_option_bytes(&usual)),
                 ("the segment size alone", syn().tcp_option_bytes(&[2, 4, 5, 0xb4])),
                 ("the segment size last", syn().tcp_option_bytes(&[1, 3, 3, 7, 4, 2, 1, 1, 2, 4, 5, 0xb4])),
                 ("data", syn().tcp_option_bytes(&usual).payload(b"GET / HTTP/1.1")),
+                ("IP options", syn().ip_options(if v6 { 0 } else { 10 }).tcp_option_bytes(&usual)),
                 ("no segment size", syn().tcp_option_bytes(&[4, 2, 1, 1, 1, 1, 1, 0])),
             ];
             for (name, packet) in cases {

@@ -17,6 +17,7 @@ mod conformance;
 mod cookies;
 mod direct;
 mod displaced;
+mod echo;
 mod events;
 mod filter;
 mod flows;

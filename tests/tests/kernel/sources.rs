@@ -6,7 +6,7 @@ use gateway_common::{
     flow::Phase,
     hash,
     map::SOURCE_BUCKETS,
-    service::{Rate, Service},
+    service::{Mode, Rate, Service, Track},
     settings::Settings,
     source::{self, RefusedSource, ServiceRate, SourceRule},
 };
@@ -209,6 +209,29 @@ fn services_limit_new_flows() {
             .with(|world| taken(world, TCP6, 3))
             .sent("10.0.0.1:?", "10.0.0.10:8443", 63),
     ]);
+}
+
+#[test]
+fn direct_return_is_bounded_by_its_syns_alone() {
+    let mut cases = Vec::new();
+    let ways = [Mode::DSR_L2, Mode::DSR_IPIP, Mode::DSR_GUE];
+    for (mode, track) in ways.into_iter().flat_map(|mode| [(mode, Track::CHANGE), (mode, Track::NEVER)]) {
+        for (client, vip, id) in [(CLIENT4, VIP4, TCP4), (CLIENT6, VIP6, TCP6)] {
+            let at = |name, packet: Packet, flows, reason| {
+                case(name, &packet, reason)
+                    .with(move |world| {
+                        world.change(id, |service| (service.mode, service.track) = (mode, track));
+                        taken(world, id, flows);
+                    })
+                    .leaves(|_| {})
+            };
+            cases.push(at("a syn with a token", tcp(client, vip).syn(), 2, Reason::Forwarded));
+            cases.push(at("a syn too many", tcp(client, vip).syn(), 3, Reason::ServiceLimited));
+            // Whose handshake it ends is not known here.
+            cases.push(at("what follows a syn", tcp(client, vip), 3, Reason::Forwarded));
+        }
+    }
+    check(cases);
 }
 
 /// To the first endpoint of its service.

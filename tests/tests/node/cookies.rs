@@ -10,8 +10,9 @@ use std::{
 use gateway_tests::{
     agent::{get, metric},
     client, frame,
+    netns::Ns,
     node::{HTTP, Node},
-    packet::tcp,
+    packet::{icmp, tcp},
     privilege,
 };
 
@@ -57,10 +58,10 @@ fn metrics(node: &Node) -> String {
     node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text)
 }
 
-/// A counter of the stack's, by its name in `/proc/net/netstat`.
-fn stack_counter(node: &Node, name: &str) -> u64 {
-    let text = node.node.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat")).unwrap();
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+/// A counter of a stack's, by its names in a file of `/proc/net`.
+fn stack_counter(ns: &Ns, (file, group, name): (&str, &str, &str)) -> u64 {
+    let text = ns.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}"))).unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with(group));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
     let at = names.split(' ').position(|one| one == name).unwrap();
     values.split(' ').nth(at).unwrap().parse().unwrap()
@@ -85,6 +86,12 @@ fn flooded(attach: &str) {
             .map(|(status, _)| status)
     };
     assert_eq!((ask(WEB4).unwrap(), ask(WEB6).unwrap()), (200, 200));
+    // Neither stack sends the one or wants the other, but the client's counts what it gets.
+    let ping = icmp("10.7.0.2:0", &format!("{WEB4}:0")).macs(macs.0, macs.1).bytes();
+    frame::send(&node.client, "uplink", &ping).unwrap();
+    let replies = || stack_counter(&node.client, ("snmp", "Icmp:", "InEchoReps"));
+    until("an echo reply", Duration::from_secs(2), &node, || replies() == 1);
+    assert!(metrics(&node).contains("reason=\"echo_answered\"} 1"), "{}", metrics(&node));
     let armed = |listener: &str| {
         metric(&metrics(&node), &format!("sluice_kernel_syn_cookies_armed{{listener=\"{listener}\"}}"))
             .unwrap()
@@ -117,7 +124,7 @@ fn flooded(attach: &str) {
     let count = |listener: &str| {
         metric(&text, &format!("sluice_kernel_syn_cookies_total{{listener=\"{listener}\"}}")).unwrap()
     };
-    let taken = stack_counter(&node, "SyncookiesRecv");
+    let taken = stack_counter(&node.node, ("netstat", "TcpExt:", "SyncookiesRecv"));
     eprintln!(
         "{attach}: {} SYNs of a flood, {} + {} answered with cookies, {taken} taken back, {bad} of {REQUESTS} requests failed",
         sent.load(Ordering::Relaxed),

@@ -282,6 +282,13 @@ static KERNEL: Table = Table {
                   that is silent for longer may move to another endpoint.",
         },
         Field {
+            key: "echo",
+            shape: Shape::Word(&["program", "stack"]),
+            presence: Default("program"),
+            doc: "Who answers echo requests (ping) to virtual addresses: the kernel programs, at most 1,000 in a second on \
+                  each processor and without those that `sources` denies, or the node's stack.",
+        },
+        Field {
             key: "tunnel",
             shape: Shape::Table(&TUNNEL),
             presence: Absent("every setting has its default"),

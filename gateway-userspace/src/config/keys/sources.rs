@@ -50,7 +50,9 @@ pub(super) static NEW_FLOWS: Table = Table {
     name: "newFlows",
     doc: "How many flows may begin: connections of TCP, and of what the kernel translates also packets of UDP and TCP that \
           belong to no flow it knows. Packets beyond are dropped in the kernel, and clients that mean it come again. \
-          UDP that the kernel does not remember is not counted. The same for all listeners of an address and port.",
+          UDP that the kernel does not remember is not counted. With direct return it is SYNs that are counted, and nothing \
+          more can be done: the handshake does not come back through this node. The same for all listeners of an \
+          address and port.",
     fields: &[
         Field {
             key: "perSecond",

@@ -57,6 +57,8 @@ pub struct Terms {
     pub ticks: Ticks,
     /// How long slots remember the endpoints before a change: a flow that is silent for longer may move.
     pub change_window: Duration,
+    /// Whether echo requests to virtual addresses are answered by the programs.
+    pub echo: bool,
 }
 
 impl std::fmt::Debug for Terms {
@@ -100,7 +102,7 @@ impl<M: Maps> Writer<M> {
     /// # Errors
     /// When the kernel refuses to read.
     pub fn new(maps: M, terms: Terms, clock: Clock) -> Result<Self, Error> {
-        let Terms { seed, flows, ticks, change_window } = terms;
+        let Terms { seed, flows, ticks, change_window, echo } = terms;
         let written = maps.observe()?;
         let now = clock.now();
         // Nobody knows how long an earlier agent's changes have gone on.
@@ -114,7 +116,7 @@ impl<M: Maps> Writer<M> {
             clock,
             flows,
             change_window,
-            facts: Facts { seed, ways: HashMap::new(), flow_share: flows, ticks },
+            facts: Facts { seed, ways: HashMap::new(), flow_share: flows, ticks, echo },
             written,
             image: None,
             users: HashMap::new(),
@@ -184,9 +186,9 @@ impl<M: Maps> Writer<M> {
         for op in sources::ops(&image, &self.written) {
             self.write_source(op)?;
         }
-        self.run(plan::entries(&image, &self.written), &mut done)?;
+        self.run(plan::entries(&image, &self.facts, &self.written), &mut done)?;
         self.run(plan::widened(&image, &self.facts, &self.written), &mut done)?;
-        self.run(plan::removals(&image, &self.written), &mut done)?;
+        self.run(plan::removals(&image, &self.facts, &self.written), &mut done)?;
         self.forget(&image);
         self.run(plan::narrowed(&image, &self.facts, &self.written), &mut done)?;
         self.run(plan::cleared(&image, &self.written), &mut done)?;

@@ -20,8 +20,13 @@ use crate::{
 
 const SEED: Seed = Seed::new([1, 2]);
 const WINDOW: Duration = Duration::from_mins(10);
-const TERMS: Terms =
-    Terms { seed: SEED, flows: 1 << 18, ticks: Ticks::of_interrupts(250), change_window: WINDOW };
+const TERMS: Terms = Terms {
+    seed: SEED,
+    flows: 1 << 18,
+    ticks: Ticks::of_interrupts(250),
+    change_window: WINDOW,
+    echo: false,
+};
 const SOURCE: [u8; 4] = [192, 0, 2, 1];
 
 fn key(n: u8) -> ServiceKey {
