@@ -29,10 +29,18 @@ from scapy.all import (  # noqa: E402
     IP,
     TCP,
     UDP,
+    Dot1Q,
     Ether,
     ICMPv6DestUnreach,
     ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
+    ICMPv6TimeExceeded,
     IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+    PadN,
     Raw,
     raw,
 )
@@ -47,6 +55,7 @@ VIP = {4: "198.51.100.1", 6: "2001:db8::1"}
 NODE = {4: "10.0.0.1", 6: "fd00::1"}
 ENDPOINT = {4: "10.0.0.10", 6: "fd00::10"}
 STRANGER = {4: "203.0.113.77", 6: "2001:db8:ff::1"}
+ROUTER = {4: "203.0.113.1", 6: "2001:db8:77::1"}
 CLIENT_PORT = 40000
 VIRTUAL_PORT = {"tcp": 443, "udp": 53}
 ENDPOINT_PORT = {"tcp": 8443, "udp": 5353}
@@ -63,9 +72,13 @@ VERDICTS = {"forwarded": "send", "replied": "send", "forwarded_local": "pass"}
 class Kind:
     """How a packet looks, but for its addresses, ports, time to live and frame."""
 
-    def __init__(self, name, payload=b"sluice", ip=None, transport=None, pad=0, fault=0, zero_sum=False):
+    def __init__(
+        self, name, payload=b"sluice", ip=None, transport=None, pad=0, fault=0, zero_sum=False, chain=()
+    ):
         self.name = name
         self.payload = payload
+        # Extension headers of IPv6.
+        self.chain = chain
         # Fields of the IP header and of the transport header, as scapy calls them.
         self.ip = ip or {}
         self.transport = transport or {}
@@ -93,6 +106,8 @@ def network(family, proto, kind, ends, payload):
     else:
         fields = {"fl": 0x12345, **kind.ip}
         header = IPv6(src=source, dst=destination, hlim=ends.ttl, **fields)
+        for extension in kind.chain:
+            header = header / extension.copy()
     if proto == "tcp":
         fields = {"flags": "A", "seq": 1, "ack": 2, "window": 8192, **kind.transport}
         transport = TCP(sport=source_port, dport=destination_port, **fields)
@@ -663,6 +678,321 @@ def sizes():
             yield case
 
 
+def messages(family):
+    """Errors about packets, by what they are called."""
+    if family == 4:
+        yield "host unreachable", ICMP(type=3, code=1)
+        yield "port unreachable", ICMP(type=3, code=3)
+        yield "too big", ICMP(type=3, code=4, nexthopmtu=1400)
+        yield "time exceeded", ICMP(type=11, code=0)
+        yield "parameter problem", ICMP(type=12, code=0, ptr=8)
+    else:
+        yield "host unreachable", ICMPv6DestUnreach(code=3)
+        yield "port unreachable", ICMPv6DestUnreach(code=4)
+        yield "too big", ICMPv6PacketTooBig(mtu=1400)
+        yield "time exceeded", ICMPv6TimeExceeded(code=0)
+        yield "parameter problem", ICMPv6ParamProblem(code=1, ptr=6)
+
+
+# Internet control is of a class of its own (RFC 4594); a packet through a tunnel keeps it.
+CONTROL = {4: Kind("", ip={"tos": 0xC0}), 6: Kind("", ip={"tc": 0xC0})}
+
+
+def error(family, source, destination, message, quoted, macs, ttl=64):
+    """An ICMP error that quotes these bytes."""
+    if family == 4:
+        header = IP(src=source, dst=destination, tos=0xC0, id=0x4321, ttl=ttl)
+    else:
+        header = IPv6(src=source, dst=destination, tc=0xC0, fl=0x54321, hlim=ttl)
+    frame = Ether(src=macs[0], dst=macs[1])
+    return raw(frame / header / message.copy() / Raw(quoted))
+
+
+def reply_ends(family, proto, port=CLIENT_PORT, ttl=57):
+    """A packet of the virtual address, as a router on its way to the client sees it."""
+    return Ends((VIP[family], VIRTUAL_PORT[proto]), (CLIENT[family], port), ttl, (NODE_MAC, CLIENT_MAC))
+
+
+def seen_by_endpoint(family, proto):
+    """The same, as the endpoint of a translated flow has sent it."""
+    to = (NODE[family], TRANSLATION_PORT)
+    return Ends((ENDPOINT[family], ENDPOINT_PORT[proto]), to, 57, (ENDPOINT_MAC, INNER_MAC))
+
+
+def quotes(family, proto, kind=None):
+    """How much of a packet may be quoted: eight bytes of its transport header, or all of it."""
+    shortest = (20 if family == 4 else 40) + 8
+    yield "", shortest
+    yield ", quoted as a whole", None
+
+
+def errors():
+    """ICMP errors reach whoever sent the packet that they quote, in the terms that it knows."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for what, message in messages(family):
+                for much, keep in quotes(family, proto):
+                    case = new_case(f"{what} for the endpoint{much}", family, proto, way)
+                    error_for_endpoint(case, XDP, message, keep)
+                    yield case
+            case = new_case("port unreachable for the endpoint", family, proto, way, TC)
+            error_for_endpoint(case, TC, dict(messages(family))["port unreachable"], None)
+            yield case
+    for family, proto in FLAVORS:
+        for what, message in messages(family):
+            for much, keep in quotes(family, proto):
+                case = new_case(f"{what} for the client{much}", family, proto, ("nat", None))
+                error_for_client(case, XDP, message, keep)
+                yield case
+        case = new_case("port unreachable for the client", family, proto, ("nat", None), TC)
+        error_for_client(case, TC, dict(messages(family))["port unreachable"], None)
+        yield case
+
+
+def error_for_endpoint(case, hook, message, keep):
+    """An error about what the endpoint sent, from a router on the way to the client."""
+    family, proto = case.family, case.proto
+    if case.mode == "nat":
+        send_on(case, hook, OPENING[proto])
+    seen = build(family, proto, PLAIN[proto], reply_ends(family, proto))[14:][:keep]
+    data = error(family, ROUTER[family], VIP[family], message, seen, (CLIENT_MAC, NODE_MAC))
+    macs, free, flow = (INNER_MAC, ENDPOINT_MAC), (), None
+    if case.mode == "nat":
+        sent = build(family, proto, PLAIN[proto], seen_by_endpoint(family, proto))[14:][:keep]
+        out = error(family, NODE[family], ENDPOINT[family], message, sent, macs, 63)
+    else:
+        out = error(family, ROUTER[family], VIP[family], message, seen, macs, 63)
+    if case.mode in ("dsr-ipip", "dsr-gue"):
+        out, free = tunnelled(case, CONTROL[family], out)
+        flow = f"{proto} {CLIENT[family]} {CLIENT_PORT}"
+    case.step(hook, "icmp_forwarded", "send", data, out, free, flow)
+    case.counted("forward", data, 0)
+
+
+def error_for_client(case, hook, message, keep):
+    """An error about what the client sent, from a router on the way to the endpoint."""
+    family, proto = case.family, case.proto
+    send_on(case, hook, OPENING[proto])
+    seen = build(family, proto, PLAIN[proto], forward_ends(case, 57))[14:][:keep]
+    data = error(family, ROUTER[family], NODE[family], message, seen, (ENDPOINT_MAC, INNER_MAC))
+    sent = build(family, proto, PLAIN[proto], client_ends(family, proto, 57))[14:][:keep]
+    out = error(family, VIP[family], CLIENT[family], message, sent, (NODE_MAC, CLIENT_MAC), 63)
+    case.step(hook, "icmp_forwarded", "send", data, out)
+    case.counted("reply", data, 0)
+
+
+def wrong_errors():
+    """Errors that say too little, or are about nobody's flow."""
+    for family, proto in FLAVORS:
+        message = dict(messages(family))["port unreachable"]
+        header = 20 if family == 4 else 40
+        macs = (CLIENT_MAC, NODE_MAC)
+        seen = build(family, proto, PLAIN[proto], reply_ends(family, proto))[14:]
+        other = build(family, proto, PLAIN[proto], reply_ends(family, proto, CLIENT_PORT + 1))[14:]
+        length = 20 if family == 4 else 8
+        for what, quoted, ttl, reason, verdict in [
+            ("no packet is quoted", b"", 64, "bad_icmp", "drop"),
+            ("half a header is quoted", seen[: header // 2], 64, "bad_icmp", "drop"),
+            ("a header alone is quoted", seen[:header], 64, "bad_icmp", "drop"),
+            ("half a port is quoted", seen[: header + 3], 64, "bad_icmp", "drop"),
+            ("the quoted packet is of another version", bytes([seen[0] ^ 0x20]) + seen[1:], 64, "bad_icmp", "drop"),
+            ("the quoted packet is of no flow", other[: header + length], 64, "icmp_no_flow", "pass"),
+            ("on its last hop", seen, 1, "ttl_expired", "drop"),
+        ]:
+            case = new_case(f"port unreachable, {what}", family, proto, ("nat", None))
+            send_on(case, XDP, OPENING[proto])
+            data = error(family, ROUTER[family], VIP[family], message, quoted, macs, ttl)
+            case.step(XDP, reason, verdict, data)
+            case.service["dropped"] += reason == "ttl_expired"
+            yield case
+
+
+def pieces(family, proto, kind, ends, payload, cuts):
+    """A packet in fragments that begin at these bytes behind its header."""
+    whole = network(family, proto, kind, ends, payload)
+    data = raw(whole)[20 if family == 4 else 40 :]
+    source_mac, destination_mac = ends.macs
+    number = 6 if proto == "tcp" else 17
+    for begin, end in zip([0, *cuts], [*cuts, len(data)]):
+        more = end < len(data)
+        if family == 4:
+            header = IP(
+                src=whole.src, dst=whole.dst, ttl=ends.ttl, id=0x1234, proto=number, flags=int(more), frag=begin // 8
+            )
+        else:
+            header = IPv6(src=whole.src, dst=whole.dst, hlim=ends.ttl, fl=0x12345, nh=44)
+            header = header / IPv6ExtHdrFragment(nh=number, offset=begin // 8, m=int(more), id=0x12345678)
+        yield raw(Ether(src=source_mac, dst=destination_mac) / header / Raw(data[begin:end]))
+
+
+LONG = bytes(range(100))
+CUTS = {"two fragments": [48], "four fragments": [24, 64, 72]}
+
+
+def fragments():
+    """Packets in pieces: the first one teaches the way of the others."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for what, cuts in CUTS.items():
+                case = new_case(what, family, proto, way)
+                fragments_on(case, XDP, cuts)
+                yield case
+            case = new_case("two fragments", family, proto, way, TC)
+            fragments_on(case, TC, CUTS["two fragments"])
+            yield case
+    for family, proto in FLAVORS:
+        for what, cuts in CUTS.items():
+            case = new_case(f"answer in {what}", family, proto, ("nat", None))
+            send_on(case, XDP, OPENING[proto])
+            macs = (ENDPOINT_MAC, INNER_MAC)
+            to = (NODE[family], TRANSLATION_PORT)
+            before = Ends((ENDPOINT[family], ENDPOINT_PORT[proto]), to, 64, macs)
+            macs, to = (NODE_MAC, CLIENT_MAC), (CLIENT[family], CLIENT_PORT)
+            after = Ends((VIP[family], VIRTUAL_PORT[proto]), to, 63, macs)
+            ins = pieces(family, proto, PLAIN[proto], before, LONG, cuts)
+            outs = pieces(family, proto, PLAIN[proto], after, LONG, cuts)
+            for data, out in zip(ins, outs):
+                case.step(XDP, "replied", "send", data, out)
+                case.counted("reply", data, 0)
+            yield case
+        case = new_case("a fragment whose first one nobody saw", family, proto, ("nat", None))
+        last = [*pieces(family, proto, PLAIN[proto], client_ends(family, proto), LONG, [48])][1]
+        case.step(XDP, "fragment", "pass", last)
+        yield case
+
+
+def fragments_on(case, hook, cuts):
+    """The pieces of a client's packet, as they come and as they go to the endpoint."""
+    family, proto = case.family, case.proto
+    ins = pieces(family, proto, PLAIN[proto], client_ends(family, proto), LONG, cuts)
+    outs = pieces(family, proto, PLAIN[proto], forward_ends(case), LONG, cuts)
+    records = case.given.get("track", "always") == "always"
+    for nth, (data, out) in enumerate(zip(ins, outs)):
+        free, flow = (), None
+        if case.mode in ("dsr-ipip", "dsr-gue"):
+            out, free = tunnelled(case, PLAIN[proto], out)
+            flow = f"{proto} {CLIENT[family]} {CLIENT_PORT}"
+        case.step(hook, "forwarded", "send", data, out, free, flow)
+        case.counted("forward", data, records and nth == 0)
+    if records:
+        case.flows += 1
+        case.replies += case.mode == "nat"
+
+
+def bad_fragments():
+    """Pieces that mislead whoever puts them together."""
+    for family, proto in FLAVORS:
+        ends = client_ends(family, proto)
+
+        def cut(cuts, nth):
+            return [*pieces(family, proto, PLAIN[proto], ends, LONG, cuts)][nth]
+
+        offset = 20 if family == 4 else 56
+        beyond = with_bytes(cut([48], 1), offset, [0x1F, 0xFF] if family == 4 else [0xFF, 0xF8])
+        frames = [
+            ("ends inside a unit of eight bytes", cut([44], 0), "bad_fragment"),
+            ("a later one ends inside a unit of eight bytes", cut([48, 60], 1), "bad_fragment"),
+            ("ends beyond the largest packet", beyond, "bad_fragment"),
+        ]
+        if proto == "tcp":
+            frames.append(("begins inside the header of tcp", cut([8], 1), "bad_fragment"))
+            frames.append(("the header of tcp is cut", cut([16], 0), "truncated"))
+        for what, data, reason in frames:
+            for hook in (XDP, TC):
+                case = new_case(f"fragment, {what}", family, proto, ("nat", None), hook)
+                case.step(hook, reason, "drop", data)
+                yield case
+
+
+def options(number):
+    """Options of so many bytes with their header."""
+    return [PadN(optdata=bytes(number - 4))]
+
+
+def routed(left):
+    """A routing header of a type for experiments (RFC 4727), with so many places left to visit."""
+    return IPv6ExtHdrRouting(type=253, segleft=left, addresses=[])
+
+
+HOP, DESTINATION = IPv6ExtHdrHopByHop, IPv6ExtHdrDestOpt
+CHAINS = [
+    Kind("hop-by-hop options", chain=[HOP(options=options(8))]),
+    Kind("destination options", chain=[DESTINATION(options=options(16))]),
+    Kind("a routing header at its end", chain=[routed(0)]),
+    Kind("an atomic fragment", chain=[IPv6ExtHdrFragment(offset=0, m=0, id=7)]),
+    Kind(
+        "four extension headers",
+        chain=[HOP(options=options(8)), DESTINATION(options=options(8)), routed(0), DESTINATION(options=options(24))],
+    ),
+    Kind("six extension headers", chain=[HOP(options=options(8))] + [DESTINATION(options=options(8))] * 5),
+    Kind("as many bytes as are read", chain=[DESTINATION(options=options(200))]),
+]
+
+
+def chains():
+    """IPv6 extension headers are read and stay as they are."""
+    for way in WAYS:
+        for proto in ("tcp", "udp"):
+            for kind in CHAINS:
+                case = new_case(kind.name, 6, proto, way)
+                send_on(case, XDP, kind)
+                yield case
+            case = new_case(CHAINS[0].name, 6, proto, way, TC)
+            send_on(case, TC, CHAINS[0])
+            yield case
+    for proto in ("tcp", "udp"):
+        for kind in CHAINS:
+            case = new_case(f"answer, {kind.name}", 6, proto, ("nat", None))
+            send_on(case, XDP, OPENING[proto])
+            send_back(case, XDP, kind)
+            yield case
+
+
+def other_chains():
+    """Chains that are for the stack, and those that nobody can read."""
+    for proto in ("tcp", "udp"):
+        ends = client_ends(6, proto)
+
+        def with_chain(*chain):
+            return build(6, proto, Kind("", chain=chain), ends)
+
+        simple = with_chain(DESTINATION(options=options(8)))
+        for what, data, reason, verdict in [
+            ("seven extension headers", with_chain(*[DESTINATION(options=options(8))] * 7), "extension_header", "pass"),
+            ("more bytes than are read", with_chain(DESTINATION(options=options(208))), "extension_header", "pass"),
+            ("places left to visit", with_chain(routed(1)), "extension_header", "pass"),
+            ("authentication", with_bytes(simple, 20, [51]), "extension_header", "pass"),
+            ("encryption", with_bytes(simple, 20, [50]), "extension_header", "pass"),
+            ("mobility", with_bytes(simple, 20, [135]), "extension_header", "pass"),
+            (
+                "hop-by-hop options at a later place",
+                with_chain(DESTINATION(options=options(8)), HOP(options=options(8))),
+                "bad_extension",
+                "drop",
+            ),
+            ("a header that is longer than the packet", with_bytes(simple, 55, [200]), "bad_extension", "drop"),
+            ("a header that is cut", with_bytes(simple[:58], 18, [0, 4]), "bad_extension", "drop"),
+        ]:
+            for hook in (XDP, TC):
+                case = new_case(what, 6, proto, ("nat", None), hook)
+                case.step(hook, reason, verdict, data)
+                yield case
+
+
+def tags():
+    """Frames with VLAN tags that nobody has configured pass."""
+    for family, proto in FLAVORS:
+        packet = network(family, proto, PLAIN[proto], client_ends(family, proto), b"sluice")
+        frame = Ether(src=CLIENT_MAC, dst=NODE_MAC)
+        for what, tagged in [
+            ("a VLAN tag", frame / Dot1Q(vlan=5) / packet),
+            ("two VLAN tags", Ether(src=CLIENT_MAC, dst=NODE_MAC, type=0x88A8) / Dot1Q(vlan=6) / Dot1Q(vlan=5) / packet),
+        ]:
+            case = new_case(f"passes, {what}", family, proto, ("nat", None))
+            case.step(XDP, "vlan", "pass", raw(tagged))
+            yield case
+
+
 GROUPS = [
     forwards,
     forwards_at_tc,
@@ -675,6 +1005,13 @@ GROUPS = [
     strangers,
     states,
     sizes,
+    errors,
+    wrong_errors,
+    fragments,
+    bad_fragments,
+    chains,
+    other_chains,
+    tags,
 ]
 
 
