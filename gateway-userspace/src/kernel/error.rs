@@ -2,11 +2,13 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use aya::{programs::ProgramError, sys::SyscallError};
+
 /// What went wrong with the kernel.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "the message of each says what it means")]
 pub enum Error {
-    Attach { what: &'static str, source: aya::programs::ProgramError },
+    Attach { what: &'static str, source: ProgramError },
     Filter { path: PathBuf, source: io::Error },
     ForeignPin { path: PathBuf },
     Interface { name: String, source: io::Error },
@@ -23,12 +25,16 @@ pub enum Error {
     PortsOverlap { ports: std::ops::RangeInclusive<u16>, ephemeral: std::ops::RangeInclusive<u16> },
     Memory { name: &'static str, source: io::Error },
     Unsupported { missing: Vec<String> },
-    Verifier { what: &'static str, source: aya::programs::ProgramError },
+    Verifier { what: &'static str, source: ProgramError },
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Attach { what, source } if what.starts_with("xdp") && is_taken(source) => write!(
+                f,
+                "cannot attach {what}: another XDP program holds the interface; remove it, or write `attach: auto`"
+            ),
             Self::Attach { what, .. } => write!(f, "cannot attach {what}"),
             Self::Filter { path, .. } => {
                 write!(f, "cannot find, replace or remove the filter of {}", path.display())
@@ -94,4 +100,10 @@ impl std::error::Error for Error {
             | Self::Unsupported { .. } => None,
         }
     }
+}
+
+/// Whether somebody else sits where a program should.
+fn is_taken(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(SyscallError { io_error, .. }) = error else { return false };
+    matches!(io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }

@@ -1,10 +1,15 @@
-//! Beside nftables, which translates addresses on the same interfaces.
+//! Beside nftables, which translates addresses on the same interfaces, and beside programs of others on them.
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, fs, net::SocketAddr, time::Duration};
 
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Xdp, XdpMode},
+};
 use gateway_tests::{
-    agent::{get, metric},
+    agent::{Agent, get, metric},
     client,
+    kernel_run::object_path,
     node::{HTTP, Node},
     privilege,
 };
@@ -89,4 +94,64 @@ fn nftables_translates_beside_xdp() {
 #[test]
 fn nftables_translates_beside_tc() {
     side_by_side("tc");
+}
+
+/// A program of somebody else in the driver of the client's interface, which lets everything pass; and its number.
+fn foreign_xdp(node: &Node) -> (Ebpf, u32) {
+    // Over maps that nobody fills, ours passes everything.
+    let object = fs::read(object_path().unwrap()).unwrap();
+    let mut other = EbpfLoader::new().load(&object).unwrap();
+    let program: &mut Xdp = other.program_mut("xdp_balance").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    let id = program.info().unwrap().id();
+    node.node.run(|| program.attach("sl-client", XdpMode::Driver)).unwrap();
+    (other, id)
+}
+
+fn shows(node: &Node, id: u32) -> bool {
+    let text = node.node.tool("ip", "-details link show dev sl-client").unwrap();
+    text.contains(&format!("prog/xdp id {id} "))
+}
+
+#[test]
+fn a_foreign_xdp_program_stays_and_packets_are_balanced_at_tc() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let mut node = Node::new(2).unwrap();
+    let (_other, id) = foreign_xdp(&node);
+    let text = config(&node, "required", &[0, 1], ROUTES).replace("attach: native", "attach: auto");
+    node.start_agent(&text).unwrap();
+    until("packets are balanced", Duration::from_secs(3), &node, || node.client.run(ask_l4).is_ok());
+    let balanced: BTreeSet<String> = (0..30).map(|_| node.client.run(ask_l4).unwrap()).collect();
+    assert_eq!(balanced.len(), 2, "{balanced:?}");
+    assert!(packets(&node, "forwarded") >= 30.0);
+    let (_, dump) = node.node.run(|| get("/dump")).unwrap();
+    let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+    assert_eq!(dump["kernel"]["attachments"]["sl-client"]["ingress"], "TC", "{dump:#}");
+    assert!(shows(&node, id));
+    node.agent = None;
+    assert!(shows(&node, id), "it outlives the agent");
+}
+
+#[test]
+fn where_a_foreign_xdp_program_sits_native_is_refused_with_the_reason() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let mut node = Node::new(1).unwrap();
+    let (_other, id) = foreign_xdp(&node);
+    node.write_config(&config(&node, "required", &[0], ROUTES)).unwrap();
+    let log = node.folder.join("agent.log");
+    node.agent = Some(Agent::spawn(&node.node, &node.config(), &log).unwrap());
+    let ready = |node: &Node| node.node.run(|| get("/ready"));
+    until("the agent says why it is not ready", Duration::from_secs(10), &node, || {
+        ready(&node).is_some_and(|(status, text)| {
+            status == 503 && text.contains("sl-client") && text.contains("another XDP program")
+        })
+    });
+    assert!(shows(&node, id));
+    assert!(node.agent().log().contains("another XDP program holds the interface"));
 }
