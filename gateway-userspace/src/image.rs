@@ -16,14 +16,15 @@ use crate::{endpoint::Endpoint, name::ListenerName, network::Network};
 /// The desired content of the kernel maps.
 #[derive(Clone, Debug, Default)]
 pub struct Image {
-    /// Services, sorted by key.
-    pub services: Vec<Service>,
+    /// Services, sorted by key. One that is as it was in the image before is the same value: whoever compares two images
+    /// compares pointers.
+    pub services: Vec<Arc<Service>>,
     /// Networks that are listed, and what becomes of their packets.
     pub networks: BTreeMap<SourceNetwork, SourceRule>,
 }
 
 /// One row of `SERVICES` and everything it refers to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Service {
     /// Virtual address, port and protocol.
     pub key: ServiceKey,
@@ -99,6 +100,16 @@ pub struct Row {
     pub backend_weight: u32,
     /// The live endpoint: state and weight.
     pub endpoint: Arc<Endpoint>,
+}
+
+/// Two rows are the same when they hold the same live endpoint, whatever becomes of it.
+impl PartialEq for Row {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { row, local, generation, backend_weight, endpoint } = self;
+        Arc::ptr_eq(endpoint, &other.endpoint)
+            && (row, local, generation, backend_weight)
+                == (&other.row, &other.local, &other.generation, &other.backend_weight)
+    }
 }
 
 impl Image {

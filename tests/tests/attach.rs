@@ -477,7 +477,10 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         endpoints: (0..n).map(row).collect(),
     };
     let way = Way { source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };
-    (Arc::new(Image { services: vec![service], ..Image::default() }), (0..n).map(|n| (ip(n), way)).collect())
+    (
+        Arc::new(Image { services: vec![Arc::new(service)], ..Image::default() }),
+        (0..n).map(|n| (ip(n), way)).collect(),
+    )
 }
 
 #[test]

@@ -35,7 +35,7 @@ use gateway_userspace::{
     clock::Clock,
     compile::{
         id::Ids,
-        image::{self, SocketRanges},
+        image::{self, Made, Means, SocketRanges},
         service,
         state::{Shared, state},
     },
@@ -135,7 +135,9 @@ struct Agent {
     folder: tempfile::TempDir,
     shared: Shared,
     served: Option<State>,
+    settled: Option<Snapshot>,
     ids: Ids,
+    made: Made,
     sockets: BTreeMap<SocketAddr, u32>,
     writer: Writer<Memory>,
 }
@@ -170,7 +172,9 @@ impl Agent {
             folder,
             shared: Shared { parts, tls: tls::Context::new().unwrap(), seed: SEED },
             served: None,
+            settled: None,
             ids: Ids::new(capacity),
+            made: Made::default(),
             sockets: BTreeMap::new(),
             writer: Writer::new(Memory::default(), TERMS, Clock::real()).unwrap(),
         }
@@ -184,12 +188,12 @@ impl Agent {
         };
         let snapshot = loaded.snapshot;
         self.served = Some(state(&snapshot, &self.shared, self.served.as_ref()).expect("it can be served"));
-        service::settle(&snapshot, &self.shared.parts.registry);
+        service::settle(&snapshot, self.settled.as_ref(), &self.shared.parts.registry);
         let retired = image::left_over(&snapshot, &self.ids);
         let sockets = self.place_sockets(&snapshot);
-        let registry = &self.shared.parts.registry;
-        let image =
-            image::image(&snapshot, registry, &mut self.ids, &sockets, &retired).expect("there is room");
+        let means = Means { registry: &self.shared.parts.registry, sockets: &sockets, retired: &retired };
+        let image = image::image(&snapshot, means, &mut self.ids, &mut self.made).expect("there is room");
+        self.settled = Some(snapshot);
         let hosts = image.services.iter().flat_map(|service| &service.endpoints);
         let ways = hosts.map(|row| (row.endpoint.addr().ip(), way(row.endpoint.addr().ip()))).collect();
         self.writer.set_ways(ways).unwrap();

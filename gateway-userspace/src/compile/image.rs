@@ -1,29 +1,29 @@
 //! The kernel's view of a snapshot. Pure: numbers come from [`Ids`], handles from the registry.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
+    mem,
     net::SocketAddr,
+    sync::Arc,
 };
 
 use gateway_common::{
     addr::{Addr, Port, Protocol as Transport},
-    service::{Mode, ServiceKey, Track},
-    slot::size_class,
+    service::{Mode, ServiceKey},
 };
 
 use crate::{
     compile::{
-        id::{Full, Ids, Numbers},
+        id::{Full, Ids},
+        recipe::{Index, Leaving, Origin, Recipe},
         sources,
     },
     endpoint::{EndpointId, Registry},
-    image::{Image, Range, Row, Service},
-    name::{ListenerName, ServiceName},
+    image::{Image, Range, Service},
+    name::ServiceName,
     snapshot::{
         Snapshot,
-        listener::{Forwarding, Listener, Protocol},
-        route::Backend,
-        service::Service as Group,
+        listener::{Listener, Protocol},
     },
 };
 
@@ -42,47 +42,108 @@ pub fn key(listener: &Listener) -> ServiceKey {
     ServiceKey::new(Addr::from(listener.addr.ip()), Port::new(listener.addr.port()), transport)
 }
 
-/// Makes the image of a snapshot. `ids` is brought up to date, or left alone on an error.
+/// What an image is made from besides the snapshot and numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// Live endpoints.
+    pub registry: &'a Registry,
+    /// Where the agent's sockets stand.
+    pub sockets: &'a SocketRanges,
+    /// Endpoints that left.
+    pub retired: &'a Retired,
+}
+
+/// What the services of the last image were made of: those of which it is the same stay as they are. Empty, it has
+/// everything made anew, with the same outcome.
+#[derive(Debug, Default)]
+pub struct Made {
+    services: HashMap<ServiceKey, (Recipe, Arc<Service>)>,
+}
+
+/// Makes the image of a snapshot. `ids` and `made`, which belong together, are brought up to date; on an error numbers
+/// stay as they are, and the next image is made of everything.
 ///
 /// # Errors
 /// When the kernel's maps have no room.
-pub fn image(
-    snapshot: &Snapshot,
-    registry: &Registry,
-    ids: &mut Ids,
-    sockets: &SocketRanges,
-    retired: &Retired,
-) -> Result<Image, Full> {
+pub fn image(snapshot: &Snapshot, means: Means<'_>, ids: &mut Ids, made: &mut Made) -> Result<Image, Full> {
+    let mut former = mem::take(&mut made.services);
     let mut next = ids.clone();
     let keys: BTreeSet<ServiceKey> = snapshot.listeners.iter().map(key).collect();
     next.retain(&keys);
     let index = Index::of(snapshot);
-    let mut services: BTreeMap<ServiceKey, Service> = BTreeMap::new();
+    let leaving = leaving(means.retired);
+    let mut services = HashMap::with_capacity(keys.len());
     for listener in &snapshot.listeners {
         let key = key(listener);
         // Listeners that share an address and differ by host name are one service.
         if services.contains_key(&key) {
             continue;
         }
-        let service = if listener.is_by_agent() {
-            agent(listener, key, &mut next, sockets)?
+        let sockets = means.sockets.get(&listener.addr).copied().unwrap_or_default();
+        let origin = Origin { index: &index, leaving: leaving.get(&key), sockets };
+        let kept = former.remove(&key).filter(|(recipe, _)| recipe.is_of(listener, origin));
+        let one = if let Some(kept) = kept {
+            kept
         } else {
-            balanced(listener, key, &index.members(listener), &mut next, registry, retired)?
+            let recipe = Recipe::of(listener, origin);
+            let service = if listener.is_by_agent() {
+                recipe.agent(key, &mut next)?
+            } else {
+                recipe.balanced(key, &mut next, means.registry)?
+            };
+            (recipe, Arc::new(service))
         };
-        services.insert(key, service);
+        services.insert(key, one);
     }
     *ids = next;
-    Ok(Image { services: services.into_values().collect(), networks: sources::networks(snapshot) })
+    let in_order = keys.iter().filter_map(|key| services.get(key));
+    let image = Image {
+        services: in_order.map(|(_, service)| Arc::clone(service)).collect(),
+        networks: sources::networks(snapshot),
+    };
+    made.services = services;
+    Ok(image)
 }
 
-/// Every endpoint that a balanced listener sends to, with the listener's key.
-pub fn wanted(snapshot: &Snapshot) -> BTreeSet<(ServiceKey, SocketAddr)> {
-    let index = Index::of(snapshot);
-    let balanced = snapshot.listeners.iter().filter(|listener| !listener.is_by_agent());
-    let members = |listener: &Listener| -> Vec<_> {
-        index.members(listener).into_keys().map(|addr| (key(listener), addr)).collect()
-    };
-    balanced.flat_map(members).collect()
+/// The endpoints that a snapshot wants, by the key of their listener.
+pub struct Wanted<'a> {
+    index: Index<'a>,
+    listeners: HashMap<ServiceKey, &'a Listener>,
+}
+
+impl<'a> Wanted<'a> {
+    /// Those of a snapshot.
+    pub fn of(snapshot: &'a Snapshot) -> Self {
+        let listeners = snapshot.listeners.iter().map(|listener| (key(listener), listener));
+        Self { index: Index::of(snapshot), listeners: listeners.collect() }
+    }
+
+    /// Whether there is a listener with this key.
+    pub fn has(&self, key: &ServiceKey) -> bool {
+        self.listeners.contains_key(key)
+    }
+
+    /// Addresses of the endpoints that packets of a listener are sent to, in ascending order.
+    pub fn addrs(&self, key: &ServiceKey) -> Vec<SocketAddr> {
+        let balanced = self.listeners.get(key).filter(|listener| !listener.is_by_agent());
+        let mut addrs: Vec<_> =
+            balanced.into_iter().flat_map(|listener| self.index.addrs(listener)).collect();
+        addrs.sort_unstable();
+        addrs
+    }
+}
+
+/// Endpoints of an image that a snapshot does not want any more for their listener, which it still has.
+pub fn left(wanted: &Wanted<'_>, former: &Image) -> Retired {
+    let mut left = Retired::new();
+    let balanced = former.services.iter().filter(|service| service.mode != Mode::AGENT);
+    for service in balanced.filter(|service| wanted.has(&service.key)) {
+        let addrs = wanted.addrs(&service.key);
+        let gone = service.endpoints.iter().map(|row| row.endpoint.id());
+        let gone = gone.filter(|id| addrs.binary_search(&id.addr).is_err());
+        left.extend(gone.map(|id| (service.key, id.clone())));
+    }
+    left
 }
 
 /// Endpoints that an earlier agent left in the maps and nobody wants any more. They may still hold flows: retiring them
@@ -107,155 +168,27 @@ pub fn left_over(snapshot: &Snapshot, ids: &Ids) -> Retired {
     retired
 }
 
-fn agent(
-    listener: &Listener,
-    key: ServiceKey,
-    ids: &mut Ids,
-    sockets: &SocketRanges,
-) -> Result<Service, Full> {
-    Ok(Service {
-        key,
-        listener: listener.name.clone(),
-        id: ids.agent_service(key)?,
-        mode: Mode::AGENT,
-        track: Track::NEVER,
-        affinity: None,
-        resets: false,
-        ports: Vec::new(),
-        rows: Range::default(),
-        n_slots: 0,
-        chunks: [0, 0],
-        sockets: sockets.get(&listener.addr).copied().unwrap_or_default(),
-        limits: sources::limits(&listener.new_flows),
-        cookie_rate: listener.syn_cookies,
-        endpoints: Vec::new(),
-    })
-}
-
-fn balanced(
-    listener: &Listener,
-    key: ServiceKey,
-    members: &Members,
-    ids: &mut Ids,
-    registry: &Registry,
-    retired: &Retired,
-) -> Result<Service, Full> {
-    let wanted: BTreeSet<SocketAddr> = members.keys().copied().collect();
-    let leaving: BTreeMap<SocketAddr, EndpointId> = retired
-        .iter()
-        .filter(|(of, id)| *of == key && !wanted.contains(&id.addr))
-        .map(|(_, id)| (id.addr, id.clone()))
-        .collect();
-    let numbers = ids.balanced_service(key, &wanted, |addr| leaving.contains_key(&addr))?.clone();
-    let mode = match listener.forwarding {
-        Forwarding::Nat | Forwarding::Agent => Mode::NAT,
-        Forwarding::DsrL2 => Mode::DSR_L2,
-        Forwarding::DsrIpip => Mode::DSR_IPIP,
-        Forwarding::DsrGue => Mode::DSR_GUE,
-    };
-    Ok(Service {
-        key,
-        listener: listener.name.clone(),
-        id: numbers.id,
-        mode,
-        track: listener.track(),
-        affinity: listener.packets.affinity,
-        resets: listener.packets.resets,
-        ports: if listener.addr.port() == 0 { Vec::new() } else { listener.packets.ports.clone() },
-        rows: numbers.rows,
-        // The same as userspace takes for as many endpoints, even when there is room for more.
-        n_slots: size_class(u32::try_from(wanted.len()).unwrap_or(u32::MAX)),
-        chunks: numbers.chunks,
-        sockets: Range::default(),
-        limits: sources::limits(&listener.new_flows),
-        cookie_rate: None,
-        endpoints: rows(&numbers, members, &leaving, ids, registry),
-    })
-}
-
-/// Rows of a service in ascending order: those that slots name, and those that only old flows use.
-fn rows(
-    numbers: &Numbers,
-    members: &Members,
-    leaving: &BTreeMap<SocketAddr, EndpointId>,
-    ids: &Ids,
-    registry: &Registry,
-) -> Vec<Row> {
-    let row = |addr: &SocketAddr, row: u32, local: Option<u16>| {
-        let (id, backend_weight) = match members.get(addr) {
-            Some(member) => (EndpointId { service: member.service.clone(), addr: *addr }, member.weight),
-            None => (leaving.get(addr)?.clone(), 0),
-        };
-        let endpoint = registry.resolve(&id);
-        Some(Row { row, local, generation: ids.generation(row), backend_weight, endpoint })
-    };
-    let local = |addr: &SocketAddr, row: u32| {
-        let local = row.checked_sub(numbers.rows.first).and_then(|local| u16::try_from(local).ok());
-        local.filter(|_| members.contains_key(addr))
-    };
-    let own = numbers.members.iter().filter_map(|(addr, at)| row(addr, *at, local(addr, *at)));
-    let outgrown = numbers.outgrown.iter().filter_map(|(at, addr)| row(addr, *at, None));
-    let mut rows: Vec<Row> = own.chain(outgrown).collect();
-    rows.sort_by_key(|row| row.row);
-    rows
-}
-
-/// Endpoints behind a balanced listener.
-type Members = BTreeMap<SocketAddr, Member>;
-
-struct Member {
-    service: ServiceName,
-    weight: u32,
-}
-
-/// What listeners refer to, by name.
-struct Index<'a> {
-    backends: HashMap<&'a ListenerName, Vec<&'a Backend>>,
-    services: HashMap<&'a ServiceName, &'a Group>,
-}
-
-impl<'a> Index<'a> {
-    fn of(snapshot: &'a Snapshot) -> Self {
-        let mut backends: HashMap<&ListenerName, Vec<&Backend>> = HashMap::new();
-        for route in &snapshot.routes {
-            for listener in &route.listeners {
-                backends
-                    .entry(listener)
-                    .or_default()
-                    .extend(route.rules.iter().flat_map(|rule| &rule.backends));
-            }
-        }
-        Self {
-            backends,
-            services: snapshot.services.iter().map(|service| (&service.name, service)).collect(),
-        }
+/// The retired endpoints of each service.
+fn leaving(retired: &Retired) -> HashMap<ServiceKey, Leaving> {
+    let mut leaving: HashMap<ServiceKey, Leaving> = HashMap::new();
+    for (key, id) in retired {
+        leaving.entry(*key).or_default().insert(id.addr, id.clone());
     }
-
-    /// The endpoints of every backend of a listener's route, with the backend's weight. An address that two backends
-    /// share belongs to the first.
-    fn members(&self, listener: &Listener) -> Members {
-        let mut members = Members::new();
-        for backend in self.backends.get(&listener.name).into_iter().flatten() {
-            let Some(service) = self.services.get(&backend.service) else { continue };
-            for endpoint in &service.endpoints {
-                members
-                    .entry(endpoint.addr)
-                    .or_insert_with(|| Member { service: backend.service.clone(), weight: backend.weight });
-            }
-        }
-        members
-    }
+    leaving
 }
 
 #[cfg(test)]
 mod tests {
+    use gateway_common::slot::size_class;
+
     use super::*;
     use crate::{
         image::Capacity,
-        name::RouteName,
+        name::{ListenerName, RouteName},
         snapshot::{
-            route::{Route, Rule},
-            service::{Endpoint, Policy, UpstreamProtocol},
+            listener::Forwarding,
+            route::{Backend, Route, Rule},
+            service::{Endpoint, Policy, Service as Group, UpstreamProtocol},
             sources::{NewFlows, Sources},
         },
     };
@@ -339,7 +272,8 @@ mod tests {
 
     fn compiled(snapshot: &Snapshot, ids: &mut Ids, retired: &Retired) -> Image {
         let sockets = SocketRanges::from([(snapshot.listeners[1].addr, Range { first: 4, count: 2 })]);
-        image(snapshot, &Registry::default(), ids, &sockets, retired).unwrap()
+        let means = Means { registry: &Registry::default(), sockets: &sockets, retired };
+        image(snapshot, means, ids, &mut Made::default()).unwrap()
     }
 
     #[test]
@@ -398,17 +332,12 @@ mod tests {
     #[test]
     fn without_room_nothing_changes() {
         let mut ids = Ids::new(Capacity { services: 8, rows: 8, chunks: 64 });
-        let registry = Registry::default();
-        image(
-            &Snapshot { listeners: Vec::new(), ..snapshot(&[1]) },
-            &registry,
-            &mut ids,
-            &SocketRanges::new(),
-            &Retired::new(),
-        )
-        .unwrap();
+        let means =
+            Means { registry: &Registry::default(), sockets: &SocketRanges::new(), retired: &Retired::new() };
+        let empty = Snapshot { listeners: Vec::new(), ..snapshot(&[1]) };
+        image(&empty, means, &mut ids, &mut Made::default()).unwrap();
         let before = ids.clone();
-        let result = image(&snapshot(&[1, 2]), &registry, &mut ids, &SocketRanges::new(), &Retired::new());
+        let result = image(&snapshot(&[1, 2]), means, &mut ids, &mut Made::default());
         assert_eq!(result.unwrap_err(), Full::Chunks);
         assert_eq!(ids, before);
     }

@@ -3,6 +3,7 @@
 pub mod id;
 pub mod image;
 pub mod listener;
+mod recipe;
 pub mod route;
 pub mod service;
 mod sources;

@@ -1,6 +1,10 @@
 //! One service: from words to something that requests can be sent to, and the checks of its endpoints.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use gateway_common::service::Mode;
 
@@ -10,6 +14,7 @@ use crate::{
     endpoint::{EndpointId, Registry},
     health::{Check, Kind, Thresholds},
     kernel::tunnelled::Detour,
+    name::ServiceName,
     pool::Protocol,
     prober::Probe,
     snapshot::{
@@ -32,17 +37,48 @@ pub fn served(snapshot: &Snapshot) -> BTreeSet<EndpointId> {
     snapshot.services.iter().flat_map(ids).collect()
 }
 
-/// Brings the live endpoints to a snapshot: weights, and draining for those that it does not name any more.
-pub fn settle(snapshot: &Snapshot, registry: &Registry) {
-    let wanted = served(snapshot);
-    for endpoint in registry.all() {
-        endpoint.set_draining(!wanted.contains(endpoint.id()));
-    }
-    for service in &snapshot.services {
-        for endpoint in &service.endpoints {
-            let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
-            registry.resolve(&id).set_weight(endpoint.weight);
+/// Brings the live endpoints to a snapshot: weights, and draining for those that it does not name any more. Of services that
+/// are as they were in `former`, to which the endpoints were brought before, nothing is looked at.
+pub fn settle(snapshot: &Snapshot, former: Option<&Snapshot>, registry: &Registry) {
+    let Some(former) = former else {
+        let wanted = served(snapshot);
+        for endpoint in registry.all() {
+            endpoint.set_draining(!wanted.contains(endpoint.id()));
         }
+        return snapshot.services.iter().for_each(|service| settle_one(service, registry));
+    };
+    let mut before: HashMap<&ServiceName, &Service> =
+        former.services.iter().map(|service| (&service.name, service)).collect();
+    for service in &snapshot.services {
+        let before = before.remove(&service.name);
+        if before.is_some_and(|before| before.endpoints == service.endpoints) {
+            continue;
+        }
+        if let Some(before) = before {
+            let wanted = service.endpoints.iter().map(|endpoint| endpoint.addr).collect();
+            drain(before, &wanted, registry);
+        }
+        settle_one(service, registry);
+    }
+    for gone in before.into_values() {
+        drain(gone, &HashSet::new(), registry);
+    }
+}
+
+fn settle_one(service: &Service, registry: &Registry) {
+    for endpoint in &service.endpoints {
+        let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
+        let live = registry.resolve(&id);
+        live.set_draining(false);
+        live.set_weight(endpoint.weight);
+    }
+}
+
+/// Drains what is not wanted any more of a service.
+fn drain(service: &Service, wanted: &HashSet<SocketAddr>, registry: &Registry) {
+    for endpoint in service.endpoints.iter().filter(|endpoint| !wanted.contains(&endpoint.addr)) {
+        let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
+        registry.resolve(&id).set_draining(true);
     }
 }
 

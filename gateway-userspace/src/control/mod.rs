@@ -104,7 +104,12 @@ impl Control {
         let applied = self.try_apply(snapshot).await;
         if applied.is_err() {
             // Compiling made handles for endpoints that nobody serves now.
-            let served = served(&self.wanted.load());
+            let wanted = self.wanted.load();
+            let served = served(&wanted);
+            if let Some(kernel) = &mut self.kernel {
+                kernel.forget_made();
+            }
+            service::settle(&wanted, None, &self.registry);
             let retired = self.kernel.as_ref().map_or_else(BTreeSet::new, KernelSide::retired);
             self.registry.retain(|id| served.contains(id) || retired.contains(id));
         }
@@ -132,7 +137,10 @@ impl Control {
             }
             None => None,
         };
-        service::settle(&snapshot, &self.registry);
+        let wanted = self.wanted.load();
+        // Before the first snapshot there may be endpoints of an earlier agent.
+        let former = (wanted.generation != 0).then_some(&**wanted);
+        service::settle(&snapshot, former, &self.registry);
         let compiled = Arc::new(compiled);
         self.published.publish(Arc::clone(&compiled));
         self.report_certificates(&before, &compiled);
@@ -212,9 +220,8 @@ impl Control {
     }
 
     async fn keep_house(&mut self) {
-        let now = self.clock.now();
         if let Some(kernel) = &mut self.kernel {
-            kernel.keep_house(now).await;
+            kernel.keep_house().await;
         }
         self.report_kernel();
     }

@@ -325,15 +325,21 @@ pub(super) fn removals(image: &Image, facts: &Facts, written: &Observed) -> Vec<
     unwanted.map(|key| Op::Remove { key: *key }).collect()
 }
 
-/// Rows that nobody refers to any more. They keep their generation, so that the next owner has another one.
+/// Rows that nobody refers to any more.
 pub(super) fn cleared(image: &Image, written: &Observed) -> Vec<Op> {
     let wanted: HashSet<u32> =
         image.services.iter().flat_map(|s| s.endpoints.iter().map(|row| row.row)).collect();
-    let op = |(row, present): (&u32, &shared::Endpoint)| {
+    released(written.endpoints.keys().copied().filter(|row| !wanted.contains(row)), written)
+}
+
+/// The end of rows. They keep their generation, so that the next owner has another one.
+pub(super) fn released(rows: impl IntoIterator<Item = u32>, written: &Observed) -> Vec<Op> {
+    let op = |row: u32| {
+        let present = written.endpoints.get(&row)?;
         let value = shared::Endpoint { generation: present.generation, ..shared::Endpoint::default() };
-        (*present != value).then_some(Op::Row { row: *row, value })
+        (*present != value).then_some(Op::Row { row, value })
     };
-    written.endpoints.iter().filter(|(row, _)| !wanted.contains(row)).filter_map(op).collect()
+    rows.into_iter().filter_map(op).collect()
 }
 
 /// The content of a row.

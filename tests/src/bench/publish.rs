@@ -16,7 +16,7 @@ use gateway_common::endpoint::{EndpointState, NextHop};
 use gateway_userspace::{
     compile::{
         id::Ids,
-        image::{SocketRanges, image, left_over},
+        image::{Made, Means, SocketRanges, Wanted, image, left},
         service::settle,
     },
     endpoint::{Endpoint, Health, Registry},
@@ -81,7 +81,11 @@ struct Agent {
     folder: tempfile::TempDir,
     kernel: Option<Kernel>,
     ids: Ids,
+    made: Made,
+    image: Arc<Image>,
     registry: Registry,
+    /// What live endpoints were brought to.
+    settled: Option<Arc<Snapshot>>,
 }
 
 impl Agent {
@@ -89,18 +93,23 @@ impl Agent {
         let folder = tempfile::tempdir()?;
         let kernel = Kernel::start(&settings(&folder.path().join("bpf")))?;
         let ids = Ids::new(kernel.capacity());
-        Ok(Self { folder, kernel: Some(kernel), ids, registry: Registry::default() })
+        let (made, image, registry) = (Made::default(), Arc::default(), Registry::default());
+        Ok(Self { folder, kernel: Some(kernel), ids, made, image, registry, settled: None })
     }
 
     fn kernel(&mut self) -> Result<&mut Kernel> {
         self.kernel.as_mut().context("the kernel side has ended")
     }
 
-    fn compile(&mut self, snapshot: &Snapshot) -> Result<Arc<Image>> {
-        settle(snapshot, &self.registry);
-        let retired = left_over(snapshot, &self.ids);
-        let made = image(snapshot, &self.registry, &mut self.ids, &SocketRanges::new(), &retired);
-        made.map(Arc::new).map_err(|full| anyhow!("there is no room: {full:?}"))
+    fn compile(&mut self, snapshot: &Arc<Snapshot>) -> Result<Arc<Image>> {
+        let retired = left(&Wanted::of(snapshot), &self.image);
+        let sockets = SocketRanges::new();
+        let means = Means { registry: &self.registry, sockets: &sockets, retired: &retired };
+        let made = image(snapshot, means, &mut self.ids, &mut self.made);
+        settle(snapshot, self.settled.as_deref(), &self.registry);
+        self.settled = Some(Arc::clone(snapshot));
+        self.image = Arc::new(made.map_err(|full| anyhow!("there is no room: {full:?}"))?);
+        Ok(Arc::clone(&self.image))
     }
 
     /// Reads the maps as a successor would, which knows nothing, and holds them against what this agent has written.
@@ -148,7 +157,7 @@ fn settings(bpffs: &Path) -> Settings {
 /// One endpoint of many goes, and comes back.
 fn one_service(series: &mut Series, n_changes: u32) -> Result<()> {
     let mut agent = Agent::new()?;
-    let image = serve(&mut agent, &snapshot(1, MANY, 0)?)?.0;
+    let image = serve(&mut agent, &Arc::new(snapshot(1, MANY, 0)?))?.0;
     let endpoint = first_endpoint(&image, 0)?;
     for _ in 0..n_changes {
         for (health, state) in [(Health::Down, EndpointState::DOWN), (Health::Up, EndpointState::ACTIVE)] {
@@ -173,7 +182,7 @@ fn one_service(series: &mut Series, n_changes: u32) -> Result<()> {
 fn all_services(series: &mut Series, n: usize) -> Result<()> {
     let mut agent = Agent::new()?;
     let begun = Instant::now();
-    let snapshot_before = snapshot(n, EACH, 0)?;
+    let snapshot_before = Arc::new(snapshot(n, EACH, 0)?);
     let parsed = begun.elapsed();
     let (image, compiled, written) = serve(&mut agent, &snapshot_before)?;
     let all = format!("{n} services of {EACH} endpoints from nothing");
@@ -193,7 +202,7 @@ fn all_services(series: &mut Series, n: usize) -> Result<()> {
     ensure!(done.tables == changed.len(), "published {done:?}");
     series.add(what(&format!("an endpoint of {} of these services goes", changed.len())), micros(time));
 
-    let snapshot_after = snapshot(n, EACH, ONE_IN)?;
+    let snapshot_after = Arc::new(snapshot(n, EACH, ONE_IN)?);
     thread::sleep(REST);
     let begun = Instant::now();
     let image = agent.compile(&snapshot_after)?;
@@ -208,7 +217,7 @@ fn all_services(series: &mut Series, n: usize) -> Result<()> {
 }
 
 /// Brings the maps to a snapshot; says how long working it out and writing it took.
-fn serve(agent: &mut Agent, snapshot: &Snapshot) -> Result<(Arc<Image>, Duration, Duration)> {
+fn serve(agent: &mut Agent, snapshot: &Arc<Snapshot>) -> Result<(Arc<Image>, Duration, Duration)> {
     let begun = Instant::now();
     let image = agent.compile(snapshot)?;
     let compiled = begun.elapsed();

@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
     net::SocketAddr,
+    sync::Arc,
 };
 
 use gateway_common::{
@@ -28,9 +29,10 @@ use crate::image::{Capacity, Range};
 /// Everything that was given out.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Ids {
-    services: BTreeMap<ServiceKey, Numbers>,
+    /// Shared with the copy that a change begins with, as long as the change leaves them alone; so are generations.
+    services: BTreeMap<ServiceKey, Arc<Numbers>>,
     /// Last generation of every row that was ever used.
-    generations: BTreeMap<u32, u32>,
+    generations: Arc<BTreeMap<u32, u32>>,
     free: Free,
     /// Given back since the last change.
     resting: Vec<Given>,
@@ -115,7 +117,7 @@ impl Ids {
             rows: Pool::new(capacity.rows),
             chunks: Pool::new(capacity.chunks),
         };
-        Self { services: BTreeMap::new(), generations: BTreeMap::new(), free, resting: Vec::new() }
+        Self { services: BTreeMap::new(), generations: Arc::default(), free, resting: Vec::new() }
     }
 
     /// What the maps say was given out by an earlier agent. A service whose numbers cannot be (beyond a map, or another
@@ -126,7 +128,8 @@ impl Ids {
         endpoints: &BTreeMap<u32, Endpoint>,
     ) -> Self {
         let mut ids = Self::new(capacity);
-        ids.generations = endpoints.iter().map(|(row, endpoint)| (*row, endpoint.generation)).collect();
+        let generation = |(row, endpoint): (&u32, &Endpoint)| (*row, endpoint.generation);
+        ids.generations = Arc::new(endpoints.iter().map(generation).collect());
         let mut by_service: BTreeMap<u32, Vec<(u32, SocketAddr)>> = BTreeMap::new();
         for (row, endpoint) in endpoints.iter().filter(|(_, endpoint)| endpoint.addr != Addr::UNSPECIFIED) {
             let addr = SocketAddr::new(endpoint.addr.into(), endpoint.port.number());
@@ -135,7 +138,7 @@ impl Ids {
         for (key, service) in services {
             let rows = by_service.remove(&service.id).unwrap_or_default();
             if let Some(numbers) = ids.free.reserve(service, rows) {
-                ids.services.insert(*key, numbers);
+                ids.services.insert(*key, Arc::new(numbers));
             }
         }
         ids
@@ -147,7 +150,7 @@ impl Ids {
     }
 
     /// Numbers of each service.
-    pub const fn services(&self) -> &BTreeMap<ServiceKey, Numbers> {
+    pub const fn services(&self) -> &BTreeMap<ServiceKey, Arc<Numbers>> {
         &self.services
     }
 
@@ -165,7 +168,7 @@ impl Ids {
         for key in gone {
             let Some(numbers) = self.services.remove(&key) else { continue };
             self.resting.push(Given::Id(numbers.id));
-            self.rest_tables(numbers);
+            self.rest_tables(Arc::unwrap_or_clone(numbers));
         }
     }
 
@@ -179,7 +182,7 @@ impl Ids {
         if numbers.n_slots != 0 {
             self.rest_tables(mem::take(&mut numbers));
         }
-        self.services.insert(key, Numbers { id, ..Numbers::default() });
+        self.services.insert(key, Arc::new(Numbers { id, ..Numbers::default() }));
         Ok(id)
     }
 
@@ -220,13 +223,13 @@ impl Ids {
             numbers.n_slots = n_slots;
             numbers.chunks = [first, first + count];
         }
-        Ok(self.services.entry(key).or_insert(numbers))
+        Ok(self.services.entry(key).or_insert_with(|| Arc::new(numbers)))
     }
 
     /// What a service has, taken out, or a new number.
     fn take(&mut self, key: &ServiceKey) -> Result<Numbers, Full> {
         match self.services.remove(key) {
-            Some(numbers) => Ok(numbers),
+            Some(numbers) => Ok(Arc::unwrap_or_clone(numbers)),
             None => Ok(Numbers { id: self.free.ids.take(1).ok_or(Full::Services)?, ..Numbers::default() }),
         }
     }
@@ -261,7 +264,7 @@ impl Ids {
         let mut rows = fresh.chain(range.filter(|row| freed.contains(row)));
         for addr in missing {
             let row = rows.next().ok_or(Full::Rows)?;
-            let generation = self.generations.entry(row).or_default();
+            let generation = Arc::make_mut(&mut self.generations).entry(row).or_default();
             *generation = generation.wrapping_add(1);
             numbers.members.insert(addr, row);
         }

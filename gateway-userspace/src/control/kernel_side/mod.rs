@@ -13,7 +13,7 @@ use gateway_common::{
     addr::Addr,
     endpoint::EndpointState,
     map::{self, MapDef},
-    service::{Mode, ServiceKey},
+    service::ServiceKey,
 };
 use parking_lot::Mutex;
 
@@ -21,7 +21,7 @@ use crate::{
     address::{Change, Changes, Netlink, Routes, Senders},
     compile::{
         id::{Full, Ids},
-        image::{self, Retired, SocketRanges},
+        image::{self, Made, Means, Retired, SocketRanges, Wanted},
     },
     control::{Refusal, interfaces::Places, kernel_side::hooks::Purpose, sockets::Sockets},
     endpoint::{Endpoint, EndpointId, Health, Registry},
@@ -51,6 +51,8 @@ pub struct KernelSide {
     /// Interfaces of pods that are too many, as of the last look.
     n_left_out: usize,
     ids: Ids,
+    /// What the present image was made of; it goes with the numbers.
+    made: Made,
     sockets: Sockets,
     /// Endpoints that are no longer wanted, and since when.
     retired: BTreeMap<(ServiceKey, EndpointId), Instant>,
@@ -98,6 +100,7 @@ impl KernelSide {
             families,
             n_left_out: 0,
             ids,
+            made: Made::default(),
             sockets,
             retired: BTreeMap::new(),
             image: Arc::default(),
@@ -135,20 +138,28 @@ impl KernelSide {
         let retired = self.retire(snapshot, now);
         let keep: Retired = retired.keys().cloned().collect();
         let mut ids = self.ids.clone();
-        let image =
-            image::image(snapshot, registry, &mut ids, &ranges, &keep).map_err(|error| match error {
-                Full::Services => full("services", map::Services::NAME),
-                Full::Rows => full("endpoints", map::Endpoints::NAME),
-                Full::Chunks => full("slots", map::Slots::NAME),
-            })?;
+        // Where this fails, the next image is made of everything.
+        let mut made = std::mem::take(&mut self.made);
+        let means = Means { registry, sockets: &ranges, retired: &keep };
+        let image = image::image(snapshot, means, &mut ids, &mut made).map_err(|error| match error {
+            Full::Services => full("services", map::Services::NAME),
+            Full::Rows => full("endpoints", map::Endpoints::NAME),
+            Full::Chunks => full("slots", map::Slots::NAME),
+        })?;
         self.place_sockets(workers, &sockets)?;
         if self.is_new {
             self.believe(&image, snapshot);
         }
         self.ids = ids;
+        self.made = made;
         self.sockets = sockets;
         self.retired = retired;
         Ok(image)
+    }
+
+    /// Has the next image made of everything: handles of endpoints may not be those that the last one was made with.
+    pub fn forget_made(&mut self) {
+        self.made = Made::default();
     }
 
     fn place_sockets(&self, workers: &Workers, sockets: &Sockets) -> Result<(), Refusal> {
@@ -187,20 +198,15 @@ impl KernelSide {
     /// Endpoints of the present image, or of an earlier agent, that the snapshot does not want any more for their
     /// listener, with those that left before.
     fn retire(&self, snapshot: &Snapshot, now: Instant) -> BTreeMap<(ServiceKey, EndpointId), Instant> {
-        let listeners: BTreeSet<ServiceKey> = snapshot.listeners.iter().map(image::key).collect();
-        let wanted = image::wanted(snapshot);
+        let wanted = Wanted::of(snapshot);
         let mut retired = self.retired.clone();
-        if self.is_new {
-            retired.extend(image::left_over(snapshot, &self.ids).into_iter().map(|left| (left, now)));
-        }
-        for service in self.image.services.iter().filter(|service| service.mode != Mode::AGENT) {
-            for row in &service.endpoints {
-                retired.entry((service.key, row.endpoint.id().clone())).or_insert(now);
-            }
+        let left = if self.is_new { image::left_over(snapshot, &self.ids) } else { Retired::new() };
+        for left in left.into_iter().chain(image::left(&wanted, &self.image)) {
+            retired.entry(left).or_insert(now);
         }
         retired.retain(|(key, id), since| {
-            listeners.contains(key)
-                && !wanted.contains(&(*key, id.addr))
+            wanted.has(key)
+                && wanted.addrs(key).binary_search(&id.addr).is_err()
                 && now.saturating_duration_since(*since) < RETIRED
         });
         retired
@@ -333,7 +339,7 @@ impl KernelSide {
     }
 
     /// Tries again what failed, and looks for ways that were unknown.
-    pub async fn keep_house(&mut self, now: Instant) {
+    pub async fn keep_house(&mut self) {
         if self.gap.is_some() {
             self.write().await;
         } else {
@@ -344,7 +350,6 @@ impl KernelSide {
                 self.attach().await;
             }
         }
-        self.retired.retain(|_, since| now.saturating_duration_since(*since) < RETIRED);
     }
 
     fn note(&mut self, outcome: Result<(), String>) {

@@ -2,6 +2,11 @@
 //!
 //! A change of the configuration, of health, of weights and of ways to endpoints all take this path. Row states come
 //! first, because one write of half a microsecond takes an endpoint out; slot tables follow.
+//!
+//! A change costs what it changes: of an image that follows another only what differs is looked at. The whole is compared
+//! with the maps for the first image, and after a write was refused.
+
+mod difference;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,14 +23,15 @@ use gateway_common::{
 
 use crate::{
     clock::Clock,
-    endpoint::Endpoint,
-    image::{Image, Range, Way},
+    endpoint::{Availability, Endpoint},
+    image::{self, Image, Range, Way},
     kernel::{
         Error,
         maps::{Maps, Observed},
         plan::{self, Facts, Op, Seated},
         sources::{self, SourceOp},
         ticks::Ticks,
+        writer::difference::{Difference, Users},
     },
 };
 
@@ -68,6 +74,9 @@ impl std::fmt::Debug for Terms {
     }
 }
 
+/// What a live endpoint says of itself.
+type Live = (Availability, u32);
+
 /// Writes maps.
 pub struct Writer<M> {
     maps: M,
@@ -79,8 +88,8 @@ pub struct Writer<M> {
     written: Observed,
     /// The image that was applied last; until there is one, nothing is known to be unwanted, and nothing is touched.
     image: Option<Arc<Image>>,
-    /// Services of the image that refer to a live endpoint, by the address of its handle. The image keeps the handles.
-    users: HashMap<usize, Vec<usize>>,
+    /// Services of the image that refer to a live endpoint.
+    users: Users,
     /// Slots that stand in the idle half of a service, until its value makes them current.
     pending: Option<(ServiceKey, Vec<Slot>)>,
     /// Ranges that stand in their rows, until an entry refers to them.
@@ -90,6 +99,8 @@ pub struct Writer<M> {
     /// What the slots of a service were made of: of the same they need not be made again, which for thousands of services
     /// is what a change would take.
     seated: HashMap<ServiceKey, Seated>,
+    /// What the endpoints of a service said of themselves when it was last looked at.
+    lives: HashMap<ServiceKey, Vec<Live>>,
     /// Services that remember only flows of slots that change, with such slots, and since when.
     changing: BTreeMap<ServiceKey, Instant>,
     /// A write was refused: the maps are not what they should be.
@@ -119,11 +130,12 @@ impl<M: Maps> Writer<M> {
             facts: Facts { seed, ways: HashMap::new(), flow_share: flows, ticks, echo },
             written,
             image: None,
-            users: HashMap::new(),
+            users: Users::default(),
             pending: None,
             new_ranges: None,
             published: HashMap::new(),
             seated: HashMap::new(),
+            lives: HashMap::new(),
             changing,
             behind: false,
         })
@@ -163,15 +175,54 @@ impl<M: Maps> Writer<M> {
     /// When the kernel refuses a write. What was written stays, and the maps are [behind](Self::gap) until the next
     /// call of any method that writes succeeds.
     pub fn apply(&mut self, image: Arc<Image>) -> Result<Written, Error> {
-        self.users.clear();
-        for (idx, service) in image.services.iter().enumerate() {
-            for row in &service.endpoints {
-                self.users.entry(handle(&row.endpoint)).or_default().push(idx);
-            }
-        }
-        self.facts.flow_share = share(self.flows, image.services.len());
+        let flow_share = share(self.flows, image.services.len());
+        let is_in_step = !self.behind && self.facts.flow_share == flow_share;
+        self.facts.flow_share = flow_share;
+        let Some(former) = self.image.take().filter(|_| is_in_step) else {
+            self.users = Users::of(&image);
+            self.image = Some(image);
+            return self.reconcile();
+        };
+        let difference = Difference::of(&former, &image);
+        difference.lead(&mut self.users, &image);
         self.image = Some(image);
-        self.reconcile()
+        self.go_on(&difference)
+    }
+
+    /// Brings the maps from the image that they hold to the next one.
+    fn go_on(&mut self, difference: &Difference<'_>) -> Result<Written, Error> {
+        let Some(image) = &self.image.clone() else { return Ok(Written::default()) };
+        self.behind = true;
+        let mut done = Written::default();
+        let is_stale = |(idx, service): (usize, &Arc<image::Service>)| {
+            (difference.changed.contains(&idx) || self.is_stale(service)).then_some(idx)
+        };
+        let stale: Vec<usize> = image.services.iter().enumerate().filter_map(is_stale).collect();
+        self.publish_services(image, stale, &mut done)?;
+        for op in sources::ops(image, &self.written) {
+            self.write_source(op)?;
+        }
+        if !difference.leads_alike {
+            self.run(plan::entries(image, &self.written), &mut done)?;
+        }
+        if !difference.sees_alike {
+            self.run(plan::widened(image, &self.facts, &self.written), &mut done)?;
+        }
+        if !difference.leads_alike {
+            self.run(plan::removals(image, &self.written), &mut done)?;
+            self.forget(image);
+        }
+        if !difference.sees_alike {
+            self.run(plan::narrowed(image, &self.facts, &self.written), &mut done)?;
+        }
+        self.run(plan::released(difference.released(image), &self.written), &mut done)?;
+        self.behind = false;
+        Ok(done)
+    }
+
+    /// Whether an endpoint of a service has changed since the service was last looked at.
+    fn is_stale(&self, service: &image::Service) -> bool {
+        self.lives.get(&service.key).is_none_or(|former| !lives(service).eq(former.iter().copied()))
     }
 
     /// Brings the maps to the image that was applied last, however far they are from it.
@@ -205,12 +256,8 @@ impl<M: Maps> Writer<M> {
             return self.reconcile();
         }
         let Some(image) = self.image.clone() else { return Ok(Written::default()) };
-        let users: BTreeSet<usize> = changed
-            .iter()
-            .filter_map(|endpoint| self.users.get(&handle(endpoint)))
-            .flatten()
-            .copied()
-            .collect();
+        let users: BTreeSet<usize> =
+            changed.iter().flat_map(|endpoint| self.users.of_endpoint(endpoint)).collect();
         let mut done = Written::default();
         self.behind = true;
         self.publish_services(&image, users, &mut done)?;
@@ -250,6 +297,7 @@ impl<M: Maps> Writer<M> {
         self.written.slots.retain(|key, _| wanted.contains(key));
         self.published.retain(|key, _| wanted.contains(key));
         self.seated.retain(|key, _| wanted.contains(key));
+        self.lives.retain(|key, _| wanted.contains(key));
         self.changing.retain(|key, _| wanted.contains(key));
     }
 
@@ -261,8 +309,26 @@ impl<M: Maps> Writer<M> {
         if self.facts.ways == ways && !self.behind {
             return Ok(Written::default());
         }
-        self.facts.ways = ways;
-        self.reconcile()
+        let former = std::mem::replace(&mut self.facts.ways, ways);
+        if self.behind {
+            return self.reconcile();
+        }
+        let Some(image) = self.image.clone() else { return Ok(Written::default()) };
+        let is_moved = |row: &image::Row| {
+            let addr = row.endpoint.addr().ip();
+            former.get(&addr) != self.facts.ways.get(&addr)
+        };
+        let concerned = |(idx, service): (usize, &Arc<image::Service>)| {
+            service.endpoints.iter().any(is_moved).then_some(idx)
+        };
+        let services: Vec<usize> = image.services.iter().enumerate().filter_map(concerned).collect();
+        let mut done = Written::default();
+        self.behind = true;
+        self.publish_services(&image, services, &mut done)?;
+        self.run(plan::widened(&image, &self.facts, &self.written), &mut done)?;
+        self.run(plan::narrowed(&image, &self.facts, &self.written), &mut done)?;
+        self.behind = false;
+        Ok(done)
     }
 
     /// Rows of all first: they are what takes an endpoint out.
@@ -273,7 +339,10 @@ impl<M: Maps> Writer<M> {
         done: &mut Written,
     ) -> Result<(), Error> {
         for service in services.clone().into_iter().filter_map(|idx| image.services.get(idx)) {
+            // Before anything is made of it: what changes from here on is looked at again.
+            let live = lives(service).collect();
             self.run(plan::rows(service, &self.facts, &self.written), done)?;
+            self.lives.insert(service.key, live);
         }
         for service in services.into_iter().filter_map(|idx| image.services.get(idx)) {
             let seated = Seated::of(service, &self.facts, &self.written);
@@ -408,9 +477,9 @@ fn share(flows: u32, n_services: usize) -> u32 {
     (flows / parts).max(1)
 }
 
-/// What tells two live endpoints apart as long as both are held.
-fn handle(endpoint: &Arc<Endpoint>) -> usize {
-    Arc::as_ptr(endpoint).addr()
+/// What the endpoints of a service say of themselves, by row.
+fn lives(service: &image::Service) -> impl Iterator<Item = Live> {
+    service.endpoints.iter().map(|row| (row.endpoint.availability(), row.endpoint.weight()))
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ fn service(registry: &Registry, n: u8, first_row: u32, hosts: &[u8]) -> Service 
 }
 
 fn image(services: impl IntoIterator<Item = Service>) -> Arc<Image> {
-    Arc::new(Image { services: services.into_iter().collect(), ..Image::default() })
+    Arc::new(Image { services: services.into_iter().map(Arc::new).collect(), ..Image::default() })
 }
 
 fn ways() -> HashMap<IpAddr, Way> {
