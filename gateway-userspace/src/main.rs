@@ -13,10 +13,6 @@ use gateway_userspace::{
     source::file::{self, Loaded},
 };
 
-/// Requests allocate and free in patterns that the C library's allocator answers with consolidation of its lists.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     match run() {
         Ok(code) => code,

@@ -29,15 +29,19 @@ pub async fn serve<S>(
         Some(Spoken::Http1) => (Spoken::Http1, BytesMut::new()),
         // Also what was agreed on has to begin in time.
         None | Some(Spoken::Http2) => {
-            match tokio::time::timeout(limits::HEAD_TIMEOUT, stream::detect(&mut stream)).await {
+            let detecting = Box::pin(stream::detect(&mut stream));
+            match tokio::time::timeout(limits::HEAD_TIMEOUT, detecting).await {
                 Ok(Ok((Spoken::Http1, _))) if spoken.is_some() => return,
                 Ok(Ok(detected)) => detected,
                 Ok(Err(_)) | Err(_) => return,
             }
         }
     };
+    // Each in room of its own, and none in that of what came before.
     match spoken {
-        Spoken::Http1 => h1::serve(worker, downstream, stream, ahead, drain).await,
-        Spoken::Http2 => h2::serve(worker, downstream, Guarded::new(stream, ahead), drain).await,
+        Spoken::Http1 => Box::pin(h1::serve(worker, downstream, stream, ahead, drain)).await,
+        Spoken::Http2 => {
+            Box::pin(h2::serve(worker, downstream, Guarded::new(stream, ahead), drain)).await;
+        }
     }
 }

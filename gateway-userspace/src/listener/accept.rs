@@ -134,15 +134,17 @@ async fn serve(
     };
     let streams = Some(place.streams());
     let downstream = |scheme| Downstream { streams, ..Downstream::new(bind, scheme, peer, bind.addr) };
+    // Each in room of its own: a connection holds what it needs, and not what the largest of them would.
     match served {
         Served::Forwarded => {
-            tcp::forward(&worker.published, &worker.metrics.families, bind, stream, peer).await;
+            Box::pin(tcp::forward(&worker.published, &worker.metrics.families, bind, stream, peer)).await;
         }
         Served::Http(None) => {
-            http::serve::serve(worker, Arc::new(downstream(Scheme::Http)), stream, None, drain).await;
+            let downstream = Arc::new(downstream(Scheme::Http));
+            Box::pin(http::serve::serve(worker, downstream, stream, None, drain)).await;
         }
         Served::Http(Some(acceptor)) => {
-            let accepted = acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT).await?;
+            let accepted = Box::pin(acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT)).await?;
             worker.metrics.families.handshakes.count(bind.addr, accepted.is_resumed);
             let spoken = match accepted.spoken {
                 accept::Spoken::Http1 => Spoken::Http1,
@@ -150,8 +152,9 @@ async fn serve(
             };
             let server_name = accepted.stream.get_ref().1.server_name();
             let downstream = downstream(Scheme::Https).named(server_name);
-            let downstream = Downstream { identity: accepted.identity, ..downstream };
-            http::serve::serve(worker, Arc::new(downstream), accepted.stream, Some(spoken), drain).await;
+            let downstream = Arc::new(Downstream { identity: accepted.identity, ..downstream });
+            let (stream, spoken) = (accepted.stream, Some(spoken));
+            Box::pin(http::serve::serve(worker, downstream, stream, spoken, drain)).await;
         }
     }
     Ok(())

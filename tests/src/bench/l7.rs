@@ -72,7 +72,7 @@ pub fn run(options: Options) -> Result<Report> {
     ensure!(nix::unistd::geteuid().is_root(), "l7 makes a network namespace: run it as root");
     let mut series = Series::default();
     let cases = cases(options.case)?;
-    if options.case.is_none() {
+    if options.case.is_none_or(|n| n > CASES.len()) {
         idle(options, &mut series)?;
     }
     let stage = Stage::new()?;
@@ -107,12 +107,19 @@ pub fn run(options: Options) -> Result<Report> {
     Ok(Report { bench: "l7", conditions, figures: series.figures(NGINX) })
 }
 
-/// The case that was asked for, or all.
+/// The case that was asked for, or all; none of these for idle connections.
 fn cases(only: Option<usize>) -> Result<&'static [Case]> {
     const ALL: &[Case] = &CASES;
-    let Some(n) = only else { return Ok(ALL) };
-    let found = n.checked_sub(1).and_then(|idx| ALL.get(idx..n));
-    found.with_context(|| format!("there is no case {n}; the last is {}", ALL.len()))
+    match only {
+        None => Ok(ALL),
+        Some(n) if n == ALL.len() + 1 => Ok(&[]),
+        Some(n) => {
+            let found = n.checked_sub(1).and_then(|idx| ALL.get(idx..n));
+            found.with_context(|| {
+                format!("there is no case {n}; the last is {}, idle connections", ALL.len() + 1)
+            })
+        }
+    }
 }
 
 /// One value of each subject.

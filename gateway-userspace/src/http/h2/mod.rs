@@ -69,25 +69,8 @@ pub(super) async fn serve<S>(
     let seen = Arc::new(Seen::default());
     let gather = Arc::new(Gather::default());
     let stream = Batched::new(stream, Arc::clone(&gather));
-    let opening = h2::server::Builder::new()
-        .initial_window_size(limits::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(limits::STREAMS)
-        .max_header_list_size(u32::try_from(limits::HEAD_BYTES).unwrap_or(u32::MAX))
-        .max_send_buffer_size(limits::STREAM_SEND_BYTES)
-        .max_pending_accept_reset_streams(UNSEEN_RESETS)
-        .enable_connect_protocol()
-        .max_local_error_reset_streams(Some(limits::FAULTY_STREAMS))
-        .handshake::<_, Bytes>(Watched::new(stream.clone(), Arc::clone(&seen)));
-    let mut opening = pin!(opening);
-    let opening = poll_fn(|cx| {
-        gather.begin(cx);
-        let opened = opening.as_mut().poll(cx);
-        // Whoever reads next sees why it cannot be written.
-        let _written = stream.poll_out(cx);
-        opened
-    });
-    let Ok(Ok(mut connection)) = tokio::time::timeout(limits::HEAD_TIMEOUT, opening).await else { return };
+    let opening = Box::pin(open(stream.clone(), Arc::clone(&seen), Arc::clone(&gather)));
+    let Ok(Some(mut connection)) = tokio::time::timeout(limits::HEAD_TIMEOUT, opening).await else { return };
     let families = worker.metrics.families.clone();
     let pings = connection.ping_pong();
     let look = Box::pin(tokio::time::sleep(LOOK));
@@ -114,6 +97,36 @@ pub(super) async fn serve<S>(
             families.misuse(misuse);
         }
     }
+}
+
+/// Begins a connection; none when the client does not speak HTTP/2.
+async fn open<S>(
+    stream: Batched<S>,
+    seen: Arc<Seen>,
+    gather: Arc<Gather>,
+) -> Option<Connection<Watched<S>, Bytes>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut opening = h2::server::Builder::new()
+        .initial_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits::STREAMS)
+        .max_header_list_size(u32::try_from(limits::HEAD_BYTES).unwrap_or(u32::MAX))
+        .max_send_buffer_size(limits::STREAM_SEND_BYTES)
+        .max_pending_accept_reset_streams(UNSEEN_RESETS)
+        .enable_connect_protocol()
+        .max_local_error_reset_streams(Some(limits::FAULTY_STREAMS))
+        .handshake::<_, Bytes>(Watched::new(stream.clone(), seen));
+    poll_fn(|cx| {
+        gather.begin(cx);
+        let opened = Pin::new(&mut opening).poll(cx);
+        // Whoever reads next sees why it cannot be written.
+        let _written = stream.poll_out(cx);
+        opened
+    })
+    .await
+    .ok()
 }
 
 /// Drives a connection; when the drain begins, it takes no more requests.
