@@ -45,6 +45,7 @@ const TERMS: Terms = Terms {
     flows: 1 << 16,
     ticks: Ticks::of_interrupts(250),
     change_window: Duration::from_mins(10),
+    echo: true,
 };
 /// Listeners that there may be, and hosts that their endpoints are on.
 const LISTENERS: usize = 6;

@@ -203,13 +203,13 @@ impl<M: Maps> Writer<M> {
             self.write_source(op)?;
         }
         if !difference.leads_alike {
-            self.run(plan::entries(image, &self.written), &mut done)?;
+            self.run(plan::entries(image, &self.facts, &self.written), &mut done)?;
         }
         if !difference.sees_alike {
             self.run(plan::widened(image, &self.facts, &self.written), &mut done)?;
         }
         if !difference.leads_alike {
-            self.run(plan::removals(image, &self.written), &mut done)?;
+            self.run(plan::removals(image, &self.facts, &self.written), &mut done)?;
             self.forget(image);
         }
         if !difference.sees_alike {
