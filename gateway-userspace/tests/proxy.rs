@@ -288,6 +288,22 @@ mod target {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn what_cannot_be_expected_is_refused_over_both_versions() {
+        let origin = Origin::named("a").await;
+        let addr = free_addr();
+        let proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        for (n, mut client) in [(1.0, Client::http1(addr).await), (2.0, Client::http2(addr).await)] {
+            let uri = if matches!(client, Client::Http1(_)) { "/" } else { "http://a.test/" };
+            let request = http::Request::get(uri).header("host", "a.test").header("expect", "a-miracle");
+            let answer = client.send(request.body(http_body_util::Full::default()).unwrap()).await.unwrap();
+            assert_eq!(answer.status, 417);
+            let refused = proxy.metric("sluice_requests_refused_total{reason=\"expect\"} ");
+            assert!((refused - n).abs() < 1e-9, "{refused}");
+        }
+        assert_eq!(origin.requests(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn clients_of_grpc_are_told_of_faults_in_their_words() {
         let addr = free_addr();
         let mut snapshot = simple(addr, &[]);

@@ -40,9 +40,11 @@ pub fn normalize(parts: &mut Parts, rules: target::Rules) -> Result<(), Fault> {
     if path == "*" && parts.method == Method::OPTIONS {
         return Ok(());
     }
+    // A target such as `http://a?b` has no path but means `/`, which has to be written (RFC 9112, section 3.2.1).
+    let is_written = parts.uri.path_and_query().is_some_and(|whole| whole.as_str().starts_with('/'));
     let normal = match target::normal(path, rules).map_err(|_| bad)? {
-        Cow::Borrowed(_) => return Ok(()),
-        Cow::Owned(normal) => normal,
+        Cow::Borrowed(_) if is_written => return Ok(()),
+        normal @ (Cow::Borrowed(_) | Cow::Owned(_)) => normal.into_owned(),
     };
     set_path(parts, normal)
 }
@@ -231,7 +233,9 @@ fn join_cookies(headers: &mut HeaderMap) {
     if values.next().is_none() || values.next().is_none() {
         return;
     }
-    let values: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // An empty one would leave a blank at an end, which HTTP/2 does not allow (RFC 9113, section 8.2.1).
+    let values = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+    let values: Vec<&[u8]> = values.filter(|value| !value.is_empty()).collect();
     if let Ok(joined) = HeaderValue::from_bytes(&values.join(&b"; "[..])) {
         headers.insert(header::COOKIE, joined);
     }
@@ -273,7 +277,8 @@ mod tests {
             .header("x-forwarded-for", "192.0.2.2")
             .header("x-forwarded-proto", "gopher")
             .header("cookie", "a=1")
-            .header("cookie", "b=2");
+            .header("cookie", "b=2")
+            .header("cookie", "");
         let parts = upstream(request.body(()).unwrap(), Protocol::Http1);
         assert_eq!(parts.uri, "/a?b=c");
         let get = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap());
@@ -346,6 +351,17 @@ mod tests {
         for codings in [&[("transfer-encoding", "gzip, chunked")][..], &[("transfer-encoding", "chunked"); 2]]
         {
             assert_eq!(to_downstream(&mut head(codings)).unwrap_err().kind, Kind::Protocol);
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_left_out_is_written() {
+        for (target, expected) in
+            [("http://a.test?b=c", "/?b=c"), ("http://a.test", "/"), ("http://a.test/x?b", "/x?b")]
+        {
+            let mut parts = Request::get(target).body(()).unwrap().into_parts().0;
+            normalize(&mut parts, target::Rules::DEFAULT).unwrap();
+            assert_eq!(upstream(Request::from_parts(parts, ()), Protocol::Http1).uri, expected, "{target}");
         }
     }
 

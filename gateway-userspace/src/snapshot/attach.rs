@@ -8,8 +8,9 @@ use crate::{
     place::Located,
     snapshot::{
         build::Problems,
-        draft::{Draft, DraftListener, DraftRoute, DraftService},
+        draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService},
         listener::{Forwarding, Hostname, Protocol},
+        service::UpstreamProtocol,
     },
 };
 
@@ -178,6 +179,22 @@ fn check_backends(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems
     }
     check_announced(route, index, problems);
     check_secured(route, index, problems);
+    check_tunnels(route, index, problems);
+}
+
+/// Bytes that follow CONNECT take a connection to the endpoint for themselves, and HTTP/2 shares its connections.
+fn check_tunnels(route: &DraftRoute, index: &Index<'_>, problems: &mut Problems) {
+    let takes_connect =
+        |rule: &&DraftRule| rule.tunnels.as_ref().is_some_and(|tunnels| tunnels.value.connect);
+    for backend in route.rules.iter().filter(takes_connect).flat_map(|rule| &rule.backends) {
+        let name = &backend.value.service;
+        let protocol = index.services.get(name).and_then(|service| service.protocol.as_ref());
+        if protocol.is_some_and(|protocol| protocol.value != UpstreamProtocol::Http1) {
+            let message = format!("{name} speaks HTTP/2, over which the rule's CONNECT leads nowhere");
+            let remedy = "name a service with `protocol: http1`, or leave `connect` of the rule out";
+            problems.fault(backend.place, message, remedy);
+        }
+    }
 }
 
 /// Endpoints can be told who the client is at the beginning of a connection that belongs to this client alone.

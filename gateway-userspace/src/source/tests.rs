@@ -98,7 +98,7 @@ fn the_full_file_comes_to_what_it_says() {
     assert!(rule.retry.includes(503) && rule.retry.includes(500) && !rule.retry.includes(501));
     assert_eq!(snapshot.routes[0].rules[1].retry, retry::Policy::DEFAULT);
     let tunnels = rule.tunnels;
-    assert_eq!((tunnels.websocket, tunnels.connect, tunnels.idle_timeout.as_secs()), (true, true, 600));
+    assert_eq!((tunnels.websocket, tunnels.connect, tunnels.idle_timeout.as_secs()), (false, false, 600));
     let budgets: Vec<_> = snapshot.services.iter().map(|service| service.retries).collect();
     assert_eq!(
         budgets,

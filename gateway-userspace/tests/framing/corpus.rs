@@ -96,6 +96,7 @@ fn lines() -> Vec<Case> {
         cases.push(case);
     }
     cases.push(taken("GET http://a/abs HTTP/1.1\r\nHost: b\r\n\r\n", &[("GET", "/abs", "")]));
+    cases.push(taken("GET http://a?b=c HTTP/1.1\r\nHost: a\r\n\r\n", &[("GET", "/?b=c", "")]));
     cases.push(taken("\r\n\r\nGET /late HTTP/1.1\r\nHost: a\r\n\r\n", &[("GET", "/late", "")]));
     for method in ["HEAD", "DELETE", "OPTIONS", "PUT", "PATCH", "PROPFIND", "M-SEARCH", "get"] {
         cases.push(taken(format!("{method} /m HTTP/1.1\r\nHost: a\r\n\r\n"), &[(method, "/m", "")]));

@@ -23,7 +23,7 @@ use crate::{
     h1::date,
     http::{Downstream, Worker, body::ResponseBody, exchange, h2::Serving, header as fields},
     limits,
-    metrics::tunnel::TunnelOutcome,
+    metrics::{refusal::Refusal, tunnel::TunnelOutcome},
     pool::{
         body::{BoxError, RequestBody},
         interim::Interim,
@@ -42,6 +42,17 @@ pub(super) async fn serve(
     let (parts, stream) = request.into_parts();
     if !is_sound(&parts) {
         respond.send_reset(Reason::PROTOCOL_ERROR);
+        return;
+    }
+    let expected = parts.headers.get_all(header::EXPECT);
+    if !expected.iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        // RFC 9110, section 10.1.1.
+        worker.metrics.families.refuse(Refusal::Expect);
+        let mut refused = Response::new(());
+        *refused.status_mut() = StatusCode::EXPECTATION_FAILED;
+        if let Err(cause) = respond.send_response(refused, true) {
+            tracing::debug!(%cause, "a response cannot be sent");
+        }
         return;
     }
     let method = parts.method.clone();
