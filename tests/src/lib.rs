@@ -43,6 +43,10 @@ pub mod piece;
 pub mod privilege;
 #[cfg(feature = "whole")]
 pub mod report;
+#[cfg(feature = "requests")]
+pub mod requests;
+#[cfg(feature = "whole")]
+pub mod soak;
 pub mod tables;
 #[cfg(feature = "whole")]
 pub mod ticks;

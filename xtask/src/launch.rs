@@ -26,6 +26,13 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     launch_with(workspace, "sluice-bench", arguments, &[("SLUICE_ENVOY", envoy)])
 }
 
+/// Keeps an agent busy for a long time.
+pub(crate) fn soak(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    setup::install(Purpose::Build)?;
+    build_ebpf::run(workspace, false)?;
+    launch(workspace, "sluice-soak", arguments)
+}
+
 /// The version of the Python package that carries the binary.
 const ENVOY: &str = "1.40.0";
 

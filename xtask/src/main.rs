@@ -78,6 +78,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Keep an agent busy while its configuration changes and its endpoints die, and look what is left behind.
+    Soak {
+        /// Passed on: `--time 1h`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run everything that a change must pass.
     Check,
     /// Check the dependencies against deny.toml.
@@ -110,6 +116,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { quick, filters, .. } => test::run(&workspace, quick, &filters),
         Task::Demo { arguments } => launch::demo(&workspace, &arguments),
         Task::Bench { arguments } => launch::bench(&workspace, &arguments),
+        Task::Soak { arguments } => launch::soak(&workspace, &arguments),
         Task::Check => check::run(&workspace),
         Task::Deny => deny::run(&workspace),
         Task::Tidy => tidy::run(&workspace),

@@ -1,0 +1,7 @@
+//! A body in chunks, however it arrives.
+#![no_main]
+
+use gateway_tests::requests;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| requests::chunks(data));
