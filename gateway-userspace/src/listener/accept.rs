@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -31,7 +32,13 @@ pub(super) struct Loop {
     pub(super) permits: Arc<Semaphore>,
     pub(super) connections: Tasks,
     pub(super) drain: Drain,
-    pub(super) labels: BindLabels,
+    pub(super) labels: Arc<BindLabels>,
+}
+
+/// Where connections of one loop are counted.
+struct Counted {
+    accepted: Counter,
+    open: Gauge,
 }
 
 /// What becomes of an accepted connection.
@@ -44,6 +51,11 @@ impl Loop {
     /// Accepts until `closing` begins, then takes what still waits, and closes.
     pub(super) async fn run(self, socket: TcpListener, mut closing: Drain) {
         let own = socket.local_addr().ok();
+        let families = &self.worker.metrics.families;
+        let counted = Counted {
+            accepted: families.accepted.get_or_create(&self.labels).clone(),
+            open: families.open.get_or_create(&self.labels).clone(),
+        };
         loop {
             let Some(permit) = self.permit(&mut closing).await else { break };
             let accepted = tokio::select! {
@@ -52,7 +64,7 @@ impl Loop {
                 accepted = socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.connection(stream, peer, own, permit),
+                Ok((stream, peer)) => self.connection(stream, peer, own, (permit, &counted)),
                 Err(cause) if is_of_one_connection(&cause) => {}
                 Err(cause) => {
                     tracing::warn!(%cause, bind = %self.bind, "cannot accept connections");
@@ -63,7 +75,7 @@ impl Loop {
         // Clients whose handshake the kernel has finished believe that they are connected.
         while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
             match socket.accept().now_or_never() {
-                Some(Ok((stream, peer))) => self.connection(stream, peer, own, permit),
+                Some(Ok((stream, peer))) => self.connection(stream, peer, own, (permit, &counted)),
                 Some(Err(_)) | None => break,
             }
         }
@@ -86,7 +98,7 @@ impl Loop {
         stream: TcpStream,
         peer: SocketAddr,
         own: Option<SocketAddr>,
-        permit: OwnedSemaphorePermit,
+        (permit, counted): (OwnedSemaphorePermit, &Counted),
     ) {
         let families = &self.worker.metrics.families;
         // Whatever the kernel's maps said at the moment: a connection for one address is never served as another's. One
@@ -96,11 +108,12 @@ impl Loop {
             families.misdirected.get_or_create(&self.labels).inc();
             return;
         }
-        families.accepted.get_or_create(&self.labels).inc();
-        let open = families.open.get_or_create(&self.labels).clone();
+        counted.accepted.inc();
+        let open = counted.open.clone();
         let failures = families.handshake_failures.clone();
-        let (worker, bind, drain, labels) =
-            (Arc::clone(&self.worker), self.bind, self.drain.clone(), self.labels.clone());
+        let (worker, bind, drain) = (Arc::clone(&self.worker), self.bind, self.drain.clone());
+        // Shared, because few connections need it.
+        let labels = Arc::clone(&self.labels);
         drop(self.connections.spawn("downstream connection", async move {
             open.inc();
             if let Err(cause) = serve(worker, bind, stream, peer, drain).await {

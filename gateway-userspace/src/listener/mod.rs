@@ -330,7 +330,7 @@ impl Socket {
                     permits: Arc::clone(&thread.permits),
                     connections: workers.connections.clone(),
                     drain: self.drain.drain(),
-                    labels: Workers::labels(bind),
+                    labels: Arc::new(Workers::labels(bind)),
                 };
                 let socket = tokio::net::TcpListener::from_std(socket)?;
                 drop(thread.worker.tasks.spawn("accept loop", loop_.run(socket, self.closing.drain())));
