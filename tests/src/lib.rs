@@ -37,7 +37,6 @@ pub mod oracle;
 #[cfg(feature = "whole")]
 pub mod origin;
 pub mod packet;
-#[cfg(feature = "whole")]
 pub mod piece;
 #[cfg(feature = "whole")]
 pub mod privilege;

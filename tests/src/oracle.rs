@@ -9,13 +9,14 @@ use gateway_common::{
     endpoint::{Endpoint, EndpointState, NextHop},
     filter,
     flow::{Flow, HeadState, Tick},
-    service::{Mode, Service, ServiceKey, Track},
+    service::{Mode, Rate, Service, ServiceKey, Track},
     slot::{Slot, SlotChunk},
 };
 
 use crate::{
     memory::{Outcome, Run, Tables},
-    packet::{ACK, FIN, Packet, RST, SYN, inspect, inspect_icmp, tcp, udp},
+    packet::{ACK, FIN, Packet, RST, SYN, icmp_error, inspect, inspect_icmp, tcp, udp},
+    piece::{pieces, together},
     world::{AGENT4, FIRST_PORT, INGRESS, Id, LOCAL4, LOCAL6, TCP4, TCP6, UDP4, UDP6, World},
 };
 
@@ -82,7 +83,11 @@ impl Told<'_> {
 const SERVICES: [Id; 7] = [TCP4, UDP4, TCP6, UDP6, LOCAL4, LOCAL6, AGENT4];
 
 fn step(world: &mut World, told: &mut Told<'_>) {
-    match told.byte() & 15 {
+    let choice = told.byte();
+    if choice & 16 != 0 {
+        return rare_step(world, told, choice & 15);
+    }
+    match choice & 15 {
         0..=5 => from_client(world, told),
         6..=8 => from_endpoint(world, told),
         9 => from_here(world, told),
@@ -112,6 +117,117 @@ fn step(world: &mut World, told: &mut Told<'_>) {
         }
         14 => slots(world, told),
         _ => world.row(told.of(&SERVICES).row()).next_hop = told.of(&[NextHop::UNKNOWN, HOP]),
+    }
+}
+
+/// What comes seldom: pieces of packets, errors about packets, and bounds on who may come.
+fn rare_step(world: &mut World, told: &mut Told<'_>, choice: u8) {
+    match choice {
+        0..=4 => in_pieces(world, told, true),
+        5..=6 => in_pieces(world, told, false),
+        7..=10 => error_for_endpoint(world, told),
+        11..=13 => error_for_client(world, told),
+        _ => bounds(world, told),
+    }
+}
+
+/// A packet of a client or of an endpoint, in pieces of which some may be missing. What was sent on of all of them is the
+/// packet, with the right checksum.
+fn in_pieces(world: &mut World, told: &mut Told<'_>, is_request: bool) {
+    let (id, who, how) = (told.of(&SERVICES[..4]), told.byte(), told.byte());
+    let protocol = key_of(world, id).protocol;
+    let packet = if is_request {
+        let (client, virtual_addr) = (client(world, id, who), virtual_addr(world, id));
+        built(protocol, client, virtual_addr)
+    } else {
+        let row = *world.row(id.row() + u32::from(who & 1));
+        let port = FIRST_PORT + u16::from(how) % world.tables.settings.n_ports;
+        built(
+            protocol,
+            SocketAddr::new(row.addr.into(), row.port.number()),
+            SocketAddr::new(row.source.into(), port),
+        )
+    };
+    let frame = packet.payload(&[how; 80]).bytes();
+    let cuts: &[usize] = told.of(&[&[48], &[24, 64, 72], &[40, 80]]);
+    let all = pieces(&frame, 0, u32::from(who & 3), cuts);
+    let missing = usize::from(told.byte()) % 8;
+    let hook = hook(told);
+    let mut sent = Vec::new();
+    for (nth, piece) in all.iter().enumerate().filter(|(nth, _)| *nth != missing) {
+        let outcome = run(world, hook, piece);
+        let grown = outcome.bytes.len().saturating_sub(piece.len());
+        if outcome.bytes != *piece && outcome.code != 1 && outcome.code != 2 && sent.len() == nth {
+            sent.push(inner(&outcome.bytes, grown));
+        }
+    }
+    if sent.len() == all.len() {
+        inspect(&together(&sent)).unwrap_or_else(|error| panic!("pieces make a packet no more: {error}"));
+    }
+}
+
+const ERRORS: [[(u8, u8); 5]; 2] =
+    [[(3, 1), (3, 3), (3, 4), (11, 0), (12, 0)], [(1, 3), (1, 4), (2, 0), (3, 0), (4, 1)]];
+
+/// An error about a packet that the virtual address has sent to a client.
+fn error_for_endpoint(world: &mut World, told: &mut Told<'_>) {
+    let (id, who, how) = (told.of(&SERVICES), told.byte(), told.byte());
+    let (client, virtual_addr) = (client(world, id, who), virtual_addr(world, id));
+    let about = built(key_of(world, id).protocol, virtual_addr, client);
+    error(world, told, virtual_addr, &about, how);
+}
+
+/// An error about a packet that this node has sent to an endpoint.
+fn error_for_client(world: &mut World, told: &mut Told<'_>) {
+    let (id, which, how) = (told.of(&SERVICES[..4]), told.byte(), told.byte());
+    let row = *world.row(id.row() + u32::from(which & 1));
+    let port = FIRST_PORT + u16::from(which >> 1) % (world.tables.settings.n_ports + 1);
+    let node = SocketAddr::new(row.source.into(), port);
+    let about = built(key_of(world, id).protocol, node, SocketAddr::new(row.addr.into(), row.port.number()));
+    error(world, told, node, &about, how);
+}
+
+/// An error from a router about a packet, quoting more or less of it.
+fn error(world: &mut World, told: &mut Told<'_>, to: SocketAddr, about: &Packet, how: u8) {
+    let kinds = ERRORS[usize::from(to.is_ipv6())];
+    let quoted = [1_000, 28, 48, 8, 21, 40, 60, usize::from(how)][usize::from(how & 7)];
+    let (router, host) = if to.is_ipv4() {
+        ("203.0.113.1".to_owned(), to.ip().to_string())
+    } else {
+        ("[2001:db8:77::1]".to_owned(), format!("[{}]", to.ip()))
+    };
+    let kind = kinds[usize::from(how >> 3) % kinds.len()];
+    let about = if how & 0x80 == 0 { about.clone() } else { about.clone().without_checksum() };
+    let ttl = told.of(&[64, 64, 64, 2, 1]);
+    let frame = icmp_error(&router, &host, kind, 1_400, &about, quoted).ttl(ttl).bytes();
+    let hook = hook(told);
+    run(world, hook, &frame);
+}
+
+/// Bounds on new flows, or none.
+fn bounds(world: &mut World, told: &mut Told<'_>) {
+    let (id, flows, source) = (told.of(&SERVICES[..4]), told.byte(), told.byte());
+    let rate = |n: u8| Rate { per_second: u32::from(n & 7), burst: u32::from(n >> 5) };
+    world.tables.settings.guards = flows >> 6;
+    world.change(id, |service| {
+        (service.flow_rate, service.source_rate) = (rate(flows), rate(source));
+        service.flags =
+            (service.flags & !Service::LIMITED) | if flows.is_multiple_of(8) { 0 } else { Service::LIMITED };
+    });
+}
+
+fn virtual_addr(world: &World, id: Id) -> SocketAddr {
+    let key = key_of(world, id);
+    SocketAddr::new(key.addr.into(), key.port.number())
+}
+
+/// One of the clients.
+fn client(world: &World, id: Id, number: u8) -> SocketAddr {
+    let (host, port) = (number & 7, 40_000 + u16::from(number >> 3));
+    if key_of(world, id).addr.is_v4() {
+        SocketAddr::from(([192, 0, 2, host], port))
+    } else {
+        SocketAddr::from(([0x2001, 0xdb8, 9, 0, 0, 0, 0, u16::from(host)], port))
     }
 }
 
@@ -165,17 +281,9 @@ fn hook(told: &mut Told<'_>) -> Hook {
 }
 
 fn from_client(world: &mut World, told: &mut Told<'_>) {
-    let (id, client) = (told.of(&SERVICES), told.byte());
-    let key = *key_of(world, id);
-    let host = client & 7;
-    let port = 40_000 + u16::from(client >> 3);
-    let source = if key.addr.is_v4() {
-        SocketAddr::from(([192, 0, 2, host], port))
-    } else {
-        SocketAddr::from(([0x2001, 0xdb8, 9, 0, 0, 0, 0, u16::from(host)], port))
-    };
-    let to = SocketAddr::new(key.addr.into(), key.port.number());
-    let frame = varied(built(key.protocol, source, to), told);
+    let (id, number) = (told.of(&SERVICES), told.byte());
+    let (source, to) = (client(world, id, number), virtual_addr(world, id));
+    let frame = varied(built(key_of(world, id).protocol, source, to), told);
     let hook = hook(told);
     run(world, hook, &frame);
 }
@@ -281,6 +389,9 @@ fn is_sound(reason: Reason, frame: &[u8], sent: &[u8]) {
     let grown = sent.len().checked_sub(frame.len()).expect("nothing is cut off");
     assert!(grown <= OUTER, "{grown} bytes were put in front");
     let inner = inner(sent, grown);
+    if reason == Reason::IcmpForwarded && inspect_icmp(frame).is_ok() {
+        inspect_icmp(&inner).unwrap_or_else(|error| panic!("an ICMP error was spoiled: {error}"));
+    }
     match (inspect(frame), inspect(&inner)) {
         (Ok(before), Ok(after)) => {
             let hops = before.ttl.checked_sub(after.ttl);
