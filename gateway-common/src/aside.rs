@@ -3,6 +3,12 @@
 
 use crate::map::{MapDef, TcPrograms, XdpPrograms};
 
+/// The program that frees entries of the flow table which are over; on no hook, the agent runs it.
+pub const SWEEP: &str = "xdp_sweep";
+
+/// Buckets that it looks at in one run.
+pub const SWEPT_AT_ONCE: u32 = 512;
+
 /// A program that others end in (`bpf_tail_call`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Aside {

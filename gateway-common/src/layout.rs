@@ -4,8 +4,8 @@
 //! and are filled from the same snapshot. Capacity is no part of a layout.
 
 use crate::{
-    answer, cookie, counter, endpoint, event, filter, flow, fragment, probe, receive, service, settings,
-    slot, source,
+    answer, cookie, counter, endpoint, event, filter, flow, fragment, health, probe, receive, service,
+    settings, slot, source,
 };
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
@@ -56,6 +56,8 @@ pub const SIZES: &[(&str, usize)] = &[
     ("EndpointCount", size_of::<counter::EndpointCount>()),
     ("Event", size_of::<event::Event>()),
     ("EventCount", size_of::<event::EventCount>()),
+    ("EndpointHealth", size_of::<health::EndpointHealth>()),
+    ("Handshake", size_of::<health::Handshake>()),
 ];
 
 /// Name and size of every type of the flow tables.

@@ -20,6 +20,7 @@ pub mod flow;
 pub mod fragment;
 pub mod generator;
 pub mod hash;
+pub mod health;
 pub mod layout;
 pub mod map;
 pub mod probe;

@@ -12,6 +12,7 @@ use crate::{
     filter::{self, FilterWord},
     flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch},
     fragment::FragmentBucket,
+    health::{EndpointHealth, Handshake},
     probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket},
@@ -111,6 +112,9 @@ pub const SOURCE_BUCKETS: u32 = 8_192;
 /// Rows of [`RefusedSources`]: room for 2,048 sources.
 pub const REFUSED_ROWS: u32 = 512;
 
+/// Places of [`Handshakes`], by the lowest bits of the flow's entry.
+pub const HANDSHAKES: u32 = 4_096;
+
 /// Bytes of [`Events`]: room for 3,640 of them, 8 bytes of the kernel's beside each.
 pub const EVENT_BYTES: u32 = 256 * 1024;
 
@@ -136,6 +140,8 @@ maps! {
     Replies "REPLIES" MappedArray [65_536] u32 => ReplyBucket;
     /// Places that services hold in the flow table.
     ServiceFlows "SERVICE_FLOWS" MappedArray [SERVICES] u32 => FlowCount;
+    /// Flows of endpoint rows in the flow table.
+    EndpointFlows "ENDPOINT_FLOWS" MappedArray [131_072] u32 => FlowCount;
     /// Bitmap over the destination addresses that are ours.
     Filter "FILTER" Array [filter::WORDS] u32 => FilterWord;
     /// Networks whose packets to services are dropped, and networks inside them whose packets are not. An address of IPv4 stands behind 96 bits.
@@ -176,6 +182,10 @@ maps! {
     ServiceReasons "SERVICE_REASONS" PerCpuArray [SERVICES] u32 => DropCounts;
     /// Packets and flows by endpoint row.
     EndpointCounts "ENDPOINT_COUNTS" PerCpuArray [131_072] u32 => EndpointCount;
+    /// Signals of TCP connections by endpoint row.
+    EndpointHealths "ENDPOINT_HEALTH" PerCpuArray [131_072] u32 => EndpointHealth;
+    /// Connections that wait for their endpoint's answer, one of eight; a later one takes the place of an earlier one.
+    Handshakes "HANDSHAKES" Array [HANDSHAKES] u32 => Handshake;
     /// Packets that ended early, one by one, where `agent.kernel.events` asks for them; capacity in bytes.
     Events "EVENTS" RingBuf [EVENT_BYTES] () => Event;
     /// How many of them were told, by the number of the reason.

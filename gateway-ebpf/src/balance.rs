@@ -5,6 +5,7 @@ use gateway_common::{
     addr::Port,
     counter::Reason,
     endpoint::{Endpoint, EndpointState},
+    flow::Phase,
     service::{Mode, Track},
     settings::Settings,
 };
@@ -12,6 +13,7 @@ use gateway_common::{
 use crate::{
     arrival::Arrival,
     env::{Env, Maps},
+    health,
     outcome::Stage,
     packet, record,
     rewrite::{self, Edit},
@@ -71,6 +73,9 @@ fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Re
     }
     record::take(env.maps(), arrival)?;
     let port = env.maps().apart(Stage::Record, arrival).get()?;
+    if arrival.mode == Mode::NAT && arrival.is_new != 0 && health::is_timed(arrival) {
+        let _nothing = env.maps().apart(Stage::Begin, arrival).word();
+    }
     Ok(port_of(port))
 }
 
@@ -145,6 +150,10 @@ fn refresh<E: Env>(
     endpoint: &Endpoint,
 ) -> Option<Port> {
     let held = &found.held;
+    if held.phase == Phase::OPENING && arrival.packet.flags.opens() {
+        arrival.entry = found.place.index();
+        let _nothing = env.maps().apart(Stage::Retry, arrival).word();
+    }
     let phase = track::forward_phase(held.phase, arrival.packet.key().protocol, arrival.packet.flags);
     let expires = arrival.expires(settings, phase);
     if held.expires == expires && held.phase == phase {

@@ -11,6 +11,7 @@ use gateway_common::{
     event::{Event, EventCount},
     filter::FilterWord,
     flow::Tick,
+    health::EndpointHealth,
     probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket, Table},
@@ -67,6 +68,10 @@ pub trait Maps {
     fn replies(&self, bucket: u32) -> Option<Self::Row<ReplyRows>>;
     /// Number of entries that a service holds in the flow table.
     fn service_flows(&self, id: u32) -> Option<Self::Row<AtomicU64>>;
+    /// Number of flows of an endpoint row in the flow table.
+    fn endpoint_flows(&self, row: u32) -> Option<Self::Row<AtomicU64>>;
+    /// A place of the handshakes that are timed.
+    fn handshake(&self, at: u32) -> Option<Self::Row<AtomicU64>>;
     /// The present in 2^-32 of the kernel's timer interrupts, around the end of its range; the shift is that of
     /// [`Maps::now`], for environments that know no more.
     fn instant(&self, shift: u8) -> u64;
@@ -106,6 +111,8 @@ pub trait Maps {
     fn count_service(&self, id: u32, change: impl FnOnce(&mut ServiceCount));
     /// Adds a dropped packet to the reasons of a service; nothing happens when the number is out of range.
     fn count_service_drop(&self, id: u32, reason: Reason);
+    /// Changes the signals of an endpoint row; nothing happens when the number is out of range.
+    fn count_health(&self, row: u32, change: impl FnOnce(&mut EndpointHealth));
     /// The present in nanoseconds of the monotonic clock.
     fn clock_ns(&self) -> u64;
     /// Changes what this processor has told of a reason; says what the change says, or no when it cannot be reached.

@@ -16,6 +16,7 @@ pub mod count;
 pub mod env;
 pub mod event;
 pub mod guard;
+pub mod health;
 pub mod index;
 pub mod ingress;
 pub mod outcome;

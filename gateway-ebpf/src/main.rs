@@ -109,6 +109,13 @@ fn tc_cookie(ctx: TcContext) -> i32 {
     hook::tc::cookie(&ctx)
 }
 
+/// Frees entries of the flow table that are over. On no hook: the agent runs it, with the first bucket and how many of them
+/// in the bytes behind a link-layer header; returns how many entries.
+#[xdp]
+fn xdp_sweep(ctx: XdpContext) -> u32 {
+    hook::xdp::sweep(&ctx)
+}
+
 /// Gives connections to the agent's services to its listening sockets. Written without the macro, which would give
 /// the section the name of the function: the linker refuses two symbols of one name.
 #[expect(unsafe_code, reason = "the name and section of a program")]

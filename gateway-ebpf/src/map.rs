@@ -20,6 +20,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
     fragment::FragmentBucket,
+    health::{EndpointHealth, Handshake},
     map::{self, MapDef},
     probe::Probe,
     receive::Receive,
@@ -89,6 +90,12 @@ static SERVICE_FLOWS: Array<
     { BPF_F_MMAPABLE as usize },
 > = Array::new();
 #[btf_map]
+static ENDPOINT_FLOWS: Array<
+    Value<map::EndpointFlows>,
+    { capacity::<map::EndpointFlows>() },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
+#[btf_map]
 static FILTER: Array<Value<map::Filter>, { capacity::<map::Filter>() }> = Array::new();
 #[btf_map]
 static SOURCE_NETWORKS: LpmTrie<Addr, Value<map::SourceNetworks>, { capacity::<map::SourceNetworks>() }> =
@@ -134,6 +141,11 @@ static SERVICE_REASONS: PerCpuArray<Value<map::ServiceReasons>, { capacity::<map
 #[btf_map]
 static ENDPOINT_COUNTS: PerCpuArray<Value<map::EndpointCounts>, { capacity::<map::EndpointCounts>() }> =
     PerCpuArray::new();
+#[btf_map]
+static ENDPOINT_HEALTH: PerCpuArray<Value<map::EndpointHealths>, { capacity::<map::EndpointHealths>() }> =
+    PerCpuArray::new();
+#[btf_map]
+static HANDSHAKES: Array<Value<map::Handshakes>, { capacity::<map::Handshakes>() }> = Array::new();
 #[btf_map]
 static EVENTS: RingBuf<Value<map::Events>, { capacity::<map::Events>() }> = RingBuf::new();
 #[btf_map]
@@ -275,6 +287,16 @@ impl Maps for KernelMaps {
     }
 
     #[inline(always)]
+    fn endpoint_flows(&self, row: u32) -> Option<&'static AtomicU64> {
+        shared!(ENDPOINT_FLOWS.get_ptr(row) => FlowCount as AtomicU64)
+    }
+
+    #[inline(always)]
+    fn handshake(&self, at: u32) -> Option<&'static AtomicU64> {
+        shared!(HANDSHAKES.get_ptr(at) => Handshake as AtomicU64)
+    }
+
+    #[inline(always)]
     fn instant(&self, _: u8) -> u64 {
         // SAFETY: the helper takes no pointer. The JIT makes one load of it.
         let jiffies = unsafe { helpers::bpf_jiffies64() };
@@ -397,6 +419,11 @@ impl Maps for KernelMaps {
         let count = unsafe { row.cast::<u64>().add(place) };
         // SAFETY: the row belongs to this processor, and nothing else runs there in between.
         unsafe { *count += 1 };
+    }
+
+    #[inline(always)]
+    fn count_health(&self, row: u32, by: impl FnOnce(&mut EndpointHealth)) {
+        change(ENDPOINT_HEALTH.get_ptr_mut(row), by);
     }
 
     #[inline(always)]

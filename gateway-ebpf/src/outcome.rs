@@ -29,6 +29,12 @@ pub enum Stage {
     Blame,
     /// Tells the agent of a packet.
     Tell,
+    /// Notes when a connection began.
+    Begin,
+    /// Counts a SYN that came once more.
+    Retry,
+    /// Counts what an endpoint's packet says of a connection.
+    Answer,
 }
 
 /// A number, or the reason why there is none.

@@ -14,7 +14,7 @@ use gateway_common::{
 use crate::{
     arrival::{Arrival, NO_ENTRY},
     env::Maps,
-    event, guard,
+    event, guard, health,
     outcome::{Outcome, Stage},
     select::{self, NO_ROW},
     table::{
@@ -52,6 +52,18 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
         }
         Stage::Tell => {
             event::tell(maps, arrival, settings);
+            Ok(0)
+        }
+        Stage::Begin => {
+            health::begin(maps, arrival);
+            Ok(0)
+        }
+        Stage::Retry => {
+            health::retry(maps, arrival);
+            Ok(0)
+        }
+        Stage::Answer => {
+            health::answer(maps, arrival);
             Ok(0)
         }
     })
@@ -138,10 +150,31 @@ fn own<M: Maps>(maps: &M, arrival: &Arrival) -> Result<Claimed<M::Row<FlowRows>>
 }
 
 #[inline(always)]
-fn publish<M: Maps>(claimed: &Claimed<M::Row<FlowRows>>, who: &Who, content: &Content) {
+fn publish<M: Maps>(
+    maps: &M,
+    arrival: &Arrival,
+    claimed: &Claimed<M::Row<FlowRows>>,
+    who: &Who,
+    content: &Content,
+) {
     let row = claimed.place.row();
+    let former = if arrival.is_taken == 0 { row.endpoint::<M>() } else { NO_ROW };
+    if who.client_port() != Port::NONE && former != content.endpoint {
+        table::parted(maps, former);
+        table::joined(maps, content.endpoint);
+    }
     row.fill::<M>(who, content);
     row.publish::<M>(claimed.busy.live());
+}
+
+/// Gives an entry back, which is no flow's then.
+#[inline(always)]
+fn give_up<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings, claimed: &Claimed<M::Row<FlowRows>>) {
+    // One that was taken from another flow is counted for nobody since.
+    if arrival.is_taken == 0 && arrival.who.client_port() != Port::NONE {
+        table::parted(maps, claimed.place.row().endpoint::<M>());
+    }
+    table::give_up(maps, claimed, arrival.id, settings);
 }
 
 /// Writes the entry of the flow, and gives it a port where it is translated; returns the port. What is written stands in
@@ -155,7 +188,7 @@ fn record<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Resu
     let filled = fill(maps, arrival, settings, &claimed);
     if filled.is_err() {
         // An entry that stayed taken would be nobody's for ever.
-        table::give_up(maps, &claimed, arrival.id, settings);
+        give_up(maps, arrival, settings, &claimed);
     }
     filled
 }
@@ -185,7 +218,7 @@ fn fill<M: Maps>(
         phase: arrival.phase,
         next_hop: arrival.way_back,
     };
-    publish::<M>(claimed, &arrival.who, &content);
+    publish(maps, arrival, claimed, &arrival.who, &content);
     Ok(port)
 }
 
@@ -323,8 +356,11 @@ fn stay<M: Maps>(
     found: &Found<M::Row<FlowRows>>,
     is_settled: bool,
 ) {
+    if found.held.phase == Phase::OPENING && arrival.packet.flags.opens() {
+        health::retry(maps, arrival);
+    }
     if is_settled {
-        return table::release(maps, found, arrival.id, settings);
+        return table::release(maps, found, &arrival.who, settings);
     }
     let held = &found.held;
     let phase = track::forward_phase(held.phase, arrival.packet.key().protocol, arrival.packet.flags);
@@ -340,7 +376,7 @@ fn note<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<(),
     let claimed = own(maps, arrival)?;
     let Some(endpoint) = maps.endpoint(arrival.row) else {
         // An entry that stayed taken would be nobody's for ever.
-        table::give_up(maps, &claimed, arrival.id, settings);
+        give_up(maps, arrival, settings, &claimed);
         return Err(Reason::BadSlot);
     };
     let phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);
@@ -352,7 +388,7 @@ fn note<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<(),
         phase,
         next_hop: Way::UNKNOWN,
     };
-    publish::<M>(&claimed, &arrival.who, &content);
+    publish(maps, arrival, &claimed, &arrival.who, &content);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! A packet on its way back from an endpoint to its client.
 
 use gateway_common::{
-    addr::{Addr, Port},
+    addr::{Addr, Port, Protocol},
     counter::Reason,
     flow::FlowKey,
     settings::Settings,
@@ -12,7 +12,8 @@ use crate::{
     count::dropped,
     env::{Env, Maps},
     event::told,
-    packet::{self, Packet, Side},
+    outcome::Stage,
+    packet::{self, Side},
     rewrite::{self, Edit},
     table::{
         reply::{self, Answered},
@@ -63,7 +64,7 @@ pub fn to_client<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings
     let answered = reply::find(env.maps(), settings, packet.key(), packet.is_v6())?;
     let reply = seen(env.maps(), packet.key(), answered).filter(|reply| !reply.is_local)?;
     let service = reply.answered.who.service();
-    let verdict = send(env, packet, settings, &reply);
+    let verdict = send(env, arrival, settings, &reply);
     if let Verdict::Drop(_) = verdict {
         arrival.is_from(service, reply.answered.held.endpoint);
     }
@@ -73,11 +74,11 @@ pub fn to_client<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings
 #[inline(always)]
 fn send<E: Env>(
     env: &mut E,
-    packet: &Packet,
+    arrival: &mut Arrival,
     settings: &Settings,
     reply: &Reply<<E::Maps as Maps>::Row<FlowRows>>,
 ) -> Verdict {
-    if packet.ttl <= 1 {
+    if arrival.packet.ttl <= 1 {
         return Verdict::Drop(Reason::TtlExpired);
     }
     // Learned from the client's own packet, so it is known unless something else wrote the entry.
@@ -85,7 +86,8 @@ fn send<E: Env>(
     if !way.is_known() {
         return Verdict::Drop(Reason::NoNextHop);
     }
-    refresh(env.maps(), packet, settings, &reply.answered);
+    refresh(env.maps(), arrival, settings, &reply.answered);
+    let packet = &arrival.packet;
     let who = &reply.answered.who;
     let edit = edit(reply, who.client(), who.client_port());
     if rewrite::forward(env, packet, &edit, way).is_none() {
@@ -99,12 +101,12 @@ fn send<E: Env>(
 /// their source.
 #[inline(always)]
 pub fn egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    told(env, arrival, false, |env, arrival| run_egress(env, &mut arrival.packet))
+    told(env, arrival, false, run_egress)
 }
 
 #[inline(always)]
-fn run_egress<E: Env>(env: &mut E, packet: &mut Packet) -> Verdict {
-    match packet::parse(env, Side::Source, packet) {
+fn run_egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
+    match packet::parse(env, Side::Source, &mut arrival.packet) {
         Ok(()) => {}
         Err(Verdict::Drop(_)) => return Verdict::Pass(Reason::NotTranslated),
         Err(verdict) => return verdict,
@@ -112,18 +114,20 @@ fn run_egress<E: Env>(env: &mut E, packet: &mut Packet) -> Verdict {
     let Some(settings) = env.maps().settings() else {
         return Verdict::Pass(Reason::NotTranslated);
     };
-    leaves(env, packet, &settings)
+    leaves(env, arrival, &settings)
 }
 
 /// The rest of the egress pipeline, for a packet that was parsed.
 #[inline(always)]
-pub(crate) fn leaves<E: Env>(env: &mut E, packet: &Packet, settings: &Settings) -> Verdict {
+pub(crate) fn leaves<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Verdict {
+    let packet = &arrival.packet;
     let reply = reply::find_local(env.maps(), settings, packet.key(), packet.is_v6())
         .and_then(|answered| seen(env.maps(), packet.key(), answered));
     let Some(reply) = reply.filter(|reply| reply.is_local) else {
         return Verdict::Pass(Reason::NotTranslated);
     };
-    refresh(env.maps(), packet, settings, &reply.answered);
+    refresh(env.maps(), arrival, settings, &reply.answered);
+    let packet = &arrival.packet;
     let key = packet.key();
     let edit = edit(&reply, key.destination, key.destination_port);
     let verdict = if rewrite::in_place(env, packet, &edit).is_none() {
@@ -142,11 +146,22 @@ fn edit<R>(reply: &Reply<R>, destination: Addr, destination_port: Port) -> Edit 
 
 /// Keeps the flow alive.
 #[inline(always)]
-fn refresh<M: Maps>(maps: &M, packet: &Packet, settings: &Settings, answered: &Answered<M::Row<FlowRows>>) {
+fn refresh<M: Maps>(
+    maps: &M,
+    arrival: &mut Arrival,
+    settings: &Settings,
+    answered: &Answered<M::Row<FlowRows>>,
+) {
     let held = &answered.held;
-    let phase = track::reply_phase(held.phase, packet.flags);
+    let protocol = arrival.packet.key().protocol;
+    let phase = track::reply_phase(held.phase, arrival.packet.flags);
     let now = maps.now(settings.tick_shift);
-    let expires = now.after(track::timeout(settings, packet.key().protocol, phase));
+    let expires = now.after(track::timeout(settings, protocol, phase));
+    if held.phase != phase && protocol == Protocol::TCP {
+        (arrival.row, arrival.phase) = (held.endpoint, held.phase);
+        (arrival.entry, arrival.head) = (answered.index(), held.head);
+        let _nothing = maps.apart(Stage::Answer, arrival).word();
+    }
     if held.expires != expires || held.phase != phase {
         answered.row().refresh::<M>(held, expires, phase);
     }

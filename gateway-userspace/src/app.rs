@@ -371,7 +371,7 @@ fn sample(
                 .collect(),
             ..Samples::default()
         };
-        let counters = kernel.as_ref().map(|kernel| kernel.lock().counters());
+        let counters = kernel.as_ref().map(|kernel| kernel::Counters::read(kernel));
         match counters {
             Some(Ok(counters)) => admin::samples::add(&mut samples, &counters),
             Some(Err(error)) => tracing::warn!(%error, "cannot read the kernel's counters"),

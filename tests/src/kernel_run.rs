@@ -195,6 +195,7 @@ impl Kernel {
         self.probes = tables.probes.keys().copied().collect();
         self.fill_rare(tables)?;
         self.fill_events(tables)?;
+        self.fill_health(tables)?;
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
@@ -302,6 +303,7 @@ impl Kernel {
         }
         tables.syn_cookies = rows(&self.array::<SYN_COOKIE>(map::SynCookies::NAME)?, ROWS)?;
         self.read_events(&mut tables)?;
+        self.read_health(&mut tables)?;
         let endpoints = self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?;
         tables.endpoint_counts = sums(&endpoints, ROWS, |sum: &mut EndpointCount, one: EndpointCount| {
             sum.packets += one.packets;
@@ -409,7 +411,10 @@ const SYN_COOKIE: usize = size_of::<SynCookie>();
 const ENDPOINT_COUNT: usize = size_of::<EndpointCount>();
 
 /// The rows of an array that are not zero.
-fn rows<const V: usize, T: Pod>(map: &Array<&mut MapData, [u8; V]>, n: u32) -> Result<BTreeMap<u32, T>> {
+pub(crate) fn rows<const V: usize, T: Pod>(
+    map: &Array<&mut MapData, [u8; V]>,
+    n: u32,
+) -> Result<BTreeMap<u32, T>> {
     let mut rows = BTreeMap::new();
     for row in 0..n {
         let bytes = map.get(&row, 0)?;
@@ -420,7 +425,7 @@ fn rows<const V: usize, T: Pod>(map: &Array<&mut MapData, [u8; V]>, n: u32) -> R
     Ok(rows)
 }
 
-fn clear<const V: usize>(mut map: PerCpuArray<&mut MapData, [u8; V]>, rows: u32) -> Result<()> {
+pub(crate) fn clear<const V: usize>(mut map: PerCpuArray<&mut MapData, [u8; V]>, rows: u32) -> Result<()> {
     zero(&mut map, 0..rows)
 }
 
@@ -435,7 +440,7 @@ pub(crate) fn zero<const V: usize>(
     Ok(())
 }
 
-fn sums<const V: usize, T: Pod + Default + PartialEq>(
+pub(crate) fn sums<const V: usize, T: Pod + Default + PartialEq>(
     map: &PerCpuArray<&mut MapData, [u8; V]>,
     rows: u32,
     add: impl Fn(&mut T, T),

@@ -23,6 +23,8 @@ pub mod frame;
 #[cfg(feature = "whole")]
 mod kernel_events;
 #[cfg(feature = "whole")]
+mod kernel_health;
+#[cfg(feature = "whole")]
 pub mod kernel_run;
 #[cfg(feature = "whole")]
 mod kernel_sources;

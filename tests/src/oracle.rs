@@ -436,6 +436,7 @@ fn inner(sent: &[u8], grown: usize) -> Vec<u8> {
 pub fn holds(world: &World) {
     let tables = &world.tables;
     let mut held: BTreeMap<u32, u64> = BTreeMap::new();
+    let mut seated: BTreeMap<u32, u64> = BTreeMap::new();
     let mut seen = BTreeMap::new();
     for flow in tables.flows.values().flat_map(|bucket| &bucket.flows) {
         let is_busy = flow.head.state.number() & !HeadState::DISPLACED == HeadState::BUSY.number();
@@ -444,6 +445,9 @@ pub fn holds(world: &World) {
             continue;
         }
         *held.entry(flow.service).or_default() += 1;
+        if flow.client_port != Port::NONE {
+            *seated.entry(flow.endpoint).or_default() += 1;
+        }
         let who = (flow.client, flow.client_port, flow.port, flow.service, flow.head.protocol.number());
         let twin = seen.insert(who, *flow);
         assert!(twin.is_none(), "two entries of one flow: {flow:?} and {twin:?}");
@@ -452,6 +456,9 @@ pub fn holds(world: &World) {
     let counted: BTreeMap<u32, u64> =
         tables.service_flows.iter().filter(|(_, n)| **n != 0).map(|(id, n)| (*id, *n)).collect();
     assert_eq!(counted, held, "what services hold (left: what is counted)");
+    let counted: BTreeMap<u32, u64> =
+        tables.endpoint_flows.iter().filter(|(_, n)| **n != 0).map(|(row, n)| (*row, *n)).collect();
+    assert_eq!(counted, seated, "flows of endpoints (left: what is counted)");
 }
 
 /// What the endpoint of a translated flow answers goes to the flow's client, as long as the flow is not over.

@@ -14,6 +14,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::{FlowBucket, ReplyBucket},
     fragment::FragmentBucket,
+    health::EndpointHealth,
     probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceKey},
@@ -45,6 +46,8 @@ pub struct Tables {
     pub replies: BTreeMap<u32, ReplyBucket>,
     /// Entries that services hold in the flow table.
     pub service_flows: BTreeMap<u32, u64>,
+    /// Flows of endpoint rows.
+    pub endpoint_flows: BTreeMap<u32, u64>,
     /// Words of the filter that are not zero.
     pub filter: BTreeMap<u32, FilterWord>,
     /// Networks that are listed.
@@ -79,6 +82,8 @@ pub struct Tables {
     pub service_reasons: BTreeMap<u32, ServiceReasons>,
     /// Counts by endpoint row that are not zero.
     pub endpoint_counts: BTreeMap<u32, EndpointCount>,
+    /// Signals by endpoint row that are not zero, without times.
+    pub endpoint_health: BTreeMap<u32, EndpointHealth>,
     /// Packets that were told of, without their times and without what means nothing.
     pub events: Vec<Event>,
     /// What was told, by the number of the reason.

@@ -301,6 +301,9 @@ impl World {
                         displaced_one(spot.place(0).0);
                 }
                 *self.tables.service_flows.entry(flow.service).or_default() += 1;
+                if flow.client_port != Port::NONE {
+                    *self.tables.endpoint_flows.entry(flow.endpoint).or_default() += 1;
+                }
                 return bucket * 4 + way;
             }
         }
@@ -316,6 +319,8 @@ impl World {
             (flow.client_port, flow.service, flow.expires) = (Port::new(number), service, expires);
         }
         *self.tables.service_flows.entry(service).or_default() += 4;
+        // The one of port zero is no flow.
+        *self.tables.endpoint_flows.entry(0).or_default() += 3;
     }
 
     /// How many flows of the first bucket of a flow are counted as displaced.

@@ -9,7 +9,7 @@
 
 use aya::{Ebpf, EbpfLoader, maps::MapInfo};
 use gateway_common::{
-    aside::Aside,
+    aside::{Aside, SWEEP},
     counter::Hook,
     layout::{FLOW_LAYOUT_VERSION, FLOW_SIZES, LAYOUT_VERSION, SIZES},
     map::{self, Description, Kind},
@@ -44,6 +44,8 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("EndpointCount", 40),
         ("Event", 64),
         ("EventCount", 40),
+        ("EndpointHealth", 40),
+        ("Handshake", 8),
     ],
 );
 
@@ -149,7 +151,7 @@ fn the_object_holds_the_maps_that_are_defined() {
     let mut programs: Vec<_> = ebpf.programs().map(|(name, _)| name).collect();
     programs.sort_unstable();
     let mut named: Vec<_> =
-        Hook::ALL.map(Hook::name).into_iter().chain(Aside::ALL.map(Aside::name)).collect();
+        Hook::ALL.map(Hook::name).into_iter().chain(Aside::ALL.map(Aside::name)).chain([SWEEP]).collect();
     named.sort_unstable();
     assert_eq!(programs, named, "one program for each hook and each program aside, under its name");
 }

@@ -208,6 +208,7 @@ fn everything() -> Metrics {
                 what: "w",
                 count: 1,
             }],
+            open: vec![("l".to_owned(), "e".to_owned(), 1)],
             events: vec![("r", "o", 1)],
             networks: [1, 1],
             cookies: vec![("l".to_owned(), true, 1)],

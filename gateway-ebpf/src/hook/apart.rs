@@ -2,11 +2,11 @@
 //! knows nothing of their arguments but their types (Linux 5.13).
 #![expect(unsafe_code, reason = "names that are known outside, and arguments that are raw pointers")]
 
-use gateway_common::flow::Scratch;
+use gateway_common::{aside::SWEPT_AT_ONCE, flow::Scratch};
 use gateway_ebpf::{
     arrival::Arrival,
     outcome::{Outcome, Stage},
-    record,
+    record, table,
 };
 
 use crate::map::KernelMaps;
@@ -26,7 +26,36 @@ pub(crate) fn call(stage: Stage, arrival: &mut Arrival) -> Outcome {
         Stage::Admit => sluice_admit(notes),
         Stage::Blame => sluice_blame(notes),
         Stage::Tell => sluice_tell(notes),
+        Stage::Begin => sluice_begin(notes),
+        Stage::Retry => sluice_retry(notes),
+        Stage::Answer => sluice_answer(notes),
     })
+}
+
+/// Frees what is over in a bucket; how many entries.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sluice_sweep(bucket: u32) -> u64 {
+    u64::from(table::sweep(&KernelMaps, bucket))
+}
+
+/// The same for so many buckets.
+#[inline(always)]
+pub(crate) fn sweep(first: u32, count: u32) -> u32 {
+    let mut freed = 0;
+    for turn in 0..SWEPT_AT_ONCE {
+        if turn >= count {
+            break;
+        }
+        freed += sluice_sweep(first.wrapping_add(turn));
+    }
+    low(freed)
+}
+
+#[inline(always)]
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "at most four for each bucket")]
+const fn low(number: u64) -> u32 {
+    number as u32
 }
 
 macro_rules! apart {
@@ -58,4 +87,7 @@ apart! {
     sluice_admit Admit
     sluice_blame Blame
     sluice_tell Tell
+    sluice_begin Begin
+    sluice_retry Retry
+    sluice_answer Answer
 }

@@ -10,12 +10,14 @@ use gateway_ebpf::{
     cookie::{Cookie, Syn},
     count::alone,
     env::{Env, Room},
-    ingress, rare,
+    ingress,
+    packet::eth,
+    rare,
     verdict::{Verdict, XDP_DROP, XDP_REDIRECT},
     way::Way,
 };
 
-use super::{aside, fib, word};
+use super::{apart, aside, fib, word};
 use crate::map::{KernelMaps, XDP_PROGRAMS, scratch};
 
 /// Offsets of rare packets are sums that the compiler must not compute twice.
@@ -69,6 +71,14 @@ pub(crate) fn cookie(ctx: &XdpContext) -> u32 {
     let Some(scratch) = scratch() else { return XDP_DROP };
     let verdict = gateway_ebpf::cookie::answer(&mut env, Arrival::of(scratch));
     env.end(verdict)
+}
+
+/// Sweeps the buckets that the packet names; returns how many entries are free now.
+#[inline(always)]
+pub(crate) fn sweep(ctx: &XdpContext) -> u32 {
+    let env = Xdp::<false>::new(ctx);
+    let Some([first, count]) = env.load::<[u32; 2]>(eth::LEN) else { return 0 };
+    apart::sweep(first, count)
 }
 
 #[inline(always)]

@@ -43,7 +43,7 @@ pub fn egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
             return Verdict::Pass(Reason::NotTranslated);
         };
         match parse(env, Side::Source, &settings, &mut arrival.packet) {
-            Ok(()) => reply::leaves(env, &arrival.packet, &settings),
+            Ok(()) => reply::leaves(env, arrival, &settings),
             Err(Verdict::Icmp(reason)) => Verdict::Icmp(reason),
             Err(_) => Verdict::Pass(Reason::NotTranslated),
         }

@@ -4,7 +4,7 @@
 //! is taken by exchanging its head, and whoever reads looks at the head before and after. A flow stands in its first
 //! bucket unless that had no place; whether any flow of a bucket is displaced, and so worth looking for in a second, is
 //! counted apart, in few bytes. Entries that are over stay
-//! until their place is needed. While there is no such place, a service gives up flows of its own, and flows of services
+//! until their place is needed, or the agent has the table swept. While there is no such place, a service gives up flows of its own, and flows of services
 //! that hold more than their share; it never takes a place from a service within its share.
 
 mod displaced;
@@ -12,10 +12,15 @@ pub mod reply;
 pub mod row;
 
 use bytemuck::{Pod, Zeroable};
-use gateway_common::{addr::Protocol, counter::Reason, flow::Tick, settings::Settings};
+use gateway_common::{
+    addr::{Port, Protocol},
+    counter::Reason,
+    flow::Tick,
+    settings::Settings,
+};
 
 use self::row::{FlowRow, FlowRows, HeadWord, Held, Who};
-use crate::env::Maps;
+use crate::{env::Maps, select::NO_ROW};
 
 /// Entries in a bucket, as a number of turns.
 const WAYS: u32 = 4;
@@ -175,6 +180,7 @@ pub fn claim<M: Maps>(maps: &M, wish: &Wish<'_>) -> Result<u32, Reason> {
     }
     if old.is_live() {
         left(maps, place.row().service::<M>());
+        parted(maps, counted::<M>(place.row()));
         reply::forget(maps, wish.settings, place.row(), old, place.index());
         back_home(maps, place.bucket, old, wish.settings);
     }
@@ -217,9 +223,12 @@ fn back_home<M: Maps>(maps: &M, bucket: u32, head: HeadWord, settings: &Settings
 
 /// Forgets a flow whose slot leads to the same endpoint, unless its entry changed meanwhile.
 #[inline(always)]
-pub fn release<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, service: u32, settings: &Settings) {
+pub fn release<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, who: &Who, settings: &Settings) {
     if found.place.row().exchange::<M>(found.held.head, found.held.head.free()) {
-        left(maps, service);
+        left(maps, who.service());
+        if who.client_port() != Port::NONE {
+            parted(maps, found.held.endpoint);
+        }
         back_home(maps, found.place.bucket, found.held.head, settings);
     }
 }
@@ -232,6 +241,66 @@ fn left<M: Maps>(maps: &M, service: u32) {
             M::add(&entries, u64::MAX);
         }
     }
+}
+
+/// The endpoint row that an entry is counted for: what is remembered of clients counts for none.
+#[inline(always)]
+fn counted<M: Maps>(row: &FlowRow) -> u32 {
+    let (_, port) = row.client::<M>();
+    if port == Port::NONE { NO_ROW } else { row.endpoint::<M>() }
+}
+
+/// Counts one more flow of an endpoint row.
+#[inline(always)]
+pub fn joined<M: Maps>(maps: &M, row: u32) {
+    if let Some(flows) = maps.endpoint_flows(row) {
+        M::add(&flows, 1);
+    }
+}
+
+/// Counts one flow less of an endpoint row, if it is one. Never below zero: flows that an earlier agent's programs recorded
+/// may not have been counted.
+#[inline(always)]
+pub fn parted<M: Maps>(maps: &M, row: u32) {
+    if let Some(flows) = maps.endpoint_flows(row)
+        && M::load(&flows) != 0
+    {
+        M::add(&flows, u64::MAX);
+    }
+}
+
+/// Frees the entries of a bucket that are over; how many. TCP connections that were open, and may go on after a long silence,
+/// get twice their time.
+#[inline(always)]
+pub fn sweep<M: Maps>(maps: &M, bucket: u32) -> u32 {
+    let Some(settings) = maps.settings() else { return 0 };
+    let settings: &Settings = &settings;
+    let now = maps.now(settings.tick_shift);
+    let mut freed = 0;
+    for at in 0..WAYS {
+        let Some(rows) = maps.flows(bucket) else { return freed };
+        let row = way(&rows, at);
+        let head = row.head::<M>();
+        if !head.is_live() || !row.is_long_over::<M>(head, settings, now) {
+            continue;
+        }
+        // Taken first, so that nobody else writes what is read here.
+        if !row.exchange::<M>(head, head.busy()) {
+            continue;
+        }
+        // A packet may have come in between.
+        if !row.is_long_over::<M>(head, settings, now) {
+            row.publish::<M>(head);
+            continue;
+        }
+        left(maps, row.service::<M>());
+        parted(maps, counted::<M>(row));
+        reply::forget(maps, settings, row, head, bucket * WAYS + at);
+        row.publish::<M>(head.free());
+        back_home(maps, bucket, head, settings);
+        freed += 1;
+    }
+    freed
 }
 
 /// A place that nobody needs.

@@ -96,6 +96,12 @@ impl<R: core::ops::Deref<Target = FlowRows>> Answered<R> {
     pub fn row(&self) -> &FlowRow {
         way(&self.rows, self.way)
     }
+
+    /// Its number.
+    #[inline(always)]
+    pub const fn index(&self) -> u32 {
+        self.way
+    }
 }
 
 /// Looks for the flow that a packet of a remote endpoint answers. Whether it is that endpoint's is still to be seen.

@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use gateway_common::{
     addr::{Addr, Port, Protocol},
     flow::{Flow, FlowBucket, Head, HeadState, Phase, REPLY_WAYS, Reply, ReplyBucket, Tick, WAYS},
+    settings::Settings,
 };
 
 use crate::{env::Maps, way::Way};
@@ -188,6 +189,13 @@ impl HeadWord {
         self.with(if self.is_displaced() { LIVE | DISPLACED } else { LIVE })
     }
 
+    /// While a processor writes the entry, which stays that of its flow.
+    #[inline(always)]
+    #[must_use]
+    pub const fn busy(self) -> Self {
+        self.with(if self.is_displaced() { BUSY | DISPLACED } else { BUSY })
+    }
+
     /// Without.
     #[inline(always)]
     #[must_use]
@@ -341,6 +349,15 @@ impl FlowRow {
     #[inline(always)]
     pub fn expires<M: Maps>(&self) -> Tick {
         self.life::<M>().expires
+    }
+
+    /// Whether nobody may come back to it: it is over, and a TCP connection that was open has been so for as long again.
+    #[inline(always)]
+    pub fn is_long_over<M: Maps>(&self, head: HeadWord, settings: &Settings, now: Tick) -> bool {
+        let Life { expires, phase, .. } = self.life::<M>();
+        let was_open = head.protocol() == Protocol::TCP && phase == Phase::OPEN;
+        let grace = if was_open { settings.open_ticks } else { 0 };
+        expires.after(grace).is_before(now)
     }
 
     /// Port towards the endpoint.

@@ -1,12 +1,9 @@
 //! What the kernel programs counted, as the values of metrics.
 
-use gateway_common::{
-    counter::{EndpointCount, Reason},
-    event::EventCount,
-};
+use gateway_common::{counter::Reason, event::EventCount};
 
 use crate::{
-    kernel::Counters,
+    kernel::{Counters, OfEndpoint},
     metrics::{
         kernel::{EndpointSample, Samples as OfKernel},
         names::{PacketSample, Samples, ServiceSample},
@@ -30,6 +27,11 @@ pub fn add(samples: &mut Samples, counters: &Counters) {
     samples.kernel = OfKernel {
         drops: counters.drops.clone(),
         endpoints: counters.endpoints.iter().flat_map(endpoint_values).collect(),
+        open: counters
+            .endpoints
+            .iter()
+            .map(|of| (of.listener.clone(), of.addr.to_string(), of.flows))
+            .collect(),
         events: counters.events.iter().flat_map(event_values).collect(),
         networks: counters.networks,
         cookies: counters
@@ -57,9 +59,8 @@ pub fn add(samples: &mut Samples, counters: &Counters) {
     }
 }
 
-fn endpoint_values(
-    (listener, endpoint, count): &(String, std::net::SocketAddr, EndpointCount),
-) -> [EndpointSample; 5] {
+fn endpoint_values(of: &OfEndpoint) -> Vec<EndpointSample> {
+    let OfEndpoint { count, health, .. } = of;
     let values = [
         ("packets", count.packets),
         ("bytes", count.bytes),
@@ -67,12 +68,23 @@ fn endpoint_values(
         ("reply_bytes", count.reply_bytes),
         ("new_flows", count.new_flows),
     ];
-    values.map(|(what, count)| EndpointSample {
-        listener: listener.clone(),
-        endpoint: endpoint.to_string(),
+    let signals = [
+        ("syn_retransmits", health.syn_retransmits),
+        ("refused", health.refused),
+        ("resets", health.resets),
+        ("handshakes", health.handshakes),
+        ("handshake_us", health.handshake_us),
+    ];
+    // What never happened is left out: there may be a hundred thousand endpoints.
+    let signals = signals.into_iter().filter(|(_, count)| *count != 0);
+    let values = values.into_iter().chain(signals);
+    let sample = |(what, count)| EndpointSample {
+        listener: of.listener.clone(),
+        endpoint: of.addr.to_string(),
         what,
         count,
-    })
+    };
+    values.map(sample).collect()
 }
 
 fn event_values((reason, count): &(Reason, EventCount)) -> [(&'static str, &'static str, u64); 3] {

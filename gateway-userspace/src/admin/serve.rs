@@ -51,8 +51,15 @@ pub async fn serve(listener: TcpListener, view: Arc<dyn View>, tasks: Tasks, mut
 
 async fn connection(stream: TcpStream, view: Arc<dyn View>, mut drain: Drain) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(&*view, request.method(), request.uri().path());
-        async move { Ok::<_, Infallible>(response) }
+        let view = Arc::clone(&view);
+        async move {
+            let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+            // A page about a hundred thousand endpoints takes a while; changes of the kernel's maps do not wait for it.
+            let answered = tokio::task::spawn_blocking(move || answer(&*view, &method, &path)).await;
+            Ok::<_, Infallible>(answered.unwrap_or_else(|_| {
+                response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "the page could not be made\n".to_owned())
+            }))
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -72,8 +79,9 @@ async fn connection(stream: TcpStream, view: Arc<dyn View>, mut drain: Drain) {
     }
 }
 
+const TEXT: &str = "text/plain; charset=utf-8";
+
 fn answer(view: &dyn View, method: &Method, path: &str) -> Response<Full<Bytes>> {
-    const TEXT: &str = "text/plain; charset=utf-8";
     if !matches!(*method, Method::GET | Method::HEAD) {
         return response(StatusCode::METHOD_NOT_ALLOWED, TEXT, "use GET\n".to_owned());
     }

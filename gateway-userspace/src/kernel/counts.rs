@@ -7,12 +7,15 @@ use gateway_common::{
     cookie::SynCookie,
     counter::{Class, Count, EndpointCount, Hook, Reason, ServiceCount},
     event::{Event, EventCount},
+    health::EndpointHealth,
     map::{self, MapDef as _},
     source::RefusedSource,
 };
 
+use parking_lot::{Mutex, MutexGuard};
+
 use crate::{
-    clock,
+    clock, image,
     kernel::{Error, Kernel},
     limits,
 };
@@ -27,7 +30,7 @@ pub struct Counters {
     /// Dropped packets by listener name of the service and by reason; those that are zero are left out.
     pub drops: Vec<(String, &'static str, u64)>,
     /// By listener name and address of the endpoint.
-    pub endpoints: Vec<(String, SocketAddr, EndpointCount)>,
+    pub endpoints: Vec<OfEndpoint>,
     /// Entries of the flow table, by listener name of the service.
     pub flows: Vec<(String, u64)>,
     /// Flows that the table has room for.
@@ -40,6 +43,21 @@ pub struct Counters {
     pub networks: [u64; 2],
 }
 
+/// Counters of an endpoint of a listener.
+#[derive(Clone, Debug)]
+pub struct OfEndpoint {
+    /// Name of the listener.
+    pub listener: String,
+    /// Address of the endpoint.
+    pub addr: SocketAddr,
+    /// Packets and flows.
+    pub count: EndpointCount,
+    /// Signals of its health.
+    pub health: EndpointHealth,
+    /// Flows in the flow table.
+    pub flows: u64,
+}
+
 /// SYN cookies of a service.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Cookies {
@@ -49,12 +67,43 @@ pub struct Cookies {
     pub sent: u64,
 }
 
-impl Kernel {
-    /// Reads all counters that concern the present image.
+/// Services, and rows of endpoints, that are read before others may have the kernel: a tenth of a millisecond.
+const AT_ONCE: usize = 64;
+
+impl Counters {
+    /// Reads all counters that concern the present image, in portions: whoever writes the maps waits for one of them at most.
+    /// An endpoint that leaves meanwhile keeps its row for long enough.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn counters(&self) -> Result<Counters, Error> {
+    pub fn read(kernel: &Mutex<Kernel>) -> Result<Self, Error> {
+        let (mut counters, image) = {
+            let kernel = kernel.lock();
+            (kernel.totals()?, kernel.writer.image())
+        };
+        for services in image.services.chunks(AT_ONCE) {
+            let kernel = kernel.lock();
+            for service in services {
+                kernel.read_service(service, &mut counters)?;
+            }
+            MutexGuard::unlock_fair(kernel);
+        }
+        for service in &image.services {
+            for rows in service.endpoints.chunks(AT_ONCE) {
+                let kernel = kernel.lock();
+                for row in rows {
+                    counters.endpoints.push(kernel.read_endpoint(service, row)?);
+                }
+                MutexGuard::unlock_fair(kernel);
+            }
+        }
+        Ok(counters)
+    }
+}
+
+impl Kernel {
+    /// What concerns no service.
+    fn totals(&self) -> Result<Counters, Error> {
         let maps = self.writer.maps();
         let [flow_buckets, _] = maps.flow_buckets();
         let flow_room = u64::from(flow_buckets) * 2;
@@ -79,24 +128,34 @@ impl Kernel {
                 counters.events.push((*reason, count));
             }
         }
-        for service in &self.writer.image().services {
-            let listener = service.listener.to_string();
-            counters.flows.push((listener.clone(), maps.service_flows(service.id)));
-            let count = maps.service_count(service.id)?;
-            if count.dropped != 0 {
-                let drops = maps.service_drops(service.id)?.into_iter();
-                counters.drops.extend(drops.map(|(reason, packets)| (listener.clone(), reason, packets)));
-            }
-            if service.cookie_rate.is_some() {
-                counters.cookies.push((listener.clone(), self.cookies(service.id)?));
-            }
-            for row in &service.endpoints {
-                let count = maps.endpoint_count(row.row)?;
-                counters.endpoints.push((listener.clone(), row.endpoint.addr(), count));
-            }
-            counters.services.push((listener, count));
-        }
         Ok(counters)
+    }
+
+    fn read_service(&self, service: &image::Service, counters: &mut Counters) -> Result<(), Error> {
+        let maps = self.writer.maps();
+        let listener = service.listener.to_string();
+        counters.flows.push((listener.clone(), maps.service_flows(service.id)));
+        let count = maps.service_count(service.id)?;
+        if count.dropped != 0 {
+            let drops = maps.service_drops(service.id)?.into_iter();
+            counters.drops.extend(drops.map(|(reason, packets)| (listener.clone(), reason, packets)));
+        }
+        if service.cookie_rate.is_some() {
+            counters.cookies.push((listener.clone(), self.cookies(service.id)?));
+        }
+        counters.services.push((listener, count));
+        Ok(())
+    }
+
+    fn read_endpoint(&self, service: &image::Service, row: &image::Row) -> Result<OfEndpoint, Error> {
+        let maps = self.writer.maps();
+        Ok(OfEndpoint {
+            listener: service.listener.to_string(),
+            addr: row.endpoint.addr(),
+            count: maps.endpoint_count(row.row)?,
+            health: maps.endpoint_health(row.row)?,
+            flows: maps.endpoint_flows(row.row),
+        })
     }
 }
 

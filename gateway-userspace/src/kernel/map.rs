@@ -15,6 +15,7 @@ use gateway_common::{
     event::EventCount,
     filter::{self, FilterWord},
     flow::FlowCount,
+    health::EndpointHealth,
     map::{self, MapDef},
     receive::Receive,
     service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey},
@@ -54,6 +55,7 @@ pub(super) struct KernelMaps {
     endpoints: MappedRows<Endpoint>,
     slots: MappedRows<SlotChunk>,
     service_flows: MappedRows<FlowCount>,
+    endpoint_flows: MappedRows<FlowCount>,
     /// Buckets of the flow table and of the table of replies.
     flow_buckets: [u32; 2],
     filter: Rows<FilterWord>,
@@ -68,6 +70,7 @@ pub(super) struct KernelMaps {
     service_counts: PerCpu<ServiceCount>,
     service_reasons: PerCpu<ServiceReasons>,
     endpoint_counts: PerCpu<EndpointCount>,
+    endpoint_health: PerCpu<EndpointHealth>,
     event_counts: PerCpu<EventCount>,
 }
 
@@ -124,6 +127,7 @@ impl KernelMaps {
             endpoints: mapped::<map::Endpoints>(object)?,
             slots: mapped::<map::Slots>(object)?,
             service_flows: mapped::<map::ServiceFlows>(object)?,
+            endpoint_flows: mapped::<map::EndpointFlows>(object)?,
             flow_buckets: [size_of_map::<map::Flows>(object)?, size_of_map::<map::Replies>(object)?],
             filter: taken::<map::Filter, _>(object)?,
             source_networks: taken::<map::SourceNetworks, _>(object)?,
@@ -137,6 +141,7 @@ impl KernelMaps {
             service_counts: taken::<map::ServiceCounts, _>(object)?,
             service_reasons: taken::<map::ServiceReasons, _>(object)?,
             endpoint_counts: taken::<map::EndpointCounts, _>(object)?,
+            endpoint_health: taken::<map::EndpointHealths, _>(object)?,
             event_counts: taken::<map::EventCounts, _>(object)?,
         })
     }
@@ -270,7 +275,10 @@ impl Maps for KernelMaps {
     fn clear_endpoint_count(&mut self, row: u32) -> Result<(), Error> {
         self.endpoint_counts
             .set(row, zeroes::<map::EndpointCounts>()?, 0)
-            .map_err(failed::<map::EndpointCounts>)
+            .map_err(failed::<map::EndpointCounts>)?;
+        self.endpoint_health
+            .set(row, zeroes::<map::EndpointHealths>()?, 0)
+            .map_err(failed::<map::EndpointHealths>)
     }
 
     fn put_filter(&mut self, word: u32, bits: u64) -> Result<(), Error> {
@@ -408,6 +416,17 @@ impl KernelMaps {
         let names = Reason::OF_SERVICES.iter().map(|reason| reason.name());
         let names = names.chain(std::iter::repeat(Reason::OTHER));
         Ok(names.zip(sums).filter(|(_, packets)| *packets != 0).collect())
+    }
+
+    /// Flows of an endpoint row in the flow table.
+    pub(super) fn endpoint_flows(&self, row: u32) -> u64 {
+        self.endpoint_flows.get(row).map_or(0, |count| count.entries)
+    }
+
+    /// The signals of an endpoint row, of all processors together.
+    pub(super) fn endpoint_health(&self, row: u32) -> Result<EndpointHealth, Error> {
+        let values = self.endpoint_health.get(&row, 0).map_err(failed::<map::EndpointHealths>)?;
+        Ok(values.iter().fold(EndpointHealth::default(), |sum, Shared(one)| sum.and(one)))
     }
 
     /// The counters of an endpoint row, of all processors together.

@@ -19,6 +19,7 @@ mod pods;
 pub mod probe;
 mod records;
 pub mod sources;
+mod sweep;
 mod sys;
 pub mod ticks;
 pub mod tunnelled;
@@ -50,7 +51,7 @@ use gateway_common::{
 
 pub use crate::kernel::{
     attach::{AttachMode, Attachment, Beside, Kept},
-    counts::Counters,
+    counts::{Counters, OfEndpoint},
     error::Error,
     events::Events,
     records::Records,
@@ -64,6 +65,7 @@ use crate::{
         map::KernelMaps,
         maps::{Maps as _, Observed},
         object::Pins,
+        sweep::Sweep,
         ticks::Ticks,
         tunnelled::Tunnelled,
         writer::{Terms, Writer, Written},
@@ -148,6 +150,7 @@ pub struct Kernel {
     seed: Seed,
     records: Option<Records>,
     events: Option<Events>,
+    sweep: Sweep,
     /// Held as long as this agent owns the pins and the node's network.
     _ownership: Ownership,
 }
@@ -182,6 +185,7 @@ impl Kernel {
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         let [flow_buckets, reply_buckets] = maps.flow_buckets();
+        let sweep = Sweep::load(&mut object, flow_buckets)?;
         let ticks = Ticks::of_this_kernel();
         // Whoever was refused stays so until the first image says otherwise.
         let guards = maps.settings()?.guards;
@@ -211,6 +215,7 @@ impl Kernel {
             seed,
             records,
             events: (settings.events != 0).then_some(events),
+            sweep,
             _ownership: ownership,
         })
     }
@@ -323,6 +328,14 @@ impl Kernel {
     /// See [`Writer::apply`].
     pub fn settle(&mut self) -> Result<Written, Error> {
         self.writer.settle()
+    }
+
+    /// Frees entries of the flow table that are over, in its next slice; how many.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn sweep(&mut self) -> Result<u32, Error> {
+        self.sweep.go_on()
     }
 
     /// Writes that are still missing because one was refused; the next call of anything that writes makes up for them.

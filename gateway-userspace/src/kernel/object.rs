@@ -95,7 +95,14 @@ impl Pins {
 
 /// Whether a map belongs to the flow tables.
 fn is_of_flows(name: &str) -> bool {
-    [map::Flows::NAME, map::Displaced::NAME, map::Replies::NAME, map::ServiceFlows::NAME].contains(&name)
+    let all = [
+        map::Flows::NAME,
+        map::Displaced::NAME,
+        map::Replies::NAME,
+        map::ServiceFlows::NAME,
+        map::EndpointFlows::NAME,
+    ];
+    all.contains(&name)
 }
 
 /// Makes sure that a BPF file system is mounted.

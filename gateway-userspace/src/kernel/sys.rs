@@ -18,6 +18,7 @@ use gateway_common::slot::{Slot, SlotChunk};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -77,6 +78,23 @@ struct ProgLoad {
     version_and_flags: [u32; 2],
 }
 
+/// The part of `union bpf_attr` that running a program reads and writes.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    returned: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_sizes: [u32; 2],
+    contexts: [u64; 2],
+    flags_and_processor: [u32; 2],
+}
+
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: each caller passes the attributes that its command reads, and their true size.
     let result =
@@ -129,6 +147,15 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Runs a program once over a packet; what it returned. The packet as it is afterwards is not asked for.
+pub(super) fn run_program(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
+    let size_in = u32::try_from(packet.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let data_in = u64::try_from(packet.as_ptr().expose_provenance()).map_err(io::Error::other)?;
+    let mut run = TestRun { program: raw(program), size_in, data_in, repeat: 1, ..TestRun::default() };
+    bpf(BPF_PROG_TEST_RUN, &mut run)?;
+    Ok(run.returned)
 }
 
 /// Replaces the program of a link atomically (Linux 5.7).

@@ -19,6 +19,12 @@ pub const EVENTS: Described = (
     "Packets that ended early, where `agent.kernel.events` asks for them: told of, or not, and why not",
 );
 
+/// By listener and endpoint.
+pub const OPEN_FLOWS: Described = (
+    "kernel_endpoint_open_flows",
+    "Flows of an endpoint that the kernel's flow table holds, as far as the listener's `track` has them recorded",
+);
+
 /// What sources are listed.
 pub const NETWORKS: Described =
     ("kernel_source_networks", "Networks that the kernel's list of sources holds");
@@ -40,6 +46,8 @@ pub struct Samples {
     pub drops: Vec<(String, &'static str, u64)>,
     /// Counters of endpoints.
     pub endpoints: Vec<EndpointSample>,
+    /// Flows by listener and endpoint.
+    pub open: Vec<(String, String, u64)>,
     /// Packets that ended early, by reason and what became of telling.
     pub events: Vec<(&'static str, &'static str, u64)>,
     /// Networks that are listed, and for how many there is room.
@@ -87,6 +95,11 @@ impl Samples {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (listener, is_armed, _) in &self.cookies {
             gauge(&mut family, &[("listener", listener.as_str())], u64::from(*is_armed))?;
+        }
+        let (name, help) = OPEN_FLOWS;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (listener, endpoint, flows) in &self.open {
+            gauge(&mut family, &[("listener", listener.as_str()), ("endpoint", endpoint.as_str())], *flows)?;
         }
         let (name, help) = EVENTS;
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

@@ -144,6 +144,7 @@ mod tests {
                     what: "new_flows",
                     count: 6,
                 }],
+                open: vec![("dns".to_owned(), "192.0.2.1:53".to_owned(), 2)],
                 events: vec![("denied", "limited", 4)],
                 networks: [3, 8],
                 cookies: vec![("web".to_owned(), true, 9)],
@@ -169,6 +170,7 @@ mod tests {
             "sluice_kernel_endpoint_total{listener=\"dns\",endpoint=\"192.0.2.1:53\",what=\"new_flows\"} 6",
             "sluice_kernel_syn_cookies_total{listener=\"web\"} 9",
             "sluice_kernel_syn_cookies_armed{listener=\"web\"} 1",
+            "sluice_kernel_endpoint_open_flows{listener=\"dns\",endpoint=\"192.0.2.1:53\"} 2",
             "sluice_kernel_events_total{reason=\"denied\",outcome=\"limited\"} 4",
             "sluice_endpoint_up{service=\"api\",endpoint=\"192.0.2.1:80\"} 1",
         ] {

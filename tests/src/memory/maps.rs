@@ -12,6 +12,7 @@ use gateway_common::{
     event::{Event, EventCount},
     filter::FilterWord,
     flow::Tick,
+    health::EndpointHealth,
     map::{self, INDEX_BUCKETS, MapDef as _},
     probe::Probe,
     receive::Receive,
@@ -111,6 +112,20 @@ impl Maps for MemoryMaps {
     fn service_flows(&self, id: u32) -> Option<Rc<AtomicU64>> {
         (id < map::ServiceFlows::CAPACITY)
             .then(|| Rc::clone(self.service_flows.borrow_mut().entry(id).or_default()))
+    }
+
+    fn endpoint_flows(&self, row: u32) -> Option<Rc<AtomicU64>> {
+        (row < map::EndpointFlows::CAPACITY)
+            .then(|| Rc::clone(self.endpoint_flows.borrow_mut().entry(row).or_default()))
+    }
+
+    /// Nobody waits: times are the kernel's.
+    fn handshake(&self, _at: u32) -> Option<Rc<AtomicU64>> {
+        None
+    }
+
+    fn count_health(&self, row: u32, change: impl FnOnce(&mut EndpointHealth)) {
+        change(self.tables.borrow_mut().endpoint_health.entry(row).or_default());
     }
 
     fn instant(&self, shift: u8) -> u64 {

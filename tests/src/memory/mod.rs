@@ -30,7 +30,10 @@ use gateway_ebpf::{
         fragment::{FragmentRow, FragmentRows},
     },
     receive as tunnels, reply, steer,
-    table::row::{FlowRow, FlowRows, ReplyRow, ReplyRows},
+    table::{
+        self,
+        row::{FlowRow, FlowRows, ReplyRow, ReplyRows},
+    },
     verdict::Verdict,
     way::Way,
 };
@@ -109,6 +112,14 @@ impl Run {
         };
         *tables = env.maps.into_tables();
         Outcome { code, bytes: env.bytes }
+    }
+
+    /// Sweeps buckets of the flow table; how many entries were freed.
+    pub fn sweep(&self, tables: &mut Tables, buckets: std::ops::Range<u32>) -> u32 {
+        let maps = MemoryMaps::new(std::mem::take(tables), self.now);
+        let freed = buckets.map(|bucket| table::sweep(&maps, bucket)).sum();
+        *tables = maps.into_tables();
+        freed
     }
 
     /// Runs a connection over the tables; `sockets` are the indices that hold a socket. Returns the code and the
@@ -201,6 +212,7 @@ struct MemoryMaps {
     replies: RefCell<BTreeMap<u32, Rc<ReplyRows>>>,
     fragments: RefCell<BTreeMap<u32, Rc<FragmentRows>>>,
     service_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
+    endpoint_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     service_rates: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     syn_cookies: RefCell<BTreeMap<u32, Rc<CookieWords>>>,
     source_rates: RefCell<BTreeMap<u32, Rc<RateWords>>>,
@@ -221,6 +233,7 @@ impl MemoryMaps {
             (*at, Rc::new(words.map(FragmentRow::from)))
         });
         let counts = std::mem::take(&mut tables.service_flows);
+        let endpoint_flows = std::mem::take(&mut tables.endpoint_flows);
         let displaced = std::mem::take(&mut tables.displaced);
         let service_rates = std::mem::take(&mut tables.service_rates);
         let service_rates = service_rates.into_iter().map(|(id, rate)| (id, rate.full_at)).collect();
@@ -242,6 +255,7 @@ impl MemoryMaps {
             fragments: RefCell::new(fragments.collect()),
             displaced: words(displaced),
             service_flows: words(counts),
+            endpoint_flows: words(endpoint_flows),
             service_rates: words(service_rates),
             syn_cookies: RefCell::new(syn_cookies.collect()),
             source_rates: RefCell::new(source_rates.collect()),
@@ -272,6 +286,7 @@ impl MemoryMaps {
             }
         }
         tables.service_flows = not_zero(self.service_flows);
+        tables.endpoint_flows = not_zero(self.endpoint_flows);
         tables.displaced = not_zero(self.displaced);
         let rates = not_zero(self.service_rates).into_iter();
         tables.service_rates = rates.map(|(id, full_at)| (id, ServiceRate { full_at })).collect();

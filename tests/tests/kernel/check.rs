@@ -6,10 +6,11 @@ use gateway_common::{
     counter::{Class, Hook, Reason, ServiceReasons},
     endpoint::NextHop,
     flow::Tick,
+    health::EndpointHealth,
 };
 use gateway_tests::{
     kernel_run::Kernel,
-    memory::{Outcome, Run, Tables},
+    memory::{BUCKETS, Outcome, Run, Tables},
     packet::{self, Packet},
     privilege, ticks,
     world::{INGRESS, TICK_SHIFT, World},
@@ -179,6 +180,62 @@ pub fn steps(
         assert!(agreed, "{name}: the clock ticks faster than the kernel runs");
     }
     outcomes.into_iter().map(|outcome| outcome.bytes).collect()
+}
+
+/// Sweeps the whole flow table of a world, on the host and, where this process may, in the kernel: so many entries are freed.
+pub fn swept(name: &str, prepare: impl Fn(&mut World), freed: u32, after: impl Fn(&World)) {
+    let prepared = |now| {
+        let mut world = World::new(now);
+        prepare(&mut world);
+        world
+    };
+    let on_host = |world: &World| {
+        let mut tables = world.tables.clone();
+        let run = Run { hook: Hook::XdpBalance, ingress: INGRESS, now: world.now, next_hop: None };
+        (run.sweep(&mut tables, 0..BUCKETS), tables)
+    };
+    let world = prepared(now());
+    let (found, tables) = on_host(&world);
+    assert_eq!(found, freed, "{name}: entries");
+    after(&World { tables, now: world.now });
+    if privilege::require("running packets through the kernel programs") {
+        let mut guard = KERNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let kernel = guard.get_or_insert_with(|| Kernel::load().expect("the kernel loads the programs"));
+        let agreed = (0..5).any(|_| {
+            let world = prepared(now());
+            kernel.fill(&world.tables).unwrap();
+            let found = kernel.sweep(0, BUCKETS).unwrap();
+            let found_tables = kernel.read(&world.tables).unwrap();
+            if now() != world.now {
+                return false;
+            }
+            assert_eq!((found, &found_tables), (freed, &on_host(&world).1), "{name}: kernel (left) and host");
+            true
+        });
+        assert!(agreed, "{name}: the clock ticks faster than the kernel runs");
+    }
+}
+
+/// Runs packets in the kernel alone, with so much time between them; what the maps of signals say then. Nothing for those
+/// who may not.
+pub fn timed(
+    prepare: impl Fn(&mut World),
+    frames: &[Vec<u8>],
+    pause: std::time::Duration,
+) -> Option<std::collections::BTreeMap<u32, EndpointHealth>> {
+    if !privilege::require("running packets through the kernel programs") {
+        return None;
+    }
+    let mut guard = KERNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let kernel = guard.get_or_insert_with(|| Kernel::load().expect("the kernel loads the programs"));
+    let mut world = World::new(now());
+    prepare(&mut world);
+    kernel.fill(&world.tables).unwrap();
+    for frame in frames {
+        kernel.run(Hook::XdpBalance, frame).unwrap();
+        std::thread::sleep(pause);
+    }
+    Some(kernel.health().unwrap())
 }
 
 /// Runs one packet on the host over these tables.

@@ -22,6 +22,7 @@ mod events;
 mod filter;
 mod flows;
 mod hairpin;
+mod health;
 mod icmp;
 mod local;
 mod ports;

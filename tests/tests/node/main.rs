@@ -13,6 +13,7 @@ mod cookies;
 mod direct;
 mod pods;
 mod receive;
+mod signals;
 mod sources;
 mod takeover;
 mod upgrade;

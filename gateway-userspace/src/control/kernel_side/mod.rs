@@ -346,6 +346,12 @@ impl KernelSide {
             self.learn_ways().await;
             let settled = self.kernel.lock().settle();
             self.note(settled.map(drop).map_err(|error| error_chain(&error)));
+            if let Err(error) = self.kernel.lock().sweep() {
+                tracing::warn!(
+                    why = error_chain(&error),
+                    "the flow table cannot be swept: entries that are over stay"
+                );
+            }
             if self.detached.is_some() {
                 self.attach().await;
             }

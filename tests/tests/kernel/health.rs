@@ -1,0 +1,245 @@
+//! What packets tell of endpoints, how many flows endpoints have, and entries that are swept when they are over.
+
+use std::time::Duration;
+
+use gateway_common::{
+    addr::Port,
+    counter::{Hook, Reason},
+    endpoint::EndpointState,
+    flow::{Phase, Tick},
+    health::EndpointHealth,
+    service::Track,
+};
+use gateway_tests::{
+    packet::{ACK, FIN, Packet, RST, SYN, tcp, udp},
+    world::{TCP4, TCP6, UDP4, World},
+};
+
+use crate::check::{case, check, steps, swept, timed};
+
+const VIP4: &str = "198.51.100.1:443";
+const DNS4: &str = "198.51.100.1:53";
+const VIP6: &str = "[2001:db8::1]:443";
+const CLIENT4: &str = "192.0.2.9:40000";
+const CLIENT6: &str = "[2001:db8:9::9]:40000";
+const NODE4: &str = "10.0.0.1:20005";
+const FIRST: &str = "10.0.0.10:8443";
+
+fn health(world: &World, row: u32) -> EndpointHealth {
+    world.tables.endpoint_health.get(&row).copied().unwrap_or_default()
+}
+
+fn flows(world: &World, row: u32) -> u64 {
+    world.tables.endpoint_flows.get(&row).copied().unwrap_or_default()
+}
+
+#[test]
+fn packets_tell_of_their_endpoints() {
+    let known = |phase: Phase| {
+        move |world: &mut World| world.established(&tcp(CLIENT4, VIP4), TCP4.row(), 20_005, phase, world.now)
+    };
+    let reply = |flags: u8| tcp(FIRST, NODE4).flags(flags);
+    let told = |name, packet: Packet, phase, wanted: EndpointHealth| {
+        let case = case(name, &packet, Reason::Replied).with(known(phase)).sent(VIP4, CLIENT4, 63);
+        case.after(move |world| assert_eq!(health(world, TCP4.row()), wanted))
+    };
+    let nothing = EndpointHealth::default();
+    check(vec![
+        case("a SYN once more", &tcp(CLIENT4, VIP4).syn(), Reason::Forwarded)
+            .with(known(Phase::OPENING))
+            .sent(NODE4, FIRST, 63)
+            .after(|world| assert_eq!(health(world, TCP4.row()).syn_retransmits, 1)),
+        case("a SYN for the first time", &tcp(CLIENT4, VIP4).syn(), Reason::Forwarded)
+            .sent("10.0.0.1:?", FIRST, 63)
+            .after(move |world| assert_eq!(health(world, TCP4.row()), nothing)),
+        case("what follows a SYN", &tcp(CLIENT4, VIP4), Reason::Forwarded)
+            .with(known(Phase::OPENING))
+            .sent(NODE4, FIRST, 63)
+            .after(move |world| assert_eq!(health(world, TCP4.row()), nothing)),
+        told("refused", reply(RST | ACK), Phase::OPENING, EndpointHealth { refused: 1, ..nothing }),
+        told("reset", reply(RST), Phase::OPEN, EndpointHealth { resets: 1, ..nothing }),
+        told("reset after its end", reply(RST), Phase::CLOSING, nothing),
+        told("ended", reply(FIN | ACK), Phase::OPEN, nothing),
+        told("accepted", reply(SYN | ACK), Phase::OPENING, nothing),
+        case(
+            "a SYN once more, of a flow that is remembered while its slot changes",
+            &tcp(CLIENT4, VIP4).syn(),
+            Reason::Forwarded,
+        )
+        .with(|world| {
+            world.change(TCP4, |service| {
+                service.track = Track::CHANGE;
+                service.mode = gateway_common::service::Mode::DSR_L2;
+            });
+            world.flow(&tcp(CLIENT4, VIP4), TCP4.row() + 1, 0, Phase::OPENING, world.now);
+        })
+        .leaves(|_| {})
+        .after(|world| assert_eq!(health(world, TCP4.row() + 1).syn_retransmits, 1)),
+    ]);
+}
+
+#[test]
+fn handshakes_are_timed_by_sample() {
+    let pause = Duration::from_millis(20);
+    let mut seen = EndpointHealth::default();
+    // One connection of eight: with sixty-four the chance of none is one in 5,000.
+    let clients: Vec<String> = (0..64).map(|host| format!("192.0.2.{}:40000", host + 1)).collect();
+    for client in clients {
+        let syn = tcp(&client, VIP4).syn();
+        let prepare = |world: &mut World| world.tables.settings.n_ports = 1;
+        let port = format!("10.0.0.1:{}", gateway_tests::world::FIRST_PORT);
+        let answer = tcp(FIRST, &port).flags(SYN | ACK);
+        let frames = [syn.bytes(), answer.bytes()];
+        let Some(health) = timed(prepare, &frames, pause) else { return };
+        if let Some(one) = health.get(&TCP4.row()) {
+            seen = seen.and(one);
+        }
+        if seen.handshakes >= 2 {
+            break;
+        }
+    }
+    assert!(seen.handshakes >= 1, "{seen:?}");
+    let average = Duration::from_micros(seen.handshake_us / seen.handshakes);
+    assert!((pause..pause * 20).contains(&average), "{average:?}");
+}
+
+#[test]
+fn endpoints_have_as_many_flows_as_the_table_says() {
+    let (t4, t6) = (tcp(CLIENT4, VIP4), tcp(CLIENT6, VIP6));
+    let count = |row: u32, n: u64| move |world: &World| assert_eq!(flows(world, row), n);
+    check(vec![
+        case("a new flow", &tcp(CLIENT4, VIP4).syn(), Reason::Forwarded)
+            .sent("10.0.0.1:?", FIRST, 63)
+            .after(count(TCP4.row(), 1)),
+        case("one that is known", &t4, Reason::Forwarded)
+            .with(|world| world.established(&tcp(CLIENT4, VIP4), TCP4.row(), 20_005, Phase::OPEN, world.now))
+            .sent(NODE4, FIRST, 63)
+            .after(count(TCP4.row(), 1)),
+        case("one whose endpoint is down goes to another", &t6, Reason::Forwarded)
+            .with(|world| {
+                world.established(&tcp(CLIENT6, VIP6), TCP6.row() + 1, 20_005, Phase::OPEN, world.now);
+                world.row(TCP6.row() + 1).state = EndpointState::DOWN;
+            })
+            .sent("[fd00::1]:?", "[fd00::10]:8443", 63)
+            .after(|world| assert_eq!((flows(world, TCP6.row()), flows(world, TCP6.row() + 1)), (1, 0))),
+        case("what is over makes room", &tcp(CLIENT4, VIP4).syn(), Reason::Forwarded)
+            .with(|world| {
+                let over = world.ago(3);
+                world.crowd(&tcp(CLIENT4, VIP4), UDP4.0, over);
+            })
+            .sent("10.0.0.1:?", FIRST, 63)
+            .after(|world| {
+                let live = world.tables.live().filter(|flow| flow.client_port != Port::NONE);
+                assert_eq!(live.map(|flow| flow.endpoint).collect::<Vec<_>>(), vec![TCP4.row(); 3]);
+                assert_eq!(flows(world, TCP4.row()), 3);
+            }),
+    ]);
+}
+
+/// A connection of a client that was last seen then.
+fn open(world: &mut World, client: &str, phase: Phase, seen: Tick) {
+    world.established(&tcp(client, VIP4), TCP4.row(), 20_000, phase, seen);
+}
+
+fn timeouts(world: &World) -> (u32, u32, u32) {
+    let settings = &world.tables.settings;
+    (settings.opening_ticks, settings.open_ticks, settings.udp_ticks)
+}
+
+#[test]
+fn entries_that_are_over_are_swept() {
+    swept(
+        "nothing is over",
+        |world| open(world, CLIENT4, Phase::OPEN, world.now),
+        0,
+        |world| {
+            assert_eq!((flows(world, TCP4.row()), world.tables.service_flows[&TCP4.0]), (1, 1));
+        },
+    );
+    swept(
+        "a connection that never was open",
+        |world| {
+            let (opening, ..) = timeouts(world);
+            open(world, CLIENT4, Phase::OPENING, world.ago(opening + 1));
+        },
+        1,
+        |world| {
+            assert!(world.tables.live().next().is_none() && world.tables.replies.is_empty());
+            assert!(world.tables.service_flows.is_empty() && world.tables.endpoint_flows.is_empty());
+        },
+    );
+    swept(
+        "an open one may go on after a long silence",
+        |world| {
+            let (_, open_ticks, _) = timeouts(world);
+            open(world, CLIENT4, Phase::OPEN, world.ago(open_ticks + 1));
+        },
+        0,
+        |world| assert_eq!(flows(world, TCP4.row()), 1),
+    );
+    swept(
+        "and not after twice as long",
+        |world| {
+            let (_, open_ticks, _) = timeouts(world);
+            open(world, CLIENT4, Phase::OPEN, world.ago(2 * open_ticks + 1));
+        },
+        1,
+        |world| assert!(world.tables.service_flows.is_empty()),
+    );
+}
+
+#[test]
+fn other_entries_are_swept() {
+    swept(
+        "datagrams",
+        |world| {
+            let (_, _, udp_ticks) = timeouts(world);
+            let seen = world.ago(udp_ticks + 1);
+            world.established(&udp(CLIENT4, DNS4), UDP4.row(), 20_005, Phase::OPEN, seen);
+        },
+        1,
+        |world| assert!(world.tables.replies.is_empty()),
+    );
+    swept(
+        "displaced ones, which are counted so",
+        |world| {
+            let (opening, ..) = timeouts(world);
+            world.crowd(&tcp(CLIENT4, VIP4), UDP4.0, world.now.after(10));
+            open(world, CLIENT4, Phase::OPENING, world.ago(opening + 1));
+        },
+        1,
+        |world| {
+            assert_eq!(world.n_displaced(&tcp(CLIENT4, VIP4)), 0);
+            assert_eq!(world.tables.service_flows.get(&TCP4.0), None);
+        },
+    );
+}
+
+#[test]
+fn a_service_asks_the_table_no_longer_when_its_entries_are_swept() {
+    let over = |world: &mut World| {
+        world.change(TCP4, |service| service.track = Track::CHANGE);
+        let seen = world.ago(world.tables.settings.opening_ticks + 1);
+        world.flow(&tcp("192.0.2.77:7", VIP4), TCP4.row() + 1, 0, Phase::OPENING, seen);
+    };
+    swept("the last entry of a window that closed", over, 1, |world| {
+        assert_eq!(world.tables.service_flows.get(&TCP4.0), None);
+    });
+    // What the packets of such a service then do is the same as if nothing had ever changed.
+    steps(
+        "no entry for a flow of a settled slot",
+        Hook::XdpBalance,
+        |world| {
+            world.change(TCP4, |service| {
+                service.track = Track::CHANGE;
+                service.mode = gateway_common::service::Mode::DSR_L2;
+            });
+        },
+        &[tcp(CLIENT4, VIP4).syn().bytes()],
+        Reason::Forwarded,
+        |world| {
+            assert_eq!(world.tables.service_flows.get(&TCP4.0), None);
+            assert!(world.tables.live().all(|flow| flow.client_port == Port::NONE));
+        },
+    );
+}
