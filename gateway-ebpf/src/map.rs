@@ -168,6 +168,20 @@ pub(crate) fn scratch() -> Option<&'static mut Scratch> {
     Some(unsafe { &mut *row })
 }
 
+/// A number of which the verifier knows nothing, because it was in a map: with what it knows it would look at the words for
+/// each reason and each way to it by themselves, which is too much. Overwrites this processor's notes; for a packet that
+/// has no more need of them.
+#[cfg(feature = "log")]
+#[inline(always)]
+pub(crate) fn forgotten(number: u32) -> u32 {
+    let Some(row) = SCRATCH.get_ptr_mut(0) else { return 0 };
+    let word = row.cast::<u32>();
+    // SAFETY: the row belongs to this processor, nothing else runs there in between, and whoever wrote notes is done.
+    unsafe { word.write_volatile(number) };
+    // SAFETY: as above.
+    unsafe { word.read_volatile() }
+}
+
 /// The pipeline's view of the maps above.
 pub(crate) struct KernelMaps;
 

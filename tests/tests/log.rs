@@ -60,6 +60,7 @@ fn dropped_packets_leave_a_record_and_others_do_not() {
         drop(kernel.run(hook, packet).unwrap());
     }
     logger.flush();
-    let told = |hook: Hook| format!("{} dropped a packet: {}", hook.name(), Reason::BadIpHeader.name());
+    let told =
+        |hook: Hook| format!("{} dropped a packet: reason {}", hook.name(), Reason::BadIpHeader.number());
     assert_eq!(*lines.0.lock().unwrap(), [told(Hook::XdpBalance), told(Hook::TcIngress)]);
 }

@@ -13,11 +13,18 @@ macro_rules! log_drop {
     ($ctx:expr, $hook:expr, $verdict:expr, unless $is_rare:expr) => {
         #[cfg(feature = "log")]
         if !$is_rare && let gateway_ebpf::verdict::Verdict::Drop(reason) = $verdict {
-            aya_log_ebpf::info!($ctx, "{} dropped a packet: {}", $hook.name(), reason.name());
+            $crate::hook::tell($ctx, $hook.name(), $crate::map::forgotten(reason.number()));
         }
     };
 }
 pub(crate) use log_drop;
+
+/// The words, in a frame of their own: programs that call others have little left of the stack.
+#[cfg(feature = "log")]
+#[inline(never)]
+fn tell<C: aya_ebpf::EbpfContext>(ctx: &C, hook: &str, reason: u32) {
+    aya_log_ebpf::info!(ctx, "{} dropped a packet: reason {}", hook, reason);
+}
 
 pub(crate) mod apart;
 pub(crate) mod aside;
