@@ -133,11 +133,17 @@ async fn attack(mode: &str, options: &[&str]) {
     let (mut baseline, mut loaded) = (Duration::ZERO, Duration::MAX);
     for _ in 0..4 {
         (baseline, loaded) = attacked(mode, options).await;
-        if loaded < baseline * 2 {
+        if loaded < bound(baseline) {
             return;
         }
     }
-    assert!(loaded < baseline * 2, "{mode}: {loaded:?} instead of {baseline:?}");
+    assert!(loaded < bound(baseline), "{mode}: {loaded:?} instead of {baseline:?}");
+}
+
+/// Twice what it was. On loopback that is about a millisecond, which the scheduler alone may take where others use the
+/// machine; whoever is held up by slow clients waits for their timeouts.
+fn bound(baseline: Duration) -> Duration {
+    (baseline * 2).max(Duration::from_millis(10))
 }
 
 /// How long others take before, and while it goes on.

@@ -66,8 +66,8 @@ impl std::fmt::Debug for Acceptor {
 /// A finished handshake.
 #[derive(Debug)]
 pub struct Accepted<S> {
-    /// The connection.
-    pub stream: TlsStream<S>,
+    /// The connection; in room of its own, because it is large and goes from hand to hand.
+    pub stream: Box<TlsStream<S>>,
     /// What is spoken on it.
     pub spoken: Spoken,
     /// Who the client proved to be; none without a certificate.
@@ -124,6 +124,6 @@ impl Acceptor {
             None => None,
         };
         let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
-        Ok(Accepted { stream, spoken, identity, is_resumed })
+        Ok(Accepted { stream: Box::new(stream), spoken, identity, is_resumed })
     }
 }

@@ -104,7 +104,7 @@ async fn open<S>(
     stream: Batched<S>,
     seen: Arc<Seen>,
     gather: Arc<Gather>,
-) -> Option<Connection<Watched<S>, Bytes>>
+) -> Option<Box<Connection<Watched<S>, Bytes>>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -127,6 +127,7 @@ where
     })
     .await
     .ok()
+    .map(Box::new)
 }
 
 /// Drives a connection; when the drain begins, it takes no more requests.
@@ -185,7 +186,8 @@ struct Last {
 
 /// A connection.
 struct Served<S> {
-    connection: Connection<Watched<S>, Bytes>,
+    /// In room of its own, because it is large and goes from hand to hand.
+    connection: Box<Connection<Watched<S>, Bytes>>,
     /// What the connection writes to.
     stream: Batched<S>,
     /// For tunnels, which do not end by themselves.
