@@ -42,6 +42,23 @@ pub struct ServiceCount {
     pub unrecorded: u64,
 }
 
+impl ServiceCount {
+    /// Each count by its name.
+    #[must_use]
+    pub const fn named(&self) -> [(&'static str, u64); 8] {
+        [
+            ("packets", self.packets),
+            ("bytes", self.bytes),
+            ("reply_packets", self.reply_packets),
+            ("reply_bytes", self.reply_bytes),
+            ("new_flows", self.new_flows),
+            ("steered", self.steered),
+            ("dropped", self.dropped),
+            ("unrecorded", self.unrecorded),
+        ]
+    }
+}
+
 /// Value of [`ServiceReasons`](crate::map::ServiceReasons): why packets to and from a service were dropped.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
@@ -64,6 +81,20 @@ pub struct EndpointCount {
     pub reply_bytes: u64,
     /// Flows recorded for the first time.
     pub new_flows: u64,
+}
+
+impl EndpointCount {
+    /// Each count by its name.
+    #[must_use]
+    pub const fn named(&self) -> [(&'static str, u64); 5] {
+        [
+            ("packets", self.packets),
+            ("bytes", self.bytes),
+            ("reply_packets", self.reply_packets),
+            ("reply_bytes", self.reply_bytes),
+            ("new_flows", self.new_flows),
+        ]
+    }
 }
 
 /// Where a program is attached. Its number is the index into [`Reasons`](crate::map::Reasons).

@@ -19,6 +19,18 @@ pub struct EndpointHealth {
 }
 
 impl EndpointHealth {
+    /// Each count by its name.
+    #[must_use]
+    pub const fn named(&self) -> [(&'static str, u64); 5] {
+        [
+            ("syn_retransmits", self.syn_retransmits),
+            ("refused", self.refused),
+            ("resets", self.resets),
+            ("handshakes", self.handshakes),
+            ("handshake_us", self.handshake_us),
+        ]
+    }
+
     /// What two processors counted.
     #[must_use]
     pub const fn and(&self, other: &Self) -> Self {

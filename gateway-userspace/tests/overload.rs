@@ -8,11 +8,7 @@
 
 mod support;
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use bytes::Bytes;
 use gateway_userspace::config::OverloadSettings;
@@ -27,27 +23,13 @@ use support::{
     proxy::{CALM, Proxy},
     wanted::simple,
 };
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, sync::Semaphore};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// Answers when there is a permit.
-async fn held() -> (Origin, Arc<Semaphore>) {
-    let permits = Arc::new(Semaphore::new(0));
-    let shared = Arc::clone(&permits);
-    let handler = move |_| {
-        let shared = Arc::clone(&shared);
-        async move {
-            shared.acquire().await.unwrap().forget();
-            Response::new(Full::new(Bytes::from_static(b"ok")))
-        }
-    };
-    (Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await, permits)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_beyond_the_bound_are_refused_before_anything_is_done() {
-    let (origin, permits) = held().await;
+    let (origin, permits) = Origin::held().await;
     let addr = free_addr();
     let proxy = Proxy::bounded(&simple(addr, &[origin.addr]), OverloadSettings { requests: 4, ..CALM });
     let begun: Vec<_> = (0..4).map(|_| tokio::spawn(client::get(addr, "a", "/"))).collect();
@@ -81,19 +63,6 @@ async fn a_process_that_is_too_large_refuses_requests() {
     assert!(proxy.metric("sluice_limit_reached_total{limit=\"memory\"} ") > 0.5);
 }
 
-/// The 99th percentile of requests one after the other.
-async fn p99(addr: SocketAddr) -> Duration {
-    let mut client = Client::http1(addr).await;
-    let mut times = Vec::new();
-    for _ in 0..300 {
-        let started = Instant::now();
-        assert_eq!(client.get("a", "/").await.unwrap().status, 200);
-        times.push(started.elapsed());
-    }
-    times.sort_unstable();
-    times.into_iter().nth(296).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_clients_of_every_kind_hold_up_nobody_else() {
     const EACH: usize = 250;
@@ -101,7 +70,7 @@ async fn slow_clients_of_every_kind_hold_up_nobody_else() {
     let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await;
     let addr = free_addr();
     let _proxy = Proxy::with_workers(&simple(addr, &[origin.addr]), 1);
-    let baseline = p99(addr).await;
+    let baseline = client::p99(addr).await;
     let mut slow = Vec::new();
     for _ in 0..EACH {
         // Heads that do not end, bodies that do not come, responses that are not read; over both versions.
@@ -122,7 +91,7 @@ async fn slow_clients_of_every_kind_hold_up_nobody_else() {
     let mut loaded = Duration::MAX;
     // One bad moment of the machine is nobody's fault.
     for _ in 0..3 {
-        loaded = loaded.min(p99(addr).await);
+        loaded = loaded.min(client::p99(addr).await);
     }
     assert!(loaded < baseline * 2 + Duration::from_millis(10), "{loaded:?} instead of {baseline:?}");
     drop(slow);

@@ -8,12 +8,9 @@
 
 mod support;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use bytes::Bytes;
 use gateway_userspace::{config::ClientSettings, network::Network};
-use http::Response;
-use http_body_util::Full;
 use support::{
     client::{self, Client},
     eventually,
@@ -26,7 +23,6 @@ use support::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
-    sync::Semaphore,
 };
 
 const SOON: Duration = Duration::from_secs(5);
@@ -92,16 +88,7 @@ async fn connections_beyond_the_bound_are_closed_and_others_are_served() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_beyond_the_bound_are_refused_over_all_connections_of_a_client() {
-    let permits = Arc::new(Semaphore::new(0));
-    let shared = Arc::clone(&permits);
-    let handler = move |_| {
-        let shared = Arc::clone(&shared);
-        async move {
-            shared.acquire().await.unwrap().forget();
-            Response::new(Full::new(Bytes::from_static(b"ok")))
-        }
-    };
-    let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await;
+    let (origin, permits) = Origin::held().await;
     let addr = free_addr();
     let bounds = ClientSettings { connections: 100, streams: 2 };
     let proxy = Proxy::sharing(&simple(addr, &[origin.addr]), bounds);

@@ -14,7 +14,6 @@ use std::{
     fs,
     net::SocketAddr,
     process::{Child, Command, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,7 +25,6 @@ use support::{
     eventually, free_addr,
     origin::Origin,
 };
-use tokio::sync::Semaphore;
 
 /// Each test is to have the machine for itself.
 static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -97,24 +95,11 @@ services: [{{ name: app, endpoints: [{{ address: {}, port: {} }}] }}]
     }
 }
 
-/// The 99th percentile of requests one after the other.
-async fn p99(addr: SocketAddr) -> Duration {
-    let mut client = Client::http1(addr).await;
-    let mut times = Vec::new();
-    for _ in 0..300 {
-        let started = Instant::now();
-        assert_eq!(client.get("a", "/").await.unwrap().status, 200);
-        times.push(started.elapsed());
-    }
-    times.sort_unstable();
-    times[296]
-}
-
 /// The best of several: a bad moment of the machine is nobody's fault, and what slow clients do lasts.
 async fn best(addr: SocketAddr) -> Duration {
     let mut best = Duration::MAX;
     for _ in 0..6 {
-        best = best.min(p99(addr).await);
+        best = best.min(client::p99(addr).await);
     }
     best
 }
@@ -197,16 +182,7 @@ async fn slowhttptest_holds_up_nobody_in_any_of_its_modes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operators_window_answers_when_there_is_too_much_to_do() {
     let _alone = ALONE.lock().await;
-    let permits = Arc::new(Semaphore::new(0));
-    let shared = Arc::clone(&permits);
-    let handler = move |_| {
-        let shared = Arc::clone(&shared);
-        async move {
-            shared.acquire().await.unwrap().forget();
-            Response::new(Full::new(Bytes::from_static(b"ok")))
-        }
-    };
-    let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await;
+    let (origin, _permits) = Origin::held().await;
     let agent = Agent::start(origin.addr, ", overload: { requests: 50, delay: 10ms }").await;
     // More than the worker can answer, for as long as the window is looked at.
     let busy: Vec<_> = (0..100)

@@ -41,17 +41,7 @@ pub fn add(samples: &mut Samples, counters: &Counters) {
             .collect(),
     };
     for (listener, count) in &counters.services {
-        let values = [
-            ("packets", count.packets),
-            ("bytes", count.bytes),
-            ("reply_packets", count.reply_packets),
-            ("reply_bytes", count.reply_bytes),
-            ("new_flows", count.new_flows),
-            ("steered", count.steered),
-            ("dropped", count.dropped),
-            ("unrecorded", count.unrecorded),
-        ];
-        samples.services.extend(values.map(|(what, count)| ServiceSample {
+        samples.services.extend(count.named().map(|(what, count)| ServiceSample {
             listener: listener.clone(),
             what,
             count,
@@ -61,23 +51,9 @@ pub fn add(samples: &mut Samples, counters: &Counters) {
 
 fn endpoint_values(of: &OfEndpoint) -> Vec<EndpointSample> {
     let OfEndpoint { count, health, .. } = of;
-    let values = [
-        ("packets", count.packets),
-        ("bytes", count.bytes),
-        ("reply_packets", count.reply_packets),
-        ("reply_bytes", count.reply_bytes),
-        ("new_flows", count.new_flows),
-    ];
-    let signals = [
-        ("syn_retransmits", health.syn_retransmits),
-        ("refused", health.refused),
-        ("resets", health.resets),
-        ("handshakes", health.handshakes),
-        ("handshake_us", health.handshake_us),
-    ];
     // What never happened is left out: there may be a hundred thousand endpoints.
-    let signals = signals.into_iter().filter(|(_, count)| *count != 0);
-    let values = values.into_iter().chain(signals);
+    let signals = health.named().into_iter().filter(|(_, count)| *count != 0);
+    let values = count.named().into_iter().chain(signals);
     let sample = |(what, count)| EndpointSample {
         listener: of.listener.clone(),
         endpoint: of.addr.to_string(),

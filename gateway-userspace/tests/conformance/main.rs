@@ -16,7 +16,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
@@ -29,6 +29,7 @@ use support::{
     },
     free_addr,
     origin::Origin,
+    others::{self, Other, start, version},
     proxy::Proxy,
     wanted::{certificate, simple},
 };
@@ -120,55 +121,10 @@ async fn outcomes(addr: SocketAddr) -> Vec<String> {
     futures_util::stream::iter(&cases).map(|case| outcome(addr, case)).buffered(24).collect().await
 }
 
-/// A server that somebody else wrote.
-struct Other {
-    name: &'static str,
-    version: String,
-    outcomes: Vec<String>,
-}
-
-/// Ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-fn version(program: &str, flag: &str) -> Option<String> {
-    let output = Command::new(program).arg(flag).output().ok()?;
-    let text = [output.stdout, output.stderr].concat();
-    Some(String::from_utf8_lossy(&text).lines().next()?.trim().to_owned())
-}
-
-async fn start(mut command: Command, addr: SocketAddr) -> Running {
-    let running = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    for _ in 0..200 {
-        if tokio::net::TcpStream::connect(addr).await.is_ok() {
-            return running;
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    assert!(tokio::net::TcpStream::connect(addr).await.is_ok(), "{command:?} does not listen");
-    running
-}
-
 async fn nginx(folder: &Path) -> Option<Other> {
     let version = version("nginx", "-v")?;
-    let (addr, shown) = (free_addr(), folder.display());
-    let temp: String =
-        ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].iter().fold(String::new(), |mut text, kind| {
-            write!(text, "{kind}_temp_path {shown}/{kind};").unwrap();
-            text
-        });
-    let text = format!(
-        "daemon off; master_process off; pid {shown}/pid; error_log stderr crit; events {{}} http {{ access_log off; {temp} server {{ listen {addr} http2; location / {{ return 200 ok; }} }} }}"
-    );
-    fs::write(folder.join("nginx.conf"), text).unwrap();
-    let mut command = Command::new("nginx");
-    command.args(["-e", "stderr", "-c"]).arg(folder.join("nginx.conf"));
+    let addr = free_addr();
+    let command = others::nginx(folder, &format!("listen {addr} http2; location / {{ return 200 ok; }}"));
     let _running = start(command, addr).await;
     Some(Other { name: "nginx", version, outcomes: outcomes(addr).await })
 }

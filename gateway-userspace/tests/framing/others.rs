@@ -5,7 +5,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
@@ -18,25 +18,11 @@ use crate::{
     Seen,
     corpus::{Case, Expected, SENTINEL, chunked, corpus, malformed},
     endpoint,
-    support::free_addr,
+    support::{
+        free_addr,
+        others::{self, Other, start, version},
+    },
 };
-
-/// A proxy that somebody else wrote.
-struct Other {
-    name: &'static str,
-    version: String,
-    outcomes: Vec<String>,
-}
-
-/// Ends with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
 
 /// All bytes that the table is about.
 fn cases() -> Vec<Case> {
@@ -45,18 +31,15 @@ fn cases() -> Vec<Case> {
     corpus().into_iter().chain(malformed().into_iter().map(body)).collect()
 }
 
-fn version(program: &str) -> String {
-    let output = Command::new(program).arg("-v").output().unwrap();
-    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    let words = text.lines().next().unwrap_or_default().split([' ', '/', '-']);
-    words.map(str::trim).find(|word| word.starts_with(|char: char| char.is_ascii_digit())).unwrap().to_owned()
+/// The number alone.
+fn number(program: &str) -> String {
+    let line = version(program, "-v").unwrap();
+    let mut words = line.split([' ', '/', '-']).map(str::trim);
+    words.find(|word| word.starts_with(|char: char| char.is_ascii_digit())).unwrap().to_owned()
 }
 
-async fn outcomes(mut command: Command, addr: SocketAddr, seen: &Seen) -> Vec<String> {
-    let _running = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
-    while TcpStream::connect(addr).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+async fn outcomes(command: Command, addr: SocketAddr, seen: &Seen) -> Vec<String> {
+    let _running = start(command, addr).await;
     let mut outcomes = Vec::new();
     for case in cases() {
         seen.lock().unwrap().clear();
@@ -114,20 +97,12 @@ fn outcome(case: &Case, mut got: Vec<(String, String, String)>, statuses: &[&str
 async fn nginx(folder: &Path) -> Other {
     let (addr, seen) = (free_addr(), Seen::default());
     let origin = endpoint(Seen::clone(&seen)).await;
-    let shown = folder.display();
-    let temp: String =
-        ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].iter().fold(String::new(), |mut text, kind| {
-            write!(text, "{kind}_temp_path {shown}/{kind};").unwrap();
-            text
-        });
-    let text = format!(
-        "daemon off; master_process off; pid {shown}/pid; error_log stderr crit; events {{}} http {{ access_log off; {temp} server {{ listen {addr}; location / {{ proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_pass http://{}; }} }} }}",
+    let server = format!(
+        "listen {addr}; location / {{ proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_pass http://{}; }}",
         origin.addr
     );
-    fs::write(folder.join("nginx.conf"), text).unwrap();
-    let mut command = Command::new("nginx");
-    command.args(["-e", "stderr", "-c"]).arg(folder.join("nginx.conf"));
-    Other { name: "nginx", version: version("nginx"), outcomes: outcomes(command, addr, &seen).await }
+    let command = others::nginx(folder, &server);
+    Other { name: "nginx", version: number("nginx"), outcomes: outcomes(command, addr, &seen).await }
 }
 
 async fn haproxy(folder: &Path) -> Other {
@@ -140,7 +115,7 @@ async fn haproxy(folder: &Path) -> Other {
     fs::write(folder.join("haproxy.cfg"), text).unwrap();
     let mut command = Command::new("haproxy");
     command.arg("-db").arg("-f").arg(folder.join("haproxy.cfg"));
-    Other { name: "HAProxy", version: version("haproxy"), outcomes: outcomes(command, addr, &seen).await }
+    Other { name: "HAProxy", version: number("haproxy"), outcomes: outcomes(command, addr, &seen).await }
 }
 
 fn table() -> PathBuf {

@@ -1,6 +1,10 @@
 //! Clients: HTTP/1.1 and HTTP/2, in plain text and behind TLS, and raw bytes.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -171,7 +175,7 @@ pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
-    drop(tokio::time::timeout(std::time::Duration::from_secs(5), stream.read_to_end(&mut answer)).await);
+    drop(tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await);
     String::from_utf8_lossy(&answer).into_owned()
 }
 
@@ -211,4 +215,17 @@ impl ServerCertVerifier for Anybody {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.clone()
     }
+}
+
+/// The 99th percentile of requests one after the other.
+pub async fn p99(addr: SocketAddr) -> Duration {
+    let mut client = Client::http1(addr).await;
+    let mut times = Vec::new();
+    for _ in 0..300 {
+        let started = Instant::now();
+        assert_eq!(client.get("a", "/").await.unwrap().status, 200);
+        times.push(started.elapsed());
+    }
+    times.sort_unstable();
+    times.into_iter().nth(296).unwrap()
 }

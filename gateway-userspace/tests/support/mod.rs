@@ -6,6 +6,7 @@ pub mod authority;
 pub mod client;
 pub mod frames;
 pub mod origin;
+pub mod others;
 pub mod proxy;
 pub mod wanted;
 

@@ -14,7 +14,10 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 
 pub struct Origin {
     pub addr: SocketAddr,
@@ -53,6 +56,20 @@ impl Origin {
                 .unwrap()
         })
         .await
+    }
+
+    /// Answers each request when there is a permit for it.
+    pub async fn held() -> (Self, Arc<Semaphore>) {
+        let permits = Arc::new(Semaphore::new(0));
+        let shared = Arc::clone(&permits);
+        let handler = move |_| {
+            let shared = Arc::clone(&shared);
+            async move {
+                shared.acquire().await.unwrap().forget();
+                Response::new(Full::new(Bytes::from_static(b"ok")))
+            }
+        };
+        (Self::serve("127.0.0.1:0".parse().unwrap(), handler).await, permits)
     }
 
     /// Answers with `handler`, over HTTP/1.1 or HTTP/2.

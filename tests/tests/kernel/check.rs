@@ -134,6 +134,41 @@ pub fn kernel<T>(with: impl FnOnce(&mut Kernel) -> T) -> T {
     with(guard.get_or_insert_with(|| Kernel::load().expect("the kernel loads the programs")))
 }
 
+/// Does something to a world on the host and, where this process may, in the kernel: both find the same and leave the same
+/// maps. Returns what the host found, and its world.
+fn both<T: std::fmt::Debug + PartialEq>(
+    name: &str,
+    prepare: impl Fn(&mut World),
+    on_host: impl Fn(&mut World) -> T,
+    in_kernel: impl Fn(&mut Kernel) -> T,
+) -> (T, World) {
+    let prepared = || {
+        let mut world = World::new(now());
+        prepare(&mut world);
+        world
+    };
+    if privilege::require("running packets through the kernel programs") {
+        let agreed = (0..5).any(|_| {
+            let mut world = prepared();
+            let (found, tables) = kernel(|kernel| {
+                kernel.fill(&world.tables).unwrap();
+                let found = in_kernel(kernel);
+                (found, kernel.read(&world.tables).unwrap())
+            });
+            if now() != world.now {
+                return false;
+            }
+            assert_eq!(found, on_host(&mut world), "{name}: kernel (left) and host differ");
+            assert_eq!(tables, world.tables, "{name}: maps of kernel (left) and host differ");
+            true
+        });
+        assert!(agreed, "{name}: the clock ticks faster than the kernel runs");
+    }
+    let mut world = prepared();
+    let found = on_host(&mut world);
+    (found, world)
+}
+
 /// Runs packets one after the other on the host and, where this process may, in the kernel: each ends with this reason.
 /// Returns what came out.
 pub fn steps(
@@ -144,76 +179,29 @@ pub fn steps(
     reason: Reason,
     after: impl Fn(&World),
 ) -> Vec<Vec<u8>> {
-    let prepared = |now| {
-        let mut world = World::new(now);
-        prepare(&mut world);
-        world
-    };
-    let on_host = |world: &World| {
-        let mut tables = world.tables.clone();
+    let on_host = |world: &mut World| -> Vec<Outcome> {
         let run = Run { hook, ingress: INGRESS, now: world.now, next_hop: None };
-        let outcomes: Vec<Outcome> = frames.iter().map(|frame| run.packet(&mut tables, frame)).collect();
-        (outcomes, tables)
+        frames.iter().map(|frame| run.packet(&mut world.tables, frame)).collect()
     };
-    let world = prepared(now());
-    let (outcomes, tables) = on_host(&world);
-    let received = tables.reason(hook, Reason::Received).packets;
+    let in_kernel =
+        |kernel: &mut Kernel| frames.iter().map(|frame| kernel.run(hook, frame).unwrap()).collect();
+    let (outcomes, world) = both(name, prepare, on_host, in_kernel);
+    let received = world.tables.reason(hook, Reason::Received).packets;
     assert_eq!(received, u64::try_from(frames.len()).unwrap(), "{name}: received");
-    assert_eq!(tables.reason(hook, reason).packets, received, "{name}: {:?}", tables.reasons);
-    after(&World { tables, now: world.now });
-    if privilege::require("running packets through the kernel programs") {
-        let mut guard = KERNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let kernel = guard.get_or_insert_with(|| Kernel::load().expect("the kernel loads the programs"));
-        let agreed = (0..5).any(|_| {
-            let world = prepared(now());
-            kernel.fill(&world.tables).unwrap();
-            let found: Vec<Outcome> = frames.iter().map(|frame| kernel.run(hook, frame).unwrap()).collect();
-            let found_tables = kernel.read(&world.tables).unwrap();
-            if now() != world.now {
-                return false;
-            }
-            let (expected, expected_tables) = on_host(&world);
-            assert_eq!(found, expected, "{name}: kernel (left) and host differ");
-            assert_eq!(found_tables, expected_tables, "{name}: maps of kernel (left) and host differ");
-            true
-        });
-        assert!(agreed, "{name}: the clock ticks faster than the kernel runs");
-    }
+    assert_eq!(world.tables.reason(hook, reason).packets, received, "{name}: {:?}", world.tables.reasons);
+    after(&world);
     outcomes.into_iter().map(|outcome| outcome.bytes).collect()
 }
 
 /// Sweeps the whole flow table of a world, on the host and, where this process may, in the kernel: so many entries are freed.
 pub fn swept(name: &str, prepare: impl Fn(&mut World), freed: u32, after: impl Fn(&World)) {
-    let prepared = |now| {
-        let mut world = World::new(now);
-        prepare(&mut world);
-        world
-    };
-    let on_host = |world: &World| {
-        let mut tables = world.tables.clone();
+    let on_host = |world: &mut World| {
         let run = Run { hook: Hook::XdpBalance, ingress: INGRESS, now: world.now, next_hop: None };
-        (run.sweep(&mut tables, 0..BUCKETS), tables)
+        run.sweep(&mut world.tables, 0..BUCKETS)
     };
-    let world = prepared(now());
-    let (found, tables) = on_host(&world);
+    let (found, world) = both(name, prepare, on_host, |kernel| kernel.sweep(0, BUCKETS).unwrap());
     assert_eq!(found, freed, "{name}: entries");
-    after(&World { tables, now: world.now });
-    if privilege::require("running packets through the kernel programs") {
-        let mut guard = KERNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let kernel = guard.get_or_insert_with(|| Kernel::load().expect("the kernel loads the programs"));
-        let agreed = (0..5).any(|_| {
-            let world = prepared(now());
-            kernel.fill(&world.tables).unwrap();
-            let found = kernel.sweep(0, BUCKETS).unwrap();
-            let found_tables = kernel.read(&world.tables).unwrap();
-            if now() != world.now {
-                return false;
-            }
-            assert_eq!((found, &found_tables), (freed, &on_host(&world).1), "{name}: kernel (left) and host");
-            true
-        });
-        assert!(agreed, "{name}: the clock ticks faster than the kernel runs");
-    }
+    after(&world);
 }
 
 /// Runs packets in the kernel alone, with so much time between them; what the maps of signals say then. Nothing for those
@@ -226,16 +214,16 @@ pub fn timed(
     if !privilege::require("running packets through the kernel programs") {
         return None;
     }
-    let mut guard = KERNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let kernel = guard.get_or_insert_with(|| Kernel::load().expect("the kernel loads the programs"));
-    let mut world = World::new(now());
-    prepare(&mut world);
-    kernel.fill(&world.tables).unwrap();
-    for frame in frames {
-        kernel.run(Hook::XdpBalance, frame).unwrap();
-        std::thread::sleep(pause);
-    }
-    Some(kernel.health().unwrap())
+    Some(kernel(|kernel| {
+        let mut world = World::new(now());
+        prepare(&mut world);
+        kernel.fill(&world.tables).unwrap();
+        for frame in frames {
+            kernel.run(Hook::XdpBalance, frame).unwrap();
+            std::thread::sleep(pause);
+        }
+        kernel.health().unwrap()
+    }))
 }
 
 /// Runs one packet on the host over these tables.
@@ -347,27 +335,27 @@ fn in_kernel(case: &Case) {
     if case.next_hop.is_some() {
         return;
     }
-    let mut guard = KERNEL.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let kernel = guard.get_or_insert_with(|| Kernel::load().expect("the kernel loads the programs"));
-    // A run that a tick of the clock falls into is run again.
-    for _ in 0..5 {
-        let before = now();
-        let world = world(case, before);
-        kernel.fill(&world.tables).unwrap();
-        let outcome = kernel.run(case.hook, &case.frame).unwrap();
-        let mut tables = kernel.read(&world.tables).unwrap();
-        if now() != before {
-            continue;
+    kernel(|kernel| {
+        // A run that a tick of the clock falls into is run again.
+        for _ in 0..5 {
+            let before = now();
+            let world = world(case, before);
+            kernel.fill(&world.tables).unwrap();
+            let outcome = kernel.run(case.hook, &case.frame).unwrap();
+            let mut tables = kernel.read(&world.tables).unwrap();
+            if now() != before {
+                continue;
+            }
+            let (expected, mut expected_tables) = run(case, &world);
+            (case.without_instants)(&mut tables);
+            (case.without_instants)(&mut expected_tables);
+            // They hold instants of a finer clock.
+            expected_tables.service_rates.clone_from(&world.tables.service_rates);
+            expected_tables.source_rates.clone_from(&world.tables.source_rates);
+            assert_eq!(outcome, expected, "{}: kernel (left) and host differ", case.name);
+            assert_eq!(tables, expected_tables, "{}: maps of kernel (left) and host differ", case.name);
+            return;
         }
-        let (expected, mut expected_tables) = run(case, &world);
-        (case.without_instants)(&mut tables);
-        (case.without_instants)(&mut expected_tables);
-        // They hold instants of a finer clock.
-        expected_tables.service_rates.clone_from(&world.tables.service_rates);
-        expected_tables.source_rates.clone_from(&world.tables.source_rates);
-        assert_eq!(outcome, expected, "{}: kernel (left) and host differ", case.name);
-        assert_eq!(tables, expected_tables, "{}: maps of kernel (left) and host differ", case.name);
-        return;
-    }
-    panic!("{}: the clock ticks faster than the kernel runs", case.name);
+        panic!("{}: the clock ticks faster than the kernel runs", case.name);
+    });
 }

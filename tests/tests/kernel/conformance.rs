@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Mutex};
 
 use gateway_common::{
     addr::Addr,
-    counter::{Class, Count, EndpointCount, Hook, Reason, ServiceCount},
+    counter::{Class, Count, Hook, Reason},
     endpoint::{Endpoint, EndpointState, NextHop},
     flow::ReplyBucket,
     service::{Mode, Track},
@@ -189,9 +189,9 @@ impl Case {
         }
         let id = self.id();
         let service = tables.service_counts.get(&id.0).copied().unwrap_or_default();
-        same("counts of the service", &service_counts(&service), &self.counts.service)?;
+        same("counts of the service", &not_zero(service.named()), &self.counts.service)?;
         let endpoint = tables.endpoint_counts.get(&id.row()).copied().unwrap_or_default();
-        same("counts of the endpoint", &endpoint_counts(&endpoint), &self.counts.endpoint)?;
+        same("counts of the endpoint", &not_zero(endpoint.named()), &self.counts.endpoint)?;
         let others = tables.service_counts.keys().any(|service| *service != id.0)
             || tables.endpoint_counts.keys().any(|row| *row != id.row());
         if others {
@@ -365,27 +365,4 @@ fn endpoint_state(name: &str) -> EndpointState {
 
 fn not_zero<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
     counts.into_iter().filter(|(_, n)| *n != 0).map(|(name, n)| (name.to_owned(), n)).collect()
-}
-
-fn service_counts(count: &ServiceCount) -> BTreeMap<String, u64> {
-    not_zero([
-        ("packets", count.packets),
-        ("bytes", count.bytes),
-        ("reply_packets", count.reply_packets),
-        ("reply_bytes", count.reply_bytes),
-        ("new_flows", count.new_flows),
-        ("steered", count.steered),
-        ("dropped", count.dropped),
-        ("unrecorded", count.unrecorded),
-    ])
-}
-
-fn endpoint_counts(count: &EndpointCount) -> BTreeMap<String, u64> {
-    not_zero([
-        ("packets", count.packets),
-        ("bytes", count.bytes),
-        ("reply_packets", count.reply_packets),
-        ("reply_bytes", count.reply_bytes),
-        ("new_flows", count.new_flows),
-    ])
 }

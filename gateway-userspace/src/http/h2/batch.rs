@@ -1,6 +1,6 @@
 //! The bytes to one client, in few writes: the codec asks for every piece of a body to be written and flushed before it takes
 //! the next one, which is a record of TLS and a system call for each; here pieces wait for each other until the connection
-//! has nothing more to say for now.
+//! waits for something else.
 
 use std::{
     io,
