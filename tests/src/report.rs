@@ -166,7 +166,12 @@ impl Report {
 
 impl Figure {
     fn cell(&self) -> String {
-        let digits = usize::from(self.median.abs() < 1_000.0);
+        // Three digits at least: ratios are values, too.
+        let digits = match self.median.abs() {
+            small if small < 10.0 => 2,
+            large if large < 1_000.0 => 1,
+            _ => 0,
+        };
         let ratio = self.ratio.map_or_else(String::new, |ratio| format!(", x{ratio:.2}"));
         format!("{:.digits$} ({:.digits$} to {:.digits$}){ratio}", self.median, self.p10, self.p90)
     }
@@ -231,11 +236,13 @@ mod tests {
         let mut series = Series::default();
         series.add(what("ours"), 10.0);
         series.add(what("theirs"), 20.0);
+        series.add(What { case: "d".to_owned(), ..what("ours") }, 1.125);
         let report =
             Report { bench: "l4", conditions: vec!["quiet".to_owned()], figures: series.figures("theirs") };
         let text = report.markdown();
         assert!(text.contains("| case | ours | theirs |\n| --- | --- | --- |\n"), "{text}");
         assert!(text.contains("| c | 10.0 (10.0 to 10.0), x0.50 | 20.0 (20.0 to 20.0) |"), "{text}");
+        assert!(text.contains("| d | 1.12 (1.12 to 1.12) | - |"), "{text}");
         assert!(report.json().expect("it is plain data").contains("\"ratio\": 0.5"));
     }
 }
