@@ -51,6 +51,7 @@ pub mod source;
 pub mod state;
 pub mod target;
 pub mod tcp;
+pub mod timer;
 pub mod tls;
 pub mod tunnel;
 pub mod udp;

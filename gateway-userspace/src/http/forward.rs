@@ -186,22 +186,12 @@ impl Forward<'_> {
         let (body, keeper) = body.lend();
         let kept = Kept { head, keeper };
         let interim = Bounded::new(self.interim, &self.worker.metrics.families);
-        let sent = match self.timeout {
-            None => lease.send(&kept.head, body, &interim).await,
-            Some(timeout) => {
-                let Ok(sent) = tokio::time::timeout(timeout, lease.send(&kept.head, body, &interim)).await
-                else {
-                    lease.withdraw();
-                    return Err(self.timed_out(kept, n_retries));
-                };
-                sent
-            }
-        };
-        match sent {
+        match lease.send(&kept.head, body, &interim, self.timeout).await {
             Ok(response) => {
                 let forwarded = Forwarded { response, lease, active, n_retries };
                 self.judge(forwarded, kept, n_retries)
             }
+            Err(SendError::TimedOut) => Err(self.timed_out(kept, n_retries)),
             Err(cause) => Err(self.failed(&lease, freshness, cause, kept)),
         }
     }
@@ -252,6 +242,7 @@ impl Forward<'_> {
             SendError::Unaccepted => Kind::Handshake,
             SendError::Closed | SendError::Unsent(_) if is_down => Kind::EndpointDown,
             SendError::Closed | SendError::Unsent(_) => Kind::Reset,
+            SendError::TimedOut => Kind::TryTimeout,
         });
         let (message, is_seen) = match cause {
             SendError::Unsent(body) => (Some(Message { head: kept.head, body: *body }), false),
@@ -259,7 +250,9 @@ impl Forward<'_> {
             SendError::Closed => (if kept.is_idempotent() { kept.message() } else { None }, !is_down),
             SendError::Refused => (kept.message(), true),
             SendError::Unaccepted => (kept.message(), false),
-            SendError::Body | SendError::Protocol | SendError::Unsupported => (None, false),
+            SendError::Body | SendError::Protocol | SendError::Unsupported | SendError::TimedOut => {
+                (None, false)
+            }
         };
         let message = message.filter(|_| fault.retry != Retry::Never);
         let burden = match (is_kept, is_seen) {

@@ -102,9 +102,10 @@ impl Loop {
     ) {
         let families = &self.worker.metrics.families;
         // Whatever the kernel's maps said at the moment: a connection for one address is never served as another's. One
-        // that came to the socket's own address was not steered.
-        let addr = stream.local_addr().ok();
-        if addr != Some(self.bind.addr) && (addr.is_none() || addr != own) {
+        // that came to the socket's own address was not steered; nothing is to a socket that is bound to what it serves.
+        let is_meant = own == Some(self.bind.addr)
+            || stream.local_addr().is_ok_and(|addr| addr == self.bind.addr || Some(addr) == own);
+        if !is_meant {
             families.misdirected.get_or_create(&self.labels).inc();
             return;
         }

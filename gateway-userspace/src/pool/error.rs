@@ -11,6 +11,8 @@ pub enum SendError {
     Body,
     /// The connection ended before the response; how far the request got is unknown.
     Closed,
+    /// There was no response in time.
+    TimedOut,
     /// The response was not HTTP.
     Protocol,
     /// Nothing of the request was sent; here is its body.

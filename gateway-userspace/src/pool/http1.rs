@@ -9,6 +9,7 @@ use std::{
     io,
     pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -29,6 +30,7 @@ use crate::{
         interim::Interim,
         link::Link,
     },
+    timer::{Timer, Wait},
 };
 
 /// Bytes that are read at once, at first and at most: a body that fills what is there gets more.
@@ -44,11 +46,19 @@ pub(super) struct Connection {
     /// Read and not taken yet.
     bytes: BytesMut,
     out: Out,
+    /// For responses, one after the other.
+    timer: Timer,
 }
 
 impl Connection {
     pub(super) fn new(counted: Counted, stream: Link) -> Self {
-        Self { _counted: counted, stream, bytes: BytesMut::new(), out: Out::default() }
+        Self {
+            _counted: counted,
+            stream,
+            bytes: BytesMut::new(),
+            out: Out::default(),
+            timer: Timer::default(),
+        }
     }
 
     /// Whether the endpoint has neither closed it nor said anything unasked. No system call as long as nothing happened.
@@ -65,6 +75,7 @@ impl Connection {
         if is_idle {
             self.bytes = BytesMut::new();
             self.out.shrink();
+            self.timer = Timer::default();
         }
         is_idle
     }
@@ -76,12 +87,13 @@ impl Connection {
     }
 }
 
-/// Sends a request, and waits for the head of the response.
+/// Sends a request, and waits for the head of the response, for no longer than `bound`.
 pub(super) async fn send(
     connection: Box<Connection>,
     parts: &Parts,
     body: RequestBody,
     interim: &dyn Interim,
+    bound: Option<Duration>,
 ) -> Result<Response<Receiving>, SendError> {
     let mut receiving = Receiving {
         connection: Some(connection),
@@ -98,7 +110,18 @@ pub(super) async fn send(
         connection.out.fields(&parts.headers);
         connection.out.text(b"\r\n");
     }
-    let head = poll_fn(|cx| receiving.poll_head(cx, &parts.method, interim)).await?;
+    let mut wait = Wait::default();
+    let head = poll_fn(|cx| {
+        let head = receiving.poll_head(cx, &parts.method, interim);
+        if head.is_pending()
+            && let (Some(bound), Some(connection)) = (bound, &mut receiving.connection)
+        {
+            ready!(connection.timer.poll(&mut wait, bound, cx));
+            return Poll::Ready(Err(SendError::TimedOut));
+        }
+        head
+    })
+    .await?;
     Ok(Response::from_parts(head, receiving))
 }
 

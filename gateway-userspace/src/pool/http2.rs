@@ -34,6 +34,11 @@ impl Failed {
         Self { error: SendError::Unaccepted, is_of_connection: true }
     }
 
+    /// Nobody else shall begin with a connection that gave no answer.
+    pub(super) const fn timed_out() -> Self {
+        Self { error: SendError::TimedOut, is_of_connection: true }
+    }
+
     const fn of_stream(error: SendError) -> Self {
         Self { error, is_of_connection: false }
     }

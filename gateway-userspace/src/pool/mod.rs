@@ -372,18 +372,25 @@ impl Lease {
         self.pool.key.manner.protocol
     }
 
-    /// Sends a request, and waits for the head of the response; what comes before it goes to `interim`. The head stays with
-    /// whoever may have to send it again.
+    /// Sends a request, and waits for the head of the response; what comes before it goes to `interim`. After `bound` it is given
+    /// up. The head stays with whoever may have to send it again.
     pub async fn send(
         &mut self,
         head: &Parts,
         body: RequestBody,
         interim: &dyn Interim,
+        bound: Option<Duration>,
     ) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.wire {
-            Wire::Http1(_) => return self.send_http1(head, body, interim).await,
+            Wire::Http1(_) => return self.send_http1(head, body, interim, bound).await,
             Wire::Http2(sender, connection) => {
-                let sent = http2::send(sender, head.clone(), body, interim).await;
+                let sending = http2::send(sender, head.clone(), body, interim);
+                let sent = match bound {
+                    None => sending.await,
+                    Some(bound) => {
+                        tokio::time::timeout(bound, sending).await.unwrap_or(Err(http2::Failed::timed_out()))
+                    }
+                };
                 // The codec forgets why writing failed.
                 let is_unaccepted = connection.is_unaccepted.load(Ordering::Acquire);
                 sent.map_err(|failed| if is_unaccepted { http2::Failed::unaccepted() } else { failed })
@@ -405,6 +412,7 @@ impl Lease {
         head: &Parts,
         body: RequestBody,
         interim: &dyn Interim,
+        bound: Option<Duration>,
     ) -> Result<Response<Incoming>, SendError> {
         let unsent = |body| Err(SendError::Unsent(Box::new(body)));
         let Wire::Http1(mut connection) = std::mem::replace(&mut self.wire, Wire::None) else {
@@ -414,7 +422,7 @@ impl Lease {
         if !connection.is_idle() {
             return unsent(body);
         }
-        Ok(http1::send(connection, head, body, interim).await?.map(Incoming::from))
+        Ok(http1::send(connection, head, body, interim, bound).await?.map(Incoming::from))
     }
 
     /// A tunnel over this connection, without a request; none where a connection carries many.
@@ -429,7 +437,7 @@ impl Lease {
     }
 
     /// Nobody else shall begin with a connection that failed, or that gave no answer; what is under way on it may go on.
-    pub fn withdraw(&self) {
+    fn withdraw(&self) {
         if let Wire::Http2(_, connection) = &self.wire
             && let Some(shard) = self.pool.shards.get(self.home)
         {

@@ -6,7 +6,6 @@
 //! that is in doubt it is closed, after what was sent has had the time to arrive.
 
 mod reply;
-mod timer;
 mod tunnel;
 mod wire;
 
@@ -32,18 +31,16 @@ use crate::{
         out::Body,
     },
     http::{
-        Downstream, Worker,
+        Downstream, Scheme, Worker,
         body::ResponseBody,
         exchange,
-        h1::{
-            timer::{Timer, Wait},
-            wire::{NoHead, Uploaded, Wire},
-        },
+        h1::wire::{NoHead, Uploaded, Wire},
         tunnel::Named,
     },
     limits,
     metrics::refusal::Refusal,
     pool::body::RequestBody,
+    timer::{Timer, Wait},
 };
 
 /// How long, and how much, is read from a client whose request is not read to its end: what is in its way back would be
@@ -88,7 +85,7 @@ pub(super) async fn serve<S>(
         };
         match ended {
             Ok(()) => {}
-            Err(End::Close) => return connection.close().await,
+            Err(End::Close) => return connection.close(false).await,
             Err(End::Linger) => return connection.linger().await,
             Err(End::Cut) => return,
         }
@@ -285,14 +282,16 @@ where
         }
     }
 
-    /// Writes what waits, and says that it was all.
-    async fn close(&mut self) {
+    /// Writes what waits, and says that it was all. Where nothing more is read and the bytes are not encrypted, closing the
+    /// socket says so.
+    async fn close(&mut self, is_read_on: bool) {
+        let is_told = is_read_on || self.downstream.scheme == Scheme::Https;
         let mut wait = Wait::default();
         poll_fn(|cx| {
             let mut wire = self.wire.lock();
             let closed = match wire.poll_write(cx) {
-                Poll::Ready(Ok(())) => wire.poll_shutdown(cx),
-                closed @ (Poll::Ready(Err(_)) | Poll::Pending) => closed,
+                Poll::Ready(Ok(())) if is_told => wire.poll_shutdown(cx),
+                closed @ (Poll::Ready(_) | Poll::Pending) => closed,
             };
             if closed.is_ready() { Poll::Ready(()) } else { self.timer.poll(&mut wait, LINGER, cx) }
         })
@@ -301,7 +300,7 @@ where
 
     /// Closes, and reads on for a while what the client is still sending.
     async fn linger(&mut self) {
-        self.close().await;
+        self.close(true).await;
         let (mut wait, mut n_bytes) = (Wait::default(), 0);
         poll_fn(|cx| {
             loop {

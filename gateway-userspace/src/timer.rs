@@ -11,15 +11,15 @@ use tokio::time::{Instant, Sleep};
 
 /// The timer of one connection.
 #[derive(Debug, Default)]
-pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
+pub struct Timer(Option<Pin<Box<Sleep>>>);
 
 /// One wait, from the first time that it had to wait.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Wait(Option<Instant>);
+pub struct Wait(Option<Instant>);
 
 impl Timer {
     /// Ready when `wait` has lasted for `bound`; else the task is woken by then.
-    pub(super) fn poll(&mut self, wait: &mut Wait, bound: Duration, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll(&mut self, wait: &mut Wait, bound: Duration, cx: &mut Context<'_>) -> Poll<()> {
         let deadline = *wait.0.get_or_insert_with(Instant::now) + bound;
         let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         if sleep.deadline() > deadline {
