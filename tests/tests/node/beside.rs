@@ -4,10 +4,15 @@ use std::{collections::BTreeSet, fs, net::SocketAddr, time::Duration};
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Xdp, XdpMode},
+    maps::PerCpuArray,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType, Xdp, XdpMode,
+        tc::{NlOptions, TcAttachOptions},
+    },
 };
+use gateway_common::counter::{Hook, Reason};
 use gateway_tests::{
-    agent::{Agent, get, metric},
+    agent::{Agent, get, metric, sluice},
     client,
     kernel_run::object_path,
     node::{HTTP, Node},
@@ -154,4 +159,74 @@ fn where_a_foreign_xdp_program_sits_native_is_refused_with_the_reason() {
     });
     assert!(shows(&node, id));
     assert!(node.agent().log().contains("another XDP program holds the interface"));
+}
+
+/// A program of somebody else at TC of the client's interface, which lets everything pass.
+fn foreign_tc(node: &Node, options: TcAttachOptions) -> Ebpf {
+    let object = fs::read(object_path().unwrap()).unwrap();
+    let mut other = EbpfLoader::new().load(&object).unwrap();
+    let program: &mut SchedClassifier = other.program_mut("tc_ingress").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    node.node.run(|| program.attach_with_options("sl-client", TcAttachType::Ingress, options)).unwrap();
+    other
+}
+
+/// Packets to the node itself, which are not ours.
+fn knock(node: &Node) {
+    for port in 1..=3 {
+        assert!(
+            node.client.run(|| client::who_tcp(addr("10.7.0.1", port), PATIENCE)).is_err(),
+            "nobody listens"
+        );
+    }
+}
+
+/// Packets that a foreign program saw.
+fn seen(other: &Ebpf) -> u64 {
+    // Packets and bytes of each reason, one after the other.
+    type Row = [u64; 2 * Reason::ROOM];
+    let reasons = PerCpuArray::<_, Row>::try_from(other.map("REASONS").unwrap()).unwrap();
+    let rows = reasons.get(&Hook::TcIngress.number(), 0).unwrap();
+    let received = usize::try_from(Reason::Received.number()).unwrap();
+    rows.iter().map(|row| row[2 * received]).sum()
+}
+
+#[test]
+fn programs_of_others_at_tc_stay_before_and_behind_ours_and_so_do_filters() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let mut node = Node::new(2).unwrap();
+    let early = foreign_tc(&node, TcAttachOptions::TcxOrder(LinkOrder::first()));
+    node.node.tool("tc", "qdisc add dev sl-client clsact").unwrap();
+    let filter = foreign_tc(&node, TcAttachOptions::Netlink(NlOptions::default()));
+    let text = config(&node, "required", &[0, 1], ROUTES).replace("attach: native", "attach: tc");
+    node.start_agent(&text).unwrap();
+    until("packets are balanced", Duration::from_secs(3), &node, || node.client.run(ask_l4).is_ok());
+    let late = foreign_tc(&node, TcAttachOptions::TcxOrder(LinkOrder::first()));
+    let others = [&early, &late, &filter];
+    let before = others.map(seen);
+    let balanced: BTreeSet<String> = (0..30).map(|_| node.client.run(ask_l4).unwrap()).collect();
+    assert_eq!(balanced.len(), 2, "{balanced:?}");
+    // Ours came before the one that was there, and the one that came after them before ours; what they send on is not
+    // seen by who comes later.
+    let [by_early, by_late, by_filter] = [0, 1, 2].map(|idx| seen(others[idx]) - before[idx]);
+    assert!(by_late >= 30 * 4 && by_early < 30 && by_filter < 30, "{by_late}, ours, {by_early}, {by_filter}");
+    knock(&node);
+    let is_seen = |other: &Ebpf, before: u64| seen(other) >= before + 3;
+    assert!(is_seen(&early, before[0] + by_early), "what is not ours goes on to others");
+    assert!(is_seen(&filter, before[2] + by_filter), "and to filters behind them");
+    // Whoever goes takes nothing of the others along.
+    drop(late);
+    assert!(node.client.run(ask_l4).is_ok());
+    node.agent = None;
+    let (code, said) = sluice(&node.node, &["cleanup", "--bpffs", node.bpffs().to_str().unwrap()]).unwrap();
+    assert_eq!(code, Some(0), "{said}");
+    let before = [seen(&early), seen(&filter)];
+    knock(&node);
+    assert!(
+        is_seen(&early, before[0]) && is_seen(&filter, before[1]),
+        "they outlive the agent and its cleanup"
+    );
 }
