@@ -32,6 +32,7 @@ use crate::{
     control::{Control, KernelSide, Places, interfaces_of},
     drain::{self, Tasks},
     endpoint::Registry,
+    guard,
     kernel::{self, Kernel},
     limits,
     listener::{Settings, Workers},
@@ -41,6 +42,7 @@ use crate::{
     },
     net::connect,
     network::Network,
+    observer::Observer,
     pool::registry::{self, Pools},
     prober::{self, Prober},
     snapshot::Snapshot,
@@ -209,11 +211,7 @@ fn assemble(
         tasks: tasks.clone(),
         options,
     };
-    let seed = match (&kernel, &agent.kernel.seed) {
-        (Some(kernel), _) => kernel.lock().seed(),
-        (None, SeedSource::Given(secret)) => Seed::from_bytes(secret_bytes(secret.expose())),
-        (None, SeedSource::Node) => Seed::from_bytes(fastrand::u128(..).to_le_bytes()),
-    };
+    let seed = seed(kernel.as_ref(), &agent.kernel.seed);
     let tunnelled = kernel.as_ref().map(|kernel| kernel.lock().tunnelled());
     sample(metrics, &registry, &pools, kernel.clone());
     let published = Arc::new(Published::default());
@@ -228,7 +226,9 @@ fn assemble(
         trace: agent.trace,
         overload: agent.overload,
         per_client: agent.per_client,
+        guard: kernel.is_none().then(|| Arc::new(guard::Sources::new(clock.clone()))),
     })?;
+    let observer = observe(kernel.clone(), metrics, tasks);
     let kernel = match kernel {
         Some(kernel) => {
             let netlink = Netlink::open(tasks)?;
@@ -241,17 +241,34 @@ fn assemble(
         None => None,
     };
     Ok(Control {
-        shared: Shared { parts, tls: tls::Context::new()?, seed },
+        shared: Shared { parts, tls: tls::Context::new()?, seed, is_guarding: kernel.is_none() },
         published,
         wanted: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
         workers,
         prober: Prober::new(tasks.clone(), Arc::clone(metrics), prober::Path { options, tunnelled }),
+        observer,
         registry,
         metrics: Arc::clone(metrics),
         board: Arc::clone(board),
         kernel,
         clock,
     })
+}
+
+/// The cluster's seed, as the kernel has it.
+fn seed(kernel: Option<&Arc<Mutex<Kernel>>>, source: &SeedSource) -> Seed {
+    match (kernel, source) {
+        (Some(kernel), _) => kernel.lock().seed(),
+        (None, SeedSource::Given(secret)) => Seed::from_bytes(secret_bytes(secret.expose())),
+        (None, SeedSource::Node) => Seed::from_bytes(fastrand::u128(..).to_le_bytes()),
+    }
+}
+
+/// Looks at clients' attempts from now on.
+fn observe(kernel: Option<Arc<Mutex<Kernel>>>, metrics: &Arc<Metrics>, tasks: &Tasks) -> Arc<Observer> {
+    let observer = Arc::new(Observer::new(kernel, Arc::clone(metrics), Clock::real()));
+    drop(tasks.spawn("observer", Arc::clone(&observer).run()));
+    observer
 }
 
 /// The kernel side, or none where userspace does everything; says once what is lost.
@@ -367,6 +384,7 @@ fn sample(
                     service: endpoint.id().service.to_string(),
                     endpoint: endpoint.addr().to_string(),
                     up: endpoint.availability() != crate::endpoint::Availability::Down,
+                    is_out: endpoint.is_out(),
                 })
                 .collect(),
             ..Samples::default()
@@ -406,7 +424,7 @@ impl View for Window {
     }
 
     fn dump(&self) -> serde_json::Value {
-        let kernel = self.kernel.as_ref().map(|kernel| admin::dump::kernel(&kernel.lock()));
+        let kernel = self.kernel.as_ref().map(|kernel| admin::dump::kernel(kernel));
         serde_json::json!({
             "wanted": admin::dump::wanted(&self.wanted.load()),
             "served": admin::dump::served(&self.published.load(), &self.registry),

@@ -1,7 +1,8 @@
 //! A live endpoint: the one handle that probes write, balancers read, and the kernel publisher drains.
 //!
-//! States and owners: `health` has one writer, the endpoint's prober; `weight` and `draining` have one writer, the
-//! control loop; `active` is counted by guards on any worker. A handle survives reconfiguration by identity:
+//! States and owners: `health` has one writer, the endpoint's prober; `is_out` has one, the observer of clients' attempts;
+//! `weight` and `draining` have one, the control loop; `active` and attempts are counted on any worker. Whoever asks
+//! [`Endpoint::availability`] gets all of them in one word, and [`Endpoint::reasons`] says which it was. A handle survives reconfiguration by identity:
 //! [`Registry::resolve`] returns the same handle for the same service and address.
 
 use std::{
@@ -49,14 +50,71 @@ pub enum Availability {
     Down,
 }
 
+/// Attempts of clients, or of the agent for them, to connect to an endpoint.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Attempts {
+    /// All of them.
+    pub tried: u64,
+    /// Those that came to nothing.
+    pub failed: u64,
+}
+
+impl Attempts {
+    /// Both together.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self {
+            tried: self.tried.saturating_add(other.tried),
+            failed: self.failed.saturating_add(other.failed),
+        }
+    }
+
+    /// What came after `before`, of counts that only grow; everything when they began anew.
+    #[must_use]
+    pub const fn since(self, before: Self) -> Self {
+        if self.tried < before.tried || self.failed < before.failed {
+            return self;
+        }
+        Self { tried: self.tried - before.tried, failed: self.failed - before.failed }
+    }
+}
+
+/// Why an endpoint gets no new flows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Reason {
+    /// Its checks fail.
+    Check,
+    /// Clients do not get through to it.
+    Attempts,
+    /// Its weight is zero.
+    Weight,
+    /// The configuration does not name it any more.
+    Unwanted,
+}
+
+impl Reason {
+    /// The word of the dump and of metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Attempts => "attempts",
+            Self::Weight => "weight",
+            Self::Unwanted => "unwanted",
+        }
+    }
+}
+
 /// A live endpoint.
 #[derive(Debug)]
 pub struct Endpoint {
     id: EndpointId,
     health: AtomicU8,
+    is_out: AtomicBool,
     draining: AtomicBool,
     weight: AtomicU32,
     active: AtomicU32,
+    tried: AtomicU64,
+    failed: AtomicU64,
     /// Set while the endpoint waits in [`Changes`], so that it stands there once at most.
     queued: AtomicBool,
     changes: Arc<Changes>,
@@ -98,6 +156,33 @@ impl Endpoint {
         }
     }
 
+    /// Whether it gets no new flows because clients do not get through to it.
+    pub fn is_out(&self) -> bool {
+        self.is_out.load(Ordering::Acquire)
+    }
+
+    /// Set by the observer of clients' attempts.
+    pub fn set_out(self: &Arc<Self>, is_out: bool) {
+        if self.is_out.swap(is_out, Ordering::AcqRel) != is_out {
+            self.changed();
+        }
+    }
+
+    /// Counts an attempt of the agent to connect to it for a client.
+    pub fn attempted(&self, has_failed: bool) {
+        if has_failed {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        self.tried.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The agent's attempts, ever.
+    pub fn attempts(&self) -> Attempts {
+        // In this order no failure is seen without its attempt, except in the same moment.
+        let failed = self.failed.load(Ordering::Relaxed);
+        Attempts { tried: self.tried.load(Ordering::Relaxed).max(failed), failed }
+    }
+
     /// Relative share of new flows; zero drains.
     pub fn weight(&self) -> u32 {
         self.weight.load(Ordering::Acquire)
@@ -122,13 +207,24 @@ impl Endpoint {
         match self.health() {
             Health::Down => Availability::Down,
             Health::Unknown | Health::Up => {
-                if self.draining.load(Ordering::Acquire) || self.weight() == 0 {
+                if self.is_out() || self.draining.load(Ordering::Acquire) || self.weight() == 0 {
                     Availability::Draining
                 } else {
                     Availability::Active
                 }
             }
         }
+    }
+
+    /// Why it is not active; nothing when it is.
+    pub fn reasons(&self) -> impl Iterator<Item = Reason> + use<> {
+        let holds = [
+            (self.health() == Health::Down, Reason::Check),
+            (self.is_out(), Reason::Attempts),
+            (self.weight() == 0, Reason::Weight),
+            (self.draining.load(Ordering::Acquire), Reason::Unwanted),
+        ];
+        holds.into_iter().filter(|(holds, _)| *holds).map(|(_, reason)| reason)
     }
 
     /// Requests and connections in flight from this agent.
@@ -226,9 +322,12 @@ impl Registry {
         let endpoint = Arc::new(Endpoint {
             id: id.clone(),
             health: AtomicU8::new(0),
+            is_out: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             weight: AtomicU32::new(1),
             active: AtomicU32::new(0),
+            tried: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             queued: AtomicBool::new(false),
             changes: Arc::clone(&self.changes),
             down: Notify::new(),
@@ -280,6 +379,33 @@ mod tests {
         first.set_health(Health::Up);
         first.set_weight(0);
         assert_eq!(first.availability(), Availability::Draining);
+    }
+
+    #[test]
+    fn one_that_is_out_drains_and_says_why() {
+        let registry = Registry::default();
+        let endpoint = endpoint(&registry);
+        endpoint.set_out(true);
+        assert_eq!(endpoint.availability(), Availability::Draining);
+        assert_eq!(registry.changes().take().len(), 1);
+        endpoint.set_health(Health::Down);
+        assert_eq!(endpoint.availability(), Availability::Down, "a check that fails is harder evidence");
+        assert_eq!(endpoint.reasons().collect::<Vec<_>>(), [Reason::Check, Reason::Attempts]);
+        endpoint.set_health(Health::Up);
+        endpoint.set_out(false);
+        assert_eq!((endpoint.availability(), endpoint.reasons().next()), (Availability::Active, None));
+    }
+
+    #[test]
+    fn attempts_are_counted_and_compared() {
+        let endpoint = endpoint(&Registry::default());
+        for has_failed in [false, true, false] {
+            endpoint.attempted(has_failed);
+        }
+        let seen = endpoint.attempts();
+        assert_eq!(seen, Attempts { tried: 3, failed: 1 });
+        assert_eq!(seen.since(Attempts { tried: 1, failed: 1 }), Attempts { tried: 2, failed: 0 });
+        assert_eq!(seen.since(Attempts { tried: 9, failed: 1 }), seen, "the counts began anew");
     }
 
     #[tokio::test]

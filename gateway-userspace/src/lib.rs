@@ -3,9 +3,9 @@
 //! A module imports only from strictly lower layers; `cargo xtask tidy` holds the table:
 //! 0. [`name`], [`limits`], [`clock`], [`drain`], [`duration`], [`secret`], [`place`], [`pattern`], [`target`], [`filter`], [`retry`], [`network`], [`metrics`]: words, bounds, time, shutdown, numbers.
 //! 1. [`config`], [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables; reading the file.
-//! 2. [`source`], [`kernel`], [`address`], [`net`], [`tls`], [`health`], [`balance`], [`pool`], [`route`], [`client`], [`access`]: one
+//! 2. [`source`], [`kernel`], [`address`], [`net`], [`tls`], [`health`], [`balance`], [`pool`], [`route`], [`client`], [`access`], [`guard`]: one
 //!    capability each, unknown to each other.
-//! 3. [`upstream`], [`prober`]: send this to that service; is this endpoint alive.
+//! 3. [`upstream`], [`prober`], [`observer`]: send this to that service; is this endpoint alive; do clients get through.
 //! 4. [`state`]: the compiled whole, and its publication.
 //! 5. [`compile`], [`http`], [`tcp`], [`udp`]: build the state; serve from it.
 //! 6. [`listener`], [`admin`]: the accept loops; the operator's window.
@@ -26,6 +26,7 @@ pub mod drain;
 pub mod duration;
 pub mod endpoint;
 pub mod filter;
+pub mod guard;
 pub mod h1;
 pub mod health;
 pub mod http;
@@ -38,6 +39,7 @@ pub mod metrics;
 pub mod name;
 pub mod net;
 pub mod network;
+pub mod observer;
 pub mod ocsp;
 pub mod pattern;
 pub mod place;

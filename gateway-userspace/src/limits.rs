@@ -225,6 +225,10 @@ pub const WEIGHT: u32 = 1_000_000;
 /// so it takes thousands of them to make the others late.
 pub const PROBES: usize = 4_096;
 
+/// Endpoints of services with `passiveHealth` whose attempts are looked at in a second, which takes the control thread
+/// some hundredths of it; where there are more, each service is looked at less often.
+pub const WATCHED_ENDPOINTS: usize = 8_192;
+
 /// Interfaces of pods that get hooks, several times what a node has; others are left out and counted, and their packets are
 /// not balanced.
 pub const PODS: usize = 1_024;

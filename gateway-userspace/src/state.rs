@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -15,10 +15,12 @@ use http::HeaderName;
 use crate::{
     balance::{self, Balancer},
     filter::Filters,
+    guard::{Bounds, Lists, Refused, Sources},
     metrics::shard::RouteStats,
     name::{ListenerName, RouteName, ServiceName},
     net::connect,
     network::Network,
+    observer::Watched,
     prober::Probe,
     retry,
     route::{Table, host::Hosts},
@@ -90,6 +92,31 @@ pub struct State {
     pub identity_headers: Vec<HeaderName>,
     /// Endpoints to check, one entry each.
     pub probes: Vec<Probe>,
+    /// Who may come, and how many flows may begin; empty where the kernel programs decide it.
+    pub guards: Guards,
+    /// Services whose endpoints are judged by clients' attempts.
+    pub watched: Vec<Watched>,
+}
+
+/// Who may come, and how many flows may begin.
+#[derive(Debug, Default)]
+pub struct Guards {
+    /// Networks.
+    pub lists: Lists,
+    /// Bounds on new flows; addresses without any are not there.
+    pub bounds: HashMap<BindKey, Bounds>,
+}
+
+impl Guards {
+    /// Whether a connection may not begin, and why.
+    pub fn refuse(&self, bind: BindKey, ip: IpAddr, sources: &Sources) -> Option<Refused> {
+        self.lists.refuses(ip).or_else(|| self.limits(bind, ip, sources))
+    }
+
+    /// Whether a flow of somebody who may come may not begin now, and why.
+    pub fn limits(&self, bind: BindKey, ip: IpAddr, sources: &Sources) -> Option<Refused> {
+        sources.refuse(ip, self.bounds.get(&bind)?)
+    }
 }
 
 /// What is served at one address.

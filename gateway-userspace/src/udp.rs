@@ -19,8 +19,12 @@ use crate::{
     clock::Clock,
     drain::{Drain, Tasks},
     endpoint::{Active, Health},
+    guard::{Refused, Sources},
     limits,
-    metrics::{Metrics, names::Limit},
+    metrics::{
+        Metrics,
+        names::{BindLabels, Limit},
+    },
     net::connect,
     state::{Bind, BindKey, Published},
 };
@@ -41,6 +45,10 @@ pub struct Forwarder {
     pub clock: Clock,
     /// Runs the replies.
     pub tasks: Tasks,
+    /// Whose numbers they are.
+    pub labels: BindLabels,
+    /// What is remembered of sources, where no kernel program guards the address.
+    pub guard: Option<Arc<Sources>>,
 }
 
 struct Flow {
@@ -97,11 +105,19 @@ impl Forwarder {
         client: SocketAddr,
         bytes: &[u8],
     ) -> io::Result<()> {
+        if let Some(refused) = self.denies(client) {
+            self.metrics.families.guarded.count(&self.labels, refused.as_str());
+            return Ok(());
+        }
         let mut flows = table.lock();
         if flows.by_client.get(&client).is_some_and(|flow| flow.active.endpoint().health() == Health::Down) {
             flows.by_client.remove(&client);
         }
         if !flows.by_client.contains_key(&client) {
+            if let Some(refused) = self.limits(client) {
+                self.metrics.families.guarded.count(&self.labels, refused.as_str());
+                return Ok(());
+            }
             let Some(flow) = self.begin(table, socket, client)? else { return Ok(()) };
             while flows.by_client.len() >= limits::UDP_FLOWS {
                 let Some(oldest) = flows.order.pop_front() else { break };
@@ -126,6 +142,18 @@ impl Forwarder {
             }
         }
         Ok(())
+    }
+
+    /// Whether datagrams of a client are dropped, and why.
+    fn denies(&self, client: SocketAddr) -> Option<Refused> {
+        self.guard.as_ref()?;
+        self.published.load().guards.lists.refuses(client.ip())
+    }
+
+    /// Whether a client may not begin a flow, and why.
+    fn limits(&self, client: SocketAddr) -> Option<Refused> {
+        let sources = self.guard.as_ref()?;
+        self.published.load().guards.limits(self.bind, client.ip(), sources)
     }
 
     /// A new flow to the endpoint that the kernel would pick; none when there is no endpoint.

@@ -246,12 +246,27 @@ impl Opening {
             Ok(Link::Secured(Box::new(stream), socket))
         };
         if self.tls.is_none() && pool.client().is_none() {
-            return pool.open(worker, connect).await;
+            return pool.open(worker, count(pool.endpoint(), connect)).await;
         }
         let bounded = async {
             let timed_out = || OpenError::Io(io::ErrorKind::TimedOut.into());
             tokio::time::timeout(self.timeout, connect).await.map_err(|_| timed_out())?
         };
-        pool.open(worker, bounded).await
+        pool.open(worker, count(pool.endpoint(), bounded)).await
     }
+}
+
+/// Counts an attempt, unless it came to nothing for want of something here.
+async fn count(
+    endpoint: &Endpoint,
+    opening: impl Future<Output = Result<Link, OpenError>>,
+) -> Result<Link, OpenError> {
+    let opened = opening.await;
+    match &opened {
+        Ok(_) => endpoint.attempted(false),
+        Err(OpenError::Handshake(_)) => endpoint.attempted(true),
+        Err(OpenError::Io(cause)) if connect::is_of_peer(cause) => endpoint.attempted(true),
+        Err(OpenError::Io(_) | OpenError::Full) => {}
+    }
+    opened
 }

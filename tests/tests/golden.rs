@@ -170,7 +170,7 @@ impl Agent {
         };
         Self {
             folder,
-            shared: Shared { parts, tls: tls::Context::new().unwrap(), seed: SEED },
+            shared: Shared { parts, tls: tls::Context::new().unwrap(), seed: SEED, is_guarding: false },
             served: None,
             settled: None,
             ids: Ids::new(capacity),

@@ -17,6 +17,8 @@ use gateway_common::{
 };
 use gateway_tests::expect;
 use gateway_userspace::{
+    guard::Refused,
+    health::passive::Verdict,
     http::fault::TABLE,
     metrics::{
         Metrics,
@@ -151,6 +153,9 @@ fn metrics() {
     writeln!(text, "- `outcome` of a tunnel: {}", list(outcomes)).unwrap();
     let kinds = TunnelKind::ALL.iter().map(|kind| kind.as_str()).collect();
     writeln!(text, "- `kind` of a tunnel: {}", list(kinds)).unwrap();
+    writeln!(text, "- `verdict`: {}", list(Verdict::WORDS.to_vec())).unwrap();
+    let reasons = Refused::ALL.iter().map(|reason| reason.as_str()).collect();
+    writeln!(text, "- `reason` of what the agent refused: {}", list(reasons)).unwrap();
     writeln!(text, "- `hook`: {}", list(Hook::ALL.iter().map(|hook| hook.name()).collect())).unwrap();
     text.push_str("- `reason` of packets: [maps.md](maps.md)\n");
     expect::file(&expect::root().join("docs/reference/metrics.md"), &text);
@@ -176,6 +181,8 @@ fn everything() -> Metrics {
     families.misdirected.get_or_create(&bind).inc();
     families.handshake_failures.get_or_create(&bind).inc();
     families.misuse(Misuse::Control);
+    families.guarded.count(&bind, Refused::Denied.as_str());
+    families.verdicts.count("s", "out");
     families.forwarded.ended(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), ForwardOutcome::Ended);
     families.forwarded.moved(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), [1, 1]);
     let mut tunnel = families
@@ -197,7 +204,12 @@ fn everything() -> Metrics {
         flow_room: 1,
         flows: vec![("listener".to_owned(), 1)],
         pools: vec![PoolSample { service: "s".to_owned(), open: 1, idle: 1, stolen: 1 }],
-        endpoints: vec![EndpointSample { service: "s".to_owned(), endpoint: "e".to_owned(), up: true }],
+        endpoints: vec![EndpointSample {
+            service: "s".to_owned(),
+            endpoint: "e".to_owned(),
+            up: true,
+            is_out: true,
+        }],
         packets: vec![PacketSample { hook: "h", reason: "r", packets: 1, bytes: 1 }],
         services: vec![ServiceSample { listener: "l".to_owned(), what: "w", count: 1 }],
         kernel: gateway_userspace::metrics::kernel::Samples {

@@ -1,14 +1,22 @@
 //! Everything at one look: what is wanted, what is served, what stands in the kernel, in the same words and without
 //! secrets.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+};
 
-use gateway_common::{counter::Reason, endpoint::EndpointState, service::Service};
+use gateway_common::{
+    counter::Reason as Ending,
+    endpoint::EndpointState,
+    service::{Service, ServiceKey},
+};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use crate::{
-    endpoint::{Availability, Health, Registry},
-    kernel::{Kernel, probe},
+    endpoint::{Availability, Health, Reason, Registry},
+    kernel::{self, Kernel, probe},
     name::ListenerName,
     snapshot::{Snapshot, listener::Hostname},
     state::State,
@@ -84,6 +92,8 @@ pub fn served(state: &State, registry: &Registry) -> Value {
                     Availability::Draining => "draining",
                     Availability::Down => "down",
                 },
+                // Why it gets no new flows.
+                "because": endpoint.reasons().map(Reason::as_str).collect::<Vec<_>>(),
                 "active": endpoint.active(),
             })
         })
@@ -91,58 +101,101 @@ pub fn served(state: &State, registry: &Registry) -> Value {
     json!({ "generation": state.generation, "addresses": binds, "endpoints": endpoints })
 }
 
-/// What stands in the kernel.
-pub fn kernel(kernel: &Kernel) -> Value {
-    let written = kernel.written();
-    let services: Vec<Value> = written
-        .services
-        .iter()
-        .map(|(key, service)| {
-            let slots = written.slots.get(key);
-            let rows = written.endpoints.iter().filter(|(_, endpoint)| endpoint.service == service.id);
-            let rows = rows.filter(|(_, endpoint)| endpoint.port.number() != 0);
-            json!({
-                "address": SocketAddr::new(key.addr.into(), key.port.number()).to_string(),
-                "protocol": key.protocol.number(),
-                "id": service.id,
-                "mode": service.mode.number(),
-                "slots": service.table().n_slots,
-                "synCookies": syn_cookies(kernel, service),
-                "endpoints": rows
-                    .map(|(row, endpoint)| {
-                        let local = row.wrapping_sub(service.table().first_endpoint);
-                        let mine = |slot: &&gateway_common::slot::Slot| u32::from(slot.endpoint) == local;
-                        json!({
-                            "row": row,
-                            "address": SocketAddr::new(endpoint.addr.into(), endpoint.port.number()).to_string(),
-                            "state": match endpoint.state {
-                                EndpointState::ACTIVE => "active",
-                                EndpointState::DRAINING => "draining",
-                                _ => "down",
-                            },
-                            "slots": slots.map_or(0, |slots| slots.iter().filter(mine).count()),
-                            "nextHop": endpoint.next_hop.is_known(),
-                            "packets": kernel.endpoint_packets(*row).map_or(Value::Null, |(there, back)| {
-                                json!({ "forwarded": there, "replied": back })
-                            }),
-                        })
-                    })
-                    .collect::<Vec<_>>(),
-            })
+/// What stands in the kernel, read in portions: whoever writes the maps waits for one of them at most. What changes meanwhile
+/// is shown as it was or as it is.
+pub fn kernel(kernel: &Mutex<Kernel>) -> Value {
+    let rows = rows_by_service(kernel);
+    let keys: Vec<ServiceKey> = portion(kernel, |kernel| kernel.written().services.keys().copied().collect());
+    let services: Vec<Value> = keys.iter().filter_map(|key| service(kernel, key, &rows)).collect();
+    portion(kernel, |kernel| {
+        let attachments: serde_json::Map<String, Value> = kernel
+            .attached()
+            .iter()
+            .map(|(name, one)| (name.clone(), json!({ "ingress": one.ingress, "why": one.why })))
+            .collect();
+        let receiving: Vec<&str> = kernel.receiving().collect();
+        json!({
+            "services": services,
+            "attachments": attachments,
+            "receiving": receiving,
+            "refusedSources": refused_sources(kernel),
         })
-        .collect();
-    let attachments: serde_json::Map<String, Value> = kernel
-        .attached()
-        .iter()
-        .map(|(name, one)| (name.clone(), json!({ "ingress": one.ingress, "why": one.why })))
-        .collect();
-    let receiving: Vec<&str> = kernel.receiving().collect();
-    json!({
-        "services": services,
-        "attachments": attachments,
-        "receiving": receiving,
-        "refusedSources": refused_sources(kernel),
     })
+}
+
+/// Does a part of the work with something shared, and lets others have it then who wait for it.
+fn portion<T, R>(shared: &Mutex<T>, work: impl FnOnce(&T) -> R) -> R {
+    let shared = shared.lock();
+    let done = work(&shared);
+    MutexGuard::unlock_fair(shared);
+    done
+}
+
+/// Rows of endpoints, by the number of their service.
+fn rows_by_service(kernel: &Mutex<Kernel>) -> HashMap<u32, Vec<u32>> {
+    /// Rows that are looked at in one portion: without a system call for each.
+    const AT_ONCE: usize = 4_096;
+    let mut by_service: HashMap<u32, Vec<u32>> = HashMap::new();
+    let mut next = Some(0);
+    while let Some(first) = next {
+        next = portion(kernel, |kernel| {
+            let mut last = None;
+            for (row, endpoint) in kernel.written().endpoints.range(first..).take(AT_ONCE) {
+                if endpoint.port.number() != 0 {
+                    by_service.entry(endpoint.service).or_default().push(*row);
+                }
+                last = Some(*row);
+            }
+            last.and_then(|last| last.checked_add(1))
+        });
+    }
+    by_service
+}
+
+/// One service with its endpoints; none when it is gone.
+fn service(kernel: &Mutex<Kernel>, key: &ServiceKey, rows: &HashMap<u32, Vec<u32>>) -> Option<Value> {
+    let (mut shown, service, n_slots) = portion(kernel, |kernel| {
+        let service = *kernel.written().services.get(key)?;
+        let mut n_slots: HashMap<u32, usize> = HashMap::new();
+        for slot in kernel.written().slots.get(key).into_iter().flatten() {
+            *n_slots.entry(slot.endpoint.into()).or_default() += 1;
+        }
+        let shown = json!({
+            "address": SocketAddr::new(key.addr.into(), key.port.number()).to_string(),
+            "protocol": key.protocol.number(),
+            "id": service.id,
+            "mode": service.mode.number(),
+            "slots": service.table().n_slots,
+            "synCookies": syn_cookies(kernel, &service),
+        });
+        Some((shown, service, n_slots))
+    })?;
+    let mut endpoints = Vec::new();
+    for rows in rows.get(&service.id).map(Vec::as_slice).unwrap_or_default().chunks(kernel::AT_ONCE) {
+        portion(kernel, |kernel| {
+            let of_it = |row: &u32| {
+                let endpoint = kernel.written().endpoints.get(row)?;
+                let local = row.wrapping_sub(service.table().first_endpoint);
+                Some(json!({
+                    "row": row,
+                    "address": SocketAddr::new(endpoint.addr.into(), endpoint.port.number()).to_string(),
+                    "state": match endpoint.state {
+                        EndpointState::ACTIVE => "active",
+                        EndpointState::DRAINING => "draining",
+                        _ => "down",
+                    },
+                    "slots": n_slots.get(&local).copied().unwrap_or(0),
+                    "nextHop": endpoint.next_hop.is_known(),
+                    "packets": kernel.endpoint_packets(*row).map_or(Value::Null, |(there, back)| {
+                        json!({ "forwarded": there, "replied": back })
+                    }),
+                }))
+            };
+            endpoints.extend(rows.iter().filter_map(of_it));
+        });
+    }
+    shown.as_object_mut()?.insert("endpoints".to_owned(), endpoints.into());
+    Some(shown)
 }
 
 /// Whether the connections of a service are answered with cookies; nothing where they never are.
@@ -169,7 +222,7 @@ fn refused_sources(kernel: &Kernel) -> Value {
         key.map(|key| SocketAddr::new(key.addr.into(), key.port.number()).to_string())
     };
     let reason = |number: u32| {
-        let reason = Reason::ALL.iter().find(|reason| reason.number() == number);
+        let reason = Ending::ALL.iter().find(|reason| reason.number() == number);
         reason.map(|reason| reason.name())
     };
     sources
@@ -185,4 +238,43 @@ fn refused_sources(kernel: &Kernel) -> Value {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn whoever_waits_gets_its_turn_after_the_present_portion() {
+        const PORTIONS: u32 = 1_000;
+        let (shared, is_waiting) = (Mutex::new(()), Mutex::new(false));
+        let done = AtomicU32::new(0);
+        let missed = std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                let mut missed = 0;
+                for _ in 0..20 {
+                    *is_waiting.lock() = true;
+                    let before = done.load(Ordering::SeqCst);
+                    let turn = shared.lock();
+                    missed = missed.max(done.load(Ordering::SeqCst) - before);
+                    *is_waiting.lock() = false;
+                    drop(turn);
+                }
+                missed
+            });
+            for _ in 0..PORTIONS {
+                portion(&shared, |()| {
+                    // Long enough for who waits to be asleep, and so in the queue.
+                    if *is_waiting.lock() {
+                        std::thread::park_timeout(std::time::Duration::from_millis(5));
+                    }
+                });
+                done.fetch_add(1, Ordering::SeqCst);
+            }
+            waiter.join().unwrap()
+        });
+        assert!(missed <= 20, "others had {missed} portions while one waited");
+    }
 }

@@ -245,6 +245,7 @@ mod tests {
             tls: None,
             balance: Policy::RoundRobin,
             health: None,
+            passive_health: None,
             connect_timeout: crate::limits::CONNECT_TIMEOUT,
             retries: crate::retry::Limits::DEFAULT,
             is_announced: false,

@@ -7,7 +7,8 @@ use std::{
 
 use crate::{
     balance::{Balancer, Member, Policy},
-    compile::{Fault, Faults, route, state::Shared, tls},
+    compile::{Fault, Faults, route, sources, state::Shared, tls},
+    guard::{Bounds, Lists, Rate},
     limits,
     metrics::shard::RouteLabels,
     name::{ListenerName, ServiceName},
@@ -17,8 +18,9 @@ use crate::{
         Snapshot,
         listener::{Hostname, Listener, Protocol},
         route::{Route, Rule},
+        sources::Pace,
     },
-    state::{Balanced, Bind, BindKey, Expiry, HttpBind, HttpListener, Transport},
+    state::{Balanced, Bind, BindKey, Expiry, Guards, HttpBind, HttpListener, Transport},
     upstream::Upstream,
 };
 
@@ -115,6 +117,20 @@ pub(super) fn host(hostname: Option<&Hostname>) -> Host<'_> {
 pub(super) fn proxies(snapshot: &Snapshot) -> HashMap<BindKey, Vec<Network>> {
     let told = snapshot.listeners.iter().filter(|listener| !listener.proxies.is_empty());
     told.map(|listener| (key(listener), listener.proxies.clone())).collect()
+}
+
+/// Who may come to the addresses, and how many flows may begin there; the listeners of an address agree.
+pub(super) fn guards(snapshot: &Snapshot, former: Option<&Guards>) -> Guards {
+    let mut bounds = HashMap::new();
+    for listener in &snapshot.listeners {
+        let bind = key(listener);
+        let former = former.and_then(|former| former.bounds.get(&bind));
+        let at = (bind.addr, bind.transport == Transport::Udp);
+        let rate = |pace: Pace| Rate { per_second: pace.per_second, burst: pace.burst };
+        let rates = [listener.new_flows.all, listener.new_flows.source].map(|pace| pace.map(rate));
+        bounds.extend(Bounds::new(rates, at, former).map(|bounds| (bind, bounds)));
+    }
+    Guards { lists: Lists::new(&sources::from_elsewhere(snapshot)), bounds }
 }
 
 fn attached<'s>(snapshot: &'s Snapshot, listener: &'s Listener) -> impl Iterator<Item = &'s Route> {

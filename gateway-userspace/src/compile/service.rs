@@ -12,9 +12,10 @@ use crate::{
     balance::Policy,
     compile::state::Shared,
     endpoint::{EndpointId, Registry},
-    health::{Check, Kind, Thresholds},
+    health::{Check, Kind, Thresholds, passive::Terms},
     kernel::tunnelled::Detour,
     name::ServiceName,
+    observer::Watched,
     pool::Protocol,
     prober::Probe,
     snapshot::{
@@ -151,6 +152,22 @@ pub(super) fn probes(
             }
         })
         .collect()
+}
+
+/// The service's endpoints, when clients' attempts decide about them.
+pub(super) fn watched(wanted: &Service, registry: &Registry) -> Option<Watched> {
+    let written = wanted.passive_health?;
+    let terms = Terms {
+        window: written.window,
+        minimum: written.minimum_attempts,
+        failure_percent: written.failure_percent,
+        out_for: written.out_for,
+        out_for_at_most: written.out_for_at_most,
+        share_percent: written.share_percent,
+    };
+    let id = |addr| EndpointId { service: wanted.name.clone(), addr };
+    let endpoints = wanted.endpoints.iter().map(|endpoint| registry.resolve(&id(endpoint.addr))).collect();
+    Some(Watched { service: wanted.name.clone(), endpoints, terms })
 }
 
 /// The listeners whose packets reach this service through a tunnel, in order of the configuration.

@@ -1,6 +1,6 @@
 //! Who may send packets, as the kernel's maps have it. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use gateway_common::{
     addr::Addr,
@@ -55,6 +55,22 @@ pub(super) fn networks(snapshot: &Snapshot) -> BTreeMap<SourceNetwork, SourceRul
     let v4 = source_network(&Network { addr: [0; 4].into(), prefix_bits: 0 });
     if networks.keys().any(|network| network.prefix_bits < v4.prefix_bits && begins(network, &v4)) {
         networks.entry(v4).or_insert(SourceRule::ALLOW);
+    }
+    networks
+}
+
+/// Those that sockets can tell: what comes from this node itself comes from its own addresses and from loopback ones.
+pub(super) fn from_elsewhere(snapshot: &Snapshot) -> BTreeMap<SourceNetwork, SourceRule> {
+    let mut networks = networks(snapshot);
+    let own = snapshot.listeners.iter().map(|listener| listener.addr.ip());
+    let loopback = [([127, 0, 0, 0].into(), 8), (Ipv6Addr::LOCALHOST.into(), 128)];
+    let loopback = loopback.map(|(addr, prefix_bits)| source_network(&Network { addr, prefix_bits }));
+    for network in own.map(|ip| SourceNetwork::of(Addr::from(ip))).chain(loopback) {
+        networks.entry(network).and_modify(|rule| {
+            if *rule == SourceRule::FORGED {
+                *rule = SourceRule::ALLOW;
+            }
+        });
     }
     networks
 }

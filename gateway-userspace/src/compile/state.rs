@@ -10,7 +10,7 @@ use gateway_common::hash::Seed;
 use crate::{
     compile::{Faults, listener, service, tls},
     snapshot::Snapshot,
-    state::State,
+    state::{Guards, State},
     tls::Context,
     upstream::Parts,
 };
@@ -24,6 +24,8 @@ pub struct Shared {
     pub tls: Context,
     /// The cluster's seed, the one that the kernel has.
     pub seed: Seed,
+    /// Whether the agent decides who may come, because no kernel program does.
+    pub is_guarding: bool,
 }
 
 impl std::fmt::Debug for Shared {
@@ -38,9 +40,11 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
     let mut connectors = tls::Connectors::default();
     let mut services = HashMap::new();
     let mut probes = Vec::new();
+    let mut watched = Vec::new();
     for wanted in &snapshot.services {
         let connector = connectors.connector(wanted, &shared.tls, &mut faults);
         probes.extend(service::probes(snapshot, wanted, connector.as_ref(), &shared.parts.registry));
+        watched.extend(service::watched(wanted, &shared.parts.registry));
         let definition = service::definition(wanted, connector);
         let kept = previous.and_then(|previous| previous.services.get(&wanted.name));
         let kept = kept.filter(|kept| service::is_current(kept, &definition, &shared.parts.registry));
@@ -52,6 +56,8 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
     if faults.0.is_empty() {
         let identity_headers = tls::identity_headers(snapshot);
         let proxies = listener::proxies(snapshot);
+        let former = previous.map(|previous| &previous.guards);
+        let guards = if shared.is_guarding { listener::guards(snapshot, former) } else { Guards::default() };
         Ok(State {
             generation: snapshot.generation,
             binds,
@@ -61,6 +67,8 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
             services,
             identity_headers,
             probes,
+            watched,
+            guards,
         })
     } else {
         Err(faults)

@@ -30,11 +30,9 @@ use crate::{
     listener::{self, Workers},
     metrics::{Metrics, names::OutcomeLabels},
     net::listen::Place,
+    observer::Observer,
     prober::Prober,
-    snapshot::{
-        Snapshot,
-        sources::{NewFlows, Sources},
-    },
+    snapshot::Snapshot,
     source::watch::Update,
     state::{BindKey, Published, State},
 };
@@ -60,6 +58,8 @@ pub struct Control {
     pub workers: Workers,
     /// Health checks.
     pub prober: Prober,
+    /// Clients' attempts.
+    pub observer: Arc<Observer>,
     /// Live endpoints.
     pub registry: Arc<Registry>,
     /// Numbers.
@@ -151,6 +151,7 @@ impl Control {
         let served = served(&snapshot);
         let probes: Vec<_> = compiled.probes.clone();
         self.prober.apply(&probes, |id| served.contains(id));
+        self.observer.apply(compiled.watched.clone());
         let kept: BTreeSet<BindKey> = binds.iter().map(|(bind, _)| *bind).collect();
         self.workers.retire(|bind| kept.contains(bind));
         let retired = self.kernel.as_mut().map_or_else(BTreeSet::new, |kernel| kernel.settle(&kept));
@@ -267,13 +268,6 @@ impl Control {
 
 /// What only the kernel side refuses.
 fn warn_of_guards(snapshot: &Snapshot) {
-    if snapshot.sources != Sources::default() {
-        tracing::warn!("without the kernel side everybody may come: `sources` has no effect");
-    }
-    for listener in snapshot.listeners.iter().filter(|listener| listener.new_flows != NewFlows::default()) {
-        let listener = listener.name.as_str();
-        tracing::warn!(listener, "without the kernel side `newFlows` has no effect");
-    }
     for listener in snapshot.listeners.iter().filter(|listener| listener.syn_cookies.is_some()) {
         let listener = listener.name.as_str();
         tracing::warn!(listener, "without the kernel side `synCookies` has no effect");

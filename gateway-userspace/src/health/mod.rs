@@ -1,5 +1,7 @@
 //! Health of one endpoint as a pure state machine: outcomes of checks in, transitions out.
 
+pub mod passive;
+
 use std::time::Duration;
 
 use crate::endpoint::Health;

@@ -68,7 +68,7 @@ pub struct Cookies {
 }
 
 /// Services, and rows of endpoints, that are read before others may have the kernel: a tenth of a millisecond.
-const AT_ONCE: usize = 64;
+pub const AT_ONCE: usize = 64;
 
 impl Counters {
     /// Reads all counters that concern the present image, in portions: whoever writes the maps waits for one of them at most.

@@ -4,6 +4,7 @@
 //! while the agent restarts. [`cleanup`] removes them.
 
 mod attach;
+pub mod attempts;
 mod counts;
 mod error;
 mod events;
@@ -51,7 +52,7 @@ use gateway_common::{
 
 pub use crate::kernel::{
     attach::{AttachMode, Attachment, Beside, Kept},
-    counts::{Counters, OfEndpoint},
+    counts::{AT_ONCE, Counters, OfEndpoint},
     error::Error,
     events::Events,
     records::Records,

@@ -11,6 +11,7 @@ use tokio::{
 
 use crate::{
     drain::{Drain, Tasks},
+    guard::{Refused, Sources},
     http::{self, Downstream, Scheme, stream::Spoken},
     limits,
     metrics::names::{BindLabels, Limit},
@@ -33,6 +34,7 @@ pub(super) struct Loop {
     pub(super) connections: Tasks,
     pub(super) drain: Drain,
     pub(super) labels: Arc<BindLabels>,
+    pub(super) guard: Option<Arc<Sources>>,
 }
 
 /// Where connections of one loop are counted.
@@ -93,6 +95,12 @@ impl Loop {
         }
     }
 
+    /// Whether a client may not begin a connection, and why.
+    fn refuses(&self, peer: SocketAddr) -> Option<Refused> {
+        let sources = self.guard.as_ref()?;
+        self.worker.published.load().guards.refuse(self.bind, peer.ip(), sources)
+    }
+
     fn connection(
         &self,
         stream: TcpStream,
@@ -107,6 +115,12 @@ impl Loop {
             || stream.local_addr().is_ok_and(|addr| addr == self.bind.addr || Some(addr) == own);
         if !is_meant {
             families.misdirected.get_or_create(&self.labels).inc();
+            return;
+        }
+        if let Some(refused) = self.refuses(peer) {
+            families.guarded.count(&self.labels, refused.as_str());
+            // As if nobody were here: a reset, and nothing that stays behind.
+            drop(socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
             return;
         }
         counted.accepted.inc();

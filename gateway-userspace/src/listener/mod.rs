@@ -23,6 +23,7 @@ use crate::{
     clock::Clock,
     config::{ClientSettings, OverloadSettings, TraceSettings},
     drain::{self, Tasks, Trigger},
+    guard::{Refused, Sources},
     http::{self, load::Load},
     limits,
     metrics::{Metrics, names::BindLabels},
@@ -57,6 +58,8 @@ pub struct Settings {
     pub overload: OverloadSettings,
     /// What one client may hold.
     pub per_client: ClientSettings,
+    /// What is remembered of sources, where no kernel program guards the addresses.
+    pub guard: Option<Arc<Sources>>,
 }
 
 /// All workers.
@@ -67,6 +70,7 @@ pub struct Workers {
     /// Downstream connections, of all workers.
     connections: Tasks,
     metrics: Arc<Metrics>,
+    guard: Option<Arc<Sources>>,
 }
 
 #[derive(Debug)]
@@ -164,6 +168,7 @@ impl Workers {
             binds: Mutex::default(),
             connections: Tasks::default(),
             metrics: Arc::clone(&settings.metrics),
+            guard: settings.guard.clone(),
         })
     }
 
@@ -216,7 +221,9 @@ impl Workers {
             let stays = keep(bind);
             if !stays {
                 sockets.iter().for_each(Socket::close);
-                self.metrics.families.forget(&Self::labels(*bind), bind.addr);
+                let labels = Self::labels(*bind);
+                self.metrics.families.forget(&labels, bind.addr);
+                self.metrics.families.guarded.forget(&labels, Refused::ALL.map(Refused::as_str));
             }
             stays
         });
@@ -331,6 +338,7 @@ impl Socket {
                     connections: workers.connections.clone(),
                     drain: self.drain.drain(),
                     labels: Arc::new(Workers::labels(bind)),
+                    guard: workers.guard.clone(),
                 };
                 let socket = tokio::net::TcpListener::from_std(socket)?;
                 drop(thread.worker.tasks.spawn("accept loop", loop_.run(socket, self.closing.drain())));
@@ -342,6 +350,8 @@ impl Socket {
                     metrics: Arc::clone(&workers.metrics),
                     clock: thread.worker.clock.clone(),
                     tasks: thread.worker.tasks.clone(),
+                    labels: Workers::labels(bind),
+                    guard: workers.guard.clone(),
                 };
                 let socket = tokio::net::UdpSocket::from_std(socket)?;
                 drop(

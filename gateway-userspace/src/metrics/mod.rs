@@ -5,6 +5,7 @@
 //! configured.
 
 pub mod forwarded;
+pub mod guard;
 pub mod handshake;
 pub mod kernel;
 pub mod limit;
@@ -13,6 +14,7 @@ pub mod names;
 pub mod refusal;
 pub mod shard;
 pub mod tunnel;
+pub mod verdict;
 
 use std::{fmt, sync::Arc};
 
@@ -154,6 +156,7 @@ mod tests {
                 service: "api".to_owned(),
                 endpoint: "192.0.2.1:80".to_owned(),
                 up: true,
+                is_out: true,
             }],
         });
         let text = metrics.encode().unwrap();
@@ -172,6 +175,7 @@ mod tests {
             "sluice_kernel_syn_cookies_armed{listener=\"web\"} 1",
             "sluice_kernel_endpoint_open_flows{listener=\"dns\",endpoint=\"192.0.2.1:53\"} 2",
             "sluice_kernel_events_total{reason=\"denied\",outcome=\"limited\"} 4",
+            "sluice_endpoint_out{service=\"api\",endpoint=\"192.0.2.1:80\"} 1",
             "sluice_endpoint_up{service=\"api\",endpoint=\"192.0.2.1:80\"} 1",
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

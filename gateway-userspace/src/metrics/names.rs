@@ -13,11 +13,13 @@ pub use crate::metrics::limit::{Limit, LimitLabels};
 use crate::metrics::{
     Sampler,
     forwarded::Forwarded,
+    guard::Guarded,
     handshake::Handshakes,
     kernel,
     misuse::{Misuse, MisuseLabels},
     refusal::{Refusal, RefusalLabels},
     tunnel::Tunnels,
+    verdict::Verdicts,
 };
 
 /// What every name begins with.
@@ -50,6 +52,9 @@ pub const POOL_STEALS: Described = ("pool_steals", "Connections taken from the s
 /// By service and endpoint.
 pub const ENDPOINT_UP: Described =
     ("endpoint_up", "Whether the endpoint may receive traffic: 1 unless it is down");
+/// By service and endpoint.
+pub const ENDPOINT_OUT: Described =
+    ("endpoint_out", "One for an endpoint that gets no new flows because clients do not get through to it");
 /// By hook and reason.
 pub const PACKETS: [Described; 2] = [
     ("packets", "Packets that a kernel program saw, by what became of them; connections at sk_lookup"),
@@ -212,8 +217,12 @@ pub struct Families {
     pub handshakes: Handshakes,
     /// Connections that were forwarded byte by byte.
     pub forwarded: Forwarded,
+    /// Who was refused without the kernel side.
+    pub guarded: Guarded,
     /// What clients speak instead of HTTP.
     pub tunnels: Tunnels,
+    /// Verdicts on endpoints.
+    pub verdicts: Verdicts,
     /// Finished probes.
     pub probes: Family<ProbeLabels, Counter>,
     /// Requests of HTTP/1 whose bytes were refused.
@@ -257,7 +266,9 @@ impl Families {
         );
         families.handshakes.register(registry);
         families.forwarded.register(registry);
+        families.guarded.register(registry);
         families.tunnels.register(registry);
+        families.verdicts.register(registry);
         registry.register("probes", "Finished health checks", families.probes.clone());
         registry.register(
             "requests_refused",
@@ -380,6 +391,8 @@ pub struct EndpointSample {
     pub endpoint: String,
     /// Whether it is not down.
     pub up: bool,
+    /// Whether clients do not get through to it.
+    pub is_out: bool,
 }
 
 /// Encodes [`Samples`].
@@ -411,6 +424,12 @@ impl Collector for Sampled {
         for endpoint in &samples.endpoints {
             let labels = [("service", endpoint.service.as_str()), ("endpoint", endpoint.endpoint.as_str())];
             gauge(&mut family, &labels, u64::from(endpoint.up))?;
+        }
+        let (name, help) = ENDPOINT_OUT;
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for endpoint in samples.endpoints.iter().filter(|endpoint| endpoint.is_out) {
+            let labels = [("service", endpoint.service.as_str()), ("endpoint", endpoint.endpoint.as_str())];
+            gauge(&mut family, &labels, 1)?;
         }
         let values: [fn(&PacketSample) -> u64; 2] = [packets_of, bytes_of];
         for ((name, help), value) in PACKETS.into_iter().zip(values) {

@@ -44,6 +44,21 @@ pub async fn finish(socket: TcpSocket, addr: SocketAddr, timeout: Duration) -> i
     }
 }
 
+/// Whether an error says something about whom it was connected to, and not about this node: its ports, its descriptors, its
+/// routes.
+pub fn is_of_peer(cause: &io::Error) -> bool {
+    matches!(
+        cause.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::TimedOut
+            | io::ErrorKind::HostUnreachable
+    )
+}
+
 /// A socket that exchanges datagrams with one endpoint.
 pub fn udp(addr: SocketAddr, options: Options) -> io::Result<UdpSocket> {
     let any = if addr.is_ipv4() {

@@ -17,7 +17,7 @@ use crate::{
         Snapshot, attach,
         draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService, Problem, Severity},
         listener::{Hostname, Listener, Packets, Protocol},
-        meaning, ports,
+        meaning, passive, ports,
         route::{Match, PathMatch, Route, Rule},
         service::{Service, UpstreamProtocol},
         sources,
@@ -99,6 +99,7 @@ pub fn check(draft: &Draft) -> Vec<Problem> {
     check_patterns(&draft.routes, &mut problems);
     sources::check(&draft.sources, &mut problems);
     attach::check(draft, &mut problems);
+    passive::check(draft, &mut problems);
     problems.0
 }
 
@@ -234,12 +235,22 @@ fn check_service(service: &DraftService, problems: &mut Problems) {
         problems.warning(service.place, format!("{name} has no endpoints"), "add one below `endpoints`");
     }
     check_security(service, problems);
+    check_passive_health(service, problems);
     if let Some(Located { value: health, place }) = &service.health
         && health.timeout >= health.interval
     {
         let (timeout, interval) = (duration::write(health.timeout), duration::write(health.interval));
         let message = format!("a check may take {timeout}, and the next begins after {interval}");
         problems.fault(*place, message, "write a `timeout` below `interval`");
+    }
+}
+
+fn check_passive_health(service: &DraftService, problems: &mut Problems) {
+    let Some(Located { value: terms, place }) = &service.passive_health else { return };
+    if terms.out_for > terms.out_for_at_most {
+        let (first, most) = (duration::write(terms.out_for), duration::write(terms.out_for_at_most));
+        let message = format!("an endpoint is out for {first} the first time, and for {most} at most");
+        problems.fault(*place, message, "write a `maxOutTime` that is no shorter than `outTime`");
     }
 }
 
@@ -384,6 +395,7 @@ fn service(draft: DraftService) -> Result<Service, Place> {
         tls,
         balance,
         health,
+        passive_health,
         connect_timeout,
         retries,
         announced,
@@ -402,6 +414,7 @@ fn service(draft: DraftService) -> Result<Service, Place> {
         tls,
         balance,
         health: health.map(|health| health.value),
+        passive_health: passive_health.map(|terms| terms.value),
         connect_timeout,
         retries,
         is_announced: announced.is_some(),

@@ -17,7 +17,7 @@ use crate::{
     snapshot::{
         listener::{Certificate, ClientCertificates, Forwarding, Hostname, Protocol},
         route::{Backend, Match, Mirror},
-        service::{Endpoint, EndpointTls, HealthCheck, Policy, UpstreamProtocol},
+        service::{Endpoint, EndpointTls, HealthCheck, PassiveHealth, Policy, UpstreamProtocol},
         sources::{DraftNewFlows, DraftSources},
     },
     target,
@@ -144,6 +144,8 @@ pub struct DraftService {
     pub balance: Option<Policy>,
     /// Health check, if one is written; its place is that of the timeout.
     pub health: Option<Located<HealthCheck>>,
+    /// When clients' attempts decide about endpoints, if it is written.
+    pub passive_health: Option<Located<PassiveHealth>>,
     /// Bound on opening a connection.
     pub connect_timeout: Option<Duration>,
     /// How many retries it bears.

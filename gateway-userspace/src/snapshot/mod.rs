@@ -8,6 +8,7 @@ pub mod build;
 pub mod draft;
 pub mod listener;
 mod meaning;
+mod passive;
 mod ports;
 pub mod route;
 pub mod service;

@@ -19,6 +19,8 @@ pub struct Service {
     pub balance: Policy,
     /// How the agent knows that an endpoint is alive; none trusts it always.
     pub health: Option<HealthCheck>,
+    /// When endpoints are taken out because clients do not get through to them; none never does.
+    pub passive_health: Option<PassiveHealth>,
     /// Bound on opening a connection, TLS included.
     pub connect_timeout: Duration,
     /// How many retries it bears.
@@ -95,6 +97,23 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
     /// Passed checks in a row that bring it back.
     pub healthy_threshold: u32,
+}
+
+/// Terms on which clients' own attempts to connect decide about an endpoint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct PassiveHealth {
+    /// Time that attempts count.
+    pub window: Duration,
+    /// Attempts within it below which nothing is judged.
+    pub minimum_attempts: u32,
+    /// Failures in percent of the attempts that take an endpoint out.
+    pub failure_percent: u32,
+    /// How long it is out the first time.
+    pub out_for: Duration,
+    /// How long it is out at most.
+    pub out_for_at_most: Duration,
+    /// Endpoints of the service that may be without new flows, in percent.
+    pub share_percent: u32,
 }
 
 /// What a health check does.

@@ -22,7 +22,7 @@ use crate::{
         draft::{Draft, DraftListener, DraftRoute, DraftRule, DraftService},
         listener::{Forwarding, Protocol},
         route::{Backend, Match, PathMatch},
-        service::{CheckKind, Endpoint, HealthCheck, Policy, UpstreamProtocol},
+        service::{CheckKind, Endpoint, HealthCheck, PassiveHealth, Policy, UpstreamProtocol},
     },
     source::{filter, sources, text, tls},
     target,
@@ -328,6 +328,7 @@ fn service(view: &View<'_>, files: &Files, bundles: &tls::Bundles) -> DraftServi
         tls,
         balance: balance.map(|balance| balance.value),
         health: view.table("health").and_then(|health| health_check(&health)),
+        passive_health: view.table("passiveHealth").and_then(|passive| passive_health(&passive)),
         connect_timeout: view.duration("connectTimeout").map(|timeout| timeout.value),
         retries: view.table_or_defaults("retryBudget").and_then(|budget| retry_limits(&budget)),
         announced: view.word("proxyProtocol", |word| (word == "v2").then_some(())),
@@ -365,6 +366,21 @@ fn health_check(view: &View<'_>) -> Option<Located<HealthCheck>> {
         healthy_threshold: healthy_threshold.map_or(HealthCheck::HEALTHY, |n| n.value),
     };
     Some(Located { value, place })
+}
+
+fn passive_health(view: &View<'_>) -> Option<Located<PassiveHealth>> {
+    let (window, minimum_attempts) = (view.duration("window"), view.integer("minimumAttempts"));
+    let (failure_percent, share_percent) = (view.integer("failurePercent"), view.integer("maxOutPercent"));
+    let (out_for, out_for_at_most) = (view.duration("outTime"), view.duration("maxOutTime"));
+    let value = PassiveHealth {
+        window: window?.value,
+        minimum_attempts: minimum_attempts?.value,
+        failure_percent: failure_percent?.value,
+        out_for: out_for?.value,
+        out_for_at_most: out_for_at_most?.value,
+        share_percent: share_percent?.value,
+    };
+    Some(Located { value, place: view.place() })
 }
 
 fn http_check(view: &View<'_>) -> Option<CheckKind> {

@@ -143,8 +143,14 @@ async fn open(balanced: &Balanced, ends: &Ends, hello: &[u8]) -> Option<(TcpStre
         }
         start.extend_from_slice(hello);
         match begin(endpoint.addr(), balanced, &start).await {
-            Ok(stream) => return Some((stream, endpoint.begin())),
+            Ok(stream) => {
+                endpoint.attempted(false);
+                return Some((stream, endpoint.begin()));
+            }
             Err(cause) => {
+                if connect::is_of_peer(&cause) {
+                    endpoint.attempted(true);
+                }
                 tracing::debug!(%cause, endpoint = %endpoint.addr(), "no connection to an endpoint");
                 tried.push(picked);
             }

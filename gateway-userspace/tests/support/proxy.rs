@@ -16,6 +16,7 @@ use gateway_userspace::{
     config::{AccessSettings, ClientSettings, OverloadSettings, TraceSettings},
     drain::Tasks,
     endpoint::{EndpointId, Registry},
+    guard::Sources,
     listener::{Settings, Workers},
     metrics::Metrics,
     name::ServiceName,
@@ -103,7 +104,7 @@ impl Proxy {
             tasks,
             options: connect::Options::default(),
         };
-        let shared = Shared { parts, tls: tls::Context::new().unwrap(), seed: SEED };
+        let shared = Shared { parts, tls: tls::Context::new().unwrap(), seed: SEED, is_guarding: true };
         let published = Arc::new(Published::default());
         let settings = Settings {
             n_workers,
@@ -111,7 +112,8 @@ impl Proxy {
             published: Arc::clone(&published),
             metrics: Arc::clone(&metrics),
             pools: Arc::clone(&pools),
-            clock,
+            clock: clock.clone(),
+            guard: Some(Arc::new(Sources::new(clock))),
             access: access.map(|settings| access::Log::start(settings, &metrics).unwrap()),
             trace: TraceSettings { is_created: true, sampled_percent: 100 },
             overload,

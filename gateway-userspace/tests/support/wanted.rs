@@ -94,6 +94,7 @@ pub fn service(name: &str, endpoints: &[SocketAddr]) -> Service {
         tls: None,
         balance: Policy::RoundRobin,
         health: None,
+        passive_health: None,
         connect_timeout: Duration::from_millis(500),
         retries: retry::Limits::DEFAULT,
         is_announced: false,

@@ -11,6 +11,7 @@
 mod beside;
 mod cookies;
 mod direct;
+mod passive;
 mod pods;
 mod receive;
 mod signals;

@@ -9,8 +9,11 @@ const LAYERS: [&[&str]; 9] = [
         "pattern", "target", "filter", "retry", "tunnel", "ocsp",
     ],
     &["config", "snapshot", "endpoint", "maglev", "image", "h1"],
-    &["source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client", "access"],
-    &["upstream", "prober"],
+    &[
+        "source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client",
+        "access", "guard",
+    ],
+    &["upstream", "prober", "observer"],
     &["state"],
     &["compile", "http", "tcp", "udp"],
     &["listener", "admin"],

@@ -13,6 +13,7 @@ use crate::{
 };
 
 const PROBE_TIME: Shape = Shape::Duration { min: Duration::from_millis(10), max: Duration::from_hours(1) };
+const OUT_TIME: Shape = Shape::Duration { min: Duration::from_secs(1), max: Duration::from_hours(1) };
 const THRESHOLD: Shape = Shape::Integer { min: 1, max: 100 };
 
 text!(HOST, "a value of the `host` header", "app.example.org", "^[!-~]+$");
@@ -83,6 +84,13 @@ pub(super) static SERVICE: Table = Table {
             shape: Shape::Table(&HEALTH),
             presence: Absent("endpoints are trusted"),
             doc: "How the agent knows that an endpoint is alive.",
+        },
+        Field {
+            key: "passiveHealth",
+            shape: Shape::Table(&PASSIVE_HEALTH),
+            presence: Absent("what clients meet decides nothing"),
+            doc: "Takes endpoints out that clients do not get through to; `{}` has every setting at its default. Beside \
+                  `health`, or alone.",
         },
     ],
     one_of: &[],
@@ -172,6 +180,56 @@ static HEALTH: Table = Table {
         },
     ],
     one_of: &["http", "tcp"],
+};
+
+static PASSIVE_HEALTH: Table = Table {
+    name: "passiveHealth",
+    doc: "Attempts of clients to connect decide about endpoints: of what the kernel balances SYNs that had to be sent again \
+          and connections that were refused, of what the agent serves its own connections, TLS included. An endpoint \
+          that is out gets no new flows and keeps those it has; afterwards it is on trial, where half of the failures are \
+          enough, until a window passed without them. Not for UDP, and not for listeners that remember no flow \
+          (`docs/reference/signals.md`).",
+    fields: &[
+        Field {
+            key: "window",
+            shape: Shape::Duration { min: Duration::from_secs(2), max: Duration::from_mins(10) },
+            presence: Default("10s"),
+            doc: "Time that attempts count.",
+        },
+        Field {
+            key: "minimumAttempts",
+            shape: Shape::Integer { min: 1, max: 1_000_000 },
+            presence: Default("20"),
+            doc: "Attempts within the window below which an endpoint is not judged.",
+        },
+        Field {
+            key: "failurePercent",
+            shape: Shape::Integer { min: 1, max: 100 },
+            presence: Default("50"),
+            doc: "Attempts in percent that have to fail to take an endpoint out.",
+        },
+        Field {
+            key: "outTime",
+            shape: OUT_TIME,
+            presence: Default("30s"),
+            doc: "How long it is out the first time; each time is twice as long as the one before, and as long in good \
+                  standing makes up for it. Up to a tenth is added by chance.",
+        },
+        Field {
+            key: "maxOutTime",
+            shape: OUT_TIME,
+            presence: Default("5m"),
+            doc: "How long it is out at most; no shorter than `outTime`.",
+        },
+        Field {
+            key: "maxOutPercent",
+            shape: Shape::Integer { min: 1, max: 100 },
+            presence: Default("50"),
+            doc: "Endpoints of the service in percent that may get no new flows, for whatever reason; beyond it nobody is taken \
+                  out, and the only one of a service never is.",
+        },
+    ],
+    one_of: &[],
 };
 
 static HTTP_CHECK: Table = Table {

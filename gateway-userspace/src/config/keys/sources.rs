@@ -18,8 +18,8 @@ const NETWORKS: Shape =
 pub(super) static SOURCES: Table = Table {
     name: "sources",
     doc: "Who may send packets to the listeners' addresses, whatever protocol they speak. Held in the kernel, before \
-          anything else is done with a packet, also of connections that are open; without the kernel side nobody is \
-          refused, and the agent says so.",
+          anything else is done with a packet, also of connections that are open; without the kernel side the \
+          agent resets connections as it accepts them, and drops datagrams.",
     fields: &[
         Field {
             key: "deny",
