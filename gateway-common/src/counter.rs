@@ -333,6 +333,8 @@ reasons! {
     EchoAnswered = 101 "echo_answered" Answered,
     /// One more echo request to virtual addresses than is answered in a second.
     EchoLimited = 102 "echo_limited" Dropped,
+    /// To a service of the agent with `failMode: open`, of a connection that began while the agent was silent: translated, and sent to an endpoint.
+    FailedOpen = 104 "failed_open" Forwarded,
 }
 
 impl Reason {

@@ -4,12 +4,12 @@
 //! and are filled from the same snapshot. Capacity is no part of a layout.
 
 use crate::{
-    answer, cookie, counter, endpoint, event, filter, flow, fragment, health, probe, receive, service,
-    settings, slot, source,
+    answer, cookie, counter, endpoint, event, filter, flow, fragment, health, heartbeat, probe, receive,
+    service, settings, slot, source,
 };
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// Maps whose values changed after the first layout that this one knows, 2, and since when. Whoever raises the version
 /// writes them down here.
@@ -58,6 +58,7 @@ pub const SIZES: &[(&str, usize)] = &[
     ("EventCount", size_of::<event::EventCount>()),
     ("EndpointHealth", size_of::<health::EndpointHealth>()),
     ("Handshake", size_of::<health::Handshake>()),
+    ("Heartbeat", size_of::<heartbeat::Heartbeat>()),
 ];
 
 /// Name and size of every type of the flow tables.

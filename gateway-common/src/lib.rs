@@ -21,6 +21,7 @@ pub mod fragment;
 pub mod generator;
 pub mod hash;
 pub mod health;
+pub mod heartbeat;
 pub mod layout;
 pub mod map;
 pub mod probe;

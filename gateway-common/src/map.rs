@@ -13,6 +13,7 @@ use crate::{
     flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch},
     fragment::FragmentBucket,
     health::{EndpointHealth, Handshake},
+    heartbeat::Heartbeat,
     probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket},
@@ -164,6 +165,8 @@ maps! {
     Probes "PROBES" MappedArray [Probe::ROWS] u32 => Probe;
     /// Listening sockets of the agent.
     Sockets "SOCKETS" SockMap [4_096] u32 => u64;
+    /// Until when the agent's workers are taken for alive, by their numbers.
+    Heartbeats "HEARTBEATS" MappedArray [Heartbeat::ROWS] u32 => Heartbeat;
     /// Packets that came in pieces: what the first one told about the others.
     Fragments "FRAGMENTS" Array [4_096] u32 => FragmentBucket;
     /// Programs that those at XDP end in.

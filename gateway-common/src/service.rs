@@ -160,6 +160,8 @@ impl Service {
     pub const RESETS: u16 = 2;
     /// SYNs are answered with cookies while there are too many.
     pub const COOKIES: u16 = 1 << 9;
+    /// While the agent is silent, new connections to a service of its own go to endpoints, translated.
+    pub const FAILS_OPEN: u16 = 4;
 
     /// Nothing yet, for an address, port and protocol.
     pub const fn new(key: ServiceKey, id: u32) -> Self {

@@ -12,6 +12,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::Tick,
     health::EndpointHealth,
+    heartbeat::Heartbeat,
     probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceBucket, Table},
@@ -115,6 +116,10 @@ pub trait Maps {
     fn count_health(&self, row: u32, change: impl FnOnce(&mut EndpointHealth));
     /// The present in nanoseconds of the monotonic clock.
     fn clock_ns(&self) -> u64;
+    /// The heartbeat of a worker of the agent; one that is silent when the number is out of range.
+    fn heartbeat(&self, worker: u32) -> Heartbeat;
+    /// Whether there is a listening socket at an index of the sockets.
+    fn listens(&self, socket: u32) -> bool;
     /// Changes what this processor has told of a reason; says what the change says, or no when it cannot be reached.
     fn event_count(&self, reason: u32, change: impl FnOnce(&mut EventCount) -> bool) -> bool;
     /// Tells the agent of a packet; says whether there was room. The change writes every field.

@@ -15,7 +15,7 @@ use crate::{
     event::told,
     guard, index,
     packet::{self, Packet, Side},
-    reply,
+    reply, standby,
     verdict::Verdict,
 };
 
@@ -51,21 +51,31 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
     let Some(service) = env.maps().service(id) else {
         return Verdict::Pass(Reason::NoService);
     };
+    let fails_open = standby::is_for(&service);
+    // Where both programs are one, there is nothing to go on in.
+    if fails_open && !E::IS_RARE {
+        return Verdict::Rare(Reason::Agent);
+    }
     let verdict = if let Some(reason) = guard::refuses(env.maps(), arrival, &service, settings) {
         Verdict::Drop(reason)
-    } else if service.mode == Mode::AGENT {
+    } else if service.mode == Mode::AGENT
+        && !(E::IS_RARE && fails_open && standby::takes(env.maps(), arrival, id))
+    {
         if service.flags & Service::COOKIES != 0 && arrival.packet.flags.opens() {
             arrival.id = id;
             return Verdict::Cookie(Reason::Agent);
         }
         return Verdict::Pass(Reason::Agent);
     } else if service.mode.number() <= Mode::LAST.number() {
-        arrival.is_to(env.maps(), id, &service, settings);
+        if !(E::IS_RARE && fails_open) {
+            arrival.is_to(env.maps(), id, &service, settings);
+        }
         balance::forward(env, arrival, settings)
     } else {
         arrival.id = id;
         Verdict::Drop(Reason::UnknownMode)
     };
+    let verdict = if E::IS_RARE && fails_open { standby::counted(verdict) } else { verdict };
     if let Verdict::Drop(reason) = verdict {
         guard::blames(env.maps(), arrival, settings, reason);
     }

@@ -21,6 +21,7 @@ use gateway_common::{
     flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
     fragment::FragmentBucket,
     health::{EndpointHealth, Handshake},
+    heartbeat::Heartbeat,
     map::{self, MapDef},
     probe::Probe,
     receive::Receive,
@@ -39,7 +40,7 @@ use gateway_ebpf::{
     table::row::{FlowRows, ReplyRows},
 };
 
-use crate::hook::{apart, word};
+use crate::hook::{apart, cookie, word};
 
 const fn capacity<M: MapDef>() -> usize {
     M::CAPACITY as usize
@@ -121,6 +122,12 @@ static PROBES: Array<Value<map::Probes>, { capacity::<map::Probes>() }, { BPF_F_
 #[btf_map]
 pub(crate) static SOCKETS: SockMap<{ capacity::<map::Sockets>() }> = SockMap::new();
 #[btf_map]
+static HEARTBEATS: Array<
+    Value<map::Heartbeats>,
+    { capacity::<map::Heartbeats>() },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
+#[btf_map]
 static FRAGMENTS: Array<Value<map::Fragments>, { capacity::<map::Fragments>() }> = Array::new();
 #[btf_map]
 pub(crate) static XDP_PROGRAMS: ProgramArray<{ capacity::<map::XdpPrograms>() }> = ProgramArray::new();
@@ -166,20 +173,6 @@ pub(crate) fn scratch() -> Option<&'static mut Scratch> {
     let row: *mut Scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the row belongs to this processor, nothing else runs there in between, and the caller asks once.
     Some(unsafe { &mut *row })
-}
-
-/// A number of which the verifier knows nothing, because it was in a map: with what it knows it would look at the words for
-/// each reason and each way to it by themselves, which is too much. Overwrites this processor's notes; for a packet that
-/// has no more need of them.
-#[cfg(feature = "log")]
-#[inline(always)]
-pub(crate) fn forgotten(number: u32) -> u32 {
-    let Some(row) = SCRATCH.get_ptr_mut(0) else { return 0 };
-    let word = row.cast::<u32>();
-    // SAFETY: the row belongs to this processor, nothing else runs there in between, and whoever wrote notes is done.
-    unsafe { word.write_volatile(number) };
-    // SAFETY: as above.
-    unsafe { word.read_volatile() }
 }
 
 /// The pipeline's view of the maps above.
@@ -444,6 +437,19 @@ impl Maps for KernelMaps {
     fn clock_ns(&self) -> u64 {
         // SAFETY: the helper takes no pointer.
         unsafe { helpers::bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn heartbeat(&self, worker: u32) -> Heartbeat {
+        let Some(row) = HEARTBEATS.get_ptr(worker) else { return Heartbeat::default() };
+        let row: *const Heartbeat = row;
+        // SAFETY: a live value of one word; the worker writes it as a whole.
+        unsafe { row.read_volatile() }
+    }
+
+    #[inline(always)]
+    fn listens(&self, socket: u32) -> bool {
+        cookie::listens(socket)
     }
 
     #[inline(always)]

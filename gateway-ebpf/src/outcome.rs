@@ -35,6 +35,8 @@ pub enum Stage {
     Retry,
     /// Counts what an endpoint's packet says of a connection.
     Answer,
+    /// Decides whether a packet to a service of the agent goes to an endpoint: 0 or 1.
+    StandBy,
 }
 
 /// A number, or the reason why there is none.

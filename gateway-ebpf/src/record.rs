@@ -17,6 +17,7 @@ use crate::{
     event, guard, health,
     outcome::{Outcome, Stage},
     select::{self, NO_ROW},
+    standby,
     table::{
         self, Claimed, Found, reply,
         row::{Content, FlowRows, Who},
@@ -66,6 +67,7 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
             health::answer(maps, arrival);
             Ok(0)
         }
+        Stage::StandBy => Ok(standby::takes_apart(maps, arrival, settings)),
     })
 }
 

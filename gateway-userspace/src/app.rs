@@ -227,6 +227,7 @@ fn assemble(
         overload: agent.overload,
         per_client: agent.per_client,
         guard: kernel.is_none().then(|| Arc::new(guard::Sources::new(clock.clone()))),
+        heart: kernel.as_ref().map(|kernel| kernel.lock().heart()),
     })?;
     let observer = observe(kernel.clone(), metrics, tasks);
     let kernel = match kernel {
@@ -347,6 +348,7 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
         },
         flows: kernel.flows,
         change_window: kernel.change_window,
+        fail_open_after: kernel.fail_open_after,
         echo: kernel.echo,
         tunnel: kernel.tunnel,
         tcx: true,

@@ -54,8 +54,22 @@ pub struct Service {
     pub limits: Limits,
     /// Connections that may begin in a second before they are answered with cookies.
     pub cookie_rate: Option<u32>,
+    /// Whether new connections to a service of the agent go to endpoints while it is silent.
+    pub fails_open: bool,
     /// Its endpoints, by row.
     pub endpoints: Vec<Row>,
+}
+
+impl Service {
+    /// Whether packets may go from the kernel to its endpoints.
+    pub fn is_balanced(&self) -> bool {
+        self.mode != Mode::AGENT || self.fails_open
+    }
+
+    /// How packets reach its endpoints, when they do.
+    pub fn forwarding(&self) -> Mode {
+        if self.mode == Mode::AGENT { Mode::NAT } else { self.mode }
+    }
 }
 
 /// How many new flows of a service may begin.

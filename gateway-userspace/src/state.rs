@@ -14,7 +14,7 @@ use http::HeaderName;
 
 use crate::{
     balance::{self, Balancer},
-    filter::Filters,
+    filter::{BackendFilters, Filters},
     guard::{Bounds, Lists, Refused, Sources},
     metrics::shard::RouteStats,
     name::{ListenerName, RouteName, ServiceName},
@@ -209,23 +209,32 @@ pub struct Mirror {
     pub percent: u32,
 }
 
+/// A service, and what is done on the way to it alone.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// The service.
+    pub service: Arc<Upstream>,
+    /// What is done; none leaves requests and responses as they are.
+    pub filters: Option<Arc<BackendFilters>>,
+}
+
 /// Weighted services.
 #[derive(Debug, Default)]
 pub struct Backends {
     /// Upper ends of the shares, ascending; `None` is a service that does not exist.
-    ends: Vec<(u64, Option<Arc<Upstream>>)>,
+    ends: Vec<(u64, Option<Backend>)>,
 }
 
 impl Backends {
     /// From weights and services.
-    pub fn new(backends: impl IntoIterator<Item = (u32, Option<Arc<Upstream>>)>) -> Self {
+    pub fn new(backends: impl IntoIterator<Item = (u32, Option<Backend>)>) -> Self {
         let mut end = 0;
         let ends = backends
             .into_iter()
             .filter(|(weight, _)| *weight > 0)
-            .map(|(weight, service)| {
+            .map(|(weight, backend)| {
                 end += u64::from(weight);
-                (end, service)
+                (end, backend)
             })
             .collect();
         Self { ends }
@@ -234,15 +243,15 @@ impl Backends {
     /// Weights and services, in the order of the route; without those that get nothing.
     pub fn shares(&self) -> impl Iterator<Item = (u64, Option<&Arc<Upstream>>)> {
         let mut begin = 0;
-        self.ends.iter().map(move |(end, service)| {
+        self.ends.iter().map(move |(end, backend)| {
             let weight = end - begin;
             begin = *end;
-            (weight, service.as_ref())
+            (weight, backend.as_ref().map(|backend| &backend.service))
         })
     }
 
     /// Draws one by weight; none when the share of a missing service was drawn, or there are no shares.
-    pub fn draw(&self) -> Option<&Arc<Upstream>> {
+    pub fn draw(&self) -> Option<&Backend> {
         if let [(_, only)] = self.ends.as_slice() {
             return only.as_ref();
         }

@@ -32,14 +32,22 @@ use support::{
 
 /// A proxy with these rules, as the file has them, on one listener; `app` is the only service.
 fn proxy(addr: SocketAddr, origin: SocketAddr, rules: &str) -> Proxy {
+    proxy_of(addr, origin, rules, &["app"])
+}
+
+/// The same with these services.
+fn proxy_of(addr: SocketAddr, origin: SocketAddr, rules: &str, services: &[&str]) -> Proxy {
+    let service = |name: &&str| {
+        format!("{{name: {name}, endpoints: [{{address: {}, port: {}}}]}}", origin.ip(), origin.port())
+    };
+    let services: Vec<String> = services.iter().map(service).collect();
     let text = format!(
         "listeners: [{{name: web, address: {}, port: {}, protocol: HTTP}}]\n\
          routes:\n  - name: all\n    listeners: [web]\n    rules:\n{rules}\n\
-         services: [{{name: app, endpoints: [{{address: {}, port: {}}}]}}]\n",
+         services: [{}]\n",
         addr.ip(),
         addr.port(),
-        origin.ip(),
-        origin.port(),
+        services.join(", "),
     );
     let loaded = parse(Path::new("filters.yaml"), &text).unwrap_or_else(|faults| panic!("{faults}\n{text}"));
     Proxy::start(&loaded.snapshot)
@@ -88,6 +96,60 @@ async fn clients_are_sent_elsewhere() {
         assert!(answer.body.is_empty());
     }
     assert_eq!(origin.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_of_a_backend_hold_for_it_alone_and_between_those_of_the_rule_and_the_endpoint() {
+    let origin = Origin::named("a").await;
+    let addr = free_addr();
+    let which = |name: &str| {
+        format!(
+            "{{service: {name}, filters: {{requestHeaders: {{set: [{{name: x-which, value: {name}}}]}}, \
+             responseHeaders: {{set: [{{name: x-which, value: {name}}}]}}}}}}"
+        )
+    };
+    let _proxy = proxy_of(
+        addr,
+        origin.addr,
+        &format!(
+            "    - matches: [{{path: {{value: /order}}}}]\n\
+             \x20     backends:\n\
+             \x20       - service: app\n\
+             \x20         filters:\n\
+             \x20           requestHeaders: {{set: [{{name: x-set, value: backend}}], add: [{{name: x-add, value: backend}}], remove: [x-rule]}}\n\
+             \x20           responseHeaders: {{set: [{{name: x-set, value: backend}}], add: [{{name: x-add, value: backend}}], remove: [seen-x-gone]}}\n\
+             \x20     filters:\n\
+             \x20       requestHeaders: {{set: [{{name: x-set, value: rule}}, {{name: x-rule, value: rule}}], add: [{{name: x-add, value: rule}}]}}\n\
+             \x20       responseHeaders: {{set: [{{name: x-set, value: rule}}], add: [{{name: x-add, value: rule}}]}}\n\
+             \x20   - matches: [{{path: {{value: /share}}}}]\n\
+             \x20     backends: [{}, {}, {{service: app}}]",
+            which("one"),
+            which("two"),
+        ),
+        &["app", "one", "two"],
+    );
+    for version in [1, 2] {
+        let mut client = if version == 1 { Client::http1(addr).await } else { Client::http2(addr).await };
+        let request = |path: &str| {
+            let uri = if version == 1 { path.to_owned() } else { format!("http://a.test{path}") };
+            let request = Request::get(uri).header("x-set", "client").header("x-gone", "g");
+            let request = if version == 1 { request.header("host", "a.test") } else { request };
+            request.body(Full::default()).unwrap()
+        };
+        let answer = client.send(request("/order")).await.unwrap();
+        assert_eq!((answer.header("seen-x-set"), answer.header("seen-x-rule")), ("backend", ""), "{version}");
+        assert_eq!(all(&answer.headers, "seen-x-add"), ["rule", "backend"]);
+        assert_eq!((answer.header("x-set"), answer.header("seen-x-gone")), ("rule", ""));
+        assert_eq!(all(&answer.headers, "x-add"), ["backend", "rule"]);
+        let mut seen = std::collections::BTreeMap::<String, u32>::new();
+        for _ in 0..90 {
+            let answer = client.send(request("/share")).await.unwrap();
+            assert_eq!(answer.header("seen-x-which"), answer.header("x-which"), "{version}");
+            *seen.entry(answer.header("x-which").to_owned()).or_default() += 1;
+        }
+        let names: Vec<&str> = seen.keys().map(String::as_str).collect();
+        assert_eq!(names, ["", "one", "two"], "{seen:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

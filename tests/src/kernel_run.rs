@@ -22,6 +22,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::{DisplacedFlows, FlowBucket, FlowCount, FlowKey, ReplyBucket},
     fragment::FragmentBucket,
+    heartbeat::Heartbeat,
     map::{self, MapDef},
     probe::{OWN_MARK, Probe},
     receive::Receive,
@@ -232,6 +233,10 @@ impl Kernel {
         for at in 0..u32::from(FRAGMENTS) {
             fragments.set(at, raw(&tables.fragments.get(&at).copied().unwrap_or_default()), 0)?;
         }
+        let mut heartbeats = self.array::<HEARTBEAT>(map::Heartbeats::NAME)?;
+        for worker in 0..ROWS {
+            heartbeats.set(worker, raw(&tables.heartbeats.get(&worker).copied().unwrap_or_default()), 0)?;
+        }
         let mut answers = self.counts::<ANSWERS>(map::AnswersMap::NAME)?;
         let each = vec![raw(&tables.answers); aya::util::nr_cpus().map_err(|(_, error)| error)?];
         answers.set(0, PerCpuValues::try_from(each)?, 0)?;
@@ -402,6 +407,7 @@ const SETTINGS: usize = size_of::<Settings>();
 const PROBE: usize = size_of::<Probe>();
 const RECEIVE: usize = size_of::<Receive>();
 const FRAGMENT_BUCKET: usize = size_of::<FragmentBucket>();
+const HEARTBEAT: usize = size_of::<Heartbeat>();
 const ANSWERS: usize = size_of::<Answers>();
 const HOOK_COUNTS: usize = size_of::<HookCounts>();
 const SERVICE_COUNT: usize = size_of::<ServiceCount>();

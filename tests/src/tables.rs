@@ -1,6 +1,6 @@
 //! Contents of every map in plain form: what a packet test starts with, and what it compares afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[cfg(feature = "whole")]
 use bytemuck::Pod;
@@ -15,6 +15,7 @@ use gateway_common::{
     flow::{FlowBucket, ReplyBucket},
     fragment::FragmentBucket,
     health::EndpointHealth,
+    heartbeat::Heartbeat,
     probe::Probe,
     receive::Receive,
     service::{PortRange, Service, ServiceKey},
@@ -62,6 +63,10 @@ pub struct Tables {
     pub syn_cookies: BTreeMap<u32, SynCookie>,
     /// What the kernel's listening sockets say when they are asked for a cookie: no map, but as far from the pipeline.
     pub cookie: u64,
+    /// Heartbeats of workers.
+    pub heartbeats: BTreeMap<u32, Heartbeat>,
+    /// Indices of the sockets where one listens: what the kernel knows by itself.
+    pub listening: BTreeSet<u32>,
     /// Sources whose packets were refused.
     pub refused: BTreeMap<u32, RefusedRow>,
     /// The settings.

@@ -88,6 +88,7 @@ impl Place {
             tcx: true,
             receive: Receive::default(),
             events: 0,
+            fail_open_after: Duration::from_secs(3),
         }
     }
 
@@ -474,6 +475,7 @@ fn balanced(registry: &Registry, n: u16) -> (Arc<Image>, HashMap<IpAddr, Way>) {
         chunks: [0, SlotChunk::chunks_for(n_slots)],
         sockets: Range::default(),
         cookie_rate: None,
+        fails_open: false,
         endpoints: (0..n).map(row).collect(),
     };
     let way = Way { source: Some(IpAddr::from([10, 6, 0, 1])), ..Way::default() };

@@ -336,9 +336,18 @@ fn value_of(value: &Service) -> String {
         } else {
             format!(", cookies above {}", value.cookie_rate)
         };
-        return format!(
+        let agent = format!(
             "id {}, agent, sockets {} + {}{limits}{cookies}",
             value.id, value.first_socket, value.n_sockets
+        );
+        if value.flags & Service::FAILS_OPEN == 0 {
+            return agent;
+        }
+        let table = value.table();
+        let (rows, chunk) = (table.first_endpoint, table.first_chunk);
+        return format!(
+            "{agent}, fails open to rows {rows} + {}, {} slots now at chunk {chunk}",
+            table.n_endpoints, table.n_slots
         );
     }
     let [first, second] = value.halves;

@@ -16,9 +16,9 @@ use gateway_common::{
 };
 use gateway_tests::{kernel_run::object_path, privilege};
 
-/// Sizes at layout version 4. A change here without a new version opens old maps with new types.
+/// Sizes at layout version 5. A change here without a new version opens old maps with new types.
 const RECORDED: (u32, &[(&str, usize)]) = (
-    4,
+    5,
     &[
         ("ServiceBucket", 64),
         ("PortRange", 8),
@@ -46,6 +46,7 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("EventCount", 40),
         ("EndpointHealth", 40),
         ("Handshake", 8),
+        ("Heartbeat", 8),
     ],
 );
 

@@ -29,7 +29,22 @@ pub(crate) fn call(stage: Stage, arrival: &mut Arrival) -> Outcome {
         Stage::Begin => sluice_begin(notes),
         Stage::Retry => sluice_retry(notes),
         Stage::Answer => sluice_answer(notes),
+        Stage::StandBy => sluice_stand_by(notes),
     })
+}
+
+/// A number of which the verifier knows nothing, because it was in a map: with what it knows it would look at the words for
+/// each reason and each way to it by themselves, which is too much. Overwrites this processor's notes; for a packet that
+/// has no more need of them.
+#[cfg(feature = "log")]
+#[inline(always)]
+pub(crate) fn forgotten(number: u32) -> u32 {
+    let Some(notes) = crate::map::scratch() else { return 0 };
+    let word = (&raw mut *notes).cast::<u32>();
+    // SAFETY: the notes are this processor's, nothing else runs there in between, and whoever wrote them is done.
+    unsafe { word.write_volatile(number) };
+    // SAFETY: as above.
+    unsafe { word.read_volatile() }
 }
 
 /// Frees what is over in a bucket; how many entries.
@@ -90,4 +105,5 @@ apart! {
     sluice_begin Begin
     sluice_retry Retry
     sluice_answer Answer
+    sluice_stand_by StandBy
 }

@@ -1,4 +1,4 @@
-//! Cookies of the kernel's own, which its listening sockets take back.
+//! The agent's listening sockets: whether they are there, and cookies of the kernel's own, which they take back.
 #![expect(unsafe_code, reason = "helpers over a socket, which is given back before anything else is done")]
 
 use core::ptr;
@@ -7,6 +7,20 @@ use aya_ebpf::helpers;
 use gateway_ebpf::cookie::{Cookie, Syn};
 
 use crate::map::SOCKETS;
+
+/// Whether there is a socket at an index.
+#[inline(always)]
+pub(crate) fn listens(socket: u32) -> bool {
+    let map = (&raw const SOCKETS).cast_mut();
+    // SAFETY: a map and a key of its type.
+    let found = unsafe { helpers::bpf_map_lookup_elem(map.cast(), ptr::from_ref(&socket).cast()) };
+    if found.is_null() {
+        return false;
+    }
+    // SAFETY: the lookup above took it.
+    unsafe { helpers::bpf_sk_release(found) };
+    true
+}
 
 /// Asks a listening socket for the cookie of a SYN.
 #[inline(always)]

@@ -13,7 +13,7 @@ macro_rules! log_drop {
     ($ctx:expr, $hook:expr, $verdict:expr, unless $is_rare:expr) => {
         #[cfg(feature = "log")]
         if !$is_rare && let gateway_ebpf::verdict::Verdict::Drop(reason) = $verdict {
-            $crate::hook::tell($ctx, $hook.name(), $crate::map::forgotten(reason.number()));
+            $crate::hook::tell($ctx, $hook.name(), $crate::hook::apart::forgotten(reason.number()));
         }
     };
 }
@@ -28,7 +28,7 @@ fn tell<C: aya_ebpf::EbpfContext>(ctx: &C, hook: &str, reason: u32) {
 
 pub(crate) mod apart;
 pub(crate) mod aside;
-mod cookie;
+pub(crate) mod cookie;
 mod fib;
 pub(crate) mod sk_lookup;
 pub(crate) mod tc;

@@ -23,7 +23,7 @@ use crate::{
     outcome::Stage,
     packet::{Packet, icmp::Quote},
     reply::{self, Reply},
-    rewrite, select,
+    rewrite, select, standby,
     table::{self, reply as replies, row::FlowRows},
     verdict::Verdict,
     way::Way,
@@ -51,7 +51,8 @@ pub(super) fn ingress<E: Env>(
     let Some(service) = env.maps().service(id) else {
         return Verdict::Pass(Reason::IcmpNoFlow);
     };
-    if service.mode == Mode::AGENT {
+    let fails_open = standby::is_for(&service);
+    if service.mode == Mode::AGENT && !(fails_open && table::holds_any(env.maps(), id)) {
         return Verdict::Pass(Reason::Agent);
     }
     if service.mode.number() > Mode::LAST.number() {
@@ -59,8 +60,11 @@ pub(super) fn ingress<E: Env>(
         return dropped(env.maps(), id, Verdict::Drop(Reason::UnknownMode));
     }
     arrival.is_to(env.maps(), id, &service, settings);
+    if fails_open {
+        arrival.mode = Mode::NAT;
+    }
     if !holder(env.maps(), arrival) {
-        return Verdict::Pass(Reason::IcmpNoFlow);
+        return Verdict::Pass(if fails_open { Reason::Agent } else { Reason::IcmpNoFlow });
     }
     let verdict = to_endpoint(env, arrival, settings, source, quote).unwrap_or_else(Verdict::Drop);
     dropped(env.maps(), id, verdict)

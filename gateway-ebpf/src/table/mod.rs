@@ -233,6 +233,28 @@ pub fn release<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, who: &Who, se
     }
 }
 
+/// Forgets a flow with everything that leads to it, unless its entry changed meanwhile; says whether it did.
+#[inline(always)]
+pub fn forget<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, settings: &Settings) -> bool {
+    let head = found.held.head;
+    if !found.place.row().exchange::<M>(head, head.busy()) {
+        return false;
+    }
+    clear(maps, &found.place, head, settings);
+    true
+}
+
+/// Frees an entry that this processor has taken, and that had this head.
+#[inline(always)]
+fn clear<M: Maps>(maps: &M, place: &Place<M::Row<FlowRows>>, head: HeadWord, settings: &Settings) {
+    let row = place.row();
+    left(maps, row.service::<M>());
+    parted(maps, counted::<M>(row));
+    reply::forget(maps, settings, row, head, place.index());
+    row.publish::<M>(head.free());
+    back_home(maps, place.bucket, head, settings);
+}
+
 #[inline(always)]
 fn left<M: Maps>(maps: &M, service: u32) {
     if let Some(entries) = maps.service_flows(service) {
@@ -293,11 +315,7 @@ pub fn sweep<M: Maps>(maps: &M, bucket: u32) -> u32 {
             row.publish::<M>(head);
             continue;
         }
-        left(maps, row.service::<M>());
-        parted(maps, counted::<M>(row));
-        reply::forget(maps, settings, row, head, bucket * WAYS + at);
-        row.publish::<M>(head.free());
-        back_home(maps, bucket, head, settings);
+        clear(maps, &Place { rows, bucket, way: at }, head, settings);
         freed += 1;
     }
     freed

@@ -167,6 +167,7 @@ fn service(kernel: &Mutex<Kernel>, key: &ServiceKey, rows: &HashMap<u32, Vec<u32
             "mode": service.mode.number(),
             "slots": service.table().n_slots,
             "synCookies": syn_cookies(kernel, &service),
+            "failOpen": fail_open(kernel, &service),
         });
         Some((shown, service, n_slots))
     })?;
@@ -210,6 +211,18 @@ fn syn_cookies(kernel: &Kernel, service: &Service) -> Value {
             "sent": cookies.sent,
             "tcpSyncookies": probe::tcp_syncookies(),
         })
+    })
+}
+
+/// How many workers of a service are silent, so that new connections go past them; nothing where it fails closed.
+fn fail_open(kernel: &Kernel, service: &Service) -> Value {
+    if service.flags & Service::FAILS_OPEN == 0 {
+        return Value::Null;
+    }
+    json!({
+        "workers": service.n_sockets,
+        "silentWorkers": kernel.heart().n_silent(service.n_sockets),
+        "connectionsPastTheAgent": kernel.flows(service.id),
     })
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use gateway_common::{
     addr::{Addr, Port, Protocol as Transport},
-    service::{Mode, ServiceKey},
+    service::ServiceKey,
 };
 
 use crate::{
@@ -86,10 +86,10 @@ pub fn image(snapshot: &Snapshot, means: Means<'_>, ids: &mut Ids, made: &mut Ma
             kept
         } else {
             let recipe = Recipe::of(listener, origin);
-            let service = if listener.is_by_agent() {
-                recipe.agent(key, &mut next)?
-            } else {
+            let service = if listener.is_balanced() {
                 recipe.balanced(key, &mut next, means.registry)?
+            } else {
+                recipe.agent(key, &mut next)?
             };
             (recipe, Arc::new(service))
         };
@@ -125,7 +125,7 @@ impl<'a> Wanted<'a> {
 
     /// Addresses of the endpoints that packets of a listener are sent to, in ascending order.
     pub fn addrs(&self, key: &ServiceKey) -> Vec<SocketAddr> {
-        let balanced = self.listeners.get(key).filter(|listener| !listener.is_by_agent());
+        let balanced = self.listeners.get(key).filter(|listener| listener.is_balanced());
         let mut addrs: Vec<_> =
             balanced.into_iter().flat_map(|listener| self.index.addrs(listener)).collect();
         addrs.sort_unstable();
@@ -136,8 +136,7 @@ impl<'a> Wanted<'a> {
 /// Endpoints of an image that a snapshot does not want any more for their listener, which it still has.
 pub fn left(wanted: &Wanted<'_>, former: &Image) -> Retired {
     let mut left = Retired::new();
-    let balanced = former.services.iter().filter(|service| service.mode != Mode::AGENT);
-    for service in balanced.filter(|service| wanted.has(&service.key)) {
+    for service in former.services.iter().filter(|service| wanted.has(&service.key)) {
         let addrs = wanted.addrs(&service.key);
         let gone = service.endpoints.iter().map(|row| row.endpoint.id());
         let gone = gone.filter(|id| addrs.binary_search(&id.addr).is_err());
@@ -151,7 +150,7 @@ pub fn left(wanted: &Wanted<'_>, former: &Image) -> Retired {
 pub fn left_over(snapshot: &Snapshot, ids: &Ids) -> Retired {
     let index = Index::of(snapshot);
     let mut retired = Retired::new();
-    for listener in snapshot.listeners.iter().filter(|listener| !listener.is_by_agent()) {
+    for listener in snapshot.listeners.iter().filter(|listener| listener.is_balanced()) {
         let Some(numbers) = ids.services().get(&key(listener)) else { continue };
         let members = index.members(listener);
         let service = members.values().next().map_or_else(
@@ -179,7 +178,7 @@ fn leaving(retired: &Retired) -> HashMap<ServiceKey, Leaving> {
 
 #[cfg(test)]
 mod tests {
-    use gateway_common::slot::size_class;
+    use gateway_common::{service::Mode, slot::size_class};
 
     use super::*;
     use crate::{
@@ -208,6 +207,7 @@ mod tests {
             idle_timeout: std::time::Duration::from_secs(1),
             new_flows: NewFlows::default(),
             syn_cookies: None,
+            fails_open: false,
             paths: crate::target::Rules::DEFAULT,
             trusted_hops: 0,
         }
@@ -216,7 +216,11 @@ mod tests {
     fn route(name: &str, listener: &str, backends: &[(&str, u32)]) -> Route {
         let backends = backends
             .iter()
-            .map(|(service, weight)| Backend { service: ServiceName::new(service), weight: *weight })
+            .map(|(service, weight)| Backend {
+                service: ServiceName::new(service),
+                weight: *weight,
+                filters: None,
+            })
             .collect();
         let rule = Rule {
             matches: Vec::new(),

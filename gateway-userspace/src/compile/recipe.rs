@@ -52,6 +52,7 @@ struct Said {
     sockets: Range,
     limits: Limits,
     cookie_rate: Option<u32>,
+    fails_open: bool,
 }
 
 impl Said {
@@ -68,15 +69,26 @@ impl Said {
         Self {
             listener: listener.name.clone(),
             mode,
-            track: if is_by_agent { Track::NEVER } else { listener.track() },
+            track: if is_by_agent { agents_track(listener) } else { listener.track() },
             affinity: if is_by_agent { None } else { listener.packets.affinity },
             resets: !is_by_agent && listener.packets.resets,
             ports: if has_ports { listener.packets.ports.clone() } else { Vec::new() },
             sockets: if is_by_agent { sockets } else { Range::default() },
             limits: sources::limits(&listener.new_flows),
             cookie_rate: if is_by_agent { listener.syn_cookies } else { None },
+            fails_open: is_by_agent && listener.fails_open,
         }
     }
+
+    /// Whether the kernel has to know endpoints.
+    fn is_balanced(&self) -> bool {
+        self.mode != Mode::AGENT || self.fails_open
+    }
+}
+
+/// What is remembered about flows of a listener of the agent: those that go to endpoints, if any do, are translated.
+const fn agents_track(listener: &Listener) -> Track {
+    if listener.fails_open { Track::ALWAYS } else { Track::NEVER }
 }
 
 /// Where a recipe comes from.
@@ -94,7 +106,7 @@ impl Recipe {
     /// That of a listener.
     pub(super) fn of(listener: &Listener, origin: Origin<'_>) -> Self {
         let said = Said::of(listener, origin.sockets);
-        if said.mode == Mode::AGENT {
+        if !said.is_balanced() {
             return Self { said, backends: Vec::new(), leaving: Leaving::new() };
         }
         let groups = origin.index.groups(listener);
@@ -110,7 +122,7 @@ impl Recipe {
         if self.said != Said::of(listener, origin.sockets) {
             return false;
         }
-        if self.said.mode == Mode::AGENT {
+        if !self.said.is_balanced() {
             return true;
         }
         let same_leaving = origin.leaving.map_or(self.leaving.is_empty(), |leaving| *leaving == self.leaving);
@@ -161,6 +173,7 @@ impl Recipe {
             sockets: self.said.sockets,
             limits: self.said.limits,
             cookie_rate: self.said.cookie_rate,
+            fails_open: self.said.fails_open,
             endpoints,
         }
     }

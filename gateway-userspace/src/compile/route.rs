@@ -94,9 +94,10 @@ fn intersection(a: &Hostname, b: &Hostname) -> Option<Hostname> {
 }
 
 fn backends(rule: &Rule, services: &Services) -> Backends {
-    Backends::new(
-        rule.backends.iter().map(|backend| (backend.weight, services.get(&backend.service).map(Arc::clone))),
-    )
+    Backends::new(rule.backends.iter().map(|backend| {
+        let service = services.get(&backend.service).map(Arc::clone);
+        (backend.weight, service.map(|service| state::Backend { service, filters: backend.filters.clone() }))
+    }))
 }
 
 /// Copies for a service that does not exist go nowhere.

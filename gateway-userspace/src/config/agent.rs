@@ -155,6 +155,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
     };
     let flows = kernel.integer("flows");
     let change_window = kernel.duration("changeWindow");
+    let fail_open_after = kernel.duration("failOpenAfter");
     let echo = kernel.word("echo", |word| match word {
         "program" => Some(true),
         "stack" => Some(false),
@@ -179,6 +180,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         seed: seed?,
         flows: flows?.value,
         change_window: change_window?.value,
+        fail_open_after: fail_open_after?.value,
         echo: echo?.value,
         tunnel: tunnel?,
         receive: receive?,

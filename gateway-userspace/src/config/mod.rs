@@ -208,6 +208,8 @@ pub struct KernelSettings {
     pub flows: u32,
     /// How long slots remember the endpoints before a change.
     pub change_window: Duration,
+    /// Silence of a worker after which listeners fail open.
+    pub fail_open_after: Duration,
     /// Whether the programs answer echo requests, rather than the stack.
     pub echo: bool,
     /// How tunnelled packets look on the outside.

@@ -268,6 +268,10 @@ impl Control {
 
 /// What only the kernel side refuses.
 fn warn_of_guards(snapshot: &Snapshot) {
+    for listener in snapshot.listeners.iter().filter(|listener| listener.fails_open) {
+        let listener = listener.name.as_str();
+        tracing::warn!(listener, "without the kernel side `failMode: open` has no effect");
+    }
     for listener in snapshot.listeners.iter().filter(|listener| listener.syn_cookies.is_some()) {
         let listener = listener.name.as_str();
         tracing::warn!(listener, "without the kernel side `synCookies` has no effect");

@@ -25,6 +25,15 @@ pub struct Filters {
     pub answer: Option<Answer>,
 }
 
+/// What a rule does for one of its backends alone: besides its own filters, between those and the endpoint.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct BackendFilters {
+    /// Of the request, after the rule's.
+    pub request_headers: Edits,
+    /// Of the endpoint's response, before the rule's.
+    pub response_headers: Edits,
+}
+
 /// An answer of the gateway's own.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Answer {

@@ -210,7 +210,8 @@ async fn serve(
         }
         filtered::rewrite(filters, &mut parts, prefix_bytes)?;
     }
-    let service = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
+    let backend = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
+    let service = &backend.service;
     if let Some(line) = line {
         line.display(AccessField::Service, &service.definition().name);
     }
@@ -229,27 +230,23 @@ async fn serve(
             forward.connect().await?
         } else {
             let mut head = header::to_upstream(parts, &onward)?;
-            if let Some(filters) = filters {
-                filters.request_headers.apply(&mut head.headers);
-            }
+            filtered::ask(filters, backend, &mut head.headers);
             opening.ask(&mut head, onward.protocol)?;
             let message = Message::new(head, RequestBody::empty());
             within_deadline(forward, rule.request_timeout, message).await?.0
         };
         note(line, &forwarded);
-        return opening.answer(forwarded, body);
+        return opening.answer(forwarded, body).map(|response| filtered::answered(backend, response));
     }
     let body = if rule.mirrors.is_empty() { body } else { mirror::copy(worker, rule, &parts, &onward, body) };
     let mut head = header::to_upstream(parts, &onward)?;
-    if let Some(filters) = filters {
-        filters.request_headers.apply(&mut head.headers);
-    }
+    filtered::ask(filters, backend, &mut head.headers);
     let forward =
         Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout, interim };
     let forwarding = within_deadline(forward, rule.request_timeout, Message::new(head, body));
     let (forwarded, deadline) = forwarding.await?;
     note(line, &forwarded);
-    receive(forwarded, deadline)
+    receive(forwarded, deadline).map(|response| filtered::answered(backend, response))
 }
 
 fn note(line: &mut Option<Box<Line>>, forwarded: &Forwarded) {

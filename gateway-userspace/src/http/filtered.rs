@@ -14,6 +14,7 @@ use crate::{
         fault::{Fault, Kind},
         header,
     },
+    state::Backend,
 };
 
 /// What the response needs to know about its request.
@@ -105,6 +106,24 @@ pub fn rewrite(filters: &Filters, parts: &mut Parts, prefix_bytes: usize) -> Res
     }
     let path = path.apply(parts.uri.path(), prefix_bytes).into_owned();
     header::set_path(parts, path)
+}
+
+/// Changes the head of a request, as the endpoint gets it: the rule's filters first, then those of the backend.
+pub fn ask(filters: Option<&Filters>, backend: &Backend, headers: &mut HeaderMap) {
+    if let Some(filters) = filters {
+        filters.request_headers.apply(headers);
+    }
+    if let Some(filters) = &backend.filters {
+        filters.request_headers.apply(headers);
+    }
+}
+
+/// Changes the head of an endpoint's response by the filters of its backend; those of the rule come later.
+pub fn answered(backend: &Backend, mut response: Response<ResponseBody>) -> Response<ResponseBody> {
+    if let Some(filters) = &backend.filters {
+        filters.response_headers.apply(response.headers_mut());
+    }
+    response
 }
 
 /// Changes the head of a response, whoever gave it.

@@ -169,6 +169,11 @@ impl Kernel {
         Ok((count.packets, count.reply_packets))
     }
 
+    /// Entries that a service holds in the flow table, by its number.
+    pub fn flows(&self, service: u32) -> u64 {
+        self.writer.maps().service_flows(service)
+    }
+
     /// SYN cookies of a service, by its number.
     ///
     /// # Errors

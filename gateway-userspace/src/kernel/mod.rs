@@ -9,6 +9,7 @@ mod counts;
 mod error;
 mod events;
 mod filter;
+pub mod heart;
 pub mod index;
 mod map;
 pub mod maps;
@@ -63,6 +64,7 @@ use crate::{
     image::{Capacity, Image, Way},
     kernel::{
         attach::Attacher,
+        heart::Heart,
         map::KernelMaps,
         maps::{Maps as _, Observed},
         object::Pins,
@@ -98,6 +100,8 @@ pub struct Settings {
     pub receive: Receive,
     /// Packets that each processor tells of for each reason, in a second; zero for none.
     pub events: u16,
+    /// Time after which a worker that tells nothing is taken for silent.
+    pub fail_open_after: Duration,
 }
 
 impl Settings {
@@ -146,6 +150,7 @@ fn timeouts(ticks: Ticks) -> Timeouts {
 pub struct Kernel {
     attacher: Attacher,
     tunnelled: Arc<Tunnelled>,
+    heart: Arc<Heart>,
     writer: Writer<KernelMaps>,
     mode: AttachMode,
     seed: Seed,
@@ -182,6 +187,7 @@ impl Kernel {
         let records = Records::take(&mut object);
         let events = Events::take(&mut object)?;
         let tunnelled = Arc::new(Tunnelled::take(&object)?);
+        let heart = Arc::new(Heart::take(&object, settings.fail_open_after)?);
         let mut maps = KernelMaps::take(&mut object)?;
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
@@ -211,6 +217,7 @@ impl Kernel {
         Ok(Self {
             attacher,
             tunnelled,
+            heart,
             writer,
             mode: settings.attach,
             seed,
@@ -239,6 +246,11 @@ impl Kernel {
     /// Health checks that go through tunnels.
     pub fn tunnelled(&self) -> Arc<Tunnelled> {
         Arc::clone(&self.tunnelled)
+    }
+
+    /// The heartbeats of workers.
+    pub fn heart(&self) -> Arc<Heart> {
+        Arc::clone(&self.heart)
     }
 
     /// What stands in the maps.

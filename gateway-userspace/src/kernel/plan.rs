@@ -154,6 +154,9 @@ pub(super) fn table(
         value.flags |= Service::COOKIES;
         value.cookie_rate = rate;
     }
+    if service.fails_open {
+        value.flags |= Service::FAILS_OPEN;
+    }
     if service.resets {
         value.flags |= Service::RESETS;
     }
@@ -161,7 +164,7 @@ pub(super) fn table(
         (value.tables, value.current) = (present.tables, present.current);
     }
     let mut ops = Vec::new();
-    if service.mode != Mode::AGENT {
+    if service.is_balanced() {
         let former = written.slots.get(&service.key).map_or(&[][..], Vec::as_slice);
         let present_table = || former.iter().map(|slot| slot.endpoint);
         let same_slots = table.is_none_or(|table| present_table().eq(table.iter().copied()));
@@ -352,7 +355,7 @@ fn endpoint(service: &image::Service, row: &Row, facts: &Facts, written: &Observ
         next_hop: if way.is_local { NextHop::UNKNOWN } else { way.next_hop },
         // Packets for many ports keep theirs.
         port: if is_one_port(service) { Port::new(addr.port()) } else { Port::NONE },
-        state: state(service.mode, row, &way),
+        state: state(service.forwarding(), row, &way),
         flags: if way.is_local { shared::Endpoint::LOCAL } else { 0 },
         service: service.id,
         generation: row.generation,
@@ -424,7 +427,8 @@ impl Seated {
                 row.local.is_some()
                     && (is_tunnel || row.endpoint.addr().is_ipv4() == service.key.addr.is_v4())
             };
-            let is_wanted = |row: &&Row| state(service.mode, row, &way(row, facts, written)) == wanted;
+            let is_wanted =
+                |row: &&Row| state(service.forwarding(), row, &way(row, facts, written)) == wanted;
             service.endpoints.iter().filter(fits).filter(is_wanted).collect()
         };
         let active = members(&in_state(EndpointState::ACTIVE), false);
@@ -480,7 +484,7 @@ fn ours(image: &Image, facts: &Facts, written: &Observed) -> BTreeMap<u32, u64> 
         *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
     };
     image.virtual_addrs().for_each(&mut add);
-    let translated = image.services.iter().filter(|service| service.mode == Mode::NAT);
+    let translated = image.services.iter().filter(|service| service.forwarding() == Mode::NAT);
     for row in translated.flat_map(|service| &service.endpoints) {
         let way = way(row, facts, written);
         if way.is_local {

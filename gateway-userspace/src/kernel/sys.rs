@@ -195,6 +195,9 @@ pub(super) struct MappedRows<T> {
 // SAFETY: the memory is shared with the kernel anyway, and every access is atomic.
 unsafe impl<T> Send for MappedRows<T> {}
 
+// SAFETY: as above.
+unsafe impl<T> Sync for MappedRows<T> {}
+
 impl<T: bytemuck::Pod> MappedRows<T> {
     /// Words of a value.
     const WORDS: usize = size_of::<T>() / 8;

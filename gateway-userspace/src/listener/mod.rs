@@ -25,6 +25,7 @@ use crate::{
     drain::{self, Tasks, Trigger},
     guard::{Refused, Sources},
     http::{self, load::Load},
+    kernel::heart::Heart,
     limits,
     metrics::{Metrics, names::BindLabels},
     net::{
@@ -60,6 +61,8 @@ pub struct Settings {
     pub per_client: ClientSettings,
     /// What is remembered of sources, where no kernel program guards the addresses.
     pub guard: Option<Arc<Sources>>,
+    /// Where workers tell the kernel programs that they are alive.
+    pub heart: Option<Arc<Heart>>,
 }
 
 /// All workers.
@@ -279,6 +282,7 @@ impl Thread {
         });
         let pools = Arc::clone(&settings.pools);
         let load = Arc::clone(&worker.load);
+        let heart = settings.heart.clone();
         let join = std::thread::Builder::new()
             .name(format!("worker-{idx}"))
             .spawn(move || {
@@ -287,6 +291,7 @@ impl Thread {
                         () = stopped.begun() => {}
                         () = sweep(&pools, idx) => {}
                         () = load.watch() => {}
+                        () = beat(heart.as_deref(), idx) => {}
                     }
                 });
             })
@@ -302,6 +307,14 @@ async fn sweep(pools: &Pools, worker: usize) {
     loop {
         ticks.tick().await;
         pools.sweep(worker, limits::POOL_IDLE);
+    }
+}
+
+/// Tells the kernel programs that the worker is alive, for ever.
+async fn beat(heart: Option<&Heart>, worker: usize) {
+    match heart {
+        Some(heart) => heart.beat(worker).await,
+        None => std::future::pending().await,
     }
 }
 

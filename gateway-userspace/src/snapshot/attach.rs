@@ -104,6 +104,10 @@ fn check_listeners(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
             let message = format!("filters have no meaning on a {word} listener");
             problems.fault(filters.place, message, "remove `filters`");
         }
+        if let Some(backend) = rule.backends.iter().find(|backend| backend.value.filters.is_some()) {
+            let message = format!("filters of a backend have no meaning on a {word} listener");
+            problems.fault(backend.place, message, "remove `filters`");
+        }
         if let Some(retry) = &rule.retry {
             let message = format!("retries have no meaning on a {word} listener");
             problems.fault(retry.place, message, "remove `retry`");

@@ -20,7 +20,7 @@ use crate::{
         meaning, passive, ports,
         route::{Match, PathMatch, Route, Rule},
         service::{Service, UpstreamProtocol},
-        sources,
+        sources, standby,
     },
     target,
     tunnel::Tunnels,
@@ -100,6 +100,7 @@ pub fn check(draft: &Draft) -> Vec<Problem> {
     sources::check(&draft.sources, &mut problems);
     attach::check(draft, &mut problems);
     passive::check(draft, &mut problems);
+    standby::check(draft, &mut problems);
     problems.0
 }
 
@@ -317,6 +318,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         idle_timeout,
         new_flows,
         syn_cookies,
+        fails_open,
         paths,
         trusted_hops,
     } = draft;
@@ -341,6 +343,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         idle_timeout: idle_timeout.map_or(limits::FORWARDED_IDLE, |timeout| timeout.value),
         new_flows: new_flows.map(|flows| flows.value()).unwrap_or_default(),
         syn_cookies: syn_cookies.and_then(|cookies| cookies.value),
+        fails_open: fails_open.is_some_and(|fails_open| fails_open.value),
         paths: paths.map_or(target::Rules::DEFAULT, |paths| paths.value),
         trusted_hops: trusted_hops.map_or(0, |hops| hops.value),
     })

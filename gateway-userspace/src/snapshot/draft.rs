@@ -70,6 +70,8 @@ pub struct DraftListener {
     pub new_flows: Option<DraftNewFlows>,
     /// Connections that may begin in a second before they are answered with cookies, if it is written.
     pub syn_cookies: Option<Located<Option<u32>>>,
+    /// Whether it fails open, if it is written.
+    pub fails_open: Option<Located<bool>>,
     /// What is done with paths, if it is written.
     pub paths: Option<Located<target::Rules>>,
     /// Trusted proxies in front, if they are written.

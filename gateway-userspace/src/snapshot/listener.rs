@@ -37,6 +37,9 @@ pub struct Listener {
     /// Connections that may begin in a second before they are answered with cookies, the same for all listeners of an address
     /// and port; none for never.
     pub syn_cookies: Option<u32>,
+    /// Whether the kernel sends new connections to endpoints while the agent is silent; the same for all listeners of an
+    /// address and port.
+    pub fails_open: bool,
     /// What is done with paths that applications read differently.
     pub paths: target::Rules,
     /// Proxies in front of this one whose word about the client is taken.
@@ -132,6 +135,11 @@ impl Listener {
     /// Whether the agent serves it, rather than the kernel.
     pub const fn is_by_agent(&self) -> bool {
         self.protocol.has_names() || matches!(self.forwarding, Forwarding::Agent)
+    }
+
+    /// Whether the kernel has to know its endpoints.
+    pub const fn is_balanced(&self) -> bool {
+        !self.is_by_agent() || self.fails_open
     }
 }
 

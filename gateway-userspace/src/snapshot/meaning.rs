@@ -72,6 +72,11 @@ pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
                       answered so";
         meaningless(place, "synCookies", remedy);
     }
+    if by_kernel {
+        let open = listener.fails_open.as_ref();
+        let remedy = "remove it: the kernel forwards packets without the agent";
+        meaningless(open.map(|it| it.place), "failMode", remedy);
+    }
     if by_kernel || protocol.is_layer7() {
         let remedy = "remove it, or write `protocol: TCP` with `forwarding: agent`";
         meaningless(listener.idle_timeout.as_ref().map(|it| it.place), "idleTimeout", remedy);
@@ -128,6 +133,12 @@ pub(super) fn check_shared(first: &DraftListener, listener: &DraftListener, prob
         let place = listener.syn_cookies.as_ref().map_or(listener.place, |cookies| cookies.place);
         let message = format!("{name} has other `synCookies` on the same address and port");
         problems.fault(place, message, "write the same `synCookies`, or another port");
+    }
+    let fails_open = |listener: &DraftListener| listener.fails_open.as_ref().is_some_and(|it| it.value);
+    if fails_open(first) != fails_open(listener) {
+        let place = listener.fails_open.as_ref().map_or(listener.place, |it| it.place);
+        let message = format!("{name} has another `failMode` on the same address and port");
+        problems.fault(place, message, "write the same `failMode`, or another port");
     }
     let (Some(theirs), Some(ours)) = (&first.tls, &listener.tls) else { return };
     if theirs.value.clients != ours.value.clients {

@@ -13,6 +13,7 @@ mod ports;
 pub mod route;
 pub mod service;
 pub mod sources;
+mod standby;
 
 use crate::snapshot::{listener::Listener, route::Route, service::Service, sources::Sources};
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    filter::Filters,
+    filter::{BackendFilters, Filters},
     name::{ListenerName, RouteName, ServiceName},
     pattern::{Pattern, Text},
     retry,
@@ -76,6 +76,8 @@ pub struct Backend {
     pub service: ServiceName,
     /// Relative share; zero gets nothing.
     pub weight: u32,
+    /// What is done with what goes there and comes back; none leaves it as it is.
+    pub filters: Option<Arc<BackendFilters>>,
 }
 
 /// A service that gets copies of requests.

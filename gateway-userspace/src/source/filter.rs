@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use crate::{
     config::read::{View, Wrong},
     filter::{
-        Answer, Filters, Respond,
+        Answer, BackendFilters, Filters, Respond,
         cors::{Allowed, Cors, Origin},
         edit::Edits,
         redirect::{Redirect, Scheme},
@@ -47,6 +47,14 @@ pub(super) fn filters(view: &View<'_>) -> Located<Filters> {
         );
     }
     Located { value, place: view.place() }
+}
+
+/// Reads the filters of a backend; what is wrong was reported.
+pub(super) fn backend_filters(view: &View<'_>) -> BackendFilters {
+    BackendFilters {
+        request_headers: view.table("requestHeaders").map(|view| edits(&view)).unwrap_or_default(),
+        response_headers: view.table("responseHeaders").map(|view| edits(&view)).unwrap_or_default(),
+    }
 }
 
 /// Reads a mirror; the place is that of the service.

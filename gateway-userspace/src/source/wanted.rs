@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
+    sync::Arc,
 };
 
 use gateway_common::service::Track;
@@ -102,10 +103,19 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         proxies,
         idle_timeout: if view.has("idleTimeout") { view.duration("idleTimeout") } else { None },
         new_flows: view.table("newFlows").map(|flows| sources::new_flows(&flows)),
+        fails_open: fail_mode(view),
         syn_cookies: view.table("synCookies").map(|cookies| sources::syn_cookies(&cookies)),
         paths,
         trusted_hops: if view.has("trustedHops") { view.integer("trustedHops") } else { None },
     }
+}
+
+fn fail_mode(view: &View<'_>) -> Option<Located<bool>> {
+    view.word("failMode", |word| match word {
+        "closed" => Some(false),
+        "open" => Some(true),
+        _ => None,
+    })
 }
 
 fn path_rules(view: &View<'_>) -> Option<Located<target::Rules>> {
@@ -299,8 +309,9 @@ where
 fn backend(view: &View<'_>) -> Option<Located<Backend>> {
     let service = view.text("service", |name| text::name(name).map(ServiceName::new));
     let weight = view.integer("weight");
+    let filters = view.table("filters").map(|filters| Arc::new(filter::backend_filters(&filters)));
     let (service, weight) = (service?, weight?.value);
-    Some(service.map(|service| Backend { service, weight }))
+    Some(service.map(|service| Backend { service, weight, filters }))
 }
 
 fn service(view: &View<'_>, files: &Files, bundles: &tls::Bundles) -> DraftService {

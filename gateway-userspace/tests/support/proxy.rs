@@ -118,6 +118,7 @@ impl Proxy {
             trace: TraceSettings { is_created: true, sampled_percent: 100 },
             overload,
             per_client,
+            heart: None,
         };
         let workers = Mutex::new(Some(Workers::start(&settings).unwrap()));
         let proxy = Self { published, registry, metrics, pools, shared, workers, place };

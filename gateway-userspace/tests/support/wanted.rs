@@ -32,6 +32,7 @@ pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
         idle_timeout: Duration::from_hours(1),
         new_flows: NewFlows::default(),
         syn_cookies: None,
+        fails_open: false,
         paths: target::Rules::DEFAULT,
         trusted_hops: 0,
     }
@@ -63,8 +64,11 @@ pub fn exact(path: &str) -> Match {
 }
 
 pub fn rule(matched: Match, backends: &[(&str, u32)]) -> Rule {
-    let backend =
-        |(service, weight): &(&str, u32)| Backend { service: ServiceName::new(service), weight: *weight };
+    let backend = |(service, weight): &(&str, u32)| Backend {
+        service: ServiceName::new(service),
+        weight: *weight,
+        filters: None,
+    };
     Rule {
         matches: vec![matched],
         backends: backends.iter().map(backend).collect(),

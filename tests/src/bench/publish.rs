@@ -151,6 +151,7 @@ fn settings(bpffs: &Path) -> Settings {
         tcx: true,
         receive: gateway_common::receive::Receive::default(),
         events: 0,
+        fail_open_after: Duration::from_secs(3),
     }
 }
 

@@ -167,6 +167,7 @@ fn takeover(interface: &str) -> Result<String> {
         tunnel: gateway_common::settings::Tunnel::DEFAULT,
         tcx: true,
         events: 0,
+        fail_open_after: Duration::from_secs(3),
         receive: Receive::default(),
     };
     for _ in 0..2 {

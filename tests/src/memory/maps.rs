@@ -13,6 +13,7 @@ use gateway_common::{
     filter::FilterWord,
     flow::Tick,
     health::EndpointHealth,
+    heartbeat::Heartbeat,
     map::{self, INDEX_BUCKETS, MapDef as _},
     probe::Probe,
     receive::Receive,
@@ -231,6 +232,14 @@ impl Maps for MemoryMaps {
 
     fn clock_ns(&self) -> u64 {
         0
+    }
+
+    fn heartbeat(&self, worker: u32) -> Heartbeat {
+        self.tables.borrow().heartbeats.get(&worker).copied().unwrap_or_default()
+    }
+
+    fn listens(&self, socket: u32) -> bool {
+        self.tables.borrow().listening.contains(&socket)
     }
 
     fn event_count(&self, reason: u32, change: impl FnOnce(&mut EventCount) -> bool) -> bool {

@@ -30,6 +30,7 @@ mod probe;
 mod rare;
 mod receive;
 mod sources;
+mod standby;
 mod steer;
 
 use check::{case, check};

@@ -16,6 +16,7 @@ mod pods;
 mod receive;
 mod signals;
 mod sources;
+mod standby;
 mod takeover;
 mod upgrade;
 

@@ -282,6 +282,13 @@ static KERNEL: Table = Table {
                   that is silent for longer may move to another endpoint.",
         },
         Field {
+            key: "failOpenAfter",
+            shape: Shape::Duration { min: Duration::from_millis(200), max: Duration::from_mins(5) },
+            presence: Default("3s"),
+            doc: "Silence of a worker after which new connections to listeners with `failMode: open` go to endpoints. Where \
+                  its process has ended they do at once.",
+        },
+        Field {
             key: "echo",
             shape: Shape::Word(&["program", "stack"]),
             presence: Default("program"),

@@ -85,6 +85,27 @@ pub(super) static FILTERS: Table = Table {
     one_of: &[],
 };
 
+/// What a rule does for one backend.
+pub(super) static BACKEND_FILTERS: Table = Table {
+    name: "backendFilters",
+    doc: "What is done with requests that go to this backend, and with the responses of its endpoints. HTTP and HTTPS only.",
+    fields: &[
+        Field {
+            key: "requestHeaders",
+            shape: Shape::Table(&EDITS),
+            presence: Absent("no change"),
+            doc: "Changes of requests, as the endpoint gets them, after those of the rule.",
+        },
+        Field {
+            key: "responseHeaders",
+            shape: Shape::Table(&EDITS),
+            presence: Absent("no change"),
+            doc: "Changes of responses of endpoints, before those of the rule; not of those that the gateway gives.",
+        },
+    ],
+    one_of: &[],
+};
+
 static EDITS: Table = Table {
     name: "headerEdits",
     doc: "Changes of header fields; a name is written once. Fields that say how a message is framed cannot be changed.",

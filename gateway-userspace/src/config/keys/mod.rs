@@ -16,6 +16,7 @@ macro_rules! text {
 
 mod agent;
 mod filter;
+mod rule;
 mod service;
 mod sources;
 mod tls;

@@ -64,6 +64,7 @@ fn service(registry: &Registry, n: u8, first_row: u32, hosts: &[u8]) -> Service 
         sockets: Range::default(),
         limits: Limits::default(),
         cookie_rate: None,
+        fails_open: false,
         endpoints: (0u16..).zip(hosts).map(row).collect(),
     }
 }
