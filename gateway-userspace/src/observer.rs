@@ -4,7 +4,10 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ops::Bound,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,6 +45,8 @@ pub struct Watched {
 #[derive(Debug)]
 pub struct Observer {
     groups: Mutex<BTreeMap<ServiceName, Group>>,
+    /// Counts what was wanted.
+    version: AtomicU64,
     kernel: Option<Arc<Mutex<Kernel>>>,
     metrics: Arc<Metrics>,
     clock: Clock,
@@ -75,12 +80,13 @@ impl Counted {
 impl Observer {
     /// Watches nothing yet.
     pub fn new(kernel: Option<Arc<Mutex<Kernel>>>, metrics: Arc<Metrics>, clock: Clock) -> Self {
-        Self { groups: Mutex::default(), kernel, metrics, clock }
+        Self { groups: Mutex::default(), version: AtomicU64::new(0), kernel, metrics, clock }
     }
 
     /// Watches these services. An endpoint that is no longer watched is trusted again.
     pub fn apply(&self, wanted: Vec<Watched>) {
         let mut groups = self.groups.lock();
+        self.version.fetch_add(1, Ordering::Relaxed);
         let mut before = std::mem::take(&mut *groups);
         for watched in wanted {
             let group = match before.remove(&watched.service) {
@@ -118,7 +124,10 @@ impl Observer {
                 continue;
             }
             if let Some(kernel) = &self.kernel {
-                rows.learn(kernel);
+                let image = kernel.lock().image();
+                let groups = self.groups.lock();
+                let version = self.version.load(Ordering::Relaxed);
+                rows.learn(image, version, |service| groups.contains_key(service));
             }
             for (service, endpoints) in due {
                 match self.count(&endpoints, &rows).await {

@@ -6,6 +6,7 @@ use crate::{
     endpoint::{Attempts, EndpointId},
     image::Image,
     kernel::{Error, Kernel},
+    name::ServiceName,
 };
 
 /// A row of an endpoint, and which of the endpoints that it has held.
@@ -15,26 +16,28 @@ pub struct Row {
     generation: u32,
 }
 
-/// Rows of endpoints, as of an image.
+/// Rows of endpoints, as of an image, of the services that somebody wants to know about.
 #[derive(Debug, Default)]
 pub struct Rows {
     image: Arc<Image>,
+    version: u64,
     by_endpoint: HashMap<EndpointId, Vec<Row>>,
 }
 
 impl Rows {
-    /// Learns them anew when there is another image.
-    pub fn learn(&mut self, kernel: &parking_lot::Mutex<Kernel>) {
-        let image = kernel.lock().writer.image();
-        if Arc::ptr_eq(&self.image, &image) {
+    /// Learns them anew when there is another image, or another `version` of what is wanted.
+    pub fn learn(&mut self, image: Arc<Image>, version: u64, is_wanted: impl Fn(&ServiceName) -> bool) {
+        if Arc::ptr_eq(&self.image, &image) && self.version == version {
             return;
         }
         self.by_endpoint.clear();
-        for row in image.services.iter().flat_map(|service| &service.endpoints) {
+        let rows = image.services.iter().flat_map(|service| &service.endpoints);
+        for row in rows.filter(|row| is_wanted(&row.endpoint.id().service)) {
             let rows = self.by_endpoint.entry(row.endpoint.id().clone()).or_default();
             rows.push(Row { idx: row.row, generation: row.generation });
         }
         self.image = image;
+        self.version = version;
     }
 
     /// Those of an endpoint.
@@ -44,6 +47,11 @@ impl Rows {
 }
 
 impl Kernel {
+    /// What the maps should hold.
+    pub fn image(&self) -> Arc<Image> {
+        self.writer.image()
+    }
+
     /// Attempts of clients to connect to an endpoint row: each SYN is one, also one that is sent again because nothing
     /// came back to the one before, which then failed.
     ///

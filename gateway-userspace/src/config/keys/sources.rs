@@ -51,8 +51,8 @@ pub(super) static NEW_FLOWS: Table = Table {
     doc: "How many flows may begin: connections of TCP, and of what the kernel translates also packets of UDP and TCP that \
           belong to no flow it knows. Packets beyond are dropped in the kernel, and clients that mean it come again. \
           UDP that the kernel does not remember is not counted. With direct return it is SYNs that are counted, and nothing \
-          more can be done: the handshake does not come back through this node. The same for all listeners of an \
-          address and port.",
+          more can be done: the handshake does not come back through this node. Without the kernel side the agent counts connections as it accepts them and \
+          flows of UDP as they begin. The same for all listeners of an address and port.",
     fields: &[
         Field {
             key: "perSecond",
