@@ -3,12 +3,10 @@
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, response::Parts,
-};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode, Version, header, response::Parts};
 
 use crate::{
-    h1::{Framing, number, words},
+    h1::{Framing, number, spare, words},
     limits,
 };
 
@@ -50,7 +48,7 @@ pub fn parse(bytes: &Bytes, method: &Method) -> Result<Answer, Malformed> {
     let Ok(httparse::Status::Complete(_)) = parsed else { return Err(Malformed) };
     let status = StatusCode::from_u16(raw.code.unwrap_or(0)).map_err(|_| Malformed)?;
     let is_old = raw.version == Some(0);
-    let mut headers = HeaderMap::with_capacity(raw.headers.len());
+    let mut headers = spare::fields(raw.headers.len());
     let mut facts = Facts::default();
     for field in raw.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed)?;

@@ -1,7 +1,12 @@
 //! The date of a response (RFC 9110, section 5.6.7), for those that come without.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
+/// Bytes of a date until the year 9999.
+const LEN: usize = 29;
 const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -14,14 +19,18 @@ pub fn format(time: SystemTime) -> String {
     let name = |names: &[&'static str], idx: u64| {
         usize::try_from(idx).ok().and_then(|idx| names.get(idx).copied()).unwrap_or_default()
     };
-    format!(
+    let mut text = String::with_capacity(LEN);
+    // A string takes everything.
+    let _written = write!(
+        text,
         "{}, {day:02} {} {year} {:02}:{:02}:{:02} GMT",
         name(&DAYS, days % 7),
         name(&MONTHS, month - 1),
         second / 3_600,
         second / 60 % 60,
         second % 60
-    )
+    );
+    text
 }
 
 /// Year, month and day of a number of days since 1970. Years are counted from March, so that the leap day is the last one.

@@ -1,14 +1,15 @@
 //! HTTP/1 on the wire (RFC 9112): heads and chunks to values and back, for both sides. Pure: bytes in, values out.
 //!
 //! Strict where two servers in a row may understand bytes differently, which is how requests are smuggled: what is taken
-//! here means one thing only. [`head`] reads requests, [`answer`] responses, [`chunk`] bodies in chunks, and [`out`] is
-//! what waits to be written.
+//! here means one thing only. [`head`] reads requests, [`answer`] responses, [`chunk`] bodies in chunks, [`out`] is what
+//! waits to be written, and [`spare`] the room that messages leave behind.
 
 pub mod answer;
 pub mod chunk;
 pub mod date;
 pub mod head;
 pub mod out;
+pub mod spare;
 
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -11,10 +11,8 @@ use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, Method, StatusCode, Version};
 use tokio::io::AsyncWrite;
 
-/// Bytes of the head that are kept for the next one; a longer one is given back.
-const KEPT_BYTES: usize = 4_096;
-/// Bytes that a head gets at first: more than most have, with a short body.
-const HEAD_BYTES: usize = 2_048;
+use crate::h1::spare;
+
 /// Bytes of a piece that are copied behind the head: writing one stretch costs less than writing two.
 const COPIED_BYTES: usize = 2_048;
 
@@ -64,7 +62,6 @@ impl Out {
 
     /// The first line of a request.
     pub fn request(&mut self, method: &Method, target: &str) {
-        self.head.reserve(HEAD_BYTES);
         self.text(method.as_str().as_bytes());
         self.text(b" ");
         self.text(target.as_bytes());
@@ -73,7 +70,6 @@ impl Out {
 
     /// The first line of a response.
     pub fn status(&mut self, version: Version, status: StatusCode) {
-        self.head.reserve(HEAD_BYTES);
         self.text(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
         self.text(status.as_str().as_bytes());
         self.text(b" ");
@@ -98,6 +94,9 @@ impl Out {
 
     /// Bytes that are part of a head.
     pub fn text(&mut self, text: &[u8]) {
+        if self.head.capacity() == 0 {
+            self.head = spare::head();
+        }
         self.head.extend_from_slice(text);
     }
 
@@ -113,13 +112,14 @@ impl Out {
                 *left = left.checked_sub(len).ok_or(TooLong)?;
             }
             Body::Chunked => {
+                self.text(b"");
                 // A vector takes everything.
                 let _written = io::Write::write_fmt(&mut self.head, format_args!("{:x}\r\n", data.len()));
                 self.tail = b"\r\n";
             }
             Body::UntilClose => {}
         }
-        if data.len() <= COPIED_BYTES && self.head.len() + data.len() <= KEPT_BYTES {
+        if data.len() <= COPIED_BYTES && self.head.len() + data.len() <= *spare::HEAD_BYTES.end() {
             self.text(&data);
             self.head.extend_from_slice(std::mem::take(&mut self.tail));
         } else {
@@ -185,10 +185,7 @@ impl Out {
         self.tail = self.tail.get(n - of_head - of_data..).unwrap_or_default();
         if self.n_written == self.head.len() {
             self.n_written = 0;
-            self.head.clear();
-            if self.head.capacity() > KEPT_BYTES {
-                self.head = Vec::new();
-            }
+            spare::keep_head(std::mem::take(&mut self.head));
         }
     }
 
@@ -196,13 +193,6 @@ impl Out {
     #[cfg(test)]
     pub fn head(&self) -> &[u8] {
         &self.head
-    }
-
-    /// Gives back what is kept for the next head.
-    pub fn shrink(&mut self) {
-        if self.is_empty() {
-            self.head = Vec::new();
-        }
     }
 }
 

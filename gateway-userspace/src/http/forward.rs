@@ -9,6 +9,7 @@ use http_body_util::BodyExt as _;
 use crate::{
     balance::Tried,
     endpoint::{Active, Health},
+    h1::spare,
     http::{
         Downstream, Worker,
         body::ResponseBody,
@@ -212,6 +213,7 @@ impl Forward<'_> {
         let retry = self.retry;
         let is_wanted = n_retries < retry.attempts && retry.includes(forwarded.response.status().as_u16());
         if !is_wanted || !kept.is_idempotent() || !self.withdraw() {
+            spare::keep_fields(kept.head.headers);
             return Ok(forwarded);
         }
         let Some(message) = kept.message() else { return Ok(forwarded) };

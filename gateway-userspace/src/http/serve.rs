@@ -1,6 +1,6 @@
 //! One downstream connection: HTTP/1.1 or HTTP/2, until it ends or drains.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,14 +14,21 @@ use crate::{
     limits,
 };
 
-/// Serves a connection. `spoken` is what was agreed before, if anything was.
-pub async fn serve<S>(
+/// What serves a connection to its end.
+pub type Serving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Finds out what a connection speaks, and what serves it then; nothing where it says nothing in time. `spoken` is what was
+/// agreed before, if anything was.
+///
+/// In two steps, so that a connection does not hold the room of the first one for as long as it lives.
+pub async fn begin<S>(
     worker: Arc<Worker>,
     downstream: Arc<Downstream>,
     stream: S,
     spoken: Option<Spoken>,
     drain: Drain,
-) where
+) -> Option<Serving>
+where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut stream = stream;
@@ -31,17 +38,14 @@ pub async fn serve<S>(
         None | Some(Spoken::Http2) => {
             let detecting = Box::pin(stream::detect(&mut stream));
             match tokio::time::timeout(limits::HEAD_TIMEOUT, detecting).await {
-                Ok(Ok((Spoken::Http1, _))) if spoken.is_some() => return,
+                Ok(Ok((Spoken::Http1, _))) if spoken.is_some() => return None,
                 Ok(Ok(detected)) => detected,
-                Ok(Err(_)) | Err(_) => return,
+                Ok(Err(_)) | Err(_) => return None,
             }
         }
     };
-    // Each in room of its own, and none in that of what came before.
-    match spoken {
-        Spoken::Http1 => Box::pin(h1::serve(worker, downstream, stream, ahead, drain)).await,
-        Spoken::Http2 => {
-            Box::pin(h2::serve(worker, downstream, Guarded::new(stream, ahead), drain)).await;
-        }
-    }
+    Some(match spoken {
+        Spoken::Http1 => Box::pin(h1::serve(worker, downstream, stream, ahead, drain)),
+        Spoken::Http2 => Box::pin(h2::serve(worker, downstream, Guarded::new(stream, ahead), drain)),
+    })
 }

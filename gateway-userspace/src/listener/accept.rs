@@ -163,13 +163,14 @@ async fn serve(
     let streams = Some(place.streams());
     let downstream = |scheme| Downstream { streams, ..Downstream::new(bind, scheme, peer, bind.addr) };
     // Each in room of its own: a connection holds what it needs, and not what the largest of them would.
-    match served {
+    let serving = match served {
         Served::Forwarded => {
             Box::pin(tcp::forward(&worker.published, &worker.metrics.families, bind, stream, peer)).await;
+            return Ok(());
         }
         Served::Http(None) => {
             let downstream = Arc::new(downstream(Scheme::Http));
-            Box::pin(http::serve::serve(worker, downstream, stream, None, drain)).await;
+            Box::pin(http::serve::begin(worker, downstream, stream, None, drain)).await
         }
         Served::Http(Some(acceptor)) => {
             let accepted = Box::pin(acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT)).await?;
@@ -182,8 +183,11 @@ async fn serve(
             let downstream = downstream(Scheme::Https).named(server_name);
             let downstream = Arc::new(Downstream { identity: accepted.identity, ..downstream });
             let (stream, spoken) = (accepted.stream, Some(spoken));
-            Box::pin(http::serve::serve(worker, downstream, stream, spoken, drain)).await;
+            Box::pin(http::serve::begin(worker, downstream, stream, spoken, drain)).await
         }
+    };
+    if let Some(serving) = serving {
+        serving.await;
     }
     Ok(())
 }
@@ -199,7 +203,8 @@ async fn client(
     if !worker.published.load().proxies.get(&bind).is_some_and(is_told) {
         return Some(peer);
     }
-    match proxy_protocol::read(stream, limits::PROXY_HEADER_TIMEOUT).await {
+    // In room of its own: few connections need it.
+    match Box::pin(proxy_protocol::read(stream, limits::PROXY_HEADER_TIMEOUT)).await {
         Ok(ends) => Some(ends.map_or(peer, |ends| ends.source)),
         Err(cause) => {
             tracing::debug!(%cause, %peer, %bind, "no PROXY protocol header");

@@ -74,7 +74,6 @@ impl Connection {
         let is_idle = self.is_idle();
         if is_idle {
             self.bytes = BytesMut::new();
-            self.out.shrink();
             self.timer = Timer::default();
         }
         is_idle

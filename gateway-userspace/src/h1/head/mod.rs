@@ -7,10 +7,10 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header, request::Parts};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header, request::Parts};
 
 use crate::{
-    h1::{Framing, number, words},
+    h1::{Framing, number, spare, words},
     limits,
     metrics::refusal::Refusal,
 };
@@ -102,7 +102,7 @@ pub fn parse(bytes: &Bytes) -> Result<Head, Refusal> {
     walk.at += 1;
     walk.exactly(b"\r\n", Refusal::Line)?;
     let mut facts = Facts { keeps_alive: version == Version::HTTP_11, ..Facts::default() };
-    let mut headers = HeaderMap::with_capacity(raw.headers.len().saturating_add(ADDED));
+    let mut headers = spare::fields(raw.headers.len().saturating_add(ADDED));
     for field in raw.headers.iter() {
         let value = walk.field(field)?;
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Refusal::Field)?;

@@ -29,6 +29,7 @@ use crate::{
     h1::{
         head::{self, Head},
         out::Body,
+        spare,
     },
     http::{
         Downstream, Scheme, Worker,
@@ -238,6 +239,7 @@ where
                 && !self.drain.has_begun()
                 && (is_wanted || wire.skip());
             let form = reply::head(&mut wire.out, asked, &mut parts, &body.size_hint(), keeps_alive);
+            spare::keep_fields(parts.headers);
             // Without a body, the connection to the endpoint is free before the head is written.
             let body = (form != Body::None).then_some(body);
             Reply { body, form, keeps_alive: keeps_alive && form != Body::UntilClose }

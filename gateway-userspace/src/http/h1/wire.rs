@@ -228,7 +228,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Poll::Pending => {
                     if self.bytes.is_empty() {
                         self.bytes = BytesMut::new();
-                        self.out.shrink();
                     }
                     return Poll::Pending;
                 }

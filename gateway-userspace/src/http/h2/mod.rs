@@ -75,7 +75,7 @@ pub(super) async fn serve<S>(
     let pings = connection.ping_pong();
     let look = Box::pin(tokio::time::sleep(LOOK));
     let activity = Arc::new(Activity::new(Arc::clone(&seen), downstream.streams.clone()));
-    let served = Served {
+    let mut served = Served {
         connection,
         stream,
         drain: drain.clone(),
@@ -91,7 +91,7 @@ pub(super) async fn serve<S>(
         is_ending: false,
         is_cut: false,
     };
-    if let Err(cause) = until_end(served, drain).await {
+    if let Err(cause) = until_end(&mut served, drain).await {
         tracing::debug!(%cause, "a downstream connection broke off");
         if let Some(misuse) = misuse(&cause) {
             families.misuse(misuse);
@@ -130,8 +130,9 @@ where
     .map(Box::new)
 }
 
-/// Drives a connection; when the drain begins, it takes no more requests.
-async fn until_end<S>(mut served: Served<S>, mut drain: Drain) -> Result<(), h2::Error>
+/// Drives a connection; when the drain begins, it takes no more requests. It borrows, because a future holds the room of what
+/// is moved into it twice.
+async fn until_end<S>(served: &mut Served<S>, mut drain: Drain) -> Result<(), h2::Error>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
