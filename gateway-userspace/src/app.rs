@@ -47,6 +47,7 @@ use crate::{
     prober::{self, Prober},
     snapshot::Snapshot,
     source::{file::Loaded, watch::FileSource},
+    stapler::Stapler,
     state::Published,
     tls,
     upstream::Parts,
@@ -241,8 +242,10 @@ fn assemble(
         }
         None => None,
     };
+    let tls = tls::Context::new()?;
     Ok(Control {
-        shared: Shared { parts, tls: tls::Context::new()?, seed, is_guarding: kernel.is_none() },
+        stapler: Stapler::new(tasks.clone(), Arc::clone(metrics), options, tls.algorithms()),
+        shared: Shared { parts, tls, seed, is_guarding: kernel.is_none() },
         published,
         wanted: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
         workers,

@@ -1,10 +1,10 @@
-//! A small client for requests of the agent's own, whose bodies nobody wants.
+//! A small client for requests of the agent's own: checks, whose bodies nobody wants, and questions with a short answer.
 
 use std::{future::Future, io};
 
 use bytes::Bytes;
-use http_body_util::Empty;
-use hyper::client::conn::http2;
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -48,6 +48,49 @@ where
         Ok(response) => Ok(Some(response.status().as_u16())),
         Err(cause) => not_spoken(cause),
     }
+}
+
+/// What is asked by POST.
+#[derive(Clone, Debug)]
+pub struct Posted<'a> {
+    /// Path and query.
+    pub path: &'a str,
+    /// Value of `host`.
+    pub host: &'a str,
+    /// What the body is.
+    pub content_type: &'static str,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// The body of the answer to a POST request over HTTP/1.1, of at most so many bytes. Without a deadline of its own.
+///
+/// # Errors
+/// When the connection fails, the status is not 200, or the body is longer.
+pub async fn post<S>(stream: S, posted: Posted<'_>, most: usize, tasks: &Tasks) -> io::Result<Bytes>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let request = http::Request::post(posted.path)
+        .header(http::header::HOST, posted.host)
+        .header(http::header::USER_AGENT, "sluice")
+        .header(http::header::CONTENT_TYPE, posted.content_type)
+        .header(http::header::CONNECTION, "close")
+        .body(Full::new(posted.body))
+        .map_err(io::Error::other)?;
+    let opened = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (mut sender, connection) = opened;
+    let driver = tasks.spawn("question", async move {
+        // How it ends says nothing that the answer does not.
+        drop(connection.await);
+    });
+    let _driver = Aborted(driver.abort_handle());
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    if response.status() != http::StatusCode::OK {
+        return Err(io::Error::other(format!("status {}", response.status().as_u16())));
+    }
+    let body = Limited::new(response.into_body(), most).collect().await.map_err(io::Error::other)?;
+    Ok(body.to_bytes())
 }
 
 /// A task that ends with this value.

@@ -50,6 +50,7 @@ pub mod route;
 pub mod secret;
 pub mod snapshot;
 pub mod source;
+pub mod stapler;
 pub mod state;
 pub mod target;
 pub mod tcp;

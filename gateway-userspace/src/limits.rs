@@ -88,6 +88,21 @@ pub const EVENTS_LOGGED: usize = 50;
 /// Time in which the bucket of new flows has to fill again: beyond it the kernel would lose count.
 pub const BURST_TIME: Duration = Duration::from_hours(1);
 
+/// Questions to authorities about certificates that are under way at a time; further ones wait.
+pub const OCSP_QUESTIONS: usize = 8;
+
+/// Time for one of them, from the lookup of the name to the last byte; then it has failed.
+pub const OCSP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between two questions about a certificate at least; after failures it doubles.
+pub const OCSP_SOONEST: Duration = Duration::from_secs(10);
+
+/// Between two questions about a certificate at most, after a good answer: authorities give answers for days.
+pub const OCSP_LATEST: Duration = Duration::from_hours(24);
+
+/// Between two questions about a certificate at most, after failures.
+pub const OCSP_BACK_OFF: Duration = Duration::from_hours(1);
+
 /// Keys of session tickets that nodes share by a file.
 pub const TICKET_KEYS: usize = 16;
 

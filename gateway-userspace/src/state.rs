@@ -25,7 +25,7 @@ use crate::{
     retry,
     route::{Table, host::Hosts},
     target,
-    tls::accept::Acceptor,
+    tls::{accept::Acceptor, fetched::Fetched},
     tunnel::Tunnels,
     upstream::Upstream,
 };
@@ -65,12 +65,14 @@ impl fmt::Display for BindKey {
 }
 
 /// Until when a certificate is good, in seconds since 1970.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Expiry {
     /// By itself.
     pub certificate_s: i64,
     /// By what its authority says about it; none when clients are told nothing.
     pub staple_s: Option<i64>,
+    /// What the agent asks about it by itself, if it does.
+    pub fetched: Option<Arc<Fetched>>,
 }
 
 /// Everything that is served.

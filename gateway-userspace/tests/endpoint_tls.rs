@@ -46,6 +46,7 @@ fn identity(authority: &Authority, name: &str) -> Certificate {
         chain_pem: pair.chain.into_bytes(),
         key_pem: Secret::new(pair.key.as_bytes()),
         ocsp: None,
+        fetches_ocsp: false,
     }
 }
 

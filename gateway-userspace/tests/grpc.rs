@@ -140,6 +140,7 @@ impl Suite {
             chain_pem: pair.chain.into_bytes(),
             key_pem: Secret::new(pair.key.as_bytes()),
             ocsp: None,
+            fetches_ocsp: false,
         }
     }
 }

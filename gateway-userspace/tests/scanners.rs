@@ -40,6 +40,7 @@ fn certificate(algorithm: &'static rcgen::SignatureAlgorithm) -> Certificate {
         chain_pem: params.self_signed(&key).unwrap().pem().into_bytes(),
         key_pem: Secret::new(key.serialize_pem().as_bytes()),
         ocsp: None,
+        fetches_ocsp: false,
     }
 }
 

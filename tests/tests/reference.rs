@@ -194,6 +194,7 @@ fn everything() -> Metrics {
     families.forwarded.no_header(std::net::SocketAddr::from(([10, 0, 0, 1], 443)));
     families.handshakes.expires("l", "c", 1, Some(1));
     families.handshakes.shown_expires("s", "c", 1);
+    families.handshakes.asked("c", true);
     families.handshakes.count(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), false);
     families.probes.get_or_create(&ProbeLabels { service: "s".to_owned(), outcome: "passed" }).inc();
     families.limit(Limit::Connections);

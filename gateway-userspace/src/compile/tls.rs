@@ -47,6 +47,7 @@ pub(super) fn acceptor(
             let read = Certificate::from_pem(&shared.tls, &wanted.chain_pem, wanted.key_pem.expose());
             match read.and_then(|read| match &wanted.ocsp {
                 Some(response) => read.stapled(response),
+                None if wanted.fetches_ocsp => read.fetching(&shared.tls, &wanted.origin),
                 None => Ok(read),
             }) {
                 Ok(certificate) => {
@@ -55,6 +56,7 @@ pub(super) fn acceptor(
                     let expiry = Expiry {
                         certificate_s: certificate.not_after_s(),
                         staple_s: certificate.stapled_until_s(),
+                        fetched: certificate.fetched().map(Arc::clone),
                     };
                     expiries.insert(key, expiry);
                     served += 1;

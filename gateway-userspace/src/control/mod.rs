@@ -34,6 +34,7 @@ use crate::{
     prober::Prober,
     snapshot::Snapshot,
     source::watch::Update,
+    stapler::Stapler,
     state::{BindKey, Published, State},
 };
 
@@ -58,6 +59,8 @@ pub struct Control {
     pub workers: Workers,
     /// Health checks.
     pub prober: Prober,
+    /// Questions to authorities.
+    pub stapler: Stapler,
     /// Clients' attempts.
     pub observer: Arc<Observer>,
     /// Live endpoints.
@@ -144,6 +147,7 @@ impl Control {
         let compiled = Arc::new(compiled);
         self.published.publish(Arc::clone(&compiled));
         self.report_certificates(&before, &compiled);
+        self.stapler.apply(compiled.expiries.values().filter_map(|expiry| expiry.fetched.as_ref()));
         self.workers.serve().map_err(Refusal::Listen)?;
         if let (Some(kernel), Some(image)) = (&mut self.kernel, image) {
             kernel.take(image).await;
@@ -224,7 +228,18 @@ impl Control {
         if let Some(kernel) = &mut self.kernel {
             kernel.keep_house().await;
         }
+        self.report_staples();
         self.report_kernel();
+    }
+
+    /// Answers of authorities come without a new configuration.
+    fn report_staples(&self) {
+        for ((listener, certificate), expiry) in &self.published.load().expiries {
+            if let Some(fetched) = &expiry.fetched {
+                let handshakes = &self.metrics.families.handshakes;
+                handshakes.expires(listener.as_str(), certificate, expiry.certificate_s, fetched.until_s());
+            }
+        }
     }
 
     fn report_certificates(&self, before: &State, now: &State) {

@@ -15,6 +15,21 @@ pub struct Handshakes {
     expiries: Family<CertificateLabels, Gauge>,
     staples: Family<CertificateLabels, Gauge>,
     shown: Family<ShownLabels, Gauge>,
+    asked: Family<AskedLabels, Counter>,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct AskedLabels {
+    /// The file of the chain.
+    certificate: String,
+    /// `good` or `failed`.
+    outcome: &'static str,
+}
+
+impl AskedLabels {
+    fn new(certificate: &str, is_good: bool) -> Self {
+        Self { certificate: certificate.to_owned(), outcome: if is_good { "good" } else { "failed" } }
+    }
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -62,6 +77,11 @@ impl Handshakes {
             "When a certificate that is shown to endpoints expires, in seconds since 1970",
             self.shown.clone(),
         );
+        registry.register(
+            "ocsp_fetches",
+            "Questions to authorities about certificates with `ocsp: fetch`, and whether a good answer came",
+            self.asked.clone(),
+        );
     }
 
     /// Counts one.
@@ -96,6 +116,18 @@ impl Handshakes {
     pub fn shown_dropped(&self, service: &str, certificate: &str) {
         let labels = ShownLabels { service: service.to_owned(), certificate: certificate.to_owned() };
         self.shown.remove(&labels);
+    }
+
+    /// Counts a question to an authority.
+    pub fn asked(&self, certificate: &str, is_good: bool) {
+        self.asked.get_or_create(&AskedLabels::new(certificate, is_good)).inc();
+    }
+
+    /// Forgets the questions about a certificate.
+    pub fn never_asked(&self, certificate: &str) {
+        for is_good in [false, true] {
+            self.asked.remove(&AskedLabels::new(certificate, is_good));
+        }
     }
 
     pub(super) fn forget(&self, addr: SocketAddr) {

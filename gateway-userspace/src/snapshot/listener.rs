@@ -188,6 +188,8 @@ pub struct Certificate {
     pub key_pem: Secret,
     /// What the authority says about it, as DER (OCSP); none sends clients nothing.
     pub ocsp: Option<Vec<u8>>,
+    /// Whether the agent asks the authority by itself.
+    pub fetches_ocsp: bool,
 }
 
 /// Whose certificates let a client in.

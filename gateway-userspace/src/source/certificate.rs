@@ -6,7 +6,10 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use crate::{config::read::Wrong, ocsp};
+use crate::{
+    config::read::Wrong,
+    ocsp::{self, ask::Question},
+};
 
 /// Bytes of a PEM file. A chain of ten certificates has some 20 KiB.
 pub const MAX_BYTES: u64 = 1024 * 1024;
@@ -62,6 +65,12 @@ pub fn check_response(chain_pem: &[u8], response: &[u8]) -> Result<(), Wrong> {
     ocsp::good_until(response, &chain)
         .map(drop)
         .map_err(|error| Wrong::new(error.to_string(), error.remedy()))
+}
+
+/// Checks that the authority of a chain that was found sound can be asked about it.
+pub fn check_question(chain_pem: &[u8]) -> Result<(), Wrong> {
+    let asked = Question::about(&leaf(chain_pem)?);
+    asked.map(drop).map_err(|unasked| Wrong::new(unasked.to_string(), unasked.remedy()))
 }
 
 /// Checks that a key can be used, and belongs to the certificate of a chain that was found sound.

@@ -8,6 +8,7 @@ use crate::{
         read::{View, Wrong},
     },
     limits, ocsp,
+    place::Located,
     secret::Secret,
     snapshot::{
         draft::DraftTls,
@@ -64,8 +65,23 @@ fn certificate(view: &View<'_>, files: &Files, has_staple: bool) -> Option<Certi
     } else {
         None
     };
+    let fetches_ocsp = has_staple && fetches(view, chain.as_ref().map(|chain| &*chain.value.1));
     let ((origin, chain_pem), key_pem) = (chain?.value, key?.value);
-    Some(Certificate { origin, chain_pem, key_pem, ocsp: staple })
+    Some(Certificate { origin, chain_pem, key_pem, ocsp: staple, fetches_ocsp })
+}
+
+/// Whether the authority is asked, which has to be possible.
+fn fetches(view: &View<'_>, chain_pem: Option<&[u8]>) -> bool {
+    let word = view.word("ocsp", |word| (word == "fetch").then_some(()));
+    let Some(Located { place, .. }) = word else { return false };
+    let reader = view.reader();
+    if view.has("ocspFile") {
+        reader.fault(place, "`ocspFile` says what clients are sent", "write `ocspFile` or `ocsp: fetch`");
+    }
+    if let Some(Err(wrong)) = chain_pem.map(certificate::check_question) {
+        reader.fault(place, wrong.message, wrong.remedy);
+    }
+    true
 }
 
 fn clients(view: &View<'_>, files: &Files) -> Option<ClientCertificates> {

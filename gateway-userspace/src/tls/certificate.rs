@@ -7,7 +7,11 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use crate::{clock, ocsp, tls::Context};
+use crate::{
+    clock,
+    ocsp::{self, ask::Unasked},
+    tls::{Context, fetched::Fetched},
+};
 
 /// A certificate that can be served.
 #[derive(Clone)]
@@ -16,6 +20,7 @@ pub struct Certificate {
     names: Vec<String>,
     not_after_s: i64,
     staple: Option<Staple>,
+    fetched: Option<Arc<Fetched>>,
 }
 
 /// What the authority says about a certificate.
@@ -46,6 +51,8 @@ pub enum Error {
     Mismatch,
     /// What the authority says cannot be sent to clients.
     Ocsp(ocsp::Error),
+    /// The authority cannot be asked.
+    Unasked(Unasked),
 }
 
 impl fmt::Display for Error {
@@ -65,6 +72,7 @@ impl fmt::Display for Error {
             Self::Mismatch => f.write_str(
                 "the private key does not belong to the certificate; give the key it was issued for",
             ),
+            Self::Unasked(error) => write!(f, "its authority cannot be asked: {error}; {}", error.remedy()),
             Self::Ocsp(error) => write!(f, "the OCSP response cannot be sent: {error}; {}", error.remedy()),
         }
     }
@@ -104,7 +112,7 @@ impl Certificate {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(_) => return Err(Error::Mismatch),
         }
-        Ok(Self { key: Arc::new(key), names, not_after_s, staple: None })
+        Ok(Self { key: Arc::new(key), names, not_after_s, staple: None, fetched: None })
     }
 
     /// With what its authority says about it, as DER.
@@ -115,16 +123,32 @@ impl Certificate {
         Ok(Self { staple: Some(Staple { key: Arc::new(key), until_s }), ..self })
     }
 
+    /// With what its authority says whenever it is asked; `origin` is the file of the chain.
+    pub fn fetching(self, context: &Context, origin: &str) -> Result<Self, Error> {
+        let fetched = context.staples.of(&self.key, origin).map_err(Error::Unasked)?;
+        Ok(Self { fetched: Some(fetched), ..self })
+    }
+
+    /// What is asked about it, if anything is.
+    pub const fn fetched(&self) -> Option<&Arc<Fetched>> {
+        self.fetched.as_ref()
+    }
+
     /// Until when clients are told what its authority says about it, in seconds since 1970.
     pub fn stapled_until_s(&self) -> Option<i64> {
-        self.staple.as_ref().map(|staple| staple.until_s)
+        let fetched = self.fetched.as_ref().and_then(|fetched| fetched.until_s());
+        fetched.or_else(|| self.staple.as_ref().map(|staple| staple.until_s))
     }
 
     /// With what its authority says about it, as long as that is good.
-    pub(crate) fn now(&self) -> &Arc<CertifiedKey> {
+    pub(crate) fn now(&self) -> Arc<CertifiedKey> {
+        let now_s = clock::wall_s();
+        if let Some(key) = self.fetched.as_ref().and_then(|fetched| fetched.at(now_s)) {
+            return key;
+        }
         match &self.staple {
-            Some(staple) if clock::wall_s() < staple.until_s => &staple.key,
-            Some(_) | None => &self.key,
+            Some(staple) if now_s < staple.until_s => Arc::clone(&staple.key),
+            Some(_) | None => Arc::clone(&self.key),
         }
     }
 

@@ -90,7 +90,7 @@ impl ResolvesServerCert for Resolver {
         // Rustls has checked the name and made it lower case.
         let schemes = hello.signature_schemes();
         let usable = |one: &&Certificate| one.key.key.choose_scheme(schemes).is_some();
-        self.candidates(hello.server_name()).find(usable).map(|one| Arc::clone(one.now()))
+        self.candidates(hello.server_name()).find(usable).map(Certificate::now)
     }
 }
 

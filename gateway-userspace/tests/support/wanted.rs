@@ -52,6 +52,7 @@ pub fn certificate(name: &str) -> Certificate {
         chain_pem: pair.cert.pem().into_bytes(),
         key_pem: Secret::new(pair.signing_key.serialize_pem().as_bytes()),
         ocsp: None,
+        fetches_ocsp: false,
     }
 }
 

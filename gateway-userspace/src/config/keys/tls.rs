@@ -96,6 +96,14 @@ static SERVED_CERTIFICATE: Table = Table {
             doc: "DER file with an OCSP response about the certificate, which clients are sent that ask for it (stapling), as \
                   long as it is good. Somebody has to write it anew in time.",
         },
+        Field {
+            key: "ocsp",
+            shape: Shape::Word(&["fetch"]),
+            presence: Absent("`ocspFile`, if that is written"),
+            doc: "`fetch` asks the responder that the certificate names, over HTTP, and again when half of the time of its \
+                  answer is over. The chain has to have the issuer's certificate behind the leaf, which what is answered is \
+                  checked against. Until there is an answer, and when the last one is over, clients are told nothing.",
+        },
     ],
     one_of: &[],
 };

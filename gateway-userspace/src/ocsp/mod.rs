@@ -1,7 +1,10 @@
 //! Answers of an authority about a certificate (OCSP, RFC 6960), as far as somebody has to read them who passes them on:
 //! whether it is one, about this certificate, that it is good, and until when.
 //!
-//! Who signed it is not looked at: clients do, and whoever can write the file can write the certificate's key.
+//! Who signed it is looked at where it was fetched (`tls::signed`): clients do in any case, and whoever can write a file can write
+//! the certificate's key.
+
+pub mod ask;
 
 use std::fmt;
 
@@ -10,6 +13,9 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer as _, time::ASN
 
 /// Bytes of a response. Those of public authorities have up to 2 KiB.
 pub const MAX_BYTES: u64 = 64 * 1024;
+
+/// Certificates that a response may bring of those who signed it.
+const SIGNERS: usize = 4;
 
 /// Certificates that one response may speak of.
 const MOST: usize = 64;
@@ -20,6 +26,7 @@ const OBJECT: u8 = 0x06;
 const OCTETS: u8 = 0x04;
 const INTEGER: u8 = 0x02;
 const TIME: u8 = 0x18;
+const BITS: u8 = 0x03;
 const GOOD: u8 = 0x80;
 const REVOKED: u8 = 0xa1;
 
@@ -44,6 +51,10 @@ pub enum Error {
     Unknown,
     /// It does not say until when it is good.
     Timeless,
+    /// Nobody signed it who may.
+    Unsigned,
+    /// It is over, or not good yet.
+    Untimely,
 }
 
 impl Error {
@@ -53,7 +64,7 @@ impl Error {
             Self::Unreadable | Self::Timeless => {
                 "write a response as DER, such as `openssl ocsp -respout` makes, or leave the file out"
             }
-            Self::Unsuccessful(_) | Self::Foreign | Self::Unknown => {
+            Self::Unsuccessful(_) | Self::Foreign | Self::Unknown | Self::Unsigned | Self::Untimely => {
                 "ask the authority of this certificate again, or leave the file out"
             }
             Self::Revoked => "replace the certificate",
@@ -70,15 +81,38 @@ impl fmt::Display for Error {
             Self::Revoked => f.write_str("it says that the certificate is revoked"),
             Self::Unknown => f.write_str("it says that the authority does not know the certificate"),
             Self::Timeless => f.write_str("it does not say until when it is good"),
+            Self::Untimely => f.write_str("it is over, or not good yet: the clocks may differ"),
+            Self::Unsigned => f.write_str("it is signed by nobody who may speak for the issuer"),
         }
     }
 }
 
 impl std::error::Error for Error {}
 
+/// What a response says about a certificate.
+#[derive(Clone, Debug)]
+pub struct Said<'r> {
+    /// From when on and until when the certificate is good, in seconds since 1970; or why it is not said to be.
+    pub verdict: Result<[i64; 2], Error>,
+    /// What is signed.
+    pub signed: &'r [u8],
+    /// How, as the content of an `AlgorithmIdentifier`.
+    pub algorithm: &'r [u8],
+    /// The signature.
+    pub signature: &'r [u8],
+    /// Certificates of who may have signed it.
+    pub certificates: Vec<&'r [u8]>,
+}
+
 /// Until when a response is good that says that the first certificate of a chain is, in seconds since 1970. With the
 /// issuer behind it in the chain, its key has to be the one that is named, too.
 pub fn good_until<C: AsRef<[u8]>>(response: &[u8], chain: &[C]) -> Result<i64, Error> {
+    let [_, until_s] = read(response, chain)?.verdict?;
+    Ok(until_s)
+}
+
+/// What a response says, good or bad, about the first certificate of a chain, and by whom it was signed.
+pub fn read<'r, C: AsRef<[u8]>>(response: &'r [u8], chain: &[C]) -> Result<Said<'r>, Error> {
     let mut chain = chain.iter().filter_map(|one| X509Certificate::from_der(one.as_ref()).ok());
     let (_, leaf) = chain.next().ok_or(Error::Foreign)?;
     let issuer = chain.next().map(|(_, issuer)| issuer);
@@ -96,7 +130,8 @@ pub fn good_until<C: AsRef<[u8]>>(response: &[u8], chain: &[C]) -> Result<i64, E
     if bytes.take(OBJECT)?.0 != BASIC {
         return Err(Error::Unreadable);
     }
-    let mut data = bytes.take(OCTETS)?.take(SEQUENCE)?.take(SEQUENCE)?;
+    let mut basic = bytes.take(OCTETS)?.take(SEQUENCE)?;
+    let (signed, mut data) = basic.whole(SEQUENCE)?;
     data.skip_if(0xa0)?;
     // The responder, by name or by key, and when it said so.
     data.any()?;
@@ -108,10 +143,30 @@ pub fn good_until<C: AsRef<[u8]>>(response: &[u8], chain: &[C]) -> Result<i64, E
         }
         let mut answer = answers.take(SEQUENCE)?;
         if is_about(answer.take(SEQUENCE)?, &leaf, issuer.as_ref())? {
-            return until(answer);
+            let verdict = times(answer);
+            let algorithm = basic.take(SEQUENCE)?.0;
+            // Bits come in whole bytes.
+            let Some((0, signature)) =
+                basic.take(BITS)?.0.split_first().map(|(unused, rest)| (*unused, rest))
+            else {
+                return Err(Error::Unreadable);
+            };
+            let certificates = signers(basic)?;
+            return Ok(Said { verdict, signed, algorithm, signature, certificates });
         }
     }
     Err(Error::Foreign)
+}
+
+/// What follows the signature.
+fn signers(mut rest: Der<'_>) -> Result<Vec<&[u8]>, Error> {
+    let Some(mut list) = rest.optional(0xa0)? else { return Ok(Vec::new()) };
+    let mut list = list.take(SEQUENCE)?;
+    let mut signers = Vec::new();
+    while !list.0.is_empty() && signers.len() < SIGNERS {
+        signers.push(list.whole(SEQUENCE)?.0);
+    }
+    Ok(signers)
 }
 
 /// Whether an answer is about a certificate.
@@ -132,17 +187,20 @@ fn is_about(
         && issuer.is_none_or(|issuer| is(key, &issuer.public_key().subject_public_key.data)))
 }
 
-/// Until when an answer is good that says so.
-fn until(mut answer: Der<'_>) -> Result<i64, Error> {
+/// From when on, and until when an answer is good that says so.
+fn times(mut answer: Der<'_>) -> Result<[i64; 2], Error> {
     match answer.any()?.0 {
         GOOD => {}
         REVOKED => return Err(Error::Revoked),
         _ => return Err(Error::Unknown),
     }
-    answer.take(TIME)?;
+    let (this, _) = answer.whole(TIME)?;
     let next = answer.optional(0xa0)?.ok_or(Error::Timeless)?;
-    let (rest, time) = ASN1Time::from_der(next.0).map_err(|_| Error::Unreadable)?;
-    if rest.is_empty() { Ok(time.timestamp()) } else { Err(Error::Unreadable) }
+    let time = |der: &[u8]| match ASN1Time::from_der(der) {
+        Ok(([], time)) => Ok(time.timestamp()),
+        Ok(_) | Err(_) => Err(Error::Unreadable),
+    };
+    Ok([time(this)?, time(next.0)?])
 }
 
 /// Elements of DER, one after the other.
@@ -176,6 +234,14 @@ impl<'d> Der<'d> {
         }
     }
 
+    /// The same, and all of its bytes.
+    fn whole(&mut self, tag: u8) -> Result<(&'d [u8], Der<'d>), Error> {
+        let before = self.0;
+        let content = self.take(tag)?;
+        let whole = before.get(..before.len() - self.0.len()).ok_or(Error::Unreadable)?;
+        Ok((whole, content))
+    }
+
     /// The next element, if it has this tag.
     fn optional(&mut self, tag: u8) -> Result<Option<Der<'d>>, Error> {
         if self.0.first() == Some(&tag) { self.take(tag).map(Some) } else { Ok(None) }
@@ -193,14 +259,14 @@ mod tests {
     use super::*;
 
     // Made by `openssl ocsp` with a certificate of an authority of its own; see the folder's README.
-    const GOOD_SHA1: &[u8] = include_bytes!("../../tests/testdata/ocsp/good-sha1.der");
-    const GOOD_SHA256: &[u8] = include_bytes!("../../tests/testdata/ocsp/good-sha256.der");
-    const REVOKED: &[u8] = include_bytes!("../../tests/testdata/ocsp/revoked.der");
-    const UNKNOWN: &[u8] = include_bytes!("../../tests/testdata/ocsp/unknown.der");
-    const TIMELESS: &[u8] = include_bytes!("../../tests/testdata/ocsp/timeless.der");
-    const LEAF: &[u8] = include_bytes!("../../tests/testdata/ocsp/leaf.der");
-    const OTHER: &[u8] = include_bytes!("../../tests/testdata/ocsp/other.der");
-    const AUTHORITY: &[u8] = include_bytes!("../../tests/testdata/ocsp/authority.der");
+    const GOOD_SHA1: &[u8] = include_bytes!("../../../tests/testdata/ocsp/good-sha1.der");
+    const GOOD_SHA256: &[u8] = include_bytes!("../../../tests/testdata/ocsp/good-sha256.der");
+    const REVOKED: &[u8] = include_bytes!("../../../tests/testdata/ocsp/revoked.der");
+    const UNKNOWN: &[u8] = include_bytes!("../../../tests/testdata/ocsp/unknown.der");
+    const TIMELESS: &[u8] = include_bytes!("../../../tests/testdata/ocsp/timeless.der");
+    const LEAF: &[u8] = include_bytes!("../../../tests/testdata/ocsp/leaf.der");
+    const OTHER: &[u8] = include_bytes!("../../../tests/testdata/ocsp/other.der");
+    const AUTHORITY: &[u8] = include_bytes!("../../../tests/testdata/ocsp/authority.der");
 
     #[test]
     fn what_an_authority_says_about_a_certificate_is_read() {
