@@ -6,9 +6,9 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct Count {
-    /// Packets, or connections at `sk_lookup`.
+    /// Packets; connections at `sk_lookup`, and calls of processes at the hooks of their sockets.
     pub packets: u64,
-    /// Bytes from the link-layer header on; zero at `sk_lookup`.
+    /// Bytes from the link-layer header on; zero at `sk_lookup` and at the hooks of sockets.
     pub bytes: u64,
 }
 
@@ -32,7 +32,7 @@ pub struct ServiceCount {
     pub reply_packets: u64,
     /// Bytes of those packets as received.
     pub reply_bytes: u64,
-    /// Flows recorded for the first time.
+    /// Flows recorded for the first time, also those that a process of this node began at its socket.
     pub new_flows: u64,
     /// Connections steered into the agent.
     pub steered: u64,
@@ -114,14 +114,30 @@ pub enum Hook {
     TcProbeOut,
     /// TC on ingress, for their answers.
     TcProbeIn,
+    /// A process connects a socket, over IPv4.
+    Connect4,
+    /// A process connects a socket, over IPv6.
+    Connect6,
+    /// A process sends a datagram to an address that it names, over IPv4.
+    SendMsg4,
+    /// A process sends a datagram to an address that it names, over IPv6.
+    SendMsg6,
+    /// A process receives a datagram and asks from where, over IPv4.
+    RecvMsg4,
+    /// A process receives a datagram and asks from where, over IPv6.
+    RecvMsg6,
+    /// A process asks what a socket is connected to, over IPv4.
+    GetPeerName4,
+    /// A process asks what a socket is connected to, over IPv6.
+    GetPeerName6,
 }
 
 impl Hook {
     /// Room for hooks.
-    pub const LIMIT: u32 = 8;
+    pub const LIMIT: u32 = 16;
 
     /// All hooks, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 15] = [
         Self::XdpBalance,
         Self::TcIngress,
         Self::TcEgress,
@@ -129,6 +145,14 @@ impl Hook {
         Self::TcReceive,
         Self::TcProbeOut,
         Self::TcProbeIn,
+        Self::Connect4,
+        Self::Connect6,
+        Self::SendMsg4,
+        Self::SendMsg6,
+        Self::RecvMsg4,
+        Self::RecvMsg6,
+        Self::GetPeerName4,
+        Self::GetPeerName6,
     ];
 
     /// The number of the hook; append-only.
@@ -142,6 +166,14 @@ impl Hook {
             Self::TcReceive => 4,
             Self::TcProbeOut => 5,
             Self::TcProbeIn => 6,
+            Self::Connect4 => 7,
+            Self::Connect6 => 8,
+            Self::SendMsg4 => 9,
+            Self::SendMsg6 => 10,
+            Self::RecvMsg4 => 11,
+            Self::RecvMsg6 => 12,
+            Self::GetPeerName4 => 13,
+            Self::GetPeerName6 => 14,
         }
     }
 
@@ -155,6 +187,14 @@ impl Hook {
             Self::TcReceive => "tc_receive",
             Self::TcProbeOut => "tc_probe_out",
             Self::TcProbeIn => "tc_probe_in",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::SendMsg4 => "sendmsg4",
+            Self::SendMsg6 => "sendmsg6",
+            Self::RecvMsg4 => "recvmsg4",
+            Self::RecvMsg6 => "recvmsg6",
+            Self::GetPeerName4 => "getpeername4",
+            Self::GetPeerName6 => "getpeername6",
         }
     }
 
@@ -244,7 +284,7 @@ reasons! {
     Agent = 8 "agent" Passed,
     /// To a translation port that no flow holds; a socket of this node may own it.
     NoTranslation = 9 "no_translation" Passed,
-    /// Leaves from an address and port that no translation holds.
+    /// Leaves from an address and port that no translation holds; at the hooks of sockets, an address that was never another.
     NotTranslated = 10 "not_translated" Passed,
     /// Translated or tunnelled, and sent to an endpoint.
     Forwarded = 16 "forwarded" Forwarded,
@@ -335,6 +375,14 @@ reasons! {
     EchoLimited = 102 "echo_limited" Dropped,
     /// To a service of the agent with `failMode: open`, of a connection that began while the agent was silent: translated, and sent to an endpoint.
     FailedOpen = 104 "failed_open" Forwarded,
+    /// At the hooks of sockets: to a service, by the agent itself or from another network namespace than the agent's.
+    ForeignSocket = 110 "foreign_socket" Passed,
+    /// At the hooks of sockets: a virtual address became that of an endpoint.
+    SocketTranslated = 111 "socket_translated" Forwarded,
+    /// At the hooks of sockets: the address of an endpoint became the virtual one that the process had asked for.
+    SocketRestored = 112 "socket_restored" Forwarded,
+    /// At the hooks of sockets: refused, because what the process asked for could not be written down.
+    SocketsFull = 113 "sockets_full" Dropped,
 }
 
 impl Reason {
@@ -343,7 +391,7 @@ impl Reason {
 
     /// The reasons that are counted by service, by their places; append-only. One that is not here is counted at the last
     /// place.
-    pub const OF_SERVICES: [Self; 17] = [
+    pub const OF_SERVICES: [Self; 18] = [
         Self::TtlExpired,
         Self::NoEndpoint,
         Self::BadSlot,
@@ -361,6 +409,7 @@ impl Reason {
         Self::SourceLimited,
         Self::ServiceLimited,
         Self::EchoLimited,
+        Self::SocketsFull,
     ];
 
     /// The name that [`ServiceReasons`] has for its last place.

@@ -5,7 +5,7 @@
 
 use crate::{
     answer, cookie, counter, endpoint, event, filter, flow, fragment, health, heartbeat, probe, receive,
-    service, settings, slot, source,
+    service, settings, slot, socket, source,
 };
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
@@ -13,7 +13,7 @@ pub const LAYOUT_VERSION: u32 = 5;
 
 /// Maps whose values changed after the first layout that this one knows, 2, and since when. Whoever raises the version
 /// writes them down here.
-pub const CHANGED: &[(&str, u32)] = &[("REASONS", 3), ("ANSWERS", 4)];
+pub const CHANGED: &[(&str, u32)] = &[("REASONS", 5), ("ANSWERS", 4)];
 
 /// The oldest layout that [`CHANGED`] speaks of.
 const OLDEST: u32 = 2;
@@ -45,6 +45,9 @@ pub const SIZES: &[(&str, usize)] = &[
     ("RefusedRow", size_of::<source::RefusedRow>()),
     ("SynCookie", size_of::<cookie::SynCookie>()),
     ("Settings", size_of::<settings::Settings>()),
+    ("SocketPeer", size_of::<socket::SocketPeer>()),
+    ("AskedFor", size_of::<socket::AskedFor>()),
+    ("SocketScope", size_of::<socket::SocketScope>()),
     ("Probe", size_of::<probe::Probe>()),
     ("Receive", size_of::<receive::Receive>()),
     ("Scratch", size_of::<flow::Scratch>()),

@@ -29,4 +29,5 @@ pub mod receive;
 pub mod service;
 pub mod settings;
 pub mod slot;
+pub mod socket;
 pub mod source;

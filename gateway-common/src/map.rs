@@ -19,6 +19,7 @@ use crate::{
     service::{PortRange, Service, ServiceBucket},
     settings::Settings,
     slot::SlotChunk,
+    socket::{AskedFor, SocketPeer, SocketScope},
     source::{self, RefusedRow, ServiceRate, SourceNetwork, SourceRateBucket, SourceRule},
 };
 
@@ -31,6 +32,8 @@ pub enum Kind {
     MappedArray,
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
     PerCpuArray,
+    /// `BPF_MAP_TYPE_LRU_HASH`: when it is full, what was not asked for lately goes.
+    LruHash,
     /// `BPF_MAP_TYPE_SOCKMAP`; cannot carry BTF.
     SockMap,
     /// `BPF_MAP_TYPE_PROG_ARRAY`.
@@ -167,6 +170,10 @@ maps! {
     Sockets "SOCKETS" SockMap [4_096] u32 => u64;
     /// Until when the agent's workers are taken for alive, by their numbers.
     Heartbeats "HEARTBEATS" MappedArray [Heartbeat::ROWS] u32 => Heartbeat;
+    /// What processes asked for whose sockets got an endpoint's address instead of a virtual one, where `agent.kernel.connect` says so.
+    SocketPeers "SOCKET_PEERS" LruHash [65_536] SocketPeer => AskedFor;
+    /// Whose sockets those may be, one row.
+    SocketScopes "SOCKET_SCOPES" Array [1] u32 => SocketScope;
     /// Packets that came in pieces: what the first one told about the others.
     Fragments "FRAGMENTS" Array [4_096] u32 => FragmentBucket;
     /// Programs that those at XDP end in.

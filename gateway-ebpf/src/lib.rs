@@ -28,6 +28,7 @@ pub mod record;
 pub mod reply;
 pub mod rewrite;
 pub mod select;
+pub mod socket;
 mod standby;
 pub mod steer;
 pub mod table;

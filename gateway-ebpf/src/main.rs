@@ -9,9 +9,10 @@ mod map;
 
 use aya_ebpf::{
     bindings::bpf_sk_lookup,
-    macros::{classifier, xdp},
-    programs::{SkLookupContext, TcContext, XdpContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SkLookupContext, SockAddrContext, TcContext, XdpContext},
 };
+use gateway_common::counter::Hook;
 
 /// Balances clients' packets and translates replies back, before the stack sees them.
 #[xdp]
@@ -123,6 +124,54 @@ fn xdp_sweep(ctx: XdpContext) -> u32 {
 #[unsafe(link_section = "sk_lookup/connection")]
 extern "C" fn sk_lookup(ctx: *mut bpf_sk_lookup) -> u32 {
     hook::sk_lookup::run(&SkLookupContext::new(ctx))
+}
+
+/// A process of this node connects over IPv4: a virtual address becomes an endpoint's.
+#[cgroup_sock_addr(connect4)]
+fn connect4(ctx: SockAddrContext) -> i32 {
+    hook::socket::translate4(&ctx, Hook::Connect4)
+}
+
+/// The same over IPv6, also of IPv4 addresses in that form.
+#[cgroup_sock_addr(connect6)]
+fn connect6(ctx: SockAddrContext) -> i32 {
+    hook::socket::translate6(&ctx, Hook::Connect6)
+}
+
+/// A process of this node sends a datagram to a virtual address.
+#[cgroup_sock_addr(sendmsg4)]
+fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    hook::socket::translate4(&ctx, Hook::SendMsg4)
+}
+
+/// The same over IPv6.
+#[cgroup_sock_addr(sendmsg6)]
+fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    hook::socket::translate6(&ctx, Hook::SendMsg6)
+}
+
+/// A process of this node is told whom a datagram is from.
+#[cgroup_sock_addr(recvmsg4)]
+fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    hook::socket::restore4(&ctx, Hook::RecvMsg4)
+}
+
+/// The same over IPv6.
+#[cgroup_sock_addr(recvmsg6)]
+fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    hook::socket::restore6(&ctx, Hook::RecvMsg6)
+}
+
+/// A process of this node is told what it is connected to.
+#[cgroup_sock_addr(getpeername4)]
+fn getpeername4(ctx: SockAddrContext) -> i32 {
+    hook::socket::restore4(&ctx, Hook::GetPeerName4)
+}
+
+/// The same over IPv6.
+#[cgroup_sock_addr(getpeername6)]
+fn getpeername6(ctx: SockAddrContext) -> i32 {
+    hook::socket::restore6(&ctx, Hook::GetPeerName6)
 }
 
 /// Never reached: the verifier proves it, because a loop without an end would not load.

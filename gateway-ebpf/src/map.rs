@@ -40,9 +40,12 @@ use gateway_ebpf::{
     table::row::{FlowRows, ReplyRows},
 };
 
-use crate::hook::{apart, cookie, word};
+use crate::hook::{
+    apart, cookie,
+    word::{self, number_of, place_of},
+};
 
-const fn capacity<M: MapDef>() -> usize {
+pub(crate) const fn capacity<M: MapDef>() -> usize {
     M::CAPACITY as usize
 }
 
@@ -138,16 +141,23 @@ static SCRATCH: PerCpuArray<Value<map::ScratchMap>, { capacity::<map::ScratchMap
 #[btf_map]
 static ANSWERS: PerCpuArray<Value<map::AnswersMap>, { capacity::<map::AnswersMap>() }> = PerCpuArray::new();
 #[btf_map]
-static REASONS: PerCpuArray<Value<map::Reasons>, { capacity::<map::Reasons>() }> = PerCpuArray::new();
-#[btf_map]
-static SERVICE_COUNTS: PerCpuArray<Value<map::ServiceCounts>, { capacity::<map::ServiceCounts>() }> =
+pub(crate) static REASONS: PerCpuArray<Value<map::Reasons>, { capacity::<map::Reasons>() }> =
     PerCpuArray::new();
 #[btf_map]
-static SERVICE_REASONS: PerCpuArray<Value<map::ServiceReasons>, { capacity::<map::ServiceReasons>() }> =
-    PerCpuArray::new();
+pub(crate) static SERVICE_COUNTS: PerCpuArray<
+    Value<map::ServiceCounts>,
+    { capacity::<map::ServiceCounts>() },
+> = PerCpuArray::new();
 #[btf_map]
-static ENDPOINT_COUNTS: PerCpuArray<Value<map::EndpointCounts>, { capacity::<map::EndpointCounts>() }> =
-    PerCpuArray::new();
+pub(crate) static SERVICE_REASONS: PerCpuArray<
+    Value<map::ServiceReasons>,
+    { capacity::<map::ServiceReasons>() },
+> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static ENDPOINT_COUNTS: PerCpuArray<
+    Value<map::EndpointCounts>,
+    { capacity::<map::EndpointCounts>() },
+> = PerCpuArray::new();
 #[btf_map]
 static ENDPOINT_HEALTH: PerCpuArray<Value<map::EndpointHealths>, { capacity::<map::EndpointHealths>() }> =
     PerCpuArray::new();
@@ -415,13 +425,9 @@ impl Maps for KernelMaps {
 
     #[inline(always)]
     fn count_service_drop(&self, id: u32, reason: Reason) {
-        const { assert!(Reason::PLACES == 32, "a place has five bits") };
         let Some(row) = SERVICE_REASONS.get_ptr_mut(id) else { return };
         let row: *mut ServiceReasons = row;
-        let place = Reason::BY_NUMBER.as_ptr().wrapping_add(number_of(reason));
-        // SAFETY: the number is below that of the reasons.
-        let place = unsafe { place.read() };
-        let place = usize::try_from(word::masked::<31>(u64::from(place))).unwrap_or(0);
+        let place = place_of(reason);
         // SAFETY: the place is below that of the counts.
         let count = unsafe { row.cast::<u64>().add(place) };
         // SAFETY: the row belongs to this processor, and nothing else runs there in between.
@@ -473,13 +479,6 @@ impl Maps for KernelMaps {
     fn count_endpoint(&self, row: u32, by: impl FnOnce(&mut EndpointCount)) {
         change(ENDPOINT_COUNTS.get_ptr_mut(row), by);
     }
-}
-
-/// The number of a reason, in a form that the verifier follows.
-#[inline(always)]
-fn number_of(reason: Reason) -> usize {
-    const { assert!(Reason::LIMIT == 128, "the number of a reason has seven bits") };
-    usize::try_from(word::masked::<127>(u64::from(reason.number()))).unwrap_or(0)
 }
 
 #[inline(always)]

@@ -356,6 +356,10 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
         tunnel: kernel.tunnel,
         tcx: true,
         events: kernel.events,
+        connect: kernel
+            .connect
+            .as_ref()
+            .map(|connect| kernel::Connect { cgroup: connect.cgroup.clone(), sockets: connect.sockets }),
         receive: kernel.receive.as_ref().map_or_else(Receive::default, |receive| {
             let peer = |network: &Network| Peer::new(network.addr.into(), network.prefix_bits);
             Receive::new(receive.peers.iter().map(peer), Port::new(receive.port))

@@ -116,6 +116,7 @@ impl Kernel {
                 Program::Xdp(program) => program.load(),
                 Program::SchedClassifier(program) => program.load(),
                 Program::SkLookup(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
                 _ => bail!("the object holds an unknown kind of program: {name}"),
             }
             .with_context(|| format!("loading {name}"))?;
@@ -197,6 +198,7 @@ impl Kernel {
         self.fill_rare(tables)?;
         self.fill_events(tables)?;
         self.fill_health(tables)?;
+        self.fill_sockets(tables)?;
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
@@ -309,6 +311,7 @@ impl Kernel {
         tables.syn_cookies = rows(&self.array::<SYN_COOKIE>(map::SynCookies::NAME)?, ROWS)?;
         self.read_events(&mut tables)?;
         self.read_health(&mut tables)?;
+        self.read_sockets(&mut tables)?;
         let endpoints = self.counts::<ENDPOINT_COUNT>(map::EndpointCounts::NAME)?;
         tables.endpoint_counts = sums(&endpoints, ROWS, |sum: &mut EndpointCount, one: EndpointCount| {
             sum.packets += one.packets;
@@ -386,6 +389,14 @@ impl Kernel {
                 <&mut SchedClassifier>::try_from(program)?.test_run(options)
             }
             Hook::SkLookup => bail!("a socket lookup has no packet: use lookup()"),
+            Hook::Connect4
+            | Hook::Connect6
+            | Hook::SendMsg4
+            | Hook::SendMsg6
+            | Hook::RecvMsg4
+            | Hook::RecvMsg6
+            | Hook::GetPeerName4
+            | Hook::GetPeerName6 => bail!("a socket's call has no packet: use sit_at()"),
         }
         .with_context(|| format!("running {}", hook.name()))?;
         out.truncate(usize::try_from(result.data_size_out)?);

@@ -13,6 +13,8 @@ pub mod agent;
 #[cfg(feature = "whole")]
 pub mod bench;
 #[cfg(feature = "whole")]
+pub mod cgroup;
+#[cfg(feature = "whole")]
 pub mod client;
 #[cfg(feature = "whole")]
 pub mod demo;
@@ -26,6 +28,8 @@ mod kernel_events;
 mod kernel_health;
 #[cfg(feature = "whole")]
 pub mod kernel_run;
+#[cfg(feature = "whole")]
+pub mod kernel_sockets;
 #[cfg(feature = "whole")]
 mod kernel_sources;
 #[cfg(feature = "whole")]

@@ -21,6 +21,7 @@ use gateway_common::{
     service::{PortRange, Service, ServiceKey},
     settings::Settings,
     slot::SlotChunk,
+    socket::{AskedFor, SocketPeer, SocketScope},
     source::{self, RefusedRow, RefusedSource, ServiceRate, SourceNetwork, SourceRateBucket, SourceRule},
 };
 
@@ -69,6 +70,14 @@ pub struct Tables {
     pub listening: BTreeSet<u32>,
     /// Sources whose packets were refused.
     pub refused: BTreeMap<u32, RefusedRow>,
+    /// What processes asked for.
+    pub asked: BTreeMap<SocketPeer, AskedFor>,
+    /// Whether there is no room for more of that.
+    pub is_asked_full: bool,
+    /// What a program gets that asks for a number by chance: no map either.
+    pub random: u32,
+    /// Whose sockets are translated.
+    pub socket_scope: SocketScope,
     /// The settings.
     pub settings: Settings,
     /// Whose tunnels end here.

@@ -89,6 +89,7 @@ impl Place {
             receive: Receive::default(),
             events: 0,
             fail_open_after: Duration::from_secs(3),
+            connect: None,
         }
     }
 

@@ -33,6 +33,9 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("RefusedRow", 192),
         ("SynCookie", 24),
         ("Settings", 128),
+        ("SocketPeer", 32),
+        ("AskedFor", 24),
+        ("SocketScope", 8),
         ("Probe", 40),
         ("Receive", 1_032),
         ("Scratch", 256),
@@ -72,7 +75,7 @@ fn sizes_stand_behind_their_versions() {
 fn maps_of_another_layout_are_taken_where_they_mean_the_same() {
     use gateway_common::layout::{CHANGED, is_unchanged_since};
     assert!(is_unchanged_since("SERVICES", 2));
-    assert!(!is_unchanged_since("REASONS", 2) && is_unchanged_since("REASONS", 3));
+    assert!(!is_unchanged_since("REASONS", 4) && is_unchanged_since("REASONS", 5));
     assert!(!is_unchanged_since("SERVICES", 1), "nothing is known of it");
     assert!(!is_unchanged_since("SERVICES", LAYOUT_VERSION + 1));
     let is_map = |name: &str| map::ALL.iter().any(|map| map.name == name);
@@ -95,14 +98,18 @@ fn wanted(map: &Description) -> (aya::maps::MapType, u32, u32, u32, u32) {
         Kind::ProgArray => (MapType::ProgramArray, 0),
         Kind::LpmTrie => (MapType::LpmTrie, NO_PREALLOC),
         Kind::RingBuf => (MapType::RingBuf, 0),
+        Kind::LruHash => (MapType::LruHash, 0),
     };
     // The kernel looks sockets up by a number of 4 or 8 bytes; the object says 4.
     let value_size = match map.kind {
         Kind::SockMap => 4,
         Kind::RingBuf => 0,
-        Kind::Array | Kind::MappedArray | Kind::PerCpuArray | Kind::ProgArray | Kind::LpmTrie => {
-            map.value_size
-        }
+        Kind::Array
+        | Kind::MappedArray
+        | Kind::PerCpuArray
+        | Kind::ProgArray
+        | Kind::LpmTrie
+        | Kind::LruHash => map.value_size,
     };
     (kind, flags, u32::try_from(map.key_size).unwrap(), u32::try_from(value_size).unwrap(), map.capacity)
 }
@@ -115,6 +122,7 @@ fn info(ebpf: &Ebpf, name: &str) -> MapInfo {
     | Map::SockMap(data)
     | Map::ProgramArray(data)
     | Map::LpmTrie(data)
+    | Map::LruHashMap(data)
     | Map::RingBuf(data)) = map
     else {
         panic!("{name} is a map of an unknown kind");

@@ -94,6 +94,7 @@ const fn kind(kind: Kind) -> &'static str {
         Kind::SockMap => "sockmap",
         Kind::ProgArray => "program array",
         Kind::RingBuf => "ring buffer",
+        Kind::LruHash => "LRU hash",
     }
 }
 

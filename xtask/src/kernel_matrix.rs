@@ -368,6 +368,7 @@ busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
 busybox mount -t devtmpfs dev /dev
 busybox mount -t bpf bpf /sys/fs/bpf
+busybox mount -t cgroup2 cgroup2 /sys/fs/cgroup
 busybox mount -t tmpfs tmp /tmp
 busybox uname -r
 for module in /modules/*.ko; do busybox insmod "$module"; done

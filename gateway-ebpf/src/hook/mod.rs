@@ -2,7 +2,8 @@
 //!
 //! A packet meets `xdp_balance` first, where it is attached; what it passes goes up to `tc_ingress`, where that is
 //! attached instead; a connection for the agent then meets `sk_lookup`. Packets that leave meet `tc_egress`, except
-//! those that XDP sent.
+//! those that XDP sent. Before all packets of a process of this node there are its calls: the hooks of its socket
+//! (`connect4` and its neighbors) see them where a control group has them.
 
 /// In a build for debugging, tells the agent about a packet that ends here. Other builds have nothing of it.
 macro_rules! log_drop {
@@ -31,6 +32,7 @@ pub(crate) mod aside;
 pub(crate) mod cookie;
 mod fib;
 pub(crate) mod sk_lookup;
+pub(crate) mod socket;
 pub(crate) mod tc;
 pub(crate) mod word;
 pub(crate) mod xdp;

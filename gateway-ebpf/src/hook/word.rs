@@ -2,9 +2,11 @@
 //! (version 3 of the instruction set, Linux 5.12).
 //!
 //! Programs are also checked as if they were built for this machine, where the compiler has the operations.
-#![cfg_attr(target_arch = "bpf", expect(unsafe_code, reason = "instructions"))]
+#![expect(unsafe_code, reason = "instructions, and a table without a look at its bounds")]
 
 use core::sync::atomic::AtomicU64;
+
+use gateway_common::counter::Reason;
 
 #[cfg(target_arch = "bpf")]
 mod instructions {
@@ -155,4 +157,21 @@ pub(crate) fn masked<const MASK: u64>(number: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn fixed(number: usize) -> usize {
     instructions::fixed(number)
+}
+
+/// The number of a reason, in a form that the verifier follows.
+#[inline(always)]
+pub(crate) fn number_of(reason: Reason) -> usize {
+    const { assert!(Reason::LIMIT == 128, "the number of a reason has seven bits") };
+    usize::try_from(masked::<127>(u64::from(reason.number()))).unwrap_or(0)
+}
+
+/// The place of a reason among those of a service, in a form that the verifier follows.
+#[inline(always)]
+pub(crate) fn place_of(reason: Reason) -> usize {
+    const { assert!(Reason::PLACES == 32, "a place has five bits") };
+    let place = Reason::BY_NUMBER.as_ptr().wrapping_add(number_of(reason));
+    // SAFETY: the number is below that of the reasons.
+    let place = unsafe { place.read() };
+    usize::try_from(masked::<31>(u64::from(place))).unwrap_or(0)
 }

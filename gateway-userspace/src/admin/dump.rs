@@ -118,6 +118,9 @@ pub fn kernel(kernel: &Mutex<Kernel>) -> Value {
             "services": services,
             "attachments": attachments,
             "receiving": receiving,
+            "connect": kernel.connected().map(|(cgroup, is_attached)| {
+                json!({ "cgroup": cgroup.display().to_string(), "attached": is_attached })
+            }),
             "refusedSources": refused_sources(kernel),
         })
     })

@@ -6,9 +6,9 @@ use gateway_common::{addr::Port, settings::Tunnel};
 
 use crate::{
     config::{
-        AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, ClientSettings, Interfaces,
-        KernelMode, KernelSettings, LogFormat, LogLevel, LogSettings, OverloadSettings, ReceiveSettings,
-        SeedSource, TraceSettings,
+        AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, ClientSettings,
+        ConnectSettings, Interfaces, KernelMode, KernelSettings, LogFormat, LogLevel, LogSettings,
+        OverloadSettings, ReceiveSettings, SeedSource, TraceSettings,
         files::Files,
         read::{View, Wrong},
         shape,
@@ -142,11 +142,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         "tc" => Some(AttachMode::Tc),
         _ => None,
     });
-    let bpffs = kernel.text("bpffs", |path| {
-        let absolute = PathBuf::from(path);
-        let wrong = || Wrong::new("it is relative", "write a path that begins with /, such as /sys/fs/bpf");
-        if absolute.is_absolute() { Ok(absolute) } else { Err(wrong()) }
-    });
+    let bpffs = kernel.text("bpffs", |path| absolute(path, "/sys/fs/bpf"));
     let translation_ports = kernel.text("translationPorts", text::translation_ports);
     let seed = if kernel.has("seedFile") {
         kernel.text("seedFile", |path| read_seed(path, files)).map(|seed| SeedSource::Given(seed.value))
@@ -170,6 +166,10 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         Some(view) => view.integer("perSecond").map(|number| number.value),
         None => Some(0).filter(|_| !kernel.has("events")),
     };
+    let connect = match kernel.table("connect") {
+        Some(view) => read_connect(&view).map(Some),
+        None => Some(None).filter(|_| !kernel.has("connect")),
+    };
     Some(KernelSettings {
         mode: mode?.value,
         interfaces,
@@ -185,6 +185,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         tunnel: tunnel?,
         receive: receive?,
         events: events?,
+        connect: connect?,
     })
 }
 
@@ -209,6 +210,20 @@ fn read_receive(view: &View<'_>, balanced: &Interfaces) -> Option<ReceiveSetting
     let port = view.integer("port");
     let peers = peers.into_iter().map(|network| network.value).collect();
     Some(ReceiveSettings { peers, interfaces, port: port?.value })
+}
+
+fn read_connect(view: &View<'_>) -> Option<ConnectSettings> {
+    let cgroup = view.text("cgroup", |path| absolute(path, "/sys/fs/cgroup"));
+    let sockets = view.integer("sockets");
+    Some(ConnectSettings { cgroup: cgroup?.value, sockets: sockets?.value })
+}
+
+/// A path that means the same wherever the agent was started.
+fn absolute(path: &str, example: &str) -> Result<PathBuf, Wrong> {
+    let absolute = PathBuf::from(path);
+    let wrong =
+        || Wrong::new("it is relative", format!("write a path that begins with /, such as {example}"));
+    if absolute.is_absolute() { Ok(absolute) } else { Err(wrong()) }
 }
 
 fn read_seed(path: &str, files: &Files) -> Result<Secret, Wrong> {

@@ -218,6 +218,17 @@ pub struct KernelSettings {
     pub receive: Option<ReceiveSettings>,
     /// Packets that each processor tells of for each reason, in a second; zero for none.
     pub events: u16,
+    /// Whose sockets are translated.
+    pub connect: Option<ConnectSettings>,
+}
+
+/// Processes whose sockets get an endpoint's address instead of a virtual one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConnectSettings {
+    /// The folder of their control group.
+    pub cgroup: PathBuf,
+    /// Sockets and endpoints that are remembered.
+    pub sockets: u32,
 }
 
 /// The receiving end of tunnels.

@@ -9,6 +9,7 @@ use aya::{programs::ProgramError, sys::SyscallError};
 #[expect(missing_docs, reason = "the message of each says what it means")]
 pub enum Error {
     Attach { what: &'static str, source: ProgramError },
+    Cgroup { path: PathBuf, source: io::Error },
     Filter { path: PathBuf, source: io::Error },
     ForeignPin { path: PathBuf },
     Interface { name: String, source: io::Error },
@@ -35,7 +36,16 @@ impl fmt::Display for Error {
                 f,
                 "cannot attach {what}: another XDP program holds the interface; remove it, or write `attach: auto`"
             ),
+            Self::Attach { what, source } if is_denied(source) => write!(
+                f,
+                "cannot attach {what}: the agent may not, or a program of somebody else holds the control group or one above it alone (attached without BPF_F_ALLOW_MULTI)"
+            ),
             Self::Attach { what, .. } => write!(f, "cannot attach {what}"),
+            Self::Cgroup { path, .. } => write!(
+                f,
+                "cannot use {} as a control group; write the folder of one of version 2 (`grep cgroup2 /proc/mounts` shows where they are)",
+                path.display()
+            ),
             Self::Filter { path, .. } => {
                 write!(f, "cannot find, replace or remove the filter of {}", path.display())
             }
@@ -86,7 +96,8 @@ impl std::error::Error for Error {
             Self::Load { source } => Some(source.as_ref()),
             Self::Map { source, .. } => Some(source),
             Self::Pin { source, .. } => Some(source),
-            Self::Filter { source, .. }
+            Self::Cgroup { source, .. }
+            | Self::Filter { source, .. }
             | Self::Interface { source, .. }
             | Self::MountBpffs { source, .. }
             | Self::Namespace { source }
@@ -106,4 +117,10 @@ impl std::error::Error for Error {
 fn is_taken(error: &ProgramError) -> bool {
     let ProgramError::SyscallError(SyscallError { io_error, .. }) = error else { return false };
     matches!(io_error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+}
+
+/// Whether the kernel says that this may not be.
+fn is_denied(error: &ProgramError) -> bool {
+    let ProgramError::SyscallError(SyscallError { io_error, .. }) = error else { return false };
+    io_error.raw_os_error() == Some(libc::EPERM)
 }

@@ -21,6 +21,7 @@ use gateway_common::{
     service::{PortRange, Service, ServiceBucket, ServiceEntry, ServiceKey},
     settings::Settings,
     slot::{Slot, SlotChunk},
+    socket::SocketScope,
     source::{self, RefusedRow, RefusedSource, SourceNetwork, SourceRule},
 };
 
@@ -65,6 +66,7 @@ pub(super) struct KernelMaps {
     refused_sources: PerCpu<RefusedRow>,
     settings: Rows<Settings>,
     receiving: Rows<Receive>,
+    socket_scopes: Rows<SocketScope>,
     sockets: SockMap<MapData>,
     reasons: PerCpu<HookCounts>,
     service_counts: PerCpu<ServiceCount>,
@@ -136,6 +138,7 @@ impl KernelMaps {
             refused_sources: taken::<map::RefusedSources, _>(object)?,
             settings: taken::<map::SettingsMap, _>(object)?,
             receiving: taken::<map::Receiving, _>(object)?,
+            socket_scopes: taken::<map::SocketScopes, _>(object)?,
             sockets: taken::<map::Sockets, _>(object)?,
             reasons: taken::<map::Reasons, _>(object)?,
             service_counts: taken::<map::ServiceCounts, _>(object)?,
@@ -336,6 +339,11 @@ impl KernelMaps {
     /// Says whose tunnels end here.
     pub(super) fn put_receive(&mut self, receive: &Receive) -> Result<(), Error> {
         self.receiving.set(0, Shared(*receive), 0).map_err(failed::<map::Receiving>)
+    }
+
+    /// Says whose sockets may be translated.
+    pub(super) fn put_socket_scope(&mut self, scope: SocketScope) -> Result<(), Error> {
+        self.socket_scopes.set(0, Shared(scope), 0).map_err(failed::<map::SocketScopes>)
     }
 
     /// Gives a listening socket its place.

@@ -52,7 +52,7 @@ use gateway_common::{
 };
 
 pub use crate::kernel::{
-    attach::{AttachMode, Attachment, Beside, Kept},
+    attach::{AttachMode, Attachment, Beside, Connect, Kept},
     counts::{AT_ONCE, Counters, OfEndpoint},
     error::Error,
     events::Events,
@@ -102,6 +102,8 @@ pub struct Settings {
     pub events: u16,
     /// Time after which a worker that tells nothing is taken for silent.
     pub fail_open_after: Duration,
+    /// Whose sockets are translated; none for nobody's.
+    pub connect: Option<Connect>,
 }
 
 impl Settings {
@@ -111,6 +113,8 @@ impl Settings {
             shared::Flows::NAME => (self.flows / 2).next_power_of_two().max(16),
             shared::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
             shared::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
+            // It has its room from the beginning, whether it is used or not.
+            shared::SocketPeers::NAME => self.connect.as_ref().map_or(1, |connect| connect.sockets),
             shared::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
             _ => description.capacity,
         }
@@ -157,6 +161,7 @@ pub struct Kernel {
     records: Option<Records>,
     events: Option<Events>,
     sweep: Sweep,
+    connect: Option<Connect>,
     /// Held as long as this agent owns the pins and the node's network.
     _ownership: Ownership,
 }
@@ -214,7 +219,7 @@ impl Kernel {
         };
         let writer = Writer::new(maps, terms, Clock::real())?;
         let attacher = Attacher::new(object, pins, settings.tcx);
-        Ok(Self {
+        let mut kernel = Self {
             attacher,
             tunnelled,
             heart,
@@ -224,8 +229,11 @@ impl Kernel {
             records,
             events: (settings.events != 0).then_some(events),
             sweep,
+            connect: settings.connect.clone(),
             _ownership: ownership,
-        })
+        };
+        kernel.begin_with_sockets()?;
+        Ok(kernel)
     }
 
     /// The seed in use.

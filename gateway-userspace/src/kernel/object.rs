@@ -126,6 +126,13 @@ pub(super) fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, Error> {
         let path = pins.map(description.name);
         let wanted = settings.capacity_of(description);
         let capacity = if path.exists() { pinned_capacity(description, &path, wanted)? } else { wanted };
+        let capacity = if capacity != wanted && description.name == map::SocketPeers::NAME {
+            // What it holds means nothing to packets: it is made anew, and programs that are attached get it in a moment.
+            fs::remove_file(&path).map_err(|source| Error::PinFolder { path: path.clone(), source })?;
+            wanted
+        } else {
+            capacity
+        };
         loader.map_max_entries(description.name, capacity);
         loader.map_pin_path(description.name, path);
     }
@@ -140,7 +147,7 @@ fn pinned_capacity(description: &Description, path: &Path, wanted: u32) -> Resul
         return Err(Error::ForeignPin { path: path.to_owned() });
     }
     let present = info.max_entries();
-    if present != wanted {
+    if present != wanted && name != map::SocketPeers::NAME {
         tracing::info!(map = name, present, wanted, "a pinned map keeps its capacity until `sluice cleanup`");
     }
     Ok(present)
@@ -153,9 +160,12 @@ fn is_like(description: &Description, info: &MapInfo) -> Result<bool, MapError> 
     let value_size = match description.kind {
         Kind::SockMap => 4,
         Kind::RingBuf => 0,
-        Kind::Array | Kind::MappedArray | Kind::PerCpuArray | Kind::ProgArray | Kind::LpmTrie => {
-            description.value_size
-        }
+        Kind::Array
+        | Kind::MappedArray
+        | Kind::PerCpuArray
+        | Kind::ProgArray
+        | Kind::LpmTrie
+        | Kind::LruHash => description.value_size,
     };
     Ok(kind == type_of(description.kind)
         && Some(sizes) == u32::try_from(description.key_size).ok().zip(u32::try_from(value_size).ok())
@@ -176,5 +186,6 @@ const fn type_of(kind: Kind) -> aya::maps::MapType {
         Kind::ProgArray => MapType::ProgramArray,
         Kind::LpmTrie => MapType::LpmTrie,
         Kind::RingBuf => MapType::RingBuf,
+        Kind::LruHash => MapType::LruHash,
     }
 }

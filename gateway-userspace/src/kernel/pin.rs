@@ -38,9 +38,16 @@ pub(super) fn decoded(name: &str) -> String {
     name.replace(':', ".")
 }
 
-/// What a link hangs on: the index of an interface, or the inode of a network namespace.
+/// What a link hangs on: the index of an interface, the inode of a network namespace, or that of a control group.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Target(pub(super) u32);
+pub(super) struct Target(pub(super) u64);
+
+impl Target {
+    /// The index of an interface.
+    pub(super) fn index(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(0)
+    }
+}
 
 /// Replaces the program of a pinned link in place. False when there is no such link, or when it hung on something else:
 /// its pin is removed then, and the caller attaches anew.

@@ -7,7 +7,7 @@ use std::{
     marker::PhantomData,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
+        unix::{ffi::OsStrExt, net::UnixDatagram},
     },
     path::Path,
     ptr::NonNull,
@@ -22,6 +22,12 @@ const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
+
+/// `BPF_LINK_TYPE_CGROUP` of `linux/bpf.h`.
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
+
+/// `SO_NETNS_COOKIE` of `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 #[repr(C)]
 #[derive(Default)]
@@ -173,15 +179,31 @@ pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// What a link hangs on: the index of an interface for XDP and TCX, the inode of a network namespace for socket lookup;
-/// zero once that is gone.
-pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<u32> {
+/// What a link hangs on: the index of an interface for XDP and TCX, the inode of a network namespace for socket lookup, that
+/// of a control group for the sockets of processes; zero once that is gone.
+pub(super) fn link_target(link: BorrowedFd<'_>) -> io::Result<u64> {
     let mut info = LinkInfo::default();
     let len = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
     let address =
         u64::try_from(std::ptr::from_mut(&mut info).expose_provenance()).map_err(io::Error::other)?;
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut GetInfo { fd: raw(link), len, info: address })?;
-    Ok(info.target)
+    let LinkInfo { kind, target, rest: [next, ..], .. } = info;
+    // Control groups have numbers of two words.
+    let high = if kind == BPF_LINK_TYPE_CGROUP { u64::from(next) << 32 } else { 0 };
+    Ok(high | u64::from(target))
+}
+
+/// The kernel's number of this process's network namespace (Linux 5.14).
+pub(super) fn network_cookie() -> io::Result<u64> {
+    let socket = UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    let value: *mut u64 = &raw mut cookie;
+    // SAFETY: the kernel writes as many bytes as are said at most.
+    let code = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, value.cast(), &raw mut len)
+    };
+    if code != 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// A map that is an array, in this process's memory.

@@ -152,6 +152,7 @@ fn settings(bpffs: &Path) -> Settings {
         receive: gateway_common::receive::Receive::default(),
         events: 0,
         fail_open_after: Duration::from_secs(3),
+        connect: None,
     }
 }
 

@@ -17,13 +17,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions, TestRunResult,
     programs::{
-        SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
+        CgroupAttachMode, CgroupSockAddr, SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
         links::LinkOrder,
         tc::{self, NlOptions, TcAttachOptions},
     },
     sys::{Stats, enable_stats},
 };
 use gateway_common::{aside::Aside, counter::Hook, receive::Receive};
+use gateway_tests::cgroup::Cgroup;
 use gateway_userspace::kernel::{AttachMode, Beside, Kernel, Settings, cleanup};
 
 /// `XDP_PASS` of `linux/bpf.h`.
@@ -132,6 +133,14 @@ fn smoke(ebpf: &mut Ebpf, hook: Hook, interface: &str) -> Result<&'static str> {
         }
         Hook::TcEgress | Hook::TcProbeOut => classifier(program.try_into()?, interface, TcAttachType::Egress),
         Hook::SkLookup => lookup(program.try_into()?),
+        Hook::Connect4
+        | Hook::Connect6
+        | Hook::SendMsg4
+        | Hook::SendMsg6
+        | Hook::RecvMsg4
+        | Hook::RecvMsg6
+        | Hook::GetPeerName4
+        | Hook::GetPeerName6 => socket(program.try_into()?),
     }
 }
 
@@ -168,6 +177,7 @@ fn takeover(interface: &str) -> Result<String> {
         tcx: true,
         events: 0,
         fail_open_after: Duration::from_secs(3),
+        connect: None,
         receive: Receive::default(),
     };
     for _ in 0..2 {
@@ -214,6 +224,14 @@ fn foreign_packet() -> Vec<u8> {
     packet.extend([0x45, 0, 0, 40, 0, 1, 0, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2]);
     packet.extend([0x80, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0x20, 0, 0, 0, 0, 0]);
     packet
+}
+
+/// Attaches a program at sockets to a control group. What it does there, the suite shows.
+fn socket(program: &mut CgroupSockAddr) -> Result<&'static str> {
+    program.load().context("the verifier refuses it")?;
+    let group = Cgroup::enter()?;
+    program.attach(File::open(group.path())?, CgroupAttachMode::Single).context("cannot attach")?;
+    Ok("control group")
 }
 
 /// Attaches the socket lookup to this namespace and makes a connection that is not ours through it. Whether the program

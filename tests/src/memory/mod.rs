@@ -40,7 +40,9 @@ use gateway_ebpf::{
 
 mod maps;
 mod receive;
+mod socket;
 
+pub use self::socket::SocketCall;
 pub use crate::tables::Tables;
 
 /// Buckets of the flow tables of a test.
@@ -85,6 +87,14 @@ impl Run {
             Hook::TcProbeOut => probe::out(&mut env),
             Hook::TcProbeIn => probe::back(&mut env),
             Hook::SkLookup => panic!("a socket lookup has no packet: use connection()"),
+            Hook::Connect4
+            | Hook::Connect6
+            | Hook::SendMsg4
+            | Hook::SendMsg6
+            | Hook::RecvMsg4
+            | Hook::RecvMsg6
+            | Hook::GetPeerName4
+            | Hook::GetPeerName6 => panic!("a socket's call has no packet: use call()"),
         };
         // In the kernel, programs of their own, which end in each other.
         let is_egress = self.hook == Hook::TcEgress;

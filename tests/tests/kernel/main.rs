@@ -29,6 +29,7 @@ mod ports;
 mod probe;
 mod rare;
 mod receive;
+mod sockets;
 mod sources;
 mod standby;
 mod steer;

@@ -9,6 +9,7 @@
 )]
 
 mod beside;
+mod connect;
 mod cookies;
 mod direct;
 mod passive;

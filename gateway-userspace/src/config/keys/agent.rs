@@ -14,6 +14,7 @@ use crate::{
 
 text!(SOCKET_ADDRESS, "an IP address and a port", "127.0.0.1:9901", r"^[0-9a-fA-F.:\[\]]+:[0-9]+$");
 text!(DIRECTORY, "the absolute path of a directory", "/sys/fs/bpf", "^/.*$");
+text!(CGROUP, "the absolute path of a control group", "/sys/fs/cgroup", "^/.*$");
 text!(INTERFACE, "the name of an interface, or a pattern of one", "eth*", "^[^/ ]{1,31}$");
 text!(POD, "the name of an interface, or a pattern of one", "veth*", "^[^/ ]{1,31}$");
 text!(ACCESS_OUTPUT, "`stdout` or the path of a file", "/var/log/sluice/access.log", "^(stdout|/.+)$");
@@ -313,6 +314,12 @@ static KERNEL: Table = Table {
             presence: Absent("nothing is told of single packets"),
             doc: "Tells of single packets that are dropped or answered, in the log and at `/events` of the admin window.",
         },
+        Field {
+            key: "connect",
+            shape: Shape::Table(&CONNECT),
+            presence: Absent("processes of this node reach only what the agent serves"),
+            doc: "Gives processes of this node an endpoint where they ask for a virtual address.",
+        },
     ],
     one_of: &[],
 };
@@ -355,6 +362,29 @@ static EVENTS: Table = Table {
         presence: Default("5"),
         doc: "Packets of each reason that each processor tells of in a second.",
     }],
+    one_of: &[],
+};
+
+static CONNECT: Table = Table {
+    name: "connect",
+    doc: "Processes of this node that connect, or send a datagram, to a virtual address of a listener that the kernel forwards \
+          get an endpoint at their socket, before there is a packet, and are told the virtual address when they ask \
+          (Linux 6.1). It concerns processes of the control group and of those below it, in the agent's network namespace.",
+    fields: &[
+        Field {
+            key: "cgroup",
+            shape: Shape::Text(&CGROUP),
+            presence: Required("/sys/fs/cgroup"),
+            doc: "Folder of the control group, of version 2. Programs of others on it stay.",
+        },
+        Field {
+            key: "sockets",
+            shape: Shape::Integer { min: 1_024, max: 4_194_304 },
+            presence: Default("65536"),
+            doc: "Pairs of a socket and an endpoint whose virtual address is remembered, about 100 bytes each; beyond it the \
+                  least recently used is forgotten, and the process sees the endpoint's address.",
+        },
+    ],
     one_of: &[],
 };
 

@@ -121,6 +121,18 @@ impl KernelSide {
         self.note(kept);
     }
 
+    /// Attaches to the sockets of a control group, where one is configured, also when it was made anew; what is wrong is said
+    /// once.
+    pub(super) fn connect(&mut self) {
+        let outcome = self.kernel.lock().connect_sockets();
+        let disconnected =
+            outcome.err().map(|error| format!("agent.kernel.connect: {}", error_chain(&error)));
+        if let Some(why) = disconnected.as_ref().filter(|_| disconnected != self.disconnected) {
+            tracing::error!(why, "processes of this node are given no endpoints");
+        }
+        self.disconnected = disconnected;
+    }
+
     /// What there is for each purpose.
     fn found<'a>(&mut self, places: &Places, links: &'a [Link], uplinks: &BTreeSet<u32>) -> Found<'a> {
         let meant = |places| interfaces::meant(places, links, uplinks, &self.ways);

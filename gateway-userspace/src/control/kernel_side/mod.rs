@@ -74,6 +74,8 @@ pub struct KernelSide {
     gap: Option<String>,
     /// Why packets that should be balanced do not meet the programs.
     detached: Option<String>,
+    /// Why processes that should be given endpoints are not.
+    disconnected: Option<String>,
 }
 
 impl KernelSide {
@@ -113,6 +115,7 @@ impl KernelSide {
             unresolved: BTreeSet::new(),
             gap: None,
             detached: None,
+            disconnected: None,
         }
     }
 
@@ -235,6 +238,7 @@ impl KernelSide {
             self.note(steered.map_err(|error| error_chain(&error)));
         }
         self.attach().await;
+        self.connect();
         // Last: from here on the node answers for the addresses, and everything else must be ready.
         self.own_addrs().await;
     }
@@ -355,6 +359,7 @@ impl KernelSide {
             if self.detached.is_some() {
                 self.attach().await;
             }
+            self.connect();
         }
     }
 
@@ -372,7 +377,7 @@ impl KernelSide {
 
     /// What is wrong.
     pub fn gap(&self) -> Option<&str> {
-        self.gap.as_deref().or(self.detached.as_deref())
+        self.gap.as_deref().or(self.detached.as_deref()).or(self.disconnected.as_deref())
     }
 }
 

@@ -3,6 +3,8 @@
 //! Links are pinned, so that packets are balanced while the agent restarts, and a new agent replaces the program of a
 //! link in place. Programs of others stay where they are: an interface whose XDP hook is taken gets TC instead.
 
+mod connect;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -24,8 +26,11 @@ use aya::{
 };
 use gateway_common::aside::Aside;
 
+pub use crate::kernel::attach::connect::Connect;
 use crate::kernel::{
-    Error, filter,
+    Error,
+    attach::connect::Sockets,
+    filter,
     object::Pins,
     pin::{self, Target},
 };
@@ -151,6 +156,8 @@ pub(super) struct Attacher {
     beside: BTreeMap<(Beside, String), u32>,
     /// Links at TC, where the kernel has them.
     tcx: bool,
+    /// What sits at sockets.
+    sockets: Sockets,
 }
 
 const XDP: &str = "xdp_balance";
@@ -166,7 +173,14 @@ const SK_LOOKUP: &str = "sk_lookup";
 impl Attacher {
     /// For an object whose programs are loaded.
     pub(super) const fn new(object: Ebpf, pins: Pins, tcx: bool) -> Self {
-        Self { object, pins, attached: BTreeMap::new(), beside: BTreeMap::new(), tcx }
+        Self {
+            object,
+            pins,
+            attached: BTreeMap::new(),
+            beside: BTreeMap::new(),
+            tcx,
+            sockets: Sockets::Unused,
+        }
     }
 
     /// What sits where.
@@ -188,8 +202,7 @@ impl Attacher {
         let inode = namespace.metadata().map_err(|source| Error::Namespace { source })?.ino();
         let program = program::<SkLookup>(&mut self.object, SK_LOOKUP)?;
         let fd = program.fd().map_err(failed(SK_LOOKUP))?;
-        // The kernel numbers namespaces in 32 bits.
-        let target = Target(u32::try_from(inode).unwrap_or(0));
+        let target = Target(inode);
         if pin::replace(&path, target, fd.as_fd())? {
             return Ok(());
         }
@@ -207,8 +220,8 @@ impl Attacher {
         avoid: Option<&str>,
     ) -> Result<&Attachment, Error> {
         let index = index_of(interface)?;
-        let (ingress, why) = self.ingress(interface, Target(index), mode, avoid)?;
-        self.classifier(interface, Target(index), TC_EGRESS, TcAttachType::Egress)?;
+        let (ingress, why) = self.ingress(interface, Target(u64::from(index)), mode, avoid)?;
+        self.classifier(interface, Target(u64::from(index)), TC_EGRESS, TcAttachType::Egress)?;
         for other in Ingress::ALL.into_iter().filter(|other| *other != ingress) {
             pin::remove(&self.pins.link(&format!("{}-{interface}", other.pin())))?;
             pin::remove(&self.pins.filter(&format!("{}-{interface}", other.pin())))?;
@@ -226,7 +239,7 @@ impl Attacher {
     pub(super) fn attach_beside(&mut self, beside: Beside, interface: &str) -> Result<(), Error> {
         let index = index_of(interface)?;
         for hook in beside.hooks() {
-            self.classifier(interface, Target(index), hook, side_of(hook))?;
+            self.classifier(interface, Target(u64::from(index)), hook, side_of(hook))?;
         }
         tracing::info!(interface, "attached: {}", beside.purpose());
         self.beside.insert((beside, interface.to_owned()), index);
@@ -318,7 +331,7 @@ impl Attacher {
         if pin::replace(&path, target, fd.as_fd())? {
             return Ok(());
         }
-        let id = program.attach_to_if_index(target.0, mode).map_err(failed(XDP))?;
+        let id = program.attach_to_if_index(target.index(), mode).map_err(failed(XDP))?;
         let link = program.take_link(id).map_err(failed(XDP))?;
         let link: FdLink = link.try_into().map_err(|source| Error::Link { what: XDP, source })?;
         pin::keep(link, &path)
@@ -443,7 +456,8 @@ fn failed(what: &'static str) -> impl Fn(ProgramError) -> Error {
 
 /// Whether a pin is that of a link or a filter of this version.
 pub(super) fn is_known(pin: &str) -> bool {
-    hook_of(pin).is_some() || pin.strip_prefix(pin::PREFIX) == Some(SK_LOOKUP)
+    hook_of(pin).is_some()
+        || pin.strip_prefix(pin::PREFIX).is_some_and(|name| name == SK_LOOKUP || connect::is_link(name))
 }
 
 /// The hook and the interface of a link's pin; none for the socket lookup, which has no interface, and for maps.
@@ -496,6 +510,7 @@ mod tests {
         check("services", None);
         check("link-xdp_other-eth0", None);
         assert!(is_known("link-sk_lookup") && is_known("filter-next-tc_ingress-eth0"));
+        assert!(is_known("link-connect4") && is_known("link-getpeername6"));
         assert!(!is_known("link-xdp_other-eth0") && !is_known("services"));
     }
 }
