@@ -19,7 +19,7 @@ pub enum Path<'a> {
     Exact(&'a str),
     /// What the expression matches as a whole.
     Pattern(&'a Pattern),
-    /// Whole segments from the start; `/` is every path.
+    /// Whole segments from the start; `/` is every path, and the `*` of OPTIONS.
     Prefix(&'a str),
 }
 
@@ -81,6 +81,9 @@ impl<T> Paths<T> {
             .rev()
             .filter(|(_, byte)| **byte == b'/')
             .filter_map(|(at, _)| self.prefix.get(path.get(..at)?));
-        exact.into_iter().chain(patterns).chain(whole.filter(|_| !path.is_empty())).chain(parts)
+        // What is asked of the server as a whole has no path, and belongs to whoever has every path.
+        let server = if path == "*" { self.prefix.get("") } else { None };
+        let whole = whole.filter(|_| !path.is_empty());
+        exact.into_iter().chain(patterns).chain(whole).chain(parts).chain(server)
     }
 }

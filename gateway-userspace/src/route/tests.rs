@@ -64,6 +64,7 @@ fn paths_go_from_exact_over_long_segments_to_the_root() {
     table.add(Host::Any, Path::Exact("/foo/bar/"), none(), "exact");
     check(&table, "GET h /", Some("root"));
     check(&table, "GET h /fo", Some("root"));
+    check(&table, "OPTIONS h *", Some("root"));
     check(&table, "GET h /foobar", Some("root"));
     check(&table, "GET h /foo", Some("foo"));
     check(&table, "GET h /foo/", Some("foo"));

@@ -96,6 +96,8 @@ fn lines() -> Vec<Case> {
         cases.push(case);
     }
     cases.push(taken("GET http://a/abs HTTP/1.1\r\nHost: b\r\n\r\n", &[("GET", "/abs", "")]));
+    cases.push(taken("OPTIONS http://a HTTP/1.1\r\nHost: a\r\n\r\n", &[("OPTIONS", "*", "")]));
+    cases.push(taken("OPTIONS http://a/ HTTP/1.1\r\nHost: a\r\n\r\n", &[("OPTIONS", "/", "")]));
     cases.push(taken("GET http://a?b=c HTTP/1.1\r\nHost: a\r\n\r\n", &[("GET", "/?b=c", "")]));
     cases.push(taken("\r\n\r\nGET /late HTTP/1.1\r\nHost: a\r\n\r\n", &[("GET", "/late", "")]));
     for method in ["HEAD", "DELETE", "OPTIONS", "PUT", "PATCH", "PROPFIND", "M-SEARCH", "get"] {

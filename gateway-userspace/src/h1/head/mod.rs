@@ -7,7 +7,9 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header, request::Parts};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Uri, Version, header, request::Parts, uri::PathAndQuery,
+};
 
 use crate::{
     h1::{Framing, number, spare, words},
@@ -160,7 +162,25 @@ fn uri(target: &Bytes, method: &Method) -> Result<Uri, Refusal> {
         _ => is_origin || (uri.scheme().is_some() && uri.authority().is_some()),
     };
     let is_web = uri.scheme_str().is_none_or(|scheme| matches!(scheme, "http" | "https"));
-    if is_form && is_web { Ok(uri) } else { Err(Refusal::Target) }
+    if !is_form || !is_web {
+        Err(Refusal::Target)
+    } else if *method == Method::OPTIONS && names_server(target, &uri) {
+        let mut parts = uri.into_parts();
+        parts.path_and_query = Some(PathAndQuery::from_static("*"));
+        Uri::from_parts(parts).map_err(|_| Refusal::Target)
+    } else {
+        Ok(uri)
+    }
+}
+
+/// Whether a target in absolute form ends with its authority: then OPTIONS is about the server as a whole, and goes on so
+/// (RFC 9112, section 3.2.4). The parsed target does not tell that from the path `/`.
+fn names_server(target: &Bytes, uri: &Uri) -> bool {
+    let len = |text: &str| text.len();
+    match (uri.scheme_str().map(len), uri.authority().map(|authority| len(authority.as_str()))) {
+        (Some(scheme), Some(authority)) => target.len() == scheme + "://".len() + authority,
+        (Some(_) | None, Some(_) | None) => false,
+    }
 }
 
 /// Goes through a head, byte by byte accounted for.

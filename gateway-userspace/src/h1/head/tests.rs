@@ -154,6 +154,21 @@ fn targets_have_one_form() {
 }
 
 #[test]
+fn options_without_a_path_are_about_the_server() {
+    let target = |line: &str| {
+        let head = read(&format!("{line} HTTP/1.1\r\nHost: a\r\n\r\n")).unwrap();
+        head.parts.uri.path_and_query().unwrap().as_str().to_owned()
+    };
+    for whole in ["OPTIONS *", "OPTIONS http://a", "OPTIONS http://a:80", "OPTIONS https://[::1]:8"] {
+        assert_eq!(target(whole), "*", "{whole}");
+    }
+    assert_eq!(target("OPTIONS http://a/"), "/");
+    assert_eq!(target("OPTIONS http://a/a"), "/a");
+    assert_eq!(target("GET http://a"), "/");
+    assert!(target("OPTIONS http://a?b").ends_with("?b"));
+}
+
+#[test]
 fn what_is_too_large_is_said_so() {
     let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(limits::HEAD_BYTES));
     refused(&long, Refusal::HeadTooLarge);
