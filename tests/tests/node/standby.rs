@@ -40,7 +40,18 @@ fn started() -> Node {
     let mut node = Node::new(2).unwrap();
     let text = config(&node);
     node.start_agent(&text).unwrap();
+    // While the agent is silent, nobody asks for neighbours that are not known yet.
+    until("every way is known", PATIENCE * 5, &node, || {
+        let dump = dump(&node);
+        let services = dump["kernel"]["services"].as_array().unwrap();
+        let endpoints = services.iter().flat_map(|service| service["endpoints"].as_array().unwrap());
+        endpoints.into_iter().all(|endpoint| endpoint["nextHop"] == true)
+    });
     node
+}
+
+fn dump(node: &Node) -> serde_json::Value {
+    serde_json::from_str(&node.node.run(|| get("/dump")).unwrap().1).unwrap()
 }
 
 fn ask(to: &str) -> io::Result<String> {
@@ -129,7 +140,7 @@ fn clients_of_an_agent_that_hangs_reach_endpoints_until_it_goes_on() {
     // Both go on where they began.
     assert_eq!(through.ask().unwrap(), through.name);
     assert_eq!(past.ask().unwrap(), past.name);
-    let dump: serde_json::Value = serde_json::from_str(&node.node.run(|| get("/dump")).unwrap().1).unwrap();
+    let dump = dump(&node);
     let services = dump["kernel"]["services"].as_array().unwrap();
     let open: Vec<_> = services.iter().filter(|service| !service["failOpen"].is_null()).collect();
     assert_eq!(open.len(), 3, "{services:?}");
