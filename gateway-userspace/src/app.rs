@@ -28,7 +28,10 @@ use crate::{
     },
     clock::Clock,
     compile::state::Shared,
-    config::{AgentSettings, AttachMode, KernelMode, LogFormat, LogSettings, SeedSource, fault::Faults},
+    config::{
+        AgentSettings, AttachMode, KernelMode, KernelSettings, LogFormat, LogSettings, SeedSource,
+        fault::Faults,
+    },
     control::{Control, KernelSide, Places, interfaces_of},
     drain::{self, Tasks},
     endpoint::Registry,
@@ -81,7 +84,7 @@ pub fn run(file: &Path) -> anyhow::Result<Ended> {
     Ok(Ended::Drained)
 }
 
-/// Puts the host back: links, pins, and local routes. What was removed, a line each.
+/// Puts the host back: links, pins, local routes and addresses. What was removed, a line each.
 ///
 /// # Errors
 /// When something cannot be removed.
@@ -95,6 +98,10 @@ pub fn cleanup(bpffs: &Path) -> anyhow::Result<Vec<String>> {
         for addr in netlink.local_addrs().await? {
             lines.push(format!("local route of {addr}"));
         }
+        for (interface, addr) in netlink.assigned().await? {
+            lines.push(format!("address {addr} of interface {interface}"));
+        }
+        netlink.set_assigned(&std::collections::BTreeSet::new()).await?;
         netlink.set_local(&std::collections::BTreeSet::new()).await
     })?;
     Ok(lines)
@@ -235,9 +242,7 @@ fn assemble(
         Some(kernel) => {
             let netlink = Netlink::open(tasks)?;
             tracing::info!(interfaces = interfaces_of(&agent.kernel.interfaces), "following interfaces");
-            let receiving = agent.kernel.receive.as_ref().map(|receive| receive.interfaces.clone());
-            let balanced = agent.kernel.interfaces.clone();
-            let places = Places { balanced, receiving, pods: agent.kernel.pods.clone() };
+            let places = places(&agent.kernel);
             Some(KernelSide::new(kernel, netlink, (places, metrics.families.clone()), n_workers))
         }
         None => None,
@@ -273,6 +278,16 @@ fn observe(kernel: Option<Arc<Mutex<Kernel>>>, metrics: &Arc<Metrics>, tasks: &T
     let observer = Arc::new(Observer::new(kernel, Arc::clone(metrics), Clock::real()));
     drop(tasks.spawn("observer", Arc::clone(&observer).run()));
     observer
+}
+
+/// Where hooks and addresses belong.
+fn places(kernel: &KernelSettings) -> Places {
+    Places {
+        balanced: kernel.interfaces.clone(),
+        receiving: kernel.receive.as_ref().map(|receive| receive.interfaces.clone()),
+        pods: kernel.pods.clone(),
+        announced: kernel.announce.clone(),
+    }
 }
 
 /// The kernel side, or none where userspace does everything; says once what is lost.

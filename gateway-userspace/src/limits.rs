@@ -60,6 +60,15 @@ pub const PROXY_SOURCES: usize = 64;
 /// Networks whose tunnels end at this node: room in the kernel's row for them.
 pub const TUNNEL_PEERS: usize = gateway_common::receive::Receive::PEERS;
 
+/// How often a virtual address is announced on a link where it is new, a second apart (RFC 4861, section 10).
+pub const ANNOUNCEMENTS: u32 = 3;
+
+/// Announcements that are sent at once; further ones wait for the next second.
+pub const ANNOUNCED_AT_ONCE: usize = 256;
+
+/// Networks of virtual addresses that are announced.
+pub const ANNOUNCED_NETWORKS: usize = 64;
+
 /// Names of a client's certificate that are kept; further ones are left out.
 pub const IDENTITY_NAMES: usize = 64;
 

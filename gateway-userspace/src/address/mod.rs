@@ -4,6 +4,7 @@
 //! and answers ARP for it; what the agent added is marked with a routing protocol number of its own, so that it can
 //! find and remove it later, also after a crash.
 
+mod assigned;
 mod link;
 
 use std::{
@@ -24,10 +25,14 @@ use rtnetlink::{
     },
 };
 
-pub use crate::address::link::{Link, LinkKind};
+pub use crate::address::{
+    assigned::Assignment,
+    link::{Link, LinkKind},
+};
 use crate::{drain::Tasks, image::Way};
 
-/// Marks the routes of this agent (`rtnetlink(7)`: numbers above 4 belong to userspace; this one is unassigned).
+/// Marks the routes and the addresses of this agent (`rtnetlink(7)`: numbers above 4 belong to userspace; this one is
+/// unassigned).
 const ROUTE_PROTOCOL: u8 = 0xb5;
 
 /// The `local` routing table.
@@ -45,6 +50,13 @@ pub enum Error {
         /// The kernel's answer.
         source: Box<rtnetlink::Error>,
     },
+    /// The kernel took an address without its mark.
+    Unmarked {
+        /// Index of the interface.
+        index: u32,
+        /// The address.
+        addr: IpAddr,
+    },
 }
 
 impl std::fmt::Display for Error {
@@ -52,6 +64,10 @@ impl std::fmt::Display for Error {
         match self {
             Self::Open(_) => f.write_str("cannot open a netlink socket"),
             Self::Request { what, .. } => write!(f, "netlink: cannot {what}"),
+            Self::Unmarked { index, addr } => write!(
+                f,
+                "cannot assign {addr} to interface {index}: this kernel does not keep whose it is (Linux 5.18); leave out `agent.kernel.announce`"
+            ),
         }
     }
 }
@@ -61,6 +77,7 @@ impl std::error::Error for Error {
         match self {
             Self::Open(source) => Some(source),
             Self::Request { source, .. } => Some(source.as_ref()),
+            Self::Unmarked { .. } => None,
         }
     }
 }

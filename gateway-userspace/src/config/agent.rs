@@ -6,9 +6,9 @@ use gateway_common::{addr::Port, settings::Tunnel};
 
 use crate::{
     config::{
-        AccessField, AccessOutput, AccessSettings, AgentSettings, AttachMode, ClientSettings,
-        ConnectSettings, Interfaces, KernelMode, KernelSettings, LogFormat, LogLevel, LogSettings,
-        OverloadSettings, ReceiveSettings, SeedSource, TraceSettings,
+        AccessField, AccessOutput, AccessSettings, AgentSettings, AnnounceSettings, AttachMode,
+        ClientSettings, ConnectSettings, Interfaces, KernelMode, KernelSettings, LogFormat, LogLevel,
+        LogSettings, OverloadSettings, ReceiveSettings, SeedSource, TraceSettings,
         files::Files,
         read::{View, Wrong},
         shape,
@@ -158,18 +158,13 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         _ => None,
     });
     let tunnel = kernel.table_or_defaults("tunnel").and_then(|tunnel| read_tunnel(&tunnel));
-    let receive = match kernel.table("receive") {
-        Some(view) => read_receive(&view, &interfaces).map(Some),
-        None => Some(None).filter(|_| !kernel.has("receive")),
-    };
+    let receive = perhaps(kernel, "receive", |view| read_receive(view, &interfaces));
     let events = match kernel.table("events") {
         Some(view) => view.integer("perSecond").map(|number| number.value),
         None => Some(0).filter(|_| !kernel.has("events")),
     };
-    let connect = match kernel.table("connect") {
-        Some(view) => read_connect(&view).map(Some),
-        None => Some(None).filter(|_| !kernel.has("connect")),
-    };
+    let connect = perhaps(kernel, "connect", read_connect);
+    let announce = perhaps(kernel, "announce", |view| Some(read_announce(view)));
     Some(KernelSettings {
         mode: mode?.value,
         interfaces,
@@ -186,7 +181,17 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         receive: receive?,
         events: events?,
         connect: connect?,
+        announce: announce?,
     })
+}
+
+/// A table that need not be there; none when something in it is wrong, which has then been reported.
+#[expect(clippy::option_option, reason = "absent, wrong, and there are three")]
+fn perhaps<T>(view: &View<'_>, key: &str, read: impl FnOnce(&View<'_>) -> Option<T>) -> Option<Option<T>> {
+    match view.table(key) {
+        Some(table) => read(&table).map(Some),
+        None => Some(None).filter(|_| !view.has(key)),
+    }
 }
 
 const TUNNEL_V4: OuterSource = OuterSource { bits: 16, is_v4: true, example: "172.16.0.0/16" };
@@ -210,6 +215,15 @@ fn read_receive(view: &View<'_>, balanced: &Interfaces) -> Option<ReceiveSetting
     let port = view.integer("port");
     let peers = peers.into_iter().map(|network| network.value).collect();
     Some(ReceiveSettings { peers, interfaces, port: port?.value })
+}
+
+fn read_announce(view: &View<'_>) -> AnnounceSettings {
+    let networks = view.texts("networks", text::network);
+    let interfaces = view.texts("interfaces", text::interface);
+    AnnounceSettings {
+        networks: networks.into_iter().map(|network| network.value).collect(),
+        interfaces: interfaces.into_iter().map(|pattern| pattern.value).collect(),
+    }
 }
 
 fn read_connect(view: &View<'_>) -> Option<ConnectSettings> {

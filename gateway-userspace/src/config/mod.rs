@@ -220,6 +220,17 @@ pub struct KernelSettings {
     pub events: u16,
     /// Whose sockets are translated.
     pub connect: Option<ConnectSettings>,
+    /// Where which virtual addresses are to be found on the link.
+    pub announce: Option<AnnounceSettings>,
+}
+
+/// Virtual addresses that this node answers for on links.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AnnounceSettings {
+    /// The addresses, by the networks that they are in.
+    pub networks: Vec<Network>,
+    /// Names of the interfaces.
+    pub interfaces: Vec<InterfacePattern>,
 }
 
 /// Processes whose sockets get an endpoint's address instead of a virtual one.

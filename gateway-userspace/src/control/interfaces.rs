@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::{
     address::{Link, LinkKind},
-    config::{InterfacePattern, Interfaces},
+    config::{AnnounceSettings, InterfacePattern, Interfaces},
     image::Way,
 };
 
@@ -51,6 +51,8 @@ pub struct Places {
     pub receiving: Option<Interfaces>,
     /// Names of the interfaces of local pods.
     pub pods: Vec<InterfacePattern>,
+    /// Where which virtual addresses are to be found on the link.
+    pub announced: Option<AnnounceSettings>,
 }
 
 impl Places {

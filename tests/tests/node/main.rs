@@ -8,6 +8,7 @@
     reason = "a suite fails loudly"
 )]
 
+mod announce;
 mod beside;
 mod connect;
 mod cookies;

@@ -320,6 +320,14 @@ static KERNEL: Table = Table {
             presence: Absent("processes of this node reach only what the agent serves"),
             doc: "Gives processes of this node an endpoint where they ask for a virtual address.",
         },
+        Field {
+            key: "announce",
+            shape: Shape::Table(&ANNOUNCE),
+            presence: Absent(
+                "virtual addresses are routed to this node; ARP is answered as `arp_ignore` says",
+            ),
+            doc: "Makes this node be found on a link under virtual addresses.",
+        },
     ],
     one_of: &[],
 };
@@ -362,6 +370,32 @@ static EVENTS: Table = Table {
         presence: Default("5"),
         doc: "Packets of each reason that each processor tells of in a second.",
     }],
+    one_of: &[],
+};
+
+static ANNOUNCE: Table = Table {
+    name: "announce",
+    doc: "Virtual addresses of these networks are assigned to the interfaces (Linux 5.18), so that the node answers ARP and \
+          neighbor solicitations for them, and the link is told when one is new. Only one node of a link may have an address: \
+          take its listener away from the other one.",
+    fields: &[
+        Field {
+            key: "networks",
+            shape: Shape::List(&List {
+                item: Shape::Text(&NETWORK),
+                min: 1,
+                max: limits::ANNOUNCED_NETWORKS,
+            }),
+            presence: Required("[192.0.2.0/24]"),
+            doc: "Networks; an address of a listener that is in none of them is not assigned.",
+        },
+        Field {
+            key: "interfaces",
+            shape: Shape::List(&List { item: Shape::Text(&INTERFACE), min: 1, max: 64 }),
+            presence: Required("[eth0]"),
+            doc: "Interfaces; `*` stands for any letters. They may come and go.",
+        },
+    ],
     one_of: &[],
 };
 

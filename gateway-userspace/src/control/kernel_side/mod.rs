@@ -1,6 +1,7 @@
 //! The kernel's half of the control loop: images, sockets, ways to endpoints, interfaces that come and go.
 
 mod hooks;
+mod own;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,12 +19,17 @@ use gateway_common::{
 use parking_lot::Mutex;
 
 use crate::{
-    address::{Change, Changes, Netlink, Routes, Senders},
+    address::{Assignment, Change, Changes, Netlink, Routes, Senders},
     compile::{
         id::{Full, Ids},
         image::{self, Made, Means, Retired, SocketRanges, Wanted},
     },
-    control::{Refusal, interfaces::Places, kernel_side::hooks::Purpose, sockets::Sockets},
+    control::{
+        Refusal,
+        interfaces::Places,
+        kernel_side::{hooks::Purpose, own::Announcing},
+        sockets::Sockets,
+    },
     endpoint::{Endpoint, EndpointId, Health, Registry},
     image::{Image, Way},
     kernel::{AttachMode, Kernel, probe},
@@ -74,6 +80,8 @@ pub struct KernelSide {
     gap: Option<String>,
     /// Why packets that should be balanced do not meet the programs.
     detached: Option<String>,
+    /// Addresses that links are still told of.
+    announcing: BTreeMap<Assignment, Announcing>,
     /// Why processes that should be given endpoints are not.
     disconnected: Option<String>,
 }
@@ -115,6 +123,7 @@ impl KernelSide {
             unresolved: BTreeSet::new(),
             gap: None,
             detached: None,
+            announcing: BTreeMap::new(),
             disconnected: None,
         }
     }
@@ -243,14 +252,6 @@ impl KernelSide {
         self.own_addrs().await;
     }
 
-    /// Makes virtual addresses local, also those that somebody took away.
-    async fn own_addrs(&mut self) {
-        let addrs: BTreeSet<IpAddr> =
-            self.image.services.iter().map(|service| IpAddr::from(service.key.addr)).collect();
-        let local = self.netlink.set_local(&addrs).await;
-        self.note(local.map_err(|error| error_chain(&error)));
-    }
-
     /// Waits a little for neighbours of endpoints that are new: a flow that is sent there before is lost.
     async fn learn_new_ways(&mut self) {
         let seen = std::mem::take(&mut self.seen);
@@ -344,6 +345,7 @@ impl KernelSide {
 
     /// Tries again what failed, and looks for ways that were unknown.
     pub async fn keep_house(&mut self) {
+        self.announce();
         if self.gap.is_some() {
             self.write().await;
         } else {

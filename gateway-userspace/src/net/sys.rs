@@ -1,0 +1,42 @@
+//! The system calls that no library wraps: frames that go out as they are.
+#![expect(unsafe_code, reason = "sendto(2) takes raw pointers")]
+
+use std::{io, os::fd::AsRawFd as _};
+
+use socket2::{Domain, Socket, Type};
+
+/// Sends frames as they are, and receives none.
+#[derive(Debug)]
+pub struct FrameSocket(Socket);
+
+impl FrameSocket {
+    /// In the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Without `CAP_NET_RAW`.
+    pub fn open() -> io::Result<Self> {
+        Socket::new(Domain::PACKET, Type::RAW.cloexec().nonblocking(), None).map(Self)
+    }
+
+    /// Sends a frame out of an interface, by its index.
+    ///
+    /// # Errors
+    /// When the interface is gone or down, or its queue is full.
+    pub fn send(&self, interface: u32, frame: &[u8]) -> io::Result<()> {
+        let family = libc::sa_family_t::try_from(libc::AF_PACKET).map_err(io::Error::other)?;
+        let to = libc::sockaddr_ll {
+            sll_family: family,
+            sll_protocol: 0,
+            sll_ifindex: i32::try_from(interface).map_err(io::Error::other)?,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).map_err(io::Error::other)?;
+        let (fd, to) = (self.0.as_raw_fd(), &raw const to);
+        // SAFETY: both pointers are of values that live until the call returns, with their true sizes.
+        let sent = unsafe { libc::sendto(fd, frame.as_ptr().cast(), frame.len(), 0, to.cast(), len) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
