@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, Response, StatusCode, header as names, request::Parts, uri::PathAndQuery};
+use http::{Method, Response, StatusCode, header as names, request::Parts, uri::PathAndQuery};
 use tokio::time::Sleep;
 
 use crate::{
@@ -25,31 +25,31 @@ use crate::{
     },
     limits,
     metrics::shard::RouteStats,
-    pool::{body::RequestBody, interim::Interim},
+    pool::interim::Interim,
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule},
 };
 
-/// Serves one request with the state of this moment.
-pub async fn run(
+/// Serves one request with the state of this moment. What is left of the message then is of no use.
+pub(super) async fn run(
     worker: &Worker,
     downstream: &Downstream,
-    request: Request<RequestBody>,
+    message: &mut Message,
     interim: &dyn Interim,
 ) -> Response<ResponseBody> {
     let started = worker.clock.now();
     let state = worker.published.load();
-    let (mut parts, body) = request.into_parts();
-    let language = Language::of(&parts);
-    let wanted = Wanted::of(&mut parts);
+    let parts = &mut message.head;
+    let language = Language::of(parts);
+    let wanted = Wanted::of(parts);
     let Some(Bind::Http(bind)) = state.binds.get(&downstream.bind) else {
         return Fault::new(Kind::NoRoute).response(language);
     };
     trace::propagate(&mut parts.headers, worker.trace);
-    let mut line = begin(worker, downstream, &parts, started);
+    let mut line = begin(worker, downstream, parts, started);
     // Before routes are looked at: they may ask for an identity like for any field.
     downstream.identify(&state, bind, &mut parts.headers);
-    let (routed, counted) = find(bind, downstream, &mut parts);
+    let (routed, counted) = find(bind, downstream, parts);
     let routed = routed.map(|routed| Routed { wanted, ..routed });
     let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
     let filters = filters.map(|filters| (filters, Remembered::of(filters, &parts.method, &parts.headers)));
@@ -60,7 +60,7 @@ pub async fn run(
     }) {
         Ok(routed) => {
             let client = Client { downstream, interim };
-            serve(worker, client, routed, Request::from_parts(parts, body), &mut line).await
+            serve(worker, client, routed, message, &mut line).await
         }
         Err(fault) => Err(fault),
     };
@@ -193,22 +193,22 @@ async fn serve(
     worker: &Worker,
     client: Client<'_>,
     routed: Routed<'_>,
-    request: Request<RequestBody>,
+    message: &mut Message,
     line: &mut Option<Box<Line>>,
 ) -> Result<Response<ResponseBody>, Fault> {
     let Client { downstream, interim } = client;
     let Routed { listener, rule, prefix_bytes, wanted } = routed;
-    let (mut parts, body) = request.into_parts();
+    let parts = &mut message.head;
     if let Some(line) = line {
         line.display(AccessField::Listener, &listener.name);
         line.display(AccessField::Route, &rule.route);
     }
     let filters = rule.filters.as_deref();
     if let Some(filters) = filters {
-        if let Some(response) = filtered::answer(filters, downstream, &parts, prefix_bytes) {
+        if let Some(response) = filtered::answer(filters, downstream, parts, prefix_bytes) {
             return Ok(response);
         }
-        filtered::rewrite(filters, &mut parts, prefix_bytes)?;
+        filtered::rewrite(filters, parts, prefix_bytes)?;
     }
     let backend = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
     let service = &backend.service;
@@ -220,30 +220,31 @@ async fn serve(
         trusted_hops: listener.trusted_hops,
         host: filters.and_then(|filters| filters.rewrite.as_ref()?.host.as_ref()),
         protocol: service.definition().protocol,
-        has_body: !body.is_empty() && wanted.is_none(),
+        has_body: !message.body.is_empty() && wanted.is_none(),
     };
     let forward =
         Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout, interim };
     if let Some(wanted) = wanted {
         let mut opening = Opening::begin(worker, downstream, wanted, rule.tunnels)?;
+        let client = message.body.take();
         let forwarded = if opening.is_raw() {
             forward.connect().await?
         } else {
-            let mut head = header::to_upstream(parts, &onward)?;
+            let head = &mut message.head;
+            header::to_upstream(head, &onward)?;
             filtered::ask(filters, backend, &mut head.headers);
-            opening.ask(&mut head, onward.protocol)?;
-            let message = Message::new(head, RequestBody::empty());
+            opening.ask(head, onward.protocol)?;
             within_deadline(forward, rule.request_timeout, message).await?.0
         };
         note(line, &forwarded);
-        return opening.answer(forwarded, body).map(|response| filtered::answered(backend, response));
+        return opening.answer(forwarded, client).map(|response| filtered::answered(backend, response));
     }
-    let body = if rule.mirrors.is_empty() { body } else { mirror::copy(worker, rule, &parts, &onward, body) };
-    let mut head = header::to_upstream(parts, &onward)?;
-    filtered::ask(filters, backend, &mut head.headers);
-    let forward =
-        Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout, interim };
-    let forwarding = within_deadline(forward, rule.request_timeout, Message::new(head, body));
+    if !rule.mirrors.is_empty() {
+        message.body = mirror::copy(worker, rule, &message.head, &onward, message.body.take());
+    }
+    header::to_upstream(&mut message.head, &onward)?;
+    filtered::ask(filters, backend, &mut message.head.headers);
+    let forwarding = within_deadline(forward, rule.request_timeout, message);
     let (forwarded, deadline) = forwarding.await?;
     note(line, &forwarded);
     receive(forwarded, deadline).map(|response| filtered::answered(backend, response))
@@ -263,7 +264,7 @@ type Deadline = Option<Pin<Box<Sleep>>>;
 async fn within_deadline(
     forward: Forward<'_>,
     timeout: Option<Duration>,
-    message: Message,
+    message: &mut Message,
 ) -> Result<(Forwarded, Deadline), Fault> {
     let Some(timeout) = timeout else {
         return Ok((forward.run(message).await?, None));

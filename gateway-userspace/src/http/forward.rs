@@ -50,10 +50,11 @@ pub(super) struct Forwarded {
     pub(super) n_retries: usize,
 }
 
-/// A request that may have to be sent more than once.
+/// A request that may have to be sent more than once. Whoever sends it borrows it, because a future holds the room of what is
+/// moved into it twice, at every stage.
 pub(super) struct Message {
-    head: Parts,
-    body: RequestBody,
+    pub(super) head: Parts,
+    pub(super) body: RequestBody,
 }
 
 /// How far a request has come.
@@ -68,8 +69,8 @@ struct Course {
 /// Why a try came to nothing.
 struct Failed {
     fault: Fault,
-    /// What is sent next, where another try does no harm.
-    message: Option<Box<Message>>,
+    /// Whether another try does no harm; the message is whole then.
+    may_repeat: bool,
     burden: Burden,
 }
 
@@ -86,7 +87,7 @@ enum Burden {
 
 impl Forward<'_> {
     /// Sends a message until something comes of it.
-    pub(super) async fn run(&self, mut message: Message) -> Result<Forwarded, Fault> {
+    pub(super) async fn run(&self, message: &mut Message) -> Result<Forwarded, Fault> {
         self.service.budget().deposit(self.worker.idx);
         let last = Fault::new(Kind::NoEndpoint);
         let mut course = Course { tried: Tried::default(), again: None, n_retries: 0, last };
@@ -97,7 +98,9 @@ impl Forward<'_> {
                 Err(failed) => failed,
             };
             course.last = failed.fault;
-            message = *failed.message.ok_or(failed.fault)?;
+            if !failed.may_repeat {
+                return Err(failed.fault);
+            }
             if failed.burden == Burden::SameEndpoint {
                 course.again = Some(picked);
                 continue;
@@ -167,56 +170,51 @@ impl Forward<'_> {
         &self,
         picked: usize,
         freshness: Freshness,
-        message: Message,
+        message: &mut Message,
         n_retries: usize,
     ) -> Result<Forwarded, Failed> {
         let mut lease = match self.lease(picked, freshness).await {
             Ok(lease) => lease,
             Err(cause) => {
                 let fault = Fault::new(unopened(&cause));
-                return Err(Failed {
-                    fault,
-                    message: Some(Box::new(message)),
-                    burden: Burden::OtherEndpoint,
-                });
+                return Err(Failed { fault, may_repeat: true, burden: Burden::OtherEndpoint });
             }
         };
         self.service.stats().tried(self.worker.idx);
         let active = lease.endpoint().begin();
-        let Message { head, body } = message;
-        let (body, keeper) = body.lend();
-        let kept = Kept { head, keeper };
+        let keeper = message.lend();
         let interim = Bounded::new(self.interim, &self.worker.metrics.families);
-        match lease.send(&kept.head, body, &interim, self.timeout).await {
+        match lease.send(&message.head, &mut message.body, &interim, self.timeout).await {
             Ok(response) => {
                 let forwarded = Forwarded { response, lease, active, n_retries };
-                self.judge(forwarded, kept, n_retries)
+                self.judge(forwarded, message, keeper, n_retries)
             }
-            Err(SendError::TimedOut) => Err(self.timed_out(kept, n_retries)),
-            Err(cause) => Err(self.failed(&lease, freshness, cause, kept)),
+            Err(SendError::TimedOut) => Err(self.timed_out(message, keeper, n_retries)),
+            Err(cause) => Err(self.failed((&lease, freshness), &cause, message, keeper)),
         }
     }
 
     /// A try that took too long is repeated only where somebody wants that: the endpoint may still be at it.
-    fn timed_out(&self, kept: Kept, n_retries: usize) -> Failed {
+    fn timed_out(&self, message: &mut Message, keeper: Option<Keeper>, n_retries: usize) -> Failed {
         let wanted = self.retry.is_written && n_retries < self.retry.attempts;
-        let message = if wanted && kept.is_idempotent() && self.withdraw() { kept.message() } else { None };
-        Failed {
-            fault: Fault::new(Kind::TryTimeout),
-            message: message.map(Box::new),
-            burden: Burden::Charged,
-        }
+        let may_repeat = wanted && message.is_idempotent() && message.restore(keeper) && self.withdraw();
+        Failed { fault: Fault::new(Kind::TryTimeout), may_repeat, burden: Burden::Charged }
     }
 
     /// Whether a response is the last word. One that is not is dropped, with its connection unless its body is at hand.
-    fn judge(&self, forwarded: Forwarded, kept: Kept, n_retries: usize) -> Result<Forwarded, Failed> {
+    fn judge(
+        &self,
+        forwarded: Forwarded,
+        message: &mut Message,
+        keeper: Option<Keeper>,
+        n_retries: usize,
+    ) -> Result<Forwarded, Failed> {
         let retry = self.retry;
         let is_wanted = n_retries < retry.attempts && retry.includes(forwarded.response.status().as_u16());
-        if !is_wanted || !kept.is_idempotent() || !self.withdraw() {
-            spare::keep_fields(kept.head.headers);
+        if !is_wanted || !message.is_idempotent() || !self.withdraw() || !message.restore(keeper) {
+            spare::keep_fields(std::mem::take(&mut message.head.headers));
             return Ok(forwarded);
         }
-        let Some(message) = kept.message() else { return Ok(forwarded) };
         let Forwarded { response, lease, active, .. } = forwarded;
         let mut body = ResponseBody::upstream(response.into_body(), lease, active, None);
         // Frames that an answer of an overloaded endpoint may have; more are not worth the wait.
@@ -227,43 +225,50 @@ impl Forward<'_> {
             }
         }
         let fault = Fault::new(Kind::NoEndpoint);
-        Err(Failed { fault, message: Some(Box::new(message)), burden: Burden::Charged })
+        Err(Failed { fault, may_repeat: true, burden: Burden::Charged })
     }
 
-    fn failed(&self, lease: &Lease, freshness: Freshness, cause: SendError, kept: Kept) -> Failed {
+    fn failed(
+        &self,
+        (lease, freshness): (&Lease, Freshness),
+        cause: &SendError,
+        message: &mut Message,
+        keeper: Option<Keeper>,
+    ) -> Failed {
         let is_down = lease.endpoint().health() == Health::Down;
         let is_kept = lease.origin() != Origin::Opened && freshness == Freshness::Any && !is_down;
         if matches!(cause, SendError::Unaccepted) {
             self.service.unaccepted(lease.endpoint().addr());
         }
-        let fault = Fault::new(match &cause {
+        let fault = Fault::new(match cause {
             SendError::Body => Kind::ClientGone,
             SendError::Protocol => Kind::Protocol,
             SendError::Refused => Kind::Refused,
             SendError::Unsupported => Kind::Unsupported,
             SendError::Unaccepted => Kind::Handshake,
-            SendError::Closed | SendError::Unsent(_) if is_down => Kind::EndpointDown,
-            SendError::Closed | SendError::Unsent(_) => Kind::Reset,
+            SendError::Closed | SendError::Unsent if is_down => Kind::EndpointDown,
+            SendError::Closed | SendError::Unsent => Kind::Reset,
             SendError::TimedOut => Kind::TryTimeout,
         });
-        let (message, is_seen) = match cause {
-            SendError::Unsent(body) => (Some(Message { head: kept.head, body: *body }), false),
+        let (is_harmless, is_seen) = match cause {
+            SendError::Unsent | SendError::Unaccepted => (true, false),
             // The endpoint may have done what it was asked for.
-            SendError::Closed => (if kept.is_idempotent() { kept.message() } else { None }, !is_down),
-            SendError::Refused => (kept.message(), true),
-            SendError::Unaccepted => (kept.message(), false),
+            SendError::Closed => (message.is_idempotent(), !is_down),
+            SendError::Refused => (true, true),
             SendError::Body | SendError::Protocol | SendError::Unsupported | SendError::TimedOut => {
-                (None, false)
+                (false, false)
             }
         };
-        let message = message.filter(|_| fault.retry != Retry::Never);
         let burden = match (is_kept, is_seen) {
             (true, _) => Burden::SameEndpoint,
             (false, true) => Burden::Charged,
             (false, false) => Burden::OtherEndpoint,
         };
-        let message = message.filter(|_| burden != Burden::Charged || self.withdraw());
-        Failed { fault, message: message.map(Box::new), burden }
+        let may_repeat = is_harmless
+            && fault.retry != Retry::Never
+            && message.restore(keeper)
+            && (burden != Burden::Charged || self.withdraw());
+        Failed { fault, may_repeat, burden }
     }
 
     /// Takes a retry out of the service's budget.
@@ -293,26 +298,24 @@ impl Message {
     pub(super) const fn new(head: Parts, body: RequestBody) -> Self {
         Self { head, body }
     }
-}
 
-/// What is needed to send a request again.
-struct Kept {
-    head: Parts,
-    /// None when there is no body.
-    keeper: Option<Keeper>,
-}
-
-impl Kept {
     fn is_idempotent(&self) -> bool {
         header::is_idempotent(&self.head.method)
     }
 
-    fn message(self) -> Option<Message> {
-        let body = match self.keeper {
-            None => RequestBody::empty(),
-            Some(keeper) => keeper.take_back()?,
-        };
-        Some(Message { head: self.head, body })
+    /// Lends the body to a try; none where there is no body.
+    fn lend(&mut self) -> Option<Keeper> {
+        let (body, keeper) = self.body.take().lend();
+        self.body = body;
+        keeper
+    }
+
+    /// Takes back what was lent; whether the message is whole again.
+    fn restore(&mut self, keeper: Option<Keeper>) -> bool {
+        let Some(keeper) = keeper else { return true };
+        let Some(body) = keeper.take_back() else { return false };
+        self.body = body;
+        true
     }
 }
 
@@ -328,5 +331,21 @@ mod tests {
         let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
         assert_eq!(unopened(&OpenError::Io(refused)), Kind::Connect);
         assert_eq!(unopened(&OpenError::Full), Kind::Overload);
+    }
+
+    #[tokio::test]
+    async fn a_body_is_whole_however_often_nothing_of_it_was_sent() {
+        let head = http::Request::put("/").body(()).unwrap().into_parts().0;
+        let body = http_body_util::Full::new(bytes::Bytes::from_static(b"all of it"));
+        let mut message = Message::new(head, RequestBody::new(body));
+        for is_begun in [false, false, true, false, true] {
+            let keeper = message.lend();
+            if is_begun {
+                let mut sent = message.body.take();
+                sent.frame().await.unwrap().unwrap();
+            }
+            assert!(message.restore(keeper));
+        }
+        assert_eq!(message.body.collect().await.unwrap().to_bytes(), "all of it");
     }
 }

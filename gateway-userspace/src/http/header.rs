@@ -126,7 +126,7 @@ pub struct Onward<'a> {
 }
 
 /// Makes the head of the request as the endpoint gets it.
-pub fn to_upstream(mut parts: Parts, onward: &Onward<'_>) -> Result<Parts, Fault> {
+pub fn to_upstream(parts: &mut Parts, onward: &Onward<'_>) -> Result<(), Fault> {
     let Onward { downstream, trusted_hops, protocol, has_body, .. } = *onward;
     let bad = |_| Fault::new(Kind::BadRequest);
     let host = match parts.uri.authority() {
@@ -170,7 +170,7 @@ pub fn to_upstream(mut parts: Parts, onward: &Onward<'_>) -> Result<Parts, Fault
     }
     parts.uri = Uri::from_parts(uri).map_err(|_| Fault::new(Kind::BadRequest))?;
     parts.extensions = http::Extensions::new();
-    Ok(parts)
+    Ok(())
 }
 
 /// Makes the head of the response as the client gets it; a body whose length nobody can tell is a fault of the endpoint.
@@ -262,7 +262,9 @@ mod tests {
         let bind = BindKey { addr, transport: Transport::Tcp };
         let peer = SocketAddr::from(([198, 51, 100, 7], 4000));
         let downstream = Downstream::new(bind, Scheme::Https, peer, addr);
-        to_upstream(request.into_parts().0, &onward(&downstream, protocol, false)).unwrap()
+        let mut parts = request.into_parts().0;
+        to_upstream(&mut parts, &onward(&downstream, protocol, false)).unwrap();
+        parts
     }
 
     #[test]
@@ -331,9 +333,10 @@ mod tests {
         let addr = SocketAddr::from(([203, 0, 113, 1], 80));
         let bind = BindKey { addr, transport: Transport::Tcp };
         let downstream = Downstream::new(bind, Scheme::Http, addr, addr);
-        let with = to_upstream(request(), &onward(&downstream, Protocol::Http1, true)).unwrap();
+        let (mut with, mut without) = (request(), request());
+        to_upstream(&mut with, &onward(&downstream, Protocol::Http1, true)).unwrap();
         assert_eq!(with.headers.get("transfer-encoding").unwrap(), "chunked");
-        let without = to_upstream(request(), &onward(&downstream, Protocol::Http1, false)).unwrap();
+        to_upstream(&mut without, &onward(&downstream, Protocol::Http1, false)).unwrap();
         assert!(!without.headers.contains_key("transfer-encoding"));
     }
 

@@ -56,7 +56,10 @@ pub(super) fn copy(
             continue;
         };
         let onward = Onward { protocol: service.definition().protocol, ..*onward };
-        let Ok(mut head) = header::to_upstream(parts.clone(), &onward) else { continue };
+        let mut head = parts.clone();
+        if header::to_upstream(&mut head, &onward).is_err() {
+            continue;
+        }
         if let Some(filters) = &rule.filters {
             filters.request_headers.apply(&mut head.headers);
         }
@@ -67,11 +70,11 @@ pub(super) fn copy(
             queues.push(queue);
             RequestBody::new(copied)
         };
-        let message = Message::new(head, copied);
+        let mut message = Message::new(head, copied);
         let (worker, downstream, service) = (worker.clone(), onward.downstream.clone(), Arc::clone(service));
         drop(worker.tasks.clone().spawn("mirrored request", async move {
             let _permit = permit;
-            let sent = send(&worker, &downstream, &service, message);
+            let sent = send(&worker, &downstream, &service, &mut message);
             if tokio::time::timeout(limits::MIRROR_TIMEOUT, sent).await.is_err() {
                 tracing::debug!(service = %service.definition().name, "a mirror took too long");
             }
@@ -84,7 +87,7 @@ async fn send(
     worker: &Worker,
     downstream: &Downstream,
     service: &crate::upstream::Upstream,
-    message: Message,
+    message: &mut Message,
 ) {
     let timeout = Some(limits::BACKEND_REQUEST_TIMEOUT);
     let forward =

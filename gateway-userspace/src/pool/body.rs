@@ -190,6 +190,12 @@ impl RequestBody {
         }
     }
 
+    /// The body, with none left in its place.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::empty())
+    }
+
     /// Waits for the client as long as it takes: somebody else looks after the time.
     #[must_use]
     pub fn patient(self) -> Self {

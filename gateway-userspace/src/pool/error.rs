@@ -2,8 +2,6 @@
 
 use std::io;
 
-use crate::pool::body::RequestBody;
-
 /// Why a request got no response.
 #[derive(Debug)]
 pub enum SendError {
@@ -15,8 +13,8 @@ pub enum SendError {
     TimedOut,
     /// The response was not HTTP.
     Protocol,
-    /// Nothing of the request was sent; here is its body.
-    Unsent(Box<RequestBody>),
+    /// Nothing of the request was sent.
+    Unsent,
     /// The endpoint did nothing with it, and said so: any request may be sent again.
     Refused,
     /// The endpoint takes no tunnels.

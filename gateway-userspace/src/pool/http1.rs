@@ -90,13 +90,13 @@ impl Connection {
 pub(super) async fn send(
     connection: Box<Connection>,
     parts: &Parts,
-    body: RequestBody,
+    body: &mut RequestBody,
     interim: &dyn Interim,
     bound: Option<Duration>,
 ) -> Result<Response<Receiving>, SendError> {
     let mut receiving = Receiving {
         connection: Some(connection),
-        upload: Upload::new(&parts.headers, body),
+        upload: Upload::new(&parts.headers, body.take()),
         is_broken: false,
         is_reusable: false,
         rest: Rest::End,

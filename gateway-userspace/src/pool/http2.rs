@@ -68,13 +68,12 @@ pub(super) fn is_unaccepted(cause: &h2::Error) -> bool {
 /// Sends a request, and waits for the head of the response.
 pub(super) async fn send(
     sender: &mut SendRequest<Bytes>,
-    head: Parts,
-    body: RequestBody,
+    head: &Parts,
+    body: &mut RequestBody,
     interim: &dyn Interim,
 ) -> Result<Response<Receiving>, Failed> {
     if let Err(cause) = poll_fn(|cx| sender.poll_ready(cx)).await {
-        let unsent = |body| SendError::Unsent(Box::new(body));
-        let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { unsent(body) };
+        let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { SendError::Unsent };
         return Err(Failed { error, is_of_connection: true });
     }
     // Behind CONNECT the client's bytes follow, as soon as the endpoint agrees.
@@ -83,7 +82,7 @@ pub(super) async fn send(
         return Err(Failed::of_stream(SendError::Unsupported));
     }
     let is_empty = body.is_empty() && !is_tunnel;
-    let (mut response, stream) = match sender.send_request(Request::from_parts(head, ()), is_empty) {
+    let (mut response, stream) = match sender.send_request(Request::from_parts(head.clone(), ()), is_empty) {
         Ok(sent) => sent,
         // The connection ended this moment: nothing was written.
         Err(cause) => {
@@ -95,7 +94,7 @@ pub(super) async fn send(
     if is_tunnel {
         reserved = Some(stream);
     } else if !is_empty {
-        upload = Some(Sending::new(body, stream));
+        upload = Some(Sending::new(body.take(), stream));
     }
     let head = poll_fn(|cx| {
         if let Err(error) = poll_upload(&mut upload, cx) {

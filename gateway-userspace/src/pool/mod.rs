@@ -373,18 +373,18 @@ impl Lease {
     }
 
     /// Sends a request, and waits for the head of the response; what comes before it goes to `interim`. After `bound` it is given
-    /// up. The head stays with whoever may have to send it again.
+    /// up. The head stays with whoever may have to send it again, the body is taken from there when it is time.
     pub async fn send(
         &mut self,
         head: &Parts,
-        body: RequestBody,
+        body: &mut RequestBody,
         interim: &dyn Interim,
         bound: Option<Duration>,
     ) -> Result<Response<Incoming>, SendError> {
         let sent = match &mut self.wire {
             Wire::Http1(_) => return self.send_http1(head, body, interim, bound).await,
             Wire::Http2(sender, connection) => {
-                let sending = http2::send(sender, head.clone(), body, interim);
+                let sending = http2::send(sender, head, body, interim);
                 let sent = match bound {
                     None => sending.await,
                     Some(bound) => {
@@ -395,7 +395,7 @@ impl Lease {
                 let is_unaccepted = connection.is_unaccepted.load(Ordering::Acquire);
                 sent.map_err(|failed| if is_unaccepted { http2::Failed::unaccepted() } else { failed })
             }
-            Wire::None => return Err(SendError::Unsent(Box::new(body))),
+            Wire::None => return Err(SendError::Unsent),
         };
         sent.map(|response| response.map(Incoming::from)).map_err(|failed| {
             // What ended one stream says nothing about the others.
@@ -410,17 +410,16 @@ impl Lease {
     async fn send_http1(
         &mut self,
         head: &Parts,
-        body: RequestBody,
+        body: &mut RequestBody,
         interim: &dyn Interim,
         bound: Option<Duration>,
     ) -> Result<Response<Incoming>, SendError> {
-        let unsent = |body| Err(SendError::Unsent(Box::new(body)));
         let Wire::Http1(mut connection) = std::mem::replace(&mut self.wire, Wire::None) else {
-            return unsent(body);
+            return Err(SendError::Unsent);
         };
         // A moment may have passed since it was taken or opened.
         if !connection.is_idle() {
-            return unsent(body);
+            return Err(SendError::Unsent);
         }
         Ok(http1::send(connection, head, body, interim, bound).await?.map(Incoming::from))
     }

@@ -59,7 +59,7 @@ impl Bench {
     /// One whole exchange.
     async fn exchange(&self, mut lease: Lease) {
         let head = Request::get("/").header("host", "a").body(()).unwrap().into_parts().0;
-        let response = lease.send(&head, RequestBody::empty(), &interim::Nobody, None).await.unwrap();
+        let response = lease.send(&head, &mut RequestBody::empty(), &interim::Nobody, None).await.unwrap();
         assert_eq!(response.status(), 200);
         lease.finish(&mut response.into_body());
     }
@@ -133,8 +133,8 @@ async fn all_connections_end_with_the_endpoint_and_new_ones_are_possible_when_it
         let mut busy = busy;
         let head = Request::get("/").header("host", "a").body(()).unwrap().into_parts().0;
         assert!(matches!(
-            busy.send(&head, RequestBody::empty(), &interim::Nobody, None).await,
-            Err(SendError::Unsent(_) | SendError::Closed)
+            busy.send(&head, &mut RequestBody::empty(), &interim::Nobody, None).await,
+            Err(SendError::Unsent | SendError::Closed)
         ));
         drop(busy);
         assert_eq!(bench.pool.open_count(), 0);

@@ -99,7 +99,10 @@ pub fn fields(data: &[u8]) {
     let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
     let downstream = downstream();
     let onward = Onward { downstream: &downstream, trusted_hops, host: None, protocol, has_body };
-    let Ok(sent) = header::to_upstream(parts.clone(), &onward) else { return };
+    let mut sent = parts.clone();
+    if header::to_upstream(&mut sent, &onward).is_err() {
+        return;
+    }
     onwards(&parts, &sent, trusted_hops);
     if is_http2 {
         assert!(!sent.headers.contains_key(names::HOST) && sent.uri.authority().is_some());

@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Response, StatusCode, Version};
 use http_body::Body as _;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -35,6 +35,7 @@ use crate::{
         Downstream, Scheme, Worker,
         body::ResponseBody,
         exchange,
+        forward::Message,
         h1::wire::{NoHead, Uploaded, Wire},
         tunnel::Named,
     },
@@ -188,7 +189,8 @@ where
             wire.is_read() && !may_tunnel
         };
         let body = if is_empty { RequestBody::empty() } else { RequestBody::new(Uploaded::new(&self.wire)) };
-        let response = self.response(Request::from_parts(head.parts, body)).await?;
+        let mut message = Message::new(head.parts, body);
+        let response = self.response(&mut message).await?;
         if response.body().is_tunnel() {
             let (parts, body) = response.into_parts();
             reply::tunnel(&mut self.wire.lock().out, &parts);
@@ -208,8 +210,8 @@ where
     }
 
     /// Waits for the response, and for the client to leave.
-    async fn response(&mut self, request: Request<RequestBody>) -> Result<Response<ResponseBody>, End> {
-        let mut exchange = pin!(exchange::run(&self.worker, &self.downstream, request, self.wire.as_ref()));
+    async fn response(&mut self, message: &mut Message) -> Result<Response<ResponseBody>, End> {
+        let mut exchange = pin!(exchange::run(&self.worker, &self.downstream, message, self.wire.as_ref()));
         poll_fn(|cx| match exchange.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Ok(response)),
             Poll::Pending => {

@@ -21,7 +21,9 @@ use crate::{
     clock,
     drain::Drain,
     h1::date,
-    http::{Downstream, Worker, body::ResponseBody, exchange, h2::Serving, header as fields},
+    http::{
+        Downstream, Worker, body::ResponseBody, exchange, forward::Message, h2::Serving, header as fields,
+    },
     limits,
     metrics::{refusal::Refusal, tunnel::TunnelOutcome},
     pool::{
@@ -63,8 +65,8 @@ pub(super) async fn serve(
     } else {
         RequestBody::new(Received::new(stream, &parts.headers))
     };
-    let request = Request::from_parts(parts, body);
-    let Some(response) = respond_to(&worker, &downstream, request, &client).await else {
+    let mut message = Message::new(parts, body);
+    let Some(response) = respond_to(&worker, &downstream, &mut message, &client).await else {
         return serving.taken_back();
     };
     let (parts, body) = response.into_parts();
@@ -96,10 +98,10 @@ fn is_sound(parts: &http::request::Parts) -> bool {
 async fn respond_to(
     worker: &Worker,
     downstream: &Downstream,
-    request: Request<RequestBody>,
+    message: &mut Message,
     client: &Client,
 ) -> Option<Response<ResponseBody>> {
-    let mut exchange = pin!(exchange::run(worker, downstream, request, client));
+    let mut exchange = pin!(exchange::run(worker, downstream, message, client));
     poll_fn(|cx| match exchange.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
         Poll::Pending => client.respond.lock().poll_reset(cx).map(|_| None),
