@@ -16,6 +16,7 @@ use std::{
 
 use gateway_common::{
     addr::Addr,
+    counter::Reason,
     source::{SourceNetwork, SourceRule, site},
 };
 use parking_lot::Mutex;
@@ -39,14 +40,15 @@ impl Refused {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Denied, Self::Forged, Self::SourceLimited, Self::ServiceLimited];
 
-    /// The value of the metric's label.
+    /// The value of the metric's label: what the kernel's programs would count.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Denied => "denied",
-            Self::Forged => "forged_source",
-            Self::SourceLimited => "source_limited",
-            Self::ServiceLimited => "service_limited",
+            Self::Denied => Reason::Denied,
+            Self::Forged => Reason::ForgedSource,
+            Self::SourceLimited => Reason::SourceLimited,
+            Self::ServiceLimited => Reason::ServiceLimited,
         }
+        .name()
     }
 }
 

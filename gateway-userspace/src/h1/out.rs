@@ -94,10 +94,15 @@ impl Out {
 
     /// Bytes that are part of a head.
     pub fn text(&mut self, text: &[u8]) {
+        self.room().extend_from_slice(text);
+    }
+
+    /// Where heads are written: room that others left, when there is none yet.
+    fn room(&mut self) -> &mut Vec<u8> {
         if self.head.capacity() == 0 {
             self.head = spare::head();
         }
-        self.head.extend_from_slice(text);
+        &mut self.head
     }
 
     /// A piece of a body; only when there [is room](Out::has_room).
@@ -112,9 +117,8 @@ impl Out {
                 *left = left.checked_sub(len).ok_or(TooLong)?;
             }
             Body::Chunked => {
-                self.text(b"");
                 // A vector takes everything.
-                let _written = io::Write::write_fmt(&mut self.head, format_args!("{:x}\r\n", data.len()));
+                let _written = io::Write::write_fmt(self.room(), format_args!("{:x}\r\n", data.len()));
                 self.tail = b"\r\n";
             }
             Body::UntilClose => {}

@@ -84,6 +84,15 @@ fn is_up(node: &Node, endpoint: &str) -> bool {
     metric(&text, &name).is_some_and(|up| up > 0.5)
 }
 
+/// A node with two endpoints, and this process in the group that the agent looks after.
+fn started() -> (Cgroup, Node) {
+    let group = Cgroup::enter().unwrap();
+    let mut node = Node::new(2).unwrap();
+    let text = config(&node, group.path(), &[0, 1]);
+    node.start_agent(&text).unwrap();
+    (group, node)
+}
+
 fn names(node: &Node, n: u32, to: SocketAddr) -> BTreeSet<String> {
     (0..n).map(|_| ask(node, to).unwrap().0).collect()
 }
@@ -100,10 +109,7 @@ fn processes_of_the_node_are_given_endpoints() {
         return;
     }
     let _alone = alone();
-    let group = Cgroup::enter().unwrap();
-    let mut node = Node::new(2).unwrap();
-    let text = config(&node, group.path(), &[0, 1]);
-    node.start_agent(&text).unwrap();
+    let (_group, mut node) = started();
     let (v4, v6) = (addr(L4, HTTP), addr(L6, HTTP));
     until("both families are served", Duration::from_secs(5), &node, || {
         ask(&node, v4).is_ok() && ask(&node, v6).is_ok()
@@ -150,10 +156,7 @@ fn datagrams_of_the_node_go_to_endpoints_and_answers_come_from_the_virtual_addre
         return;
     }
     let _alone = alone();
-    let group = Cgroup::enter().unwrap();
-    let mut node = Node::new(2).unwrap();
-    let text = config(&node, group.path(), &[0, 1]);
-    node.start_agent(&text).unwrap();
+    let (group, node) = started();
     let targets =
         [(addr(L4, 53), "0.0.0.0:0"), (addr(L6, 53), "[::]:0"), (addr("::ffff:10.8.0.2", 53), "[::]:0")];
     for (to, any) in targets {
