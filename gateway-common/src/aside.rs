@@ -28,10 +28,18 @@ pub enum Aside {
     TcRareIngress,
     /// At TC on egress.
     TcRareEgress,
+    /// At XDP: what is left to do with fragments and packets with extension headers that were understood.
+    XdpParsed,
+    /// The same at TC on ingress.
+    TcParsed,
     /// At XDP: SYNs of services that answer some with cookies.
     XdpCookie,
     /// The same at TC.
     TcCookie,
+    /// At XDP: connections that begin with a cookie, to services that are translated.
+    XdpProxy,
+    /// The same at TC on ingress.
+    TcProxy,
 }
 
 impl Aside {
@@ -39,7 +47,7 @@ impl Aside {
     pub const LIMIT: u32 = 8;
 
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::XdpIcmp,
         Self::TcIcmpIngress,
         Self::TcIcmpEgress,
@@ -48,8 +56,12 @@ impl Aside {
         Self::XdpRare,
         Self::TcRareIngress,
         Self::TcRareEgress,
+        Self::XdpParsed,
+        Self::TcParsed,
         Self::XdpCookie,
         Self::TcCookie,
+        Self::XdpProxy,
+        Self::TcProxy,
     ];
 
     /// The name of the program.
@@ -61,23 +73,34 @@ impl Aside {
             Self::XdpRare => "xdp_rare",
             Self::TcRareIngress => "tc_rare_ingress",
             Self::TcRareEgress => "tc_rare_egress",
+            Self::XdpParsed => "xdp_parsed",
+            Self::TcParsed => "tc_parsed",
             Self::XdpAnswer => "xdp_answer",
             Self::TcAnswer => "tc_answer",
             Self::XdpCookie => "xdp_cookie",
             Self::TcCookie => "tc_cookie",
+            Self::XdpProxy => "xdp_proxy",
+            Self::TcProxy => "tc_proxy",
         }
     }
 
     /// The map that the program stands in: one for each kind of program.
     pub const fn map(self) -> &'static str {
         match self {
-            Self::XdpIcmp | Self::XdpAnswer | Self::XdpRare | Self::XdpCookie => XdpPrograms::NAME,
+            Self::XdpIcmp
+            | Self::XdpAnswer
+            | Self::XdpRare
+            | Self::XdpParsed
+            | Self::XdpCookie
+            | Self::XdpProxy => XdpPrograms::NAME,
             Self::TcIcmpIngress
             | Self::TcIcmpEgress
             | Self::TcAnswer
             | Self::TcRareIngress
             | Self::TcRareEgress
-            | Self::TcCookie => TcPrograms::NAME,
+            | Self::TcParsed
+            | Self::TcCookie
+            | Self::TcProxy => TcPrograms::NAME,
         }
     }
 
@@ -89,8 +112,10 @@ impl Aside {
             Self::TcIcmpEgress | Self::XdpAnswer => 1,
             Self::TcAnswer | Self::XdpRare => 2,
             Self::TcRareIngress | Self::XdpCookie => 3,
-            Self::TcRareEgress => 4,
-            Self::TcCookie => 5,
+            Self::TcRareEgress | Self::XdpProxy => 4,
+            Self::TcCookie | Self::XdpParsed => 5,
+            Self::TcProxy => 6,
+            Self::TcParsed => 7,
         }
     }
 }

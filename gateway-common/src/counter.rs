@@ -373,8 +373,16 @@ reasons! {
     EchoAnswered = 101 "echo_answered" Answered,
     /// One more echo request to virtual addresses than is answered in a second.
     EchoLimited = 102 "echo_limited" Dropped,
+    /// To a translated service that answers with cookies, of no connection that is known, and without a cookie that is taken back.
+    CookieRefused = 103 "cookie_refused" Dropped,
     /// To a service of the agent with `failMode: open`, of a connection that began while the agent was silent: translated, and sent to an endpoint.
     FailedOpen = 104 "failed_open" Forwarded,
+    /// An endpoint's answer to such a SYN: sent to the client as the window that it has waited for.
+    HandshakeJoined = 105 "handshake_joined" Forwarded,
+    /// Of a connection that began with a cookie, before its endpoint has answered; the sender comes again.
+    HandshakePending = 106 "handshake_pending" Dropped,
+    /// A client's packet with its cookie, or with it once more: sent to the endpoint as the SYN of the connection.
+    CookieTaken = 107 "cookie_taken" Forwarded,
     /// At the hooks of sockets: to a service, by the agent itself or from another network namespace than the agent's.
     ForeignSocket = 110 "foreign_socket" Passed,
     /// At the hooks of sockets: a virtual address became that of an endpoint.
@@ -391,7 +399,7 @@ impl Reason {
 
     /// The reasons that are counted by service, by their places; append-only. One that is not here is counted at the last
     /// place.
-    pub const OF_SERVICES: [Self; 18] = [
+    pub const OF_SERVICES: [Self; 20] = [
         Self::TtlExpired,
         Self::NoEndpoint,
         Self::BadSlot,
@@ -410,6 +418,8 @@ impl Reason {
         Self::ServiceLimited,
         Self::EchoLimited,
         Self::SocketsFull,
+        Self::CookieRefused,
+        Self::HandshakePending,
     ];
 
     /// The name that [`ServiceReasons`] has for its last place.

@@ -79,7 +79,8 @@ pub struct Flow {
     pub source_port: Port,
     /// How far the connection has come.
     pub phase: Phase,
-    pad: u8,
+    /// Whether it began with a cookie, so that [`Sequences`](crate::map::Sequences) has something about it: 0 or 1.
+    pub proxied: u8,
     /// The way back to the client, learned from the client's own packets; unknown without translation.
     pub next_hop: NextHop,
 }
@@ -156,6 +157,68 @@ impl HeadState {
 pub struct DisplacedFlows {
     /// By the lowest bits of the bucket's number.
     pub counts: [u8; 8],
+}
+
+/// Value of [`Sequences`](crate::map::Sequences): what is known of the sequence numbers of connections that began with a
+/// cookie, by the entries of a bucket of [`Flows`](crate::map::Flows).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct SequenceBucket {
+    /// One for each entry.
+    pub entries: [Sequence; WAYS],
+}
+
+/// Sequence numbers of one connection that began with a cookie.
+// Aligned, because it is read and written as one word.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct Sequence {
+    /// Until the endpoint answers, the cookie; then how far the number that the client knows is ahead of the endpoint's.
+    pub number: u32,
+    /// [`Head::version`] of the entry that it is about.
+    pub version: u16,
+    /// Which of both it is.
+    pub stage: SequenceStage,
+    pad: u8,
+}
+
+impl Sequence {
+    /// From its parts.
+    #[inline(always)]
+    pub const fn new(number: u32, version: u16, stage: SequenceStage) -> Self {
+        let [a, b, c, d] = number.to_ne_bytes();
+        let [e, f] = version.to_ne_bytes();
+        // A whole word, for the same reason as the alignment.
+        Self::from_word(u64::from_ne_bytes([a, b, c, d, e, f, stage.number, 0]))
+    }
+
+    /// As one word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        bytemuck::must_cast(self)
+    }
+
+    /// From one word.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        bytemuck::must_cast(word)
+    }
+}
+
+/// How far the handshake with the endpoint has come: a closed set, as one byte.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct SequenceStage {
+    number: u8,
+}
+
+impl SequenceStage {
+    /// Nothing is known.
+    pub const NONE: Self = Self { number: 0 };
+    /// The endpoint has got a SYN and has not answered.
+    pub const WAITING: Self = Self { number: 1 };
+    /// It has answered.
+    pub const JOINED: Self = Self { number: 2 };
 }
 
 /// Places in a bucket of [`Replies`](crate::map::Replies).
@@ -314,6 +377,7 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Flow>() == 64);
 const _: () = assert!(size_of::<FlowBucket>() == 256);
 const _: () = assert!(size_of::<ReplyBucket>() == 64);
+const _: () = assert!(size_of::<SequenceBucket>() == 32);
 
 #[cfg(test)]
 mod tests {

@@ -177,10 +177,78 @@ pub const fn endpoint(seed: &Seed, addr: Addr, port: Port) -> [u64; 2] {
     [finish(state, seed_a), finish(state, !seed_a)]
 }
 
+/// A keyed hash that nobody can foretell who does not know the key: `SipHash`-2-4 of six whole words (Aumasson and Bernstein,
+/// "`SipHash`: a fast short-input PRF", INDOCRYPT 2012).
+#[inline(always)]
+pub const fn keyed(key: [u64; 2], words: [u64; 6]) -> u64 {
+    let [k0, k1] = key;
+    let [a, b, c, d, e, f] = words;
+    let mut state = Sip {
+        v: [
+            k0 ^ 0x736f_6d65_7073_6575,
+            k1 ^ 0x646f_7261_6e64_6f6d,
+            k0 ^ 0x6c79_6765_6e65_7261,
+            k1 ^ 0x7465_6462_7974_6573,
+        ],
+    };
+    // The last word of all is the number of bytes, 48, in its highest byte.
+    state = state.takes(a).takes(b).takes(c).takes(d).takes(e).takes(f).takes(48 << 56);
+    let [v0, v1, v2, v3] = state.v;
+    state = Sip { v: [v0, v1, v2 ^ 0xff, v3] };
+    let [v0, v1, v2, v3] = state.round().round().round().round().v;
+    v0 ^ v1 ^ v2 ^ v3
+}
+
+/// State of [`keyed`].
+#[derive(Clone, Copy)]
+struct Sip {
+    v: [u64; 4],
+}
+
+impl Sip {
+    #[inline(always)]
+    const fn takes(self, word: u64) -> Self {
+        let [v0, v1, v2, v3] = self.v;
+        let [v0, v1, v2, v3] = Self { v: [v0, v1, v2, v3 ^ word] }.round().round().v;
+        Self { v: [v0 ^ word, v1, v2, v3] }
+    }
+
+    #[inline(always)]
+    const fn round(self) -> Self {
+        let [v0, v1, v2, v3] = self.v;
+        let v0 = v0.wrapping_add(v1);
+        let v1 = v1.rotate_left(13) ^ v0;
+        let v0 = v0.rotate_left(32);
+        let v2 = v2.wrapping_add(v3);
+        let v3 = v3.rotate_left(16) ^ v2;
+        let v0 = v0.wrapping_add(v3);
+        let v3 = v3.rotate_left(21) ^ v0;
+        let v2 = v2.wrapping_add(v1);
+        let v1 = v1.rotate_left(17) ^ v2;
+        let v2 = v2.rotate_left(32);
+        Self { v: [v0, v1, v2, v3] }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::addr::Protocol;
+
+    #[test]
+    #[expect(deprecated, reason = "the standard library's own, from which ours must not differ")]
+    fn the_keyed_hash_is_siphash() {
+        use core::hash::{Hasher, SipHasher};
+        for n in 0..100_u64 {
+            let word = |at: u64| n.wrapping_add(at).wrapping_mul(K1) ^ (n << at);
+            let (key, words) = ([word(0), word(1)], [2, 3, 4, 5, 6, 7].map(word));
+            let mut hasher = SipHasher::new_with_keys(key[0], key[1]);
+            for word in words {
+                hasher.write(&word.to_le_bytes());
+            }
+            assert_eq!(keyed(key, words), hasher.finish());
+        }
+    }
 
     #[test]
     fn hashes_never_change() {

@@ -44,6 +44,7 @@ pub const SIZES: &[(&str, usize)] = &[
     ("SourceRateBucket", size_of::<source::SourceRateBucket>()),
     ("RefusedRow", size_of::<source::RefusedRow>()),
     ("SynCookie", size_of::<cookie::SynCookie>()),
+    ("CookieKeys", size_of::<cookie::CookieKeys>()),
     ("Settings", size_of::<settings::Settings>()),
     ("SocketPeer", size_of::<socket::SocketPeer>()),
     ("AskedFor", size_of::<socket::AskedFor>()),
@@ -69,5 +70,6 @@ pub const FLOW_SIZES: &[(&str, usize)] = &[
     ("FlowBucket", size_of::<flow::FlowBucket>()),
     ("DisplacedFlows", size_of::<flow::DisplacedFlows>()),
     ("ReplyBucket", size_of::<flow::ReplyBucket>()),
+    ("SequenceBucket", size_of::<flow::SequenceBucket>()),
     ("FlowCount", size_of::<flow::FlowCount>()),
 ];

@@ -5,12 +5,12 @@ use bytemuck::Pod;
 use crate::{
     answer::Answers,
     aside::Aside,
-    cookie::SynCookie,
+    cookie::{CookieKeys, SynCookie},
     counter::{EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons as DropCounts},
     endpoint::Endpoint,
     event::{Event, EventCount},
     filter::{self, FilterWord},
-    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch},
+    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, SequenceBucket},
     fragment::FragmentBucket,
     health::{EndpointHealth, Handshake},
     heartbeat::Heartbeat,
@@ -142,6 +142,8 @@ maps! {
     Displaced "DISPLACED" MappedArray [16_384] u32 => DisplacedFlows;
     /// The way from an endpoint's packets to their flows: a hash table with eight places in a bucket.
     Replies "REPLIES" MappedArray [65_536] u32 => ReplyBucket;
+    /// Sequence numbers of connections that began with a cookie, by the buckets of the flow table.
+    Sequences "SEQUENCES" Array [131_072] u32 => SequenceBucket;
     /// Places that services hold in the flow table.
     ServiceFlows "SERVICE_FLOWS" MappedArray [SERVICES] u32 => FlowCount;
     /// Flows of endpoint rows in the flow table.
@@ -160,6 +162,8 @@ maps! {
     RefusedSources "REFUSED_SOURCES" PerCpuArray [REFUSED_ROWS] u32 => RefusedRow;
     /// Which services answer connections that begin with cookies, and how many.
     SynCookies "SYN_COOKIES" Array [SERVICES] u32 => SynCookie;
+    /// Keys that the programs make cookies with, one row.
+    CookieKeysMap "COOKIE_KEYS" Array [1] u32 => CookieKeys;
     /// The agent's settings, one row.
     SettingsMap "SETTINGS" Array [1] u32 => Settings;
     /// Whose tunnels end at this node, one row.

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use gateway_common::{
     addr::{Port, Protocol},
     counter::{Hook, Reason},
-    flow::{Phase, Scratch, Tick},
+    flow::{Phase, Scratch, Sequence, Tick},
     hash,
     service::{Mode, Service, Table, Track},
     settings::Settings,
@@ -62,7 +62,12 @@ pub struct Arrival {
     pub is_new: u8,
     /// Whether the entry was taken for this packet: 0 or 1.
     pub is_taken: u8,
-    pad: [u8; 3],
+    /// Whether the flow that is recorded began with a cookie: 0 or 1.
+    pub proxied: u8,
+    /// What is left to do for a connection that begins with a cookie, or did.
+    pub(crate) errand: Errand,
+    /// Whether it goes to the endpoint as the SYN: 0 or 1.
+    pub(crate) is_syn: u8,
     /// The hash that a slot is chosen by.
     pub choice: u64,
     /// Slot of the flow.
@@ -77,7 +82,33 @@ pub struct Arrival {
     reason: u32,
     /// What is told of the packet beside this.
     told: Told,
-    spare: [u64; 5],
+    /// The number with which the client's connection begins.
+    pub(crate) begins: u32,
+    /// The cookie that a packet brings back.
+    pub(crate) cookie: u32,
+    /// What is noted about the numbers of a flow that began with a cookie, under whatever version its entry gets.
+    pub(crate) sequence: Sequence,
+    /// Index of the interface where a packet of such a flow leaves; here, because that of a verdict without one is undefined.
+    pub(crate) interface: u32,
+    /// Segment size of its client as a SYN says it; of another packet, how far the client's number is ahead.
+    pub(crate) number: u32,
+    spare: [u32; 4],
+}
+
+/// What a packet of a connection that begins with a cookie wants, as one byte.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Pod, Zeroable)]
+pub(crate) struct Errand {
+    number: u8,
+}
+
+impl Errand {
+    /// It is a SYN that is answered with a cookie.
+    pub(crate) const GREET: Self = Self { number: 0 };
+    /// It is for the endpoint, or brings a cookie back.
+    pub(crate) const TO_ENDPOINT: Self = Self { number: 1 };
+    /// It is for the client.
+    pub(crate) const TO_CLIENT: Self = Self { number: 2 };
 }
 
 /// How a packet ended, for whoever tells of it.
@@ -180,13 +211,26 @@ impl Arrival {
     /// Why the packet is to be answered.
     #[inline(always)]
     pub(crate) const fn reason(&self) -> Reason {
-        if self.reason == Reason::TooBig.number() { Reason::TooBig } else { Reason::NoEndpoint }
+        if self.reason == Reason::TooBig.number() {
+            Reason::TooBig
+        } else if self.reason == Reason::CookieRefused.number() {
+            Reason::CookieRefused
+        } else {
+            Reason::NoEndpoint
+        }
     }
 
     /// Whether a client keeps its endpoint for a while.
     #[inline(always)]
     pub const fn is_sticky(&self) -> bool {
         self.flags & Service::AFFINITY != 0
+    }
+
+    /// Whether connections may begin with cookies of the programs' own: what is the agent's has the stack's.
+    #[inline(always)]
+    pub(crate) fn may_begin_with_cookies(&self) -> bool {
+        self.flags & (Service::COOKIES | Service::FAILS_OPEN) == Service::COOKIES
+            && self.packet.key().protocol == Protocol::TCP
     }
 
     /// Whether new flows are limited.

@@ -15,7 +15,7 @@ use crate::{
     env::{Env, Maps},
     health,
     outcome::Stage,
-    packet, record,
+    packet, proxy, record,
     rewrite::{self, Edit},
     select::{self, Chosen},
     table::{self, Found, row::FlowRows},
@@ -51,7 +51,15 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Resul
 /// A service that remembers all its flows. Notes the row of the endpoint; returns the port.
 #[inline(always)]
 fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Result<Port, Reason> {
+    if proxy::begins(env.maps(), arrival) {
+        return Err(Reason::CookieRefused);
+    }
     let found = table::find(env.maps(), &arrival.spot, &arrival.who);
+    if let Some(found) = &found
+        && proxy::has(arrival, &found.held)
+    {
+        return Err(Reason::CookieRefused);
+    }
     let staying = found.as_ref().and_then(|found| present(env.maps(), arrival, found).zip(Some(found)));
     if let Some((chosen, found)) = staying {
         arrival.row = chosen.row;
@@ -69,6 +77,7 @@ fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Re
         arrival.is_new = 1;
         arrival.phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);
         arrival.preferred = Port::NONE;
+        arrival.proxied = 0;
         arrival.way_back = packet::way_back(env);
     }
     record::take(env.maps(), arrival)?;
@@ -101,15 +110,16 @@ fn by_slot<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
     record::in_change(maps, arrival)
 }
 
+/// A port that was the number of an outcome.
 #[inline(always)]
 #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "it was one before")]
-const fn port_of(number: u32) -> Port {
+pub(crate) const fn port_of(number: u32) -> Port {
     Port::new(number as u16)
 }
 
 /// The endpoint of a flow, if it may still receive the packet.
 #[inline(always)]
-fn present<M: Maps>(
+pub(crate) fn present<M: Maps>(
     maps: &M,
     arrival: &Arrival,
     found: &Found<M::Row<FlowRows>>,
@@ -142,7 +152,7 @@ pub(crate) fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -
 /// anew: the client is behind another router now, and half of an old way and half of a new one would lead nowhere; or the
 /// flow was silent for so long that another may have taken its port.
 #[inline(always)]
-fn refresh<E: Env>(
+pub(crate) fn refresh<E: Env>(
     env: &E,
     arrival: &mut Arrival,
     settings: &Settings,
@@ -166,6 +176,7 @@ fn refresh<E: Env>(
         if has_moved || held.expires.is_before(arrival.now) {
             arrival.phase = phase;
             arrival.preferred = held.source_port;
+            arrival.proxied = held.proxied;
             arrival.notes_entry(Some(found));
             return None;
         }
@@ -199,21 +210,27 @@ fn send<E: Env>(
         direct(env, arrival, settings, endpoint, way)
     };
     done.ok_or(Reason::RewriteFailed)?;
-    env.maps().count_service(arrival.id, |count| {
-        count.packets += 1;
-        count.bytes += bytes;
-        count.new_flows += u64::from(arrival.is_new);
-    });
-    env.maps().count_endpoint(arrival.row, |count| {
-        count.packets += 1;
-        count.bytes += bytes;
-        count.new_flows += u64::from(arrival.is_new);
-    });
+    count(env.maps(), arrival, bytes);
     if local {
         Ok(Verdict::HandOver(Reason::ForwardedLocal))
     } else {
         Ok(Verdict::Transmit(Reason::Forwarded, way.interface()))
     }
+}
+
+/// Counts a packet that was sent on.
+#[inline(always)]
+pub(crate) fn count<M: Maps>(maps: &M, arrival: &Arrival, bytes: u64) {
+    maps.count_service(arrival.id, |count| {
+        count.packets += 1;
+        count.bytes += bytes;
+        count.new_flows += u64::from(arrival.is_new);
+    });
+    maps.count_endpoint(arrival.row, |count| {
+        count.packets += 1;
+        count.bytes += bytes;
+        count.new_flows += u64::from(arrival.is_new);
+    });
 }
 
 /// Whether the packet, with what is put in front of it, fits the way to the endpoint.

@@ -42,6 +42,12 @@ impl Cookie {
     /// There is none.
     pub const NONE: Self = Self { word: 0 };
 
+    /// Of the programs' own.
+    #[inline(always)]
+    pub(crate) fn own(sequence: u32, segment_bytes: u16) -> Self {
+        Self { word: u64::from(segment_bytes) << 32 | u64::from(sequence) }
+    }
+
     /// From the word of the kernel's helper: the sequence number in the lower half, the segment size above.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
@@ -128,7 +134,8 @@ fn run<E: Env>(env: &mut E, arrival: &Arrival) -> Verdict {
         return pass;
     }
     let way = packet::way_back(env);
-    let done = handshake::answer(env, packet, begins, cookie).and_then(|()| env.store_link(way));
+    let done =
+        handshake::answer(env, packet, begins, cookie, handshake::WINDOW).and_then(|()| env.store_link(way));
     if done.is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
     }
@@ -140,7 +147,7 @@ fn run<E: Env>(env: &mut E, arrival: &Arrival) -> Verdict {
 /// Counts a SYN; says whether the service answers with cookies. It begins when there are more SYNs than it allows, and ends
 /// when for a while there was not even half of that.
 #[inline(always)]
-fn is_armed<M: Maps>(
+pub(crate) fn is_armed<M: Maps>(
     maps: &M,
     row: &impl Deref<Target = CookieWords>,
     service: &Service,

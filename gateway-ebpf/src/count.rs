@@ -13,7 +13,13 @@ pub fn counted<E: Env>(env: &mut E, pipeline: impl FnOnce(&mut E) -> Verdict) ->
     let hook = env.hook();
     let bytes = u64::from(env.len_bytes());
     let verdict = pipeline(env);
-    if !matches!(verdict, Verdict::Rare(_) | Verdict::Icmp(_) | Verdict::Answer(_) | Verdict::Cookie(_)) {
+    let is_over = match verdict {
+        Verdict::Rare(_) | Verdict::Icmp(_) | Verdict::Answer(_) | Verdict::Cookie(_) | Verdict::Proxy(_) => {
+            false
+        }
+        Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => true,
+    };
+    if is_over {
         env.maps().count_packet(hook, verdict.reason(), bytes);
     }
     verdict
@@ -47,7 +53,8 @@ pub fn dropped<M: Maps>(maps: &M, service: u32, verdict: Verdict) -> Verdict {
         | Verdict::Transmit(..)
         | Verdict::Rare(_)
         | Verdict::Icmp(_)
-        | Verdict::Cookie(_) => {}
+        | Verdict::Cookie(_)
+        | Verdict::Proxy(_) => {}
     }
     verdict
 }

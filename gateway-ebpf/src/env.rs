@@ -6,6 +6,7 @@ use bytemuck::Pod;
 use gateway_common::{
     addr::Protocol,
     answer::Answers,
+    cookie::CookieKeys,
     counter::{EndpointCount, Hook, Reason, ServiceCount},
     endpoint::Endpoint,
     event::{Event, EventCount},
@@ -28,7 +29,10 @@ use crate::{
     guard::RateWords,
     outcome::{Outcome, Stage},
     rare::fragment::FragmentRows,
-    table::row::{FlowRows, ReplyRows},
+    table::{
+        row::{FlowRows, ReplyRows},
+        sequence::SequenceRows,
+    },
     way::Way,
 };
 
@@ -82,6 +86,10 @@ pub trait Maps {
     fn source_rule(&self, asked: &SourceNetwork) -> SourceRule;
     /// The word of a service's bucket of tokens.
     fn service_rate(&self, id: u32) -> Option<Self::Row<AtomicU64>>;
+    /// A bucket of the sequence numbers, for a bucket of the flow table.
+    fn sequences(&self, bucket: u32) -> Option<Self::Row<SequenceRows>>;
+    /// The keys of cookies.
+    fn cookie_keys(&self) -> Option<Self::Row<CookieKeys>>;
     /// The words of a service's row of SYN cookies.
     fn syn_cookie(&self, id: u32) -> Option<Self::Row<CookieWords>>;
     /// The present by a clock that the agent can read; see [`MOMENT_SHIFT`](gateway_common::cookie::MOMENT_SHIFT).
@@ -168,6 +176,8 @@ pub trait Env {
     fn make_room(&mut self, room: Room) -> Option<()>;
     /// Makes the packet as short as this, from its link-layer header on.
     fn cut(&mut self, len_bytes: u32) -> Option<()>;
+    /// Makes the packet at least as long as this, from its link-layer header on. What is new is zero.
+    fn stretch(&mut self, len_bytes: u32) -> Option<()>;
     /// Makes room in front of the packet, whose link-layer header has to be written again.
     fn grow(&mut self, bytes: u32) -> Option<()>;
     /// Asks the listening socket at an index of the sockets for the cookie of a SYN; [`Cookie::NONE`] when it would rather have

@@ -77,10 +77,26 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
     };
     let verdict = if E::IS_RARE && fails_open { standby::counted(verdict) } else { verdict };
     if let Verdict::Drop(reason) = verdict {
+        if reason == Reason::CookieRefused {
+            return Verdict::Proxy(reason);
+        }
         guard::blames(env.maps(), arrival, settings, reason);
     }
+    let is_answered = matches!(verdict, Verdict::Drop(Reason::NoEndpoint | Reason::TooBig));
+    ended::<E>(env.maps(), arrival, verdict, is_answered)
+}
+
+/// Counts how a packet of a service ended, and has it answered where that helps: pieces of packets are not.
+#[inline(always)]
+pub(crate) fn ended<E: Env>(
+    maps: &E::Maps,
+    arrival: &mut Arrival,
+    verdict: Verdict,
+    is_answered: bool,
+) -> Verdict {
     let is_later = E::IS_RARE && arrival.packet.is_later != 0;
-    let verdict = if let Verdict::Drop(reason @ (Reason::NoEndpoint | Reason::TooBig)) = verdict
+    let verdict = if let Verdict::Drop(reason) = verdict
+        && is_answered
         && !is_later
     {
         arrival.is_answered(reason);
@@ -88,7 +104,7 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
     } else {
         verdict
     };
-    dropped(env.maps(), id, verdict)
+    dropped(maps, arrival.id, verdict)
 }
 
 /// Whether the packet goes to a port that translated packets may carry.

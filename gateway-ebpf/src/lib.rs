@@ -22,6 +22,7 @@ pub mod ingress;
 pub mod outcome;
 pub mod packet;
 pub mod probe;
+pub mod proxy;
 pub mod rare;
 pub mod receive;
 pub mod record;

@@ -62,7 +62,19 @@ fn tc_rare_ingress(ctx: TcContext) -> i32 {
     hook::tc::rare_ingress(&ctx)
 }
 
-/// The same on their way out: `tc_egress` ends in it.
+/// What is left to do with them when they were understood, at XDP: `xdp_rare` ends in it.
+#[xdp]
+fn xdp_parsed(ctx: XdpContext) -> u32 {
+    hook::xdp::parsed(&ctx)
+}
+
+/// The same at TC: `tc_rare_ingress` ends in it.
+#[classifier]
+fn tc_parsed(ctx: TcContext) -> i32 {
+    hook::tc::parsed(&ctx)
+}
+
+/// Fragments and packets with extension headers on their way out: `tc_egress` ends in it.
 #[classifier]
 fn tc_rare_egress(ctx: TcContext) -> i32 {
     hook::tc::rare_egress(&ctx)
@@ -108,6 +120,18 @@ fn xdp_cookie(ctx: XdpContext) -> u32 {
 #[classifier]
 fn tc_cookie(ctx: TcContext) -> i32 {
     hook::tc::cookie(&ctx)
+}
+
+/// Connections that begin with a cookie, to services that are translated, at XDP.
+#[xdp]
+fn xdp_proxy(ctx: XdpContext) -> u32 {
+    hook::xdp::proxy(&ctx)
+}
+
+/// The same at TC.
+#[classifier]
+fn tc_proxy(ctx: TcContext) -> i32 {
+    hook::tc::proxy(&ctx)
 }
 
 /// Frees entries of the flow table that are over. On no hook: the agent runs it, with the first bucket and how many of them

@@ -13,12 +13,12 @@ use aya_ebpf::{
 use gateway_common::{
     addr::Addr,
     answer::Answers,
-    cookie::SynCookie,
+    cookie::{CookieKeys, SynCookie},
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     event::{Event, EventCount},
     filter::FilterWord,
-    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, Tick},
+    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, SequenceBucket, Tick},
     fragment::FragmentBucket,
     health::{EndpointHealth, Handshake},
     heartbeat::Heartbeat,
@@ -37,7 +37,10 @@ use gateway_ebpf::{
     guard::RateWords,
     outcome::{Outcome, Stage},
     rare::fragment::FragmentRows,
-    table::row::{FlowRows, ReplyRows},
+    table::{
+        row::{FlowRows, ReplyRows},
+        sequence::SequenceRows,
+    },
 };
 
 use crate::hook::{
@@ -49,56 +52,38 @@ pub(crate) const fn capacity<M: MapDef>() -> usize {
     M::CAPACITY as usize
 }
 
+/// Maps that the agent has in its memory too.
+const MAPPED: usize = BPF_F_MMAPABLE as usize;
+
 type Value<M> = <M as MapDef>::Value;
 
 #[btf_map]
-static SERVICE_INDEX: Array<
-    Value<map::ServiceIndex>,
-    { capacity::<map::ServiceIndex>() },
-    { BPF_F_MMAPABLE as usize },
-> = Array::new();
-#[btf_map]
-static SERVICES: Array<Value<map::Services>, { capacity::<map::Services>() }, { BPF_F_MMAPABLE as usize }> =
+static SERVICE_INDEX: Array<Value<map::ServiceIndex>, { capacity::<map::ServiceIndex>() }, MAPPED> =
     Array::new();
 #[btf_map]
-static PORT_RANGES: Array<
-    Value<map::PortRanges>,
-    { capacity::<map::PortRanges>() },
-    { BPF_F_MMAPABLE as usize },
-> = Array::new();
+static SERVICES: Array<Value<map::Services>, { capacity::<map::Services>() }, MAPPED> = Array::new();
 #[btf_map]
-static SLOTS: Array<Value<map::Slots>, { capacity::<map::Slots>() }, { BPF_F_MMAPABLE as usize }> =
+static PORT_RANGES: Array<Value<map::PortRanges>, { capacity::<map::PortRanges>() }, MAPPED> = Array::new();
+#[btf_map]
+static SLOTS: Array<Value<map::Slots>, { capacity::<map::Slots>() }, MAPPED> = Array::new();
+#[btf_map]
+static ENDPOINTS: Array<Value<map::Endpoints>, { capacity::<map::Endpoints>() }, MAPPED> = Array::new();
+#[btf_map]
+static FLOWS: Array<Value<map::Flows>, { capacity::<map::Flows>() }, MAPPED> = Array::new();
+#[btf_map]
+static DISPLACED: Array<Value<map::Displaced>, { capacity::<map::Displaced>() }, MAPPED> = Array::new();
+#[btf_map]
+static REPLIES: Array<Value<map::Replies>, { capacity::<map::Replies>() }, MAPPED> = Array::new();
+#[btf_map]
+static SEQUENCES: Array<Value<map::Sequences>, { capacity::<map::Sequences>() }> = Array::new();
+#[btf_map]
+static COOKIE_KEYS: Array<Value<map::CookieKeysMap>, { capacity::<map::CookieKeysMap>() }> = Array::new();
+#[btf_map]
+static SERVICE_FLOWS: Array<Value<map::ServiceFlows>, { capacity::<map::ServiceFlows>() }, MAPPED> =
     Array::new();
 #[btf_map]
-static ENDPOINTS: Array<
-    Value<map::Endpoints>,
-    { capacity::<map::Endpoints>() },
-    { BPF_F_MMAPABLE as usize },
-> = Array::new();
-#[btf_map]
-static FLOWS: Array<Value<map::Flows>, { capacity::<map::Flows>() }, { BPF_F_MMAPABLE as usize }> =
+static ENDPOINT_FLOWS: Array<Value<map::EndpointFlows>, { capacity::<map::EndpointFlows>() }, MAPPED> =
     Array::new();
-#[btf_map]
-static DISPLACED: Array<
-    Value<map::Displaced>,
-    { capacity::<map::Displaced>() },
-    { BPF_F_MMAPABLE as usize },
-> = Array::new();
-#[btf_map]
-static REPLIES: Array<Value<map::Replies>, { capacity::<map::Replies>() }, { BPF_F_MMAPABLE as usize }> =
-    Array::new();
-#[btf_map]
-static SERVICE_FLOWS: Array<
-    Value<map::ServiceFlows>,
-    { capacity::<map::ServiceFlows>() },
-    { BPF_F_MMAPABLE as usize },
-> = Array::new();
-#[btf_map]
-static ENDPOINT_FLOWS: Array<
-    Value<map::EndpointFlows>,
-    { capacity::<map::EndpointFlows>() },
-    { BPF_F_MMAPABLE as usize },
-> = Array::new();
 #[btf_map]
 static FILTER: Array<Value<map::Filter>, { capacity::<map::Filter>() }> = Array::new();
 #[btf_map]
@@ -120,8 +105,7 @@ static SETTINGS: Array<Value<map::SettingsMap>, { capacity::<map::SettingsMap>()
 #[btf_map]
 static RECEIVING: Array<Value<map::Receiving>, { capacity::<map::Receiving>() }> = Array::new();
 #[btf_map]
-static PROBES: Array<Value<map::Probes>, { capacity::<map::Probes>() }, { BPF_F_MMAPABLE as usize }> =
-    Array::new();
+static PROBES: Array<Value<map::Probes>, { capacity::<map::Probes>() }, MAPPED> = Array::new();
 #[btf_map]
 pub(crate) static SOCKETS: SockMap<{ capacity::<map::Sockets>() }> = SockMap::new();
 #[btf_map]
@@ -339,6 +323,16 @@ impl Maps for KernelMaps {
     #[inline(always)]
     fn service_rate(&self, id: u32) -> Option<&'static AtomicU64> {
         shared!(SERVICE_RATES.get_ptr(id) => ServiceRate as AtomicU64)
+    }
+
+    #[inline(always)]
+    fn sequences(&self, bucket: u32) -> Option<&'static SequenceRows> {
+        shared!(SEQUENCES.get_ptr(bucket) => SequenceBucket as SequenceRows)
+    }
+
+    #[inline(always)]
+    fn cookie_keys(&self) -> Option<&'static CookieKeys> {
+        COOKIE_KEYS.get(0)
     }
 
     #[inline(always)]

@@ -37,6 +37,13 @@ pub enum Stage {
     Answer,
     /// Decides whether a packet to a service of the agent goes to an endpoint: 0 or 1.
     StandBy,
+    /// Whether a packet that begins a connection is answered with a cookie, and any other may bring one back: 0 or 1.
+    Arm,
+    /// Makes the cookie of a connection; the number is it.
+    Bake,
+    /// Looks whether a packet brings a cookie back; notes with which number the connection begins. The number is the segment
+    /// size that the cookie stands for.
+    Prove,
 }
 
 /// A number, or the reason why there is none.
@@ -94,6 +101,7 @@ impl Outcome {
             Reason::FlowContended,
             Reason::SourceLimited,
             Reason::ServiceLimited,
+            Reason::CookieRefused,
         ];
         for reason in all {
             if reason.number() == low {

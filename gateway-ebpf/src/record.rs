@@ -4,7 +4,7 @@ use gateway_common::{
     addr::{Port, Protocol},
     counter::Reason,
     endpoint::{Endpoint, EndpointState},
-    flow::Phase,
+    flow::{Phase, Sequence},
     hash,
     service::{Mode, Track},
     settings::Settings,
@@ -16,11 +16,13 @@ use crate::{
     env::Maps,
     event, guard, health,
     outcome::{Outcome, Stage},
+    proxy::proof,
     select::{self, NO_ROW},
     standby,
     table::{
         self, Claimed, Found, reply,
         row::{Content, FlowRows, Who},
+        sequence,
     },
     track,
     way::Way,
@@ -68,6 +70,9 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
             Ok(0)
         }
         Stage::StandBy => Ok(standby::takes_apart(maps, arrival, settings)),
+        Stage::Arm => Ok(u32::from(proof::arms(maps, arrival, settings))),
+        Stage::Bake => proof::bake(maps, arrival),
+        Stage::Prove => proof::prove(maps, arrival),
     })
 }
 
@@ -108,7 +113,7 @@ fn stick<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
 }
 
 #[inline(always)]
-fn of_client<M: Maps>(maps: &M, arrival: &mut Arrival) -> u32 {
+pub(crate) fn of_client<M: Maps>(maps: &M, arrival: &mut Arrival) -> u32 {
     let expires = arrival.affinity_ends();
     let found = table::find(maps, &arrival.spot, &arrival.who);
     if let Some(found) = &found
@@ -218,8 +223,16 @@ fn fill<M: Maps>(
         expires: arrival.expires(settings, arrival.phase),
         source_port: port,
         phase: arrival.phase,
+        proxied: arrival.proxied,
         next_hop: arrival.way_back,
     };
+    if arrival.proxied != 0 {
+        let Sequence { number, stage, .. } = arrival.sequence;
+        let known = Sequence::new(number, claimed.busy.version(), stage);
+        if !sequence::note(maps, claimed.place.index(), known) {
+            return Err(Reason::FlowNotRecorded);
+        }
+    }
     publish(maps, arrival, claimed, &arrival.who, &content);
     Ok(port)
 }
@@ -388,6 +401,7 @@ fn note<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<(),
         expires: arrival.expires(settings, phase),
         source_port: Port::NONE,
         phase,
+        proxied: 0,
         next_hop: Way::UNKNOWN,
     };
     publish(maps, arrival, &claimed, &arrival.who, &content);

@@ -8,7 +8,7 @@ use gateway_common::{
 };
 
 use crate::{
-    arrival::Arrival,
+    arrival::{Arrival, Errand},
     count::dropped,
     env::{Env, Maps},
     event::told,
@@ -64,6 +64,10 @@ pub fn to_client<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings
     let answered = reply::find(env.maps(), settings, packet.key(), packet.is_v6())?;
     let reply = seen(env.maps(), packet.key(), answered).filter(|reply| !reply.is_local)?;
     let service = reply.answered.who.service();
+    if reply.answered.held.proxied != 0 {
+        arrival.errand = Errand::TO_CLIENT;
+        return Some(Verdict::Proxy(Reason::HandshakePending));
+    }
     let verdict = send(env, arrival, settings, &reply);
     if let Verdict::Drop(_) = verdict {
         arrival.is_from(service, reply.answered.held.endpoint);
@@ -139,14 +143,15 @@ pub(crate) fn leaves<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
     dropped(env.maps(), reply.answered.who.service(), verdict)
 }
 
+/// What becomes of its addresses and ports.
 #[inline(always)]
-fn edit<R>(reply: &Reply<R>, destination: Addr, destination_port: Port) -> Edit {
+pub(crate) fn edit<R>(reply: &Reply<R>, destination: Addr, destination_port: Port) -> Edit {
     Edit { source: reply.addr, destination, source_port: reply.answered.who.port(), destination_port }
 }
 
 /// Keeps the flow alive.
 #[inline(always)]
-fn refresh<M: Maps>(
+pub(crate) fn refresh<M: Maps>(
     maps: &M,
     arrival: &mut Arrival,
     settings: &Settings,

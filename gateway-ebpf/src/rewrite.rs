@@ -50,17 +50,85 @@ pub fn in_place<E: Env>(env: &mut E, packet: &Packet, edit: &Edit) -> Option<()>
 /// Translates a packet that this node forwards, and addresses its frame to the next hop.
 #[inline(always)]
 pub fn forward<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, way: Way) -> Option<()> {
-    let ttl = packet.ttl.wrapping_sub(1);
-    let hop = if packet.is_v6() {
-        env.store(ip::V6_HOP_LIMIT, &ttl)?;
-        Diff::ZERO
-    } else {
-        env.store(ip::V4_TTL, &ttl)?;
-        Diff::ZERO.replace(ttl_word(packet.ttl), ttl_word(ttl))
-    };
+    let hop = next_ttl(env, packet)?;
     let pseudo = addrs(env, packet, edit, hop)?;
     transport(env, packet, edit, pseudo)?;
     env.store_link(way)
+}
+
+/// Writes the time to live of a packet that is forwarded; returns what that does to the header's checksum.
+#[inline(always)]
+fn next_ttl<E: Env>(env: &mut E, packet: &Packet) -> Option<Diff> {
+    let ttl = packet.ttl.wrapping_sub(1);
+    if packet.is_v6() {
+        env.store(ip::V6_HOP_LIMIT, &ttl)?;
+        return Some(Diff::ZERO);
+    }
+    env.store(ip::V4_TTL, &ttl)?;
+    Some(Diff::ZERO.replace(ttl_word(packet.ttl), ttl_word(ttl)))
+}
+
+/// What becomes of a segment of TCP beside its addresses and ports.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    /// Sequence number, acknowledgment, and the word with length, flags and window, in the packet's byte order.
+    pub(crate) old: [u32; 3],
+    /// The same afterwards.
+    pub(crate) new: [u32; 3],
+    /// Bytes from the IP header on, afterwards.
+    pub(crate) bytes: u32,
+    /// Change of what follows the header.
+    pub(crate) rest: Diff,
+}
+
+/// The same as [`forward`] for a segment whose header changes beyond that. What follows the header is there already.
+#[inline(always)]
+pub(crate) fn segment<E: Env>(
+    env: &mut E,
+    packet: &Packet,
+    edit: &Edit,
+    way: Way,
+    segment: &Segment,
+) -> Option<()> {
+    let hop = next_ttl(env, packet)?;
+    let hop = length(env, packet, hop, segment.bytes)?;
+    let (start, key) = (u32::from(packet.transport), packet.key());
+    let before = u32::from(packet.transport).wrapping_sub(ip::OFFSET);
+    let pseudo = addrs(env, packet, edit, hop)?
+        .replace(packet.bytes.wrapping_sub(before).to_be(), segment.bytes.wrapping_sub(before).to_be());
+    let ports = ports_word(edit.source_port, edit.destination_port);
+    let ([a, b, c], [d, e, f]) = (segment.old, segment.new);
+    let own = segment
+        .rest
+        .replace(ports_word(key.source_port, key.destination_port), ports)
+        .replace(a, d)
+        .replace(b, e)
+        .replace(c, f);
+    env.store(start, &[ports, d, e, f])?;
+    env.fix_transport_checksum(&TransportFix {
+        offset: start + TCP_CHECKSUM,
+        protocol: Protocol::TCP,
+        v6: packet.is_v6(),
+        pseudo,
+        own,
+    })?;
+    env.store_link(way)
+}
+
+/// Writes the length of a packet where it changes; adds to what changes the header's checksum.
+#[inline(always)]
+fn length<E: Env>(env: &mut E, packet: &Packet, diff: Diff, bytes: u32) -> Option<Diff> {
+    if bytes == packet.bytes {
+        return Some(diff);
+    }
+    let [_, _, high, low] = bytes.to_be_bytes();
+    if packet.is_v6() {
+        let [_, _, high, low] = bytes.wrapping_sub(ip::V6_LEN).to_be_bytes();
+        env.store(ip::V6_BYTES, &[high, low])?;
+        return Some(diff);
+    }
+    env.store(ip::V4_BYTES, &[high, low])?;
+    Some(diff.replace(packet.bytes.to_be(), bytes.to_be()))
 }
 
 /// Lets a packet that goes into a tunnel, or over the link as it is, live for one hop less.

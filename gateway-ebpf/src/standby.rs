@@ -76,6 +76,7 @@ pub(crate) fn counted(verdict: Verdict) -> Verdict {
         | Verdict::Rare(_)
         | Verdict::Icmp(_)
         | Verdict::Answer(_)
-        | Verdict::Cookie(_) => verdict,
+        | Verdict::Cookie(_)
+        | Verdict::Proxy(_) => verdict,
     }
 }

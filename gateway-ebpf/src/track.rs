@@ -69,14 +69,16 @@ pub fn later(a: Phase, b: Phase) -> Phase {
 }
 
 /// Whether this packet begins a new flow under the 5-tuple of an old one: a SYN after a close or a long silence, or UDP
-/// after a long silence. Another packet of TCP goes on where the flow was, as long as nobody took its place.
+/// after a long silence. Another packet of TCP goes on where the flow was, as long as nobody took its place. A SYN of a
+/// client that has brought a cookie back, and waits for the endpoint, is that of another connection.
 #[inline(always)]
 pub fn begins_anew(held: &Held, packet: &Packet, now: Tick) -> bool {
     let is_over = held.expires.is_before(now);
     if packet.key().protocol == Protocol::UDP {
         is_over
     } else {
-        packet.flags.opens() && (is_over || held.phase == Phase::CLOSING)
+        let is_waiting = held.proxied != 0 && held.phase == Phase::OPENING;
+        packet.flags.opens() && (is_over || held.phase == Phase::CLOSING || is_waiting)
     }
 }
 

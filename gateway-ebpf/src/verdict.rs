@@ -22,6 +22,8 @@ pub enum Verdict {
     Answer(Reason),
     /// May be answered with a cookie in a program of its own; where there is none, it goes on to the stack as it came.
     Cookie(Reason),
+    /// Is of a connection that begins with a cookie, and goes on in a program of its own; where there is none, it is dropped.
+    Proxy(Reason),
 }
 
 /// `XDP_DROP` of `linux/bpf.h`.
@@ -58,7 +60,8 @@ impl Verdict {
             | Self::Rare(reason)
             | Self::Icmp(reason)
             | Self::Answer(reason)
-            | Self::Cookie(reason) => reason,
+            | Self::Cookie(reason)
+            | Self::Proxy(reason) => reason,
         }
     }
 
@@ -69,7 +72,7 @@ impl Verdict {
             Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) | Self::Cookie(_) => XDP_PASS,
             Self::Transmit(_, interface) if interface == ingress => XDP_TX,
             Self::Transmit(..) => XDP_REDIRECT,
-            Self::Drop(_) | Self::Answer(_) => XDP_DROP,
+            Self::Drop(_) | Self::Answer(_) | Self::Proxy(_) => XDP_DROP,
         }
     }
 
@@ -79,7 +82,7 @@ impl Verdict {
         match self {
             Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) | Self::Cookie(_) => TC_NEXT,
             Self::Transmit(..) => TC_REDIRECT,
-            Self::Drop(_) | Self::Answer(_) => TC_SHOT,
+            Self::Drop(_) | Self::Answer(_) | Self::Proxy(_) => TC_SHOT,
         }
     }
 
@@ -93,7 +96,7 @@ impl Verdict {
             | Self::Rare(_)
             | Self::Icmp(_)
             | Self::Cookie(_) => SK_PASS,
-            Self::Drop(_) | Self::Answer(_) => SK_DROP,
+            Self::Drop(_) | Self::Answer(_) | Self::Proxy(_) => SK_DROP,
         }
     }
 }

@@ -16,11 +16,11 @@ use bytemuck::Pod;
 use gateway_common::{
     answer::Answers,
     aside::Aside,
-    cookie::SynCookie,
+    cookie::{CookieKeys, SynCookie},
     counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{DisplacedFlows, FlowBucket, FlowCount, FlowKey, ReplyBucket},
+    flow::{DisplacedFlows, FlowBucket, FlowCount, FlowKey, ReplyBucket, SequenceBucket},
     fragment::FragmentBucket,
     heartbeat::Heartbeat,
     map::{self, MapDef},
@@ -102,7 +102,7 @@ impl Kernel {
         for table in [map::ServiceCounts::NAME, map::ServiceReasons::NAME, map::EndpointCounts::NAME] {
             loader.map_max_entries(table, SMALL);
         }
-        for table in [map::Flows::NAME, map::Replies::NAME] {
+        for table in [map::Flows::NAME, map::Replies::NAME, map::Sequences::NAME] {
             loader.map_max_entries(table, BUCKETS);
         }
         loader.map_max_entries(map::Displaced::NAME, BUCKETS / 8);
@@ -216,6 +216,11 @@ impl Kernel {
         for at in 0..BUCKETS {
             replies.set(at, raw(&tables.replies.get(&at).copied().unwrap_or_default()), 0)?;
         }
+        let mut sequences = self.array::<SEQUENCE_BUCKET>(map::Sequences::NAME)?;
+        for at in 0..BUCKETS {
+            sequences.set(at, raw(&tables.sequences.get(&at).copied().unwrap_or_default()), 0)?;
+        }
+        self.array::<COOKIE_KEYS>(map::CookieKeysMap::NAME)?.set(0, raw(&tables.cookie_keys), 0)?;
         let mut displaced = self.array::<DISPLACED>(map::Displaced::NAME)?;
         for at in 0..BUCKETS / 8 {
             displaced.set(at, tables.displaced.get(&at).copied().unwrap_or_default().to_ne_bytes(), 0)?;
@@ -252,8 +257,7 @@ impl Kernel {
     /// When the kernel refuses a read.
     pub fn read(&mut self, before: &Tables) -> Result<Tables> {
         let mut tables = before.clone();
-        tables.flows = rows(&self.array::<FLOW_BUCKET>(map::Flows::NAME)?, BUCKETS)?;
-        tables.replies = rows(&self.array::<REPLY_BUCKET>(map::Replies::NAME)?, BUCKETS)?;
+        self.read_flows(&mut tables)?;
         tables.displaced = rows(&self.array::<DISPLACED>(map::Displaced::NAME)?, BUCKETS / 8)?;
         let counts: BTreeMap<u32, FlowCount> =
             rows(&self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?, ROWS)?;
@@ -321,6 +325,13 @@ impl Kernel {
             sum.new_flows += one.new_flows;
         })?;
         Ok(tables)
+    }
+
+    fn read_flows(&mut self, tables: &mut Tables) -> Result<()> {
+        tables.flows = rows(&self.array::<FLOW_BUCKET>(map::Flows::NAME)?, BUCKETS)?;
+        tables.replies = rows(&self.array::<REPLY_BUCKET>(map::Replies::NAME)?, BUCKETS)?;
+        tables.sequences = rows(&self.array::<SEQUENCE_BUCKET>(map::Sequences::NAME)?, BUCKETS)?;
+        Ok(())
     }
 
     /// The loaded object, for what a test wants beside packets.
@@ -409,6 +420,8 @@ const SERVICE: usize = size_of::<Service>();
 const PORT_RANGE: usize = size_of::<PortRange>();
 const FLOW_BUCKET: usize = size_of::<FlowBucket>();
 const REPLY_BUCKET: usize = size_of::<ReplyBucket>();
+const SEQUENCE_BUCKET: usize = size_of::<SequenceBucket>();
+const COOKIE_KEYS: usize = size_of::<CookieKeys>();
 const DISPLACED: usize = size_of::<DisplacedFlows>();
 const FLOW_COUNT: usize = size_of::<FlowCount>();
 const CHUNK: usize = size_of::<SlotChunk>();

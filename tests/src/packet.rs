@@ -39,6 +39,8 @@ pub struct Packet {
     payload: Vec<u8>,
     ip_options: Vec<u8>,
     tcp_options: Vec<u8>,
+    /// Sequence number and acknowledgment of TCP.
+    numbers: (u32, u32),
     vlan: Option<u16>,
     fragment: Option<(u16, bool)>,
     extension: Option<u8>,
@@ -58,6 +60,7 @@ fn new(source: &str, destination: &str, protocol: u8) -> Packet {
         payload: b"sluice".to_vec(),
         ip_options: Vec::new(),
         tcp_options: Vec::new(),
+        numbers: (1, 2),
         vlan: None,
         fragment: None,
         extension: None,
@@ -148,6 +151,13 @@ impl Packet {
     #[must_use]
     pub fn tcp_option_bytes(mut self, options: &[u8]) -> Self {
         self.tcp_options = options.to_vec();
+        self
+    }
+
+    /// This sequence number and acknowledgment of TCP.
+    #[must_use]
+    pub fn numbers(mut self, sequence: u32, acknowledgment: u32) -> Self {
+        self.numbers = (sequence, acknowledgment);
         self
     }
 
@@ -264,7 +274,7 @@ impl Packet {
         let (mut segment, at) = match self.protocol {
             TCP => {
                 let mut header = ports;
-                header.extend([0, 0, 0, 1, 0, 0, 0, 2]);
+                header.extend([self.numbers.0.to_be_bytes(), self.numbers.1.to_be_bytes()].concat());
                 header.extend([u8_of(5 + self.tcp_options.len() / 4) << 4, self.flags, 0x20, 0, 0, 0, 0, 0]);
                 header.extend(&self.tcp_options);
                 (header, 16)

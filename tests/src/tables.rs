@@ -7,12 +7,12 @@ use bytemuck::Pod;
 use gateway_common::{
     addr::Addr,
     answer::Answers,
-    cookie::SynCookie,
+    cookie::{CookieKeys, SynCookie},
     counter::{Count, EndpointCount, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     event::{Event, EventCount},
     filter::FilterWord,
-    flow::{FlowBucket, ReplyBucket},
+    flow::{FlowBucket, ReplyBucket, SequenceBucket, Tick},
     fragment::FragmentBucket,
     health::EndpointHealth,
     heartbeat::Heartbeat,
@@ -46,6 +46,8 @@ pub struct Tables {
     pub displaced: BTreeMap<u32, u64>,
     /// Buckets of the table of replies that are not empty.
     pub replies: BTreeMap<u32, ReplyBucket>,
+    /// Buckets of sequence numbers that are not empty.
+    pub sequences: BTreeMap<u32, SequenceBucket>,
     /// Entries that services hold in the flow table.
     pub service_flows: BTreeMap<u32, u64>,
     /// Flows of endpoint rows.
@@ -62,6 +64,10 @@ pub struct Tables {
     pub source_rates: BTreeMap<u32, SourceRateBucket>,
     /// SYN cookies of services.
     pub syn_cookies: BTreeMap<u32, SynCookie>,
+    /// Keys of cookies.
+    pub cookie_keys: CookieKeys,
+    /// The present by the clock of cookies, where it is another than that of flows: no map.
+    pub moment: Option<Tick>,
     /// What the kernel's listening sockets say when they are asked for a cookie: no map, but as far from the pipeline.
     pub cookie: u64,
     /// Heartbeats of workers.

@@ -32,6 +32,7 @@ const RECORDED: (u32, &[(&str, usize)]) = (
         ("SourceRateBucket", 64),
         ("RefusedRow", 192),
         ("SynCookie", 24),
+        ("CookieKeys", 32),
         ("Settings", 128),
         ("SocketPeer", 32),
         ("AskedFor", 24),
@@ -54,8 +55,16 @@ const RECORDED: (u32, &[(&str, usize)]) = (
 );
 
 /// Sizes at flow layout version 3.
-const RECORDED_FLOWS: (u32, &[(&str, usize)]) =
-    (3, &[("FlowBucket", 256), ("DisplacedFlows", 8), ("ReplyBucket", 64), ("FlowCount", 8)]);
+const RECORDED_FLOWS: (u32, &[(&str, usize)]) = (
+    3,
+    &[
+        ("FlowBucket", 256),
+        ("DisplacedFlows", 8),
+        ("ReplyBucket", 64),
+        ("SequenceBucket", 32),
+        ("FlowCount", 8),
+    ],
+);
 
 #[test]
 fn sizes_stand_behind_their_versions() {

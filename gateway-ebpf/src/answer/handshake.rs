@@ -16,7 +16,7 @@ use crate::{
 const SYN_ACK: u8 = 0x12;
 
 /// Bytes that a client may send before it hears from the stack: twice what it would send at once (RFC 6928).
-const WINDOW: u16 = 29_200;
+pub(crate) const WINDOW: u16 = 29_200;
 
 /// The largest segments that are offered: what fits an Ethernet frame.
 const LARGEST_V4: u16 = 1_460;
@@ -65,9 +65,16 @@ pub(crate) fn segment<E: Env>(env: &E, packet: &Packet) -> Option<[u8; 2]> {
     None
 }
 
-/// Makes the second packet of a handshake of the first one, which began with the sequence number `begins`.
+/// Makes the second packet of a handshake of the first one, which began with the sequence number `begins`. The client may
+/// send `window` bytes before it hears more.
 #[inline(always)]
-pub(crate) fn answer<E: Env>(env: &mut E, packet: &Packet, begins: u32, cookie: Cookie) -> Option<()> {
+pub(crate) fn answer<E: Env>(
+    env: &mut E,
+    packet: &Packet,
+    begins: u32,
+    cookie: Cookie,
+    window: u16,
+) -> Option<()> {
     let (start, largest) = if packet.is_v6() { (ip::V6_LEN, LARGEST_V6) } else { (ip::V4_LEN, LARGEST_V4) };
     // A SYN without options has no room for one, and whoever sends it expects none.
     let has_room = env.len_bytes() >= eth::LEN + start + TCP_LEN + SEGMENT_LEN;
@@ -80,7 +87,7 @@ pub(crate) fn answer<E: Env>(env: &mut E, packet: &Packet, begins: u32, cookie: 
     let key = packet.key();
     let [a, b] = key.destination_port.to_wire();
     let [c, d] = key.source_port.to_wire();
-    let [e, f] = WINDOW.to_be_bytes();
+    let [e, f] = window.to_be_bytes();
     let mut header = [
         u32::from_ne_bytes([a, b, c, d]),
         cookie.sequence().to_be(),

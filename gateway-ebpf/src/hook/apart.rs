@@ -30,6 +30,9 @@ pub(crate) fn call(stage: Stage, arrival: &mut Arrival) -> Outcome {
         Stage::Retry => sluice_retry(notes),
         Stage::Answer => sluice_answer(notes),
         Stage::StandBy => sluice_stand_by(notes),
+        Stage::Arm => sluice_arm(notes),
+        Stage::Bake => sluice_bake(notes),
+        Stage::Prove => sluice_prove(notes),
     })
 }
 
@@ -106,4 +109,7 @@ apart! {
     sluice_retry Retry
     sluice_answer Answer
     sluice_stand_by StandBy
+    sluice_arm Arm
+    sluice_bake Bake
+    sluice_prove Prove
 }

@@ -23,7 +23,7 @@ use gateway_ebpf::{
     ingress as pipeline,
     packet::eth,
     probe::{self, Marked},
-    rare,
+    proxy, rare,
     receive::{self, Receiver, Shell},
     reply,
     verdict::{TC_SHOT, Verdict},
@@ -103,6 +103,16 @@ pub(crate) fn rare_ingress(ctx: &TcContext) -> i32 {
     tc.end(verdict)
 }
 
+/// Runs the rest of it, for packets that were understood; returns the TC code.
+#[inline(always)]
+pub(crate) fn parsed(ctx: &TcContext) -> i32 {
+    pull(ctx, RARE_BYTES);
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
+    let verdict = rare::parsed(&mut tc, Arrival::of(scratch));
+    tc.end(verdict)
+}
+
 /// Runs the pipeline of ICMP messages on ingress; returns the TC code.
 #[inline(always)]
 pub(crate) fn icmp_ingress(ctx: &TcContext) -> i32 {
@@ -130,6 +140,16 @@ pub(crate) fn cookie(ctx: &TcContext) -> i32 {
     let Some(scratch) = scratch() else { return TC_SHOT };
     let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
     let verdict = gateway_ebpf::cookie::answer(&mut tc, Arrival::of(scratch));
+    tc.end(verdict)
+}
+
+/// Goes on with a connection that begins with a cookie; returns the TC code.
+#[inline(always)]
+pub(crate) fn proxy(ctx: &TcContext) -> i32 {
+    pull(ctx, RARE_BYTES);
+    let Some(scratch) = scratch() else { return TC_SHOT };
+    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
+    let verdict = proxy::ingress(&mut tc, Arrival::of(scratch));
     tc.end(verdict)
 }
 
@@ -218,10 +238,11 @@ impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
     #[inline(always)]
     fn end(&self, verdict: Verdict) -> i32 {
         let aside = match verdict {
-            Verdict::Rare(_) => Some(Aside::TcRareIngress),
+            Verdict::Rare(_) => Some(if IS_RARE { Aside::TcParsed } else { Aside::TcRareIngress }),
             Verdict::Icmp(_) => Some(Aside::TcIcmpIngress),
             Verdict::Answer(_) => Some(Aside::TcAnswer),
             Verdict::Cookie(_) => Some(Aside::TcCookie),
+            Verdict::Proxy(_) => Some(Aside::TcProxy),
             Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => None,
         };
         let verdict = self.go_on(verdict, aside);
@@ -236,6 +257,7 @@ impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
             Verdict::Icmp(_) => Some(Aside::TcIcmpEgress),
             Verdict::Answer(_)
             | Verdict::Cookie(_)
+            | Verdict::Proxy(_)
             | Verdict::Pass(_)
             | Verdict::HandOver(_)
             | Verdict::Transmit(..)
@@ -412,6 +434,14 @@ impl<const IS_RARE: bool> Env for Tc<'_, IS_RARE> {
         // SAFETY: the context is the program's own; no pointer into the packet is held.
         let code = unsafe { helpers::bpf_skb_change_tail(self.ctx.skb.skb, len_bytes, 0) };
         (code == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn stretch(&mut self, len_bytes: u32) -> Option<()> {
+        if len_bytes <= self.len_bytes() {
+            return Some(());
+        }
+        self.cut(len_bytes)
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use gateway_ebpf::{
     env::{Env, Room},
     ingress,
     packet::eth,
-    rare,
+    proxy, rare,
     verdict::{Verdict, XDP_DROP, XDP_REDIRECT},
     way::Way,
 };
@@ -46,6 +46,15 @@ pub(crate) fn rare(ctx: &XdpContext) -> u32 {
     env.end(verdict)
 }
 
+/// Runs the rest of it, for packets that were understood; returns the XDP code.
+#[inline(always)]
+pub(crate) fn parsed(ctx: &XdpContext) -> u32 {
+    let mut env = Xdp::<true>::new(ctx);
+    let Some(scratch) = scratch() else { return XDP_DROP };
+    let verdict = rare::parsed(&mut env, Arrival::of(scratch));
+    env.end(verdict)
+}
+
 /// Runs the pipeline of ICMP messages; returns the XDP code.
 #[inline(always)]
 pub(crate) fn icmp(ctx: &XdpContext) -> u32 {
@@ -70,6 +79,15 @@ pub(crate) fn cookie(ctx: &XdpContext) -> u32 {
     let mut env = Xdp::<true>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
     let verdict = gateway_ebpf::cookie::answer(&mut env, Arrival::of(scratch));
+    env.end(verdict)
+}
+
+/// Goes on with a connection that begins with a cookie; returns the XDP code.
+#[inline(always)]
+pub(crate) fn proxy(ctx: &XdpContext) -> u32 {
+    let mut env = Xdp::<true>::new(ctx);
+    let Some(scratch) = scratch() else { return XDP_DROP };
+    let verdict = proxy::ingress(&mut env, Arrival::of(scratch));
     env.end(verdict)
 }
 
@@ -105,10 +123,11 @@ impl<'a, const IS_RARE: bool> Xdp<'a, IS_RARE> {
     #[inline(always)]
     fn end(&self, verdict: Verdict) -> u32 {
         let aside = match verdict {
-            Verdict::Rare(_) => Some(Aside::XdpRare),
+            Verdict::Rare(_) => Some(if IS_RARE { Aside::XdpParsed } else { Aside::XdpRare }),
             Verdict::Icmp(_) => Some(Aside::XdpIcmp),
             Verdict::Answer(_) => Some(Aside::XdpAnswer),
             Verdict::Cookie(_) => Some(Aside::XdpCookie),
+            Verdict::Proxy(_) => Some(Aside::XdpProxy),
             Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => None,
         };
         let verdict = match aside {
@@ -129,7 +148,8 @@ impl<'a, const IS_RARE: bool> Xdp<'a, IS_RARE> {
             | Verdict::Rare(_)
             | Verdict::Icmp(_)
             | Verdict::Answer(_)
-            | Verdict::Cookie(_) => code,
+            | Verdict::Cookie(_)
+            | Verdict::Proxy(_) => code,
         }
     }
 
@@ -213,6 +233,19 @@ impl<const IS_RARE: bool> Env for Xdp<'_, IS_RARE> {
         // SAFETY: the context is the program's own; the addresses of the packet are read again below.
         let code = unsafe { helpers::bpf_xdp_adjust_tail(self.ctx.ctx, -less) };
         self.moved(code)
+    }
+
+    #[inline(always)]
+    fn stretch(&mut self, len_bytes: u32) -> Option<()> {
+        let more = i32::try_from(len_bytes.saturating_sub(self.len_bytes())).ok()?;
+        if more == 0 {
+            return Some(());
+        }
+        // SAFETY: the context is the program's own; the addresses of the packet are read again below.
+        let code = unsafe { helpers::bpf_xdp_adjust_tail(self.ctx.ctx, more) };
+        // Also where it did nothing: whoever asks goes on with the packet as it was.
+        self.moved(0)?;
+        (code == 0).then_some(())
     }
 
     #[inline(always)]

@@ -140,6 +140,10 @@ pub const V4_LEN: u32 = 20;
 pub const V6_LEN: u32 = 40;
 /// Offset of what follows the IPv6 header.
 pub const V6_END: u8 = 54;
+/// Offset of the packet's length, from the link-layer header.
+pub const V4_BYTES: u32 = OFFSET + 2;
+/// Offset of the length of what follows the header of IPv6.
+pub const V6_BYTES: u32 = OFFSET + 4;
 /// Offset of the time to live, from the link-layer header.
 pub const V4_TTL: u32 = OFFSET + 8;
 /// Offset of the header checksum.

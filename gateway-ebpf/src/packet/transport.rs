@@ -88,6 +88,24 @@ impl Flags {
         self.bits & (Self::SYN | Self::ACK) == Self::SYN
     }
 
+    /// Whether an endpoint answers with it to a packet that opened a connection.
+    #[inline(always)]
+    pub const fn agrees(self) -> bool {
+        self.bits & (Self::SYN | Self::ACK | Self::RST) == Self::SYN | Self::ACK
+    }
+
+    /// Whether it may be a packet of a connection that was agreed on.
+    #[inline(always)]
+    pub const fn goes_on(self) -> bool {
+        self.bits & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
+    }
+
+    /// Whether it acknowledges anything.
+    #[inline(always)]
+    pub const fn acknowledges(self) -> bool {
+        self.bits & Self::ACK != 0
+    }
+
     /// Whether it is a reset.
     #[inline(always)]
     pub const fn resets(self) -> bool {

@@ -8,6 +8,7 @@ use gateway_common::{
     addr::Addr,
     counter::Reason,
     endpoint::{Endpoint, EndpointState},
+    flow::SequenceStage,
     service::{Mode, ServiceKey, Track},
     settings::Settings,
 };
@@ -24,7 +25,7 @@ use crate::{
     packet::{Packet, icmp::Quote},
     reply::{self, Reply},
     rewrite, select, standby,
-    table::{self, reply as replies, row::FlowRows},
+    table::{self, Found, reply as replies, row::FlowRows, sequence},
     verdict::Verdict,
     way::Way,
 };
@@ -83,6 +84,7 @@ fn holder<M: Maps>(maps: &M, arrival: &mut Arrival) -> bool {
     {
         arrival.row = found.held.endpoint;
         arrival.preferred = found.held.source_port;
+        arrival.number = ahead(maps, &found);
         return true;
     }
     if arrival.mode == Mode::NAT || arrival.table.n_slots == 0 {
@@ -103,6 +105,16 @@ fn holder<M: Maps>(maps: &M, arrival: &mut Arrival) -> bool {
         }
         Err(_) => false,
     }
+}
+
+/// How far the number that the client knows is ahead of the endpoint's.
+#[inline(always)]
+fn ahead<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>) -> u32 {
+    if found.held.proxied == 0 {
+        return 0;
+    }
+    let known = sequence::of(maps, found.place.index(), found.held.head);
+    if known.stage == SequenceStage::JOINED { known.number } else { 0 }
 }
 
 /// Tells the endpoint: what is translated, as the endpoint knows the flow; what returns directly, as it came.
@@ -156,6 +168,7 @@ fn at_endpoint(arrival: &Arrival, endpoint: &Endpoint, source: Addr) -> Change {
             sender_port,
             receiver: key.source,
             receiver_port: key.source_port,
+            ahead: 0,
         };
     }
     Change {
@@ -165,6 +178,7 @@ fn at_endpoint(arrival: &Arrival, endpoint: &Endpoint, source: Addr) -> Change {
         sender_port,
         receiver: endpoint.source,
         receiver_port: arrival.preferred,
+        ahead: arrival.number,
     }
 }
 
@@ -238,6 +252,7 @@ fn at_client<R>(reply: &Reply<R>, destination: Addr) -> Change {
         sender_port: who.client_port(),
         receiver: reply.addr,
         receiver_port: who.port(),
+        ahead: 0,
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     verdict::Verdict,
 };
 
-/// The pipeline of fragments and of packets with extension headers on ingress, counted.
+/// The pipeline of fragments and of packets with extension headers on ingress, counted: until they are understood.
 #[inline(always)]
 pub fn ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
     told(env, arrival, false, |env, arrival| {
@@ -29,9 +29,18 @@ pub fn ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
             return Verdict::Pass(Reason::NoService);
         };
         match parse(env, Side::Destination, &settings, &mut arrival.packet) {
-            Ok(()) => every_day::parsed(env, arrival, &settings),
+            Ok(()) => Verdict::Rare(Reason::NoService),
             Err(verdict) => verdict,
         }
+    })
+}
+
+/// The rest of it, counted. Apart, because the verifier would go through all of it for each way to understand a packet.
+#[inline(always)]
+pub fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
+    told(env, arrival, false, |env, arrival| match env.maps().settings() {
+        Some(settings) => every_day::parsed(env, arrival, &settings),
+        None => Verdict::Pass(Reason::NoService),
     })
 }
 

@@ -16,7 +16,7 @@ use crate::{
         Packet,
         icmp::{self, Quote},
         ip,
-        transport::{Ports, TCP_CHECKSUM, UDP_CHECKSUM},
+        transport::{Ports, SEQUENCE, TCP_CHECKSUM, UDP_CHECKSUM},
     },
     rewrite::{V4Addrs, V6Addrs, all_words, last_word, ports_word},
 };
@@ -36,6 +36,8 @@ pub(super) struct Change {
     pub(super) receiver: Addr,
     /// To which port.
     pub(super) receiver_port: Port,
+    /// How far the sequence number that is quoted is ahead of the one that the sender knows.
+    pub(super) ahead: u32,
 }
 
 /// A checksum field.
@@ -60,7 +62,7 @@ pub(super) fn translate<E: Env>(
         addresses(env, ip::OFFSET, v6, (source, key.destination), (change.source, change.destination))?;
     let inner =
         addresses(env, quote.header, v6, (key.destination, key.source), (change.sender, change.receiver))?;
-    let ports = ports(env, key, quote, change)?;
+    let ports = ports(env, key, quote, change)?.and(number(env, quote, change.ahead)?);
     let mut total = inner.and(ports);
     if v6 {
         // The pseudo-header of the message.
@@ -100,6 +102,19 @@ fn ports<E: Env>(env: &mut E, key: &FlowKey, quote: &Quote, change: &Change) -> 
     env.store(quote.transport, &ports)?;
     let old = ports_word(key.destination_port, key.source_port);
     Some(Diff::ZERO.replace(old, ports_word(change.sender_port, change.receiver_port)))
+}
+
+/// Writes the sequence number as its sender knows it.
+#[inline(always)]
+fn number<E: Env>(env: &mut E, quote: &Quote, ahead: u32) -> Option<Diff> {
+    if ahead == 0 {
+        return Some(Diff::ZERO);
+    }
+    let at = quote.transport + SEQUENCE;
+    let old: u32 = env.load(at)?;
+    let new = u32::from_be(old).wrapping_sub(ahead).to_be();
+    env.store(at, &new)?;
+    Some(Diff::ZERO.replace(old, new))
 }
 
 /// Applies a difference to a checksum inside the message; returns what that does to the sum over the message.

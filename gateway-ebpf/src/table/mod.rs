@@ -10,6 +10,7 @@
 mod displaced;
 pub mod reply;
 pub mod row;
+pub mod sequence;
 
 use bytemuck::{Pod, Zeroable};
 use gateway_common::{

@@ -37,7 +37,7 @@ struct Life {
     expires: Tick,
     source_port: Port,
     phase: Phase,
-    pad: u8,
+    proxied: u8,
 }
 
 const _: () = assert!(size_of::<FlowRows>() == size_of::<FlowBucket>());
@@ -115,6 +115,8 @@ pub struct Held {
     pub source_port: Port,
     /// How far the connection has come.
     pub phase: Phase,
+    /// Whether it began with a cookie: 0 or 1.
+    pub proxied: u8,
 }
 
 /// What is written to an entry, beside whose it is.
@@ -130,6 +132,8 @@ pub struct Content {
     pub source_port: Port,
     /// How far the connection has come.
     pub phase: Phase,
+    /// Whether it began with a cookie: 0 or 1.
+    pub proxied: u8,
     /// The way back to the client.
     pub next_hop: Way,
 }
@@ -301,8 +305,8 @@ impl FlowRow {
     #[inline(always)]
     fn held<M: Maps>(&self, head: u64) -> Held {
         let [endpoint, generation] = bytemuck::must_cast(M::load(&self.target));
-        let Life { expires, source_port, phase, .. } = self.life::<M>();
-        Held { head: HeadWord { word: head }, endpoint, generation, expires, source_port, phase }
+        let Life { expires, source_port, phase, proxied } = self.life::<M>();
+        Held { head: HeadWord { word: head }, endpoint, generation, expires, source_port, phase, proxied }
     }
 
     #[inline(always)]
@@ -396,9 +400,9 @@ impl FlowRow {
     /// become another flow's.
     #[inline(always)]
     pub fn refresh<M: Maps>(&self, held: &Held, expires: Tick, phase: Phase) {
-        let Held { source_port, .. } = *held;
-        let old = Life { expires: held.expires, source_port, phase: held.phase, pad: 0 };
-        let new = Life { expires, source_port, phase, pad: 0 };
+        let Held { source_port, proxied, .. } = *held;
+        let old = Life { expires: held.expires, source_port, phase: held.phase, proxied };
+        let new = Life { expires, source_port, phase, proxied };
         M::exchange(&self.life, bytemuck::must_cast(old), bytemuck::must_cast(new));
     }
 
@@ -411,8 +415,8 @@ impl FlowRow {
         M::store(b, client_b);
         M::store(&self.tuple, who.tuple);
         M::store(&self.target, bytemuck::must_cast([content.endpoint, content.generation]));
-        let Content { expires, source_port, phase, .. } = *content;
-        M::store(&self.life, bytemuck::must_cast(Life { expires, source_port, phase, pad: 0 }));
+        let Content { expires, source_port, phase, proxied, .. } = *content;
+        M::store(&self.life, bytemuck::must_cast(Life { expires, source_port, phase, proxied }));
         let [c, d] = &self.next_hop;
         let [way_a, way_b] = content.next_hop.halves();
         M::store(c, way_a);

@@ -9,7 +9,7 @@ use std::{
 use gateway_common::{
     counter::Reason as Ending,
     endpoint::EndpointState,
-    service::{Service, ServiceKey},
+    service::{Mode, Service, ServiceKey},
 };
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
@@ -208,12 +208,18 @@ fn syn_cookies(kernel: &Kernel, service: &Service) -> Value {
         return Value::Null;
     }
     kernel.cookies(service.id).map_or(Value::Null, |cookies| {
-        json!({
+        let mut said = json!({
             "perSecond": service.cookie_rate,
             "armed": cookies.is_armed,
             "sent": cookies.sent,
-            "tcpSyncookies": probe::tcp_syncookies(),
-        })
+        });
+        // The others are the programs' own, which the stack does not see.
+        if service.mode == Mode::AGENT
+            && let Some(said) = said.as_object_mut()
+        {
+            said.insert("tcpSyncookies".to_owned(), json!(probe::tcp_syncookies()));
+        }
+        said
     })
 }
 

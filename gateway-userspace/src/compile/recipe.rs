@@ -75,7 +75,7 @@ impl Said {
             ports: if has_ports { listener.packets.ports.clone() } else { Vec::new() },
             sockets: if is_by_agent { sockets } else { Range::default() },
             limits: sources::limits(&listener.new_flows),
-            cookie_rate: if is_by_agent { listener.syn_cookies } else { None },
+            cookie_rate: listener.syn_cookies,
             fails_open: is_by_agent && listener.fails_open,
         }
     }

@@ -9,7 +9,7 @@ use aya::{
 };
 use gateway_common::{
     addr::Addr,
-    cookie::SynCookie,
+    cookie::{CookieKeys, SynCookie},
     counter::{Count, EndpointCount, Hook, HookCounts, Reason, ServiceCount, ServiceReasons},
     endpoint::{Endpoint, NextHop},
     event::EventCount,
@@ -63,6 +63,7 @@ pub(super) struct KernelMaps {
     source_networks: LpmTrie<MapData, [u8; 16], Shared<SourceRule>>,
     source_filter: Rows<FilterWord>,
     syn_cookies: Rows<SynCookie>,
+    cookie_keys: Rows<CookieKeys>,
     refused_sources: PerCpu<RefusedRow>,
     settings: Rows<Settings>,
     receiving: Rows<Receive>,
@@ -135,6 +136,7 @@ impl KernelMaps {
             source_networks: taken::<map::SourceNetworks, _>(object)?,
             source_filter: taken::<map::SourceFilter, _>(object)?,
             syn_cookies: taken::<map::SynCookies, _>(object)?,
+            cookie_keys: taken::<map::CookieKeysMap, _>(object)?,
             refused_sources: taken::<map::RefusedSources, _>(object)?,
             settings: taken::<map::SettingsMap, _>(object)?,
             receiving: taken::<map::Receiving, _>(object)?,
@@ -386,6 +388,18 @@ impl KernelMaps {
         let row = self.syn_cookies.get(&id, 0).map_err(failed::<map::SynCookies>)?;
         let Shared(row) = row;
         Ok(row)
+    }
+
+    /// Keys that the programs make cookies with.
+    pub(super) fn cookie_keys(&self) -> Result<CookieKeys, Error> {
+        let row = self.cookie_keys.get(&0, 0).map_err(failed::<map::CookieKeysMap>)?;
+        let Shared(keys) = row;
+        Ok(keys)
+    }
+
+    /// Replaces them.
+    pub(super) fn put_cookie_keys(&mut self, keys: &CookieKeys) -> Result<(), Error> {
+        self.cookie_keys.set(0, Shared(*keys), 0).map_err(failed::<map::CookieKeysMap>)
     }
 
     /// What was told of packets with a reason, of all processors together.

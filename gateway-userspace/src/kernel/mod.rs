@@ -5,6 +5,7 @@
 
 mod attach;
 pub mod attempts;
+mod cookies;
 mod counts;
 mod error;
 mod events;
@@ -64,6 +65,7 @@ use crate::{
     image::{Capacity, Image, Way},
     kernel::{
         attach::Attacher,
+        cookies::Renewal,
         heart::Heart,
         map::KernelMaps,
         maps::{Maps as _, Observed},
@@ -110,7 +112,7 @@ impl Settings {
     fn capacity_of(&self, description: &Description) -> u32 {
         match description.name {
             // Half of the places stay free, so that a flow finds one in its two buckets.
-            shared::Flows::NAME => (self.flows / 2).next_power_of_two().max(16),
+            shared::Flows::NAME | shared::Sequences::NAME => (self.flows / 2).next_power_of_two().max(16),
             shared::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
             shared::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
             // It has its room from the beginning, whether it is used or not.
@@ -162,6 +164,7 @@ pub struct Kernel {
     events: Option<Events>,
     sweep: Sweep,
     connect: Option<Connect>,
+    renewal: Renewal,
     /// Held as long as this agent owns the pins and the node's network.
     _ownership: Ownership,
 }
@@ -210,6 +213,7 @@ impl Kernel {
         );
         maps.put_settings(&row.guarding(guards).telling(settings.events))?;
         maps.put_receive(&settings.receive)?;
+        let renewal = Renewal::start(&mut maps)?;
         let terms = Terms {
             seed,
             flows: flow_buckets.saturating_mul(2),
@@ -230,6 +234,7 @@ impl Kernel {
             events: (settings.events != 0).then_some(events),
             sweep,
             connect: settings.connect.clone(),
+            renewal,
             _ownership: ownership,
         };
         kernel.begin_with_sockets()?;

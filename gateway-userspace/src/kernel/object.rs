@@ -99,6 +99,7 @@ fn is_of_flows(name: &str) -> bool {
         map::Flows::NAME,
         map::Displaced::NAME,
         map::Replies::NAME,
+        map::Sequences::NAME,
         map::ServiceFlows::NAME,
         map::EndpointFlows::NAME,
     ];
@@ -124,7 +125,13 @@ pub(super) fn load(settings: &Settings, pins: &Pins) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
     for description in map::ALL {
         let path = pins.map(description.name);
-        let wanted = settings.capacity_of(description);
+        let mut wanted = settings.capacity_of(description);
+        let flows = pins.map(map::Flows::NAME);
+        if description.name == map::Sequences::NAME && flows.exists() {
+            // One for each bucket of the flow table, whatever that has.
+            let failed = |source| Error::Map { name: map::Flows::NAME, source };
+            wanted = MapInfo::from_pin(&flows).map_err(failed)?.max_entries();
+        }
         let capacity = if path.exists() { pinned_capacity(description, &path, wanted)? } else { wanted };
         let capacity = if capacity != wanted && description.name == map::SocketPeers::NAME {
             // What it holds means nothing to packets: it is made anew, and programs that are attached get it in a moment.

@@ -66,11 +66,8 @@ pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
             "write `protocol: TCP` with `forwarding: agent`: the kernel forwards packets as they are";
         meaningless(listener.proxies.as_ref().map(|it| it.place), "proxyProtocol", remedy);
     }
-    if by_kernel {
-        let place = listener.syn_cookies.as_ref().map(|it| it.place);
-        let remedy = "remove it, or write `protocol: TCP` with `forwarding: agent`: only the agent's own connections are \
-                      answered so";
-        meaningless(place, "synCookies", remedy);
+    if let Some(remedy) = without_handshake(listener, protocol) {
+        meaningless(listener.syn_cookies.as_ref().map(|it| it.place), "synCookies", remedy);
     }
     if by_kernel {
         let open = listener.fails_open.as_ref();
@@ -81,6 +78,17 @@ pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
         let remedy = "remove it, or write `protocol: TCP` with `forwarding: agent`";
         meaningless(listener.idle_timeout.as_ref().map(|it| it.place), "idleTimeout", remedy);
     }
+}
+
+/// What to do about cookies where no handshake comes through this node; none where one does.
+fn without_handshake(listener: &DraftListener, protocol: Protocol) -> Option<&'static str> {
+    if protocol == Protocol::Udp {
+        return Some("remove it: datagrams begin no connections");
+    }
+    listener.forwarding.as_ref().filter(|it| it.value.is_direct()).map(|_| {
+        "remove it, or write `forwarding: nat` or `agent`: with direct return the endpoint's part of a handshake does \
+         not come through this node"
+    })
 }
 
 /// Translation has ports to remember, affinity a client.

@@ -7,6 +7,7 @@ use std::{
 
 use gateway_common::{
     answer::Answers,
+    cookie::CookieKeys,
     counter::{EndpointCount, Hook, Reason, ServiceCount},
     endpoint::Endpoint,
     event::{Event, EventCount},
@@ -30,7 +31,10 @@ use gateway_ebpf::{
     outcome::{self, Stage},
     rare::fragment::FragmentRows,
     record,
-    table::row::{FlowRows, ReplyRows},
+    table::{
+        row::{FlowRows, ReplyRows},
+        sequence::SequenceRows,
+    },
 };
 
 use super::MemoryMaps;
@@ -154,13 +158,22 @@ impl Maps for MemoryMaps {
             .then(|| Rc::clone(self.service_rates.borrow_mut().entry(id).or_default()))
     }
 
+    fn sequences(&self, bucket: u32) -> Option<Rc<SequenceRows>> {
+        let is_there = bucket <= self.tables.borrow().settings.flow_mask;
+        is_there.then(|| Rc::clone(self.sequences.borrow_mut().entry(bucket).or_default()))
+    }
+
+    fn cookie_keys(&self) -> Option<Rc<CookieKeys>> {
+        Some(Rc::new(self.tables.borrow().cookie_keys))
+    }
+
     fn syn_cookie(&self, id: u32) -> Option<Rc<CookieWords>> {
         (id < map::SynCookies::CAPACITY)
             .then(|| Rc::clone(self.syn_cookies.borrow_mut().entry(id).or_default()))
     }
 
     fn moment(&self) -> Tick {
-        self.now
+        self.tables.borrow().moment.unwrap_or(self.now)
     }
 
     fn source_rates(&self, bucket: u32) -> Option<Rc<RateWords>> {

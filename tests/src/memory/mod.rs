@@ -13,7 +13,7 @@ use gateway_common::{
     cookie::SynCookie,
     counter::Hook,
     endpoint::{Endpoint, NextHop},
-    flow::{FlowBucket, FlowKey, ReplyBucket, Scratch, Tick},
+    flow::{FlowBucket, FlowKey, ReplyBucket, Scratch, SequenceBucket, Tick},
     fragment::FragmentBucket,
     service::ServiceBucket,
     source::{ServiceRate, SourceRateBucket},
@@ -24,7 +24,7 @@ use gateway_ebpf::{
     cookie::{self, Cookie, CookieWords, Syn},
     env::{Env, Room},
     guard::RateWords,
-    ingress, probe,
+    ingress, probe, proxy,
     rare::{
         self,
         fragment::{FragmentRow, FragmentRows},
@@ -33,6 +33,7 @@ use gateway_ebpf::{
     table::{
         self,
         row::{FlowRow, FlowRows, ReplyRow, ReplyRows},
+        sequence::{SequenceRow, SequenceRows},
     },
     verdict::Verdict,
     way::Way,
@@ -102,12 +103,18 @@ impl Run {
             verdict =
                 if is_egress { rare::egress(&mut env, arrival) } else { rare::ingress(&mut env, arrival) };
         }
+        if let Verdict::Rare(_) = verdict {
+            verdict = rare::parsed(&mut env, arrival);
+        }
         if let Verdict::Icmp(_) = verdict {
             verdict = if is_egress {
                 rare::icmp_egress(&mut env, arrival)
             } else {
                 rare::icmp_ingress(&mut env, arrival)
             };
+        }
+        if let Verdict::Proxy(_) = verdict {
+            verdict = proxy::ingress(&mut env, arrival);
         }
         if let Verdict::Answer(_) = verdict {
             verdict = answer::answer(&mut env, arrival);
@@ -199,6 +206,12 @@ impl Env for Memory {
         Some(())
     }
 
+    fn stretch(&mut self, len_bytes: u32) -> Option<()> {
+        let len = usize::try_from(len_bytes).ok()?;
+        self.bytes.resize(len.max(self.bytes.len()), 0);
+        Some(())
+    }
+
     fn grow(&mut self, bytes: u32) -> Option<()> {
         self.bytes.splice(0..0, vec![0; usize::try_from(bytes).ok()?]);
         Some(())
@@ -220,6 +233,7 @@ struct MemoryMaps {
     flows: RefCell<BTreeMap<u32, Rc<FlowRows>>>,
     displaced: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     replies: RefCell<BTreeMap<u32, Rc<ReplyRows>>>,
+    sequences: RefCell<BTreeMap<u32, Rc<SequenceRows>>>,
     fragments: RefCell<BTreeMap<u32, Rc<FragmentRows>>>,
     service_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     endpoint_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
@@ -237,6 +251,10 @@ impl MemoryMaps {
         let replies = std::mem::take(&mut tables.replies);
         let replies =
             replies.iter().map(|(at, bucket)| (*at, Rc::new(bucket.replies.each_ref().map(ReplyRow::from))));
+        let sequences = std::mem::take(&mut tables.sequences);
+        let sequences = sequences
+            .iter()
+            .map(|(at, bucket)| (*at, Rc::new(bucket.entries.each_ref().map(SequenceRow::from))));
         let fragments = std::mem::take(&mut tables.fragments);
         let fragments = fragments.iter().map(|(at, bucket)| {
             let words = bucket.packets.map(bytemuck::cast::<_, [u64; 2]>);
@@ -262,6 +280,7 @@ impl MemoryMaps {
             index: tables.index(),
             flows: RefCell::new(flows.collect()),
             replies: RefCell::new(replies.collect()),
+            sequences: RefCell::new(sequences.collect()),
             fragments: RefCell::new(fragments.collect()),
             displaced: words(displaced),
             service_flows: words(counts),
@@ -286,6 +305,12 @@ impl MemoryMaps {
             let bucket = ReplyBucket { replies: rows.each_ref().map(ReplyRow::get::<Self>) };
             if bucket != ReplyBucket::default() {
                 tables.replies.insert(at, bucket);
+            }
+        }
+        for (at, rows) in self.sequences.into_inner() {
+            let bucket = SequenceBucket { entries: rows.each_ref().map(SequenceRow::get::<Self>) };
+            if bucket != SequenceBucket::default() {
+                tables.sequences.insert(at, bucket);
             }
         }
         for (at, rows) in self.fragments.into_inner() {

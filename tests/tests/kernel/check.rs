@@ -40,6 +40,7 @@ pub struct Case {
     pub code: Option<i32>,
     pub next_hop: Option<NextHop>,
     pub without_instants: fn(&mut Tables),
+    pub why: Reason,
     pub after: Box<dyn Fn(&World)>,
 }
 
@@ -61,6 +62,7 @@ pub fn raw(name: &'static str, frame: Vec<u8>, reason: Reason) -> Case {
         code: None,
         next_hop: None,
         without_instants: |_| {},
+        why: why(reason),
         after: Box::new(|_| {}),
     }
 }
@@ -93,6 +95,12 @@ impl Case {
     /// In a frame from and to these link-layer addresses.
     pub fn macs(mut self, source: [u8; 6], destination: [u8; 6]) -> Self {
         self.sent.as_mut().expect("sent() first").macs = Some((source, destination));
+        self
+    }
+
+    /// The packet is answered for this reason.
+    pub fn because(mut self, why: Reason) -> Self {
+        self.why = why;
         self
     }
 
@@ -301,7 +309,7 @@ fn by_service(case: &Case, tables: &Tables) {
         assert_eq!(reasons.packets.iter().sum::<u64>(), count.dropped, "{name}: drops of service {id}");
     }
     for reasons in tables.service_reasons.values() {
-        assert_eq!(reasons.packets[why(case.reason).place()], 1, "{name}: the reason by service");
+        assert_eq!(reasons.packets[case.why.place()], 1, "{name}: the reason by service");
     }
 }
 

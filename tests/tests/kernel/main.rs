@@ -27,6 +27,7 @@ mod icmp;
 mod local;
 mod ports;
 mod probe;
+mod proxied;
 mod rare;
 mod receive;
 mod sockets;

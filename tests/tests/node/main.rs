@@ -15,6 +15,7 @@ mod cookies;
 mod direct;
 mod passive;
 mod pods;
+mod proxied;
 mod receive;
 mod signals;
 mod sources;

@@ -86,12 +86,13 @@ pub(super) static NEW_FLOWS: Table = Table {
 /// Cookies of a listener.
 pub(super) static SYN_COOKIES: Table = Table {
     name: "synCookies",
-    doc: "While more connections begin than this, the kernel side answers them without remembering them, as soon as the \
-          queue of the listening socket is full (always, where `net.ipv4.tcp_syncookies` is 2): a flood from forged \
-          addresses then costs the stack nothing. A connection that began so has no window scaling, no selective \
-          acknowledgment and no timestamps. Ten seconds after there was less than half of that for a while, the stack \
-          answers by itself again. The same for all listeners of an address and port. Needs \
-          `net.ipv4.tcp_syncookies` 1 or 2; with `newFlows`, what that refuses is not answered.",
+    doc: "While more connections begin than this, the kernel side answers them without remembering them: a flood from \
+          forged addresses then costs neither the stack nor endpoints anything. A connection that began so has no window \
+          scaling, no selective acknowledgment and no timestamps. Ten seconds after there was less than half of that for a \
+          while, connections begin as usual again. For what the agent serves, as soon as the queue of the listening socket \
+          is full (always, where `net.ipv4.tcp_syncookies` is 2; with 0, never). For `forwarding: nat`, at once, and the \
+          endpoint is asked when the client has proven to be there; connections to endpoints on this node always begin as \
+          usual. The same for all listeners of an address and port. With `newFlows`, what that refuses is not answered.",
     fields: &[Field {
         key: "perSecond",
         shape: Shape::Integer { min: 1, max: 10_000_000 },

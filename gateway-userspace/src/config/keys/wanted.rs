@@ -141,8 +141,8 @@ pub(super) static LISTENER: Table = Table {
             key: "synCookies",
             shape: Shape::Table(&SYN_COOKIES),
             presence: Absent("never"),
-            doc: "When connections that begin are answered with cookies, in the kernel. HTTP, HTTPS, TLS, and TCP with \
-                  `forwarding: agent`, only.",
+            doc: "When connections that begin are answered with cookies, in the kernel. Not for UDP, and not with direct \
+                  return.",
         },
         Field {
             key: "failMode",

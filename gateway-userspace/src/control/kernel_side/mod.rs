@@ -14,7 +14,7 @@ use gateway_common::{
     addr::Addr,
     endpoint::EndpointState,
     map::{self, MapDef},
-    service::ServiceKey,
+    service::{Mode, ServiceKey},
 };
 use parking_lot::Mutex;
 
@@ -226,7 +226,8 @@ impl KernelSide {
 
     /// Brings the kernel to an image.
     pub async fn take(&mut self, image: Image) {
-        let wants_cookies = image.services.iter().any(|service| service.cookie_rate.is_some());
+        let wants_cookies =
+            image.services.iter().any(|service| service.mode == Mode::AGENT && service.cookie_rate.is_some());
         if wants_cookies && probe::tcp_syncookies() == Some(0) {
             tracing::warn!("`synCookies` has no effect while net.ipv4.tcp_syncookies is 0: set it to 1");
         }
@@ -356,6 +357,12 @@ impl KernelSide {
                 tracing::warn!(
                     why = error_chain(&error),
                     "the flow table cannot be swept: entries that are over stay"
+                );
+            }
+            if let Err(error) = self.kernel.lock().renew_keys() {
+                tracing::warn!(
+                    why = error_chain(&error),
+                    "keys of cookies are not replaced: the last ones go on"
                 );
             }
             if self.detached.is_some() {
