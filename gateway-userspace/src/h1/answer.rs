@@ -52,7 +52,9 @@ pub fn parse(bytes: &Bytes, method: &Method) -> Result<Answer, Malformed> {
     let mut facts = Facts::default();
     for field in raw.headers.iter() {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Malformed)?;
-        facts.see(&name, field.value)?;
+        if !facts.see(&name, field.value)? {
+            continue;
+        }
         let value = bytes.slice_ref(field.value);
         headers.append(name, HeaderValue::from_maybe_shared(value).map_err(|_| Malformed)?);
     }
@@ -85,13 +87,17 @@ struct Facts {
 }
 
 impl Facts {
-    fn see(&mut self, name: &HeaderName, value: &[u8]) -> Result<(), Malformed> {
+    /// Whether the field is passed on: a length that is said again is not.
+    fn see(&mut self, name: &HeaderName, value: &[u8]) -> Result<bool, Malformed> {
         if *name == header::CONTENT_LENGTH {
             let length = number(value.trim_ascii()).ok_or(Malformed)?;
-            if self.length.replace(length).is_some_and(|before| before != length) {
-                return Err(Malformed);
-            }
-        } else if *name == header::TRANSFER_ENCODING {
+            return match self.length.replace(length) {
+                None => Ok(true),
+                Some(before) if before == length => Ok(false),
+                Some(_) => Err(Malformed),
+            };
+        }
+        if *name == header::TRANSFER_ENCODING {
             if self.is_chunked || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
                 return Err(Malformed);
             }
@@ -102,7 +108,7 @@ impl Facts {
                 self.keeps_alive |= word.eq_ignore_ascii_case(b"keep-alive");
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -139,6 +145,15 @@ mod tests {
         }
         let head = read("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", &Method::HEAD).unwrap();
         assert_eq!(head.framing, Framing::None);
+    }
+
+    #[test]
+    fn a_length_that_is_said_twice_is_passed_on_once() {
+        let answer =
+            read("HTTP/1.1 200 OK\r\ncontent-length: 3\r\nx: y\r\ncontent-length: 03\r\n\r\n", &Method::GET);
+        let answer = answer.unwrap();
+        let lengths = answer.parts.headers.get_all("content-length").iter().count();
+        assert_eq!((answer.framing, lengths), (Framing::Length(3), 1));
     }
 
     #[test]
