@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method, header};
 
 use crate::{pattern::Text, route::Request};
 
@@ -31,14 +31,16 @@ impl Conditions {
     }
 }
 
-/// Compares a header's value; several fields of one name count as one, joined by commas (RFC 9110, section 5.3).
+/// Compares a header's value; several fields of one name count as one, joined by commas (RFC 9110, section 5.3), or as
+/// cookies are, which clients of HTTP/2 split (RFC 9113, section 8.2.3).
 fn header_is(headers: &HeaderMap, name: &HeaderName, wanted: &Text) -> bool {
     let mut values = headers.get_all(name).iter();
     let Some(first) = values.next() else { return false };
     let Some(second) = values.next() else { return wanted.matches(first.as_bytes()) };
+    let between: &[u8] = if *name == header::COOKIE { b"; " } else { b"," };
     let mut joined = first.as_bytes().to_vec();
     for value in std::iter::once(second).chain(values) {
-        joined.push(b',');
+        joined.extend_from_slice(between);
         joined.extend_from_slice(value.as_bytes());
     }
     wanted.matches(&joined)

@@ -115,6 +115,16 @@ fn values_are_compared_as_they_mean() {
     check(&table, "GET h / x-a=1", None);
 }
 
+#[test]
+fn cookies_that_a_client_splits_are_one() {
+    let mut table = Table::default();
+    let name = HeaderName::from_static("cookie");
+    let canary = Conditions { headers: vec![(name, Text::Exact("a=1; b=2".to_owned()))], ..none() };
+    table.add(Host::Any, Path::Prefix("/"), canary, "canary");
+    check(&table, "GET h / cookie=a=1 cookie=b=2", Some("canary"));
+    check(&table, "GET h / cookie=a=1 cookie=b=3", None);
+}
+
 fn pattern(text: &str) -> Pattern {
     Pattern::new(text).unwrap()
 }
