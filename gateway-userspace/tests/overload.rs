@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use gateway_userspace::config::OverloadSettings;
@@ -70,9 +70,25 @@ async fn slow_clients_of_every_kind_hold_up_nobody_else() {
     let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await;
     let addr = free_addr();
     let _proxy = Proxy::with_workers(&simple(addr, &[origin.addr]), 1);
-    let baseline = client::p99(addr).await;
+    let mut seen = Vec::new();
+    // One bad moment of the machine is nobody's fault, and what else it does changes: the baseline is measured each time.
+    for _ in 0..3 {
+        let baseline = client::p99(addr).await;
+        let slow = slow_clients(addr, EACH).await;
+        let loaded = client::p99(addr).await;
+        drop(slow);
+        if loaded < baseline * 2 + Duration::from_millis(10) {
+            return;
+        }
+        seen.push((baseline, loaded));
+    }
+    panic!("{seen:?}");
+}
+
+/// So many clients of each kind that do as little as they can.
+async fn slow_clients(addr: SocketAddr, each: usize) -> Vec<TcpStream> {
     let mut slow = Vec::new();
-    for _ in 0..EACH {
+    for _ in 0..each {
         // Heads that do not end, bodies that do not come, responses that are not read; over both versions.
         for bytes in [
             "GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ",
@@ -88,11 +104,5 @@ async fn slow_clients_of_every_kind_hold_up_nobody_else() {
         peer.send(&[PREFACE, &settings(&[(4, 0)]), &get(1), &post(3), &unended].concat()).await;
         slow.push(peer.0);
     }
-    let mut loaded = Duration::MAX;
-    // One bad moment of the machine is nobody's fault.
-    for _ in 0..3 {
-        loaded = loaded.min(client::p99(addr).await);
-    }
-    assert!(loaded < baseline * 2 + Duration::from_millis(10), "{loaded:?} instead of {baseline:?}");
-    drop(slow);
+    slow
 }
