@@ -15,6 +15,7 @@ use std::{collections::HashMap, time::Duration};
 
 use gateway_userspace::{
     endpoint::Health,
+    limits,
     snapshot::{listener::Protocol, service::UpstreamProtocol},
 };
 use support::{
@@ -258,6 +259,15 @@ mod target {
         }
         let faults = "sluice_request_faults_total{listener=\"web\",route=\"\",kind=\"misdirected\"}";
         assert_eq!(proxy.metric(faults), 8.0);
+        // Where nobody serves all other names, another connection would lead nowhere either.
+        snapshot.listeners.remove(0);
+        snapshot.routes.pop();
+        proxy.apply(&snapshot).unwrap();
+        for (host, status) in [("second-example.org", 200), ("a.wildcard.org", 421), ("example.org", 404)] {
+            let stream = client::tls(addr, "second-example.org", &["h2"]).await.unwrap();
+            let answer = Client::over_http2(stream).await.get(host, "/").await.unwrap();
+            assert_eq!(answer.status, status, "{host}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -278,12 +288,14 @@ mod target {
                 .header("x-forwarded-for", "192.0.2.1, 192.0.2.2")
                 .header("x-real-ip", "192.0.2.1")
                 .header("x-forwarded-host", "b.test")
+                .header("x-forwarded-prefix", "/admin")
                 .header("connection", "x-forwarded-for");
             let request = request.body(http_body_util::Full::default()).unwrap();
             let answer = Client::http1(addr).await.send(request).await.unwrap();
             assert_eq!(answer.header("seen-x-forwarded-for"), chain);
             assert_eq!(answer.header("seen-x-real-ip"), real);
             assert_eq!(answer.header("seen-x-forwarded-host"), host);
+            assert_eq!(answer.header("seen-x-forwarded-prefix"), if addr == edge { "" } else { "/admin" });
         }
     }
 
@@ -301,6 +313,73 @@ mod target {
             assert!((refused - n).abs() < 1e-9, "{refused}");
         }
         assert_eq!(origin.requests(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn as_many_fields_pass_as_a_head_may_have() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        // One that takes what is added on the way, too.
+        let origin = Origin::raw(async |mut stream: tokio::net::TcpStream| {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") && stream.read_buf(&mut head).await.unwrap() > 0 {}
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+        })
+        .await;
+        let addr = free_addr();
+        let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        // `host`, or what stands for it, is one of them over HTTP/1.1.
+        for (over_http2, most) in [(false, limits::HEADERS - 1), (true, limits::HEADERS)] {
+            for (n, status) in [(most, 200), (most + 1, 431)] {
+                let mut client =
+                    if over_http2 { Client::http2(addr).await } else { Client::http1(addr).await };
+                let uri = if over_http2 { "http://a.test/" } else { "/" };
+                let mut request = http::Request::get(uri);
+                if !over_http2 {
+                    request = request.header("host", "a.test");
+                }
+                for i in 0..n {
+                    request = request.header(format!("x-{i}"), "1");
+                }
+                let request = request.body(http_body_util::Full::default()).unwrap();
+                let found = client.send(request).await.unwrap().status;
+                assert_eq!(found, status, "{over_http2} {n}");
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn targets_of_other_schemes_are_refused_over_both_versions() {
+        let origin = Origin::named("a").await;
+        let addr = free_addr();
+        let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        let answer = client::raw(addr, b"GET ftp://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        let request = http::Request::get("ftp://a.test/").body(http_body_util::Full::default()).unwrap();
+        assert_eq!(Client::http2(addr).await.send(request).await.unwrap().status, 400);
+        assert_eq!(origin.requests(), 0);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_waits_for_longer_than_a_client_of_grpc() {
+        let (origin, permits) = Origin::held().await;
+        let addr = free_addr();
+        let proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        let call = async |timeout: &str, kind: &str| {
+            let request = http::Request::post("http://a.test/svc/Call").header("content-type", kind);
+            let request = request.header("grpc-timeout", timeout).body(http_body_util::Full::default());
+            Client::http2(addr).await.send(request.unwrap()).await.unwrap()
+        };
+        let answer = call("100m", "application/grpc").await;
+        assert_eq!((answer.status.as_u16(), answer.header("grpc-status")), (200, "4"));
+        let faults = "sluice_request_faults_total{listener=\"web\",route=\"all\",kind=\"request_timeout\"} ";
+        assert!((proxy.metric(faults) - 1.0).abs() < 1e-9);
+        // Nobody else is bound by the field, nor gRPC by one that says nothing.
+        permits.add_permits(100);
+        for (timeout, kind) in [("0S", "text/plain"), ("soon", "application/grpc")] {
+            assert_eq!(call(timeout, kind).await.header("grpc-status"), "", "{timeout}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -15,10 +15,11 @@ use crate::{
     http::{
         Downstream, Scheme, Worker,
         body::ResponseBody,
+        deadline,
         fault::{Fault, Kind, Language},
         filtered::{self, Remembered},
         forward::{Forward, Forwarded, Message},
-        header,
+        forwarded, header,
         load::UnderWay,
         mirror, trace,
         tunnel::{Opening, Wanted},
@@ -27,7 +28,7 @@ use crate::{
     metrics::shard::RouteStats,
     pool::interim::Interim,
     route,
-    state::{Bind, HttpBind, HttpListener, Matched, Rule},
+    state::{Bind, HttpBind, HttpListener, Matched, Rule, State},
 };
 
 /// Serves one request with the state of this moment. What is left of the message then is of no use.
@@ -42,14 +43,14 @@ pub(super) async fn run(
     let parts = &mut message.head;
     let language = Language::of(parts);
     let wanted = Wanted::of(parts);
+    // Before fields are added here.
+    let n_fields = parts.headers.len();
     let Some(Bind::Http(bind)) = state.binds.get(&downstream.bind) else {
         return Fault::new(Kind::NoRoute).response(language);
     };
     trace::propagate(&mut parts.headers, worker.trace);
     let mut line = begin(worker, downstream, parts, started);
-    // Before routes are looked at: they may ask for an identity like for any field.
-    downstream.identify(&state, bind, &mut parts.headers);
-    let (routed, counted) = find(bind, downstream, parts);
+    let (routed, counted) = find(&state, bind, downstream, (parts, n_fields));
     let routed = routed.map(|routed| Routed { wanted, ..routed });
     let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
     let filters = filters.map(|filters| (filters, Remembered::of(filters, &parts.method, &parts.headers)));
@@ -128,17 +129,18 @@ struct Routed<'s> {
 
 /// Route: the most specific listener for the host name, then its most specific route.
 fn find<'s>(
+    state: &State,
     bind: &'s HttpBind,
     downstream: &Downstream,
-    parts: &mut Parts,
+    (parts, n_fields): (&mut Parts, usize),
 ) -> (Result<Routed<'s>, Fault>, &'s RouteStats) {
     let fault = |kind, counted: &'s Arc<RouteStats>| (Err(Fault::new(kind)), counted.as_ref());
     // The codec of HTTP/1 refuses more by itself; HTTP/2 counts bytes only.
-    if parts.headers.len() > limits::HEADERS {
+    if n_fields > limits::HEADERS {
         return fault(Kind::HeadTooLarge, &bind.unmatched);
     }
     let authority = header::authority(parts).unwrap_or_default();
-    if !header::is_sound(authority) {
+    if !header::is_sound(authority) || !header::is_web(&parts.uri) {
         return fault(Kind::BadRequest, &bind.unmatched);
     }
     let listener = bind.listeners.lookup(&header::host_name(authority)).next();
@@ -148,6 +150,11 @@ fn find<'s>(
     let Some(listener) = listener else {
         return fault(Kind::NoRoute, &bind.unmatched);
     };
+    // Before routes are looked at: they may ask for an identity like for any field, and shall not go by claims.
+    if listener.trusted_hops == 0 {
+        forwarded::forget(&mut parts.headers);
+    }
+    downstream.identify(state, bind, &mut parts.headers);
     // CONNECT has no path (RFC 9110, section 9.3.6).
     let is_connect = parts.method == Method::CONNECT;
     if !is_connect && let Err(refused) = header::normalize(parts, listener.paths) {
@@ -175,8 +182,9 @@ fn is_of_connection(bind: &HttpBind, downstream: &Downstream, listener: Option<&
     let opened = bind.listeners.lookup(&downstream.server_name).next();
     match (opened, listener) {
         (Some(opened), Some(meant)) => std::ptr::eq(opened, meant),
-        (None, None) => true,
-        (Some(_), None) | (None, Some(_)) => false,
+        (None, Some(_)) => false,
+        // Another connection would not help whoever asks for a name that nobody serves.
+        (Some(_) | None, None) => true,
     }
 }
 
@@ -203,6 +211,7 @@ async fn serve(
         line.display(AccessField::Listener, &listener.name);
         line.display(AccessField::Route, &rule.route);
     }
+    let timeout = deadline::of(rule.request_timeout, parts);
     let filters = rule.filters.as_deref();
     if let Some(filters) = filters {
         if let Some(response) = filtered::answer(filters, downstream, parts, prefix_bytes) {
@@ -234,7 +243,7 @@ async fn serve(
             header::to_upstream(head, &onward)?;
             filtered::ask(filters, backend, &mut head.headers);
             opening.ask(head, onward.protocol)?;
-            within_deadline(forward, rule.request_timeout, message).await?.0
+            within_deadline(forward, timeout, message).await?.0
         };
         note(line, &forwarded);
         return opening.answer(forwarded, client).map(|response| filtered::answered(backend, response));
@@ -244,7 +253,7 @@ async fn serve(
     }
     header::to_upstream(&mut message.head, &onward)?;
     filtered::ask(filters, backend, &mut message.head.headers);
-    let forwarding = within_deadline(forward, rule.request_timeout, message);
+    let forwarding = within_deadline(forward, timeout, message);
     let (forwarded, deadline) = forwarding.await?;
     note(line, &forwarded);
     receive(forwarded, deadline).map(|response| filtered::answered(backend, response))

@@ -7,7 +7,6 @@ use crate::http::{Downstream, Scheme};
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
@@ -16,7 +15,20 @@ pub fn is_one(name: &HeaderName) -> bool {
     *name == header::FORWARDED || *name == REAL_IP || name.as_str().starts_with("x-forwarded-")
 }
 
-/// Adds the client's address to what trusted proxies forwarded, and says how and as whom it asked.
+/// Drops what a request says about who it comes from.
+pub fn forget(headers: &mut HeaderMap) {
+    // Few clients say anything.
+    if !headers.keys().any(is_one) {
+        return;
+    }
+    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_one(name)).cloned().collect();
+    for name in claims {
+        headers.remove(name);
+    }
+}
+
+/// Adds the client's address to what trusted proxies forwarded, and says how and as whom it asked. Where none is trusted,
+/// what the request said was [forgotten](forget).
 pub fn add(
     headers: &mut HeaderMap,
     downstream: &Downstream,
@@ -29,13 +41,10 @@ pub fn add(
         Scheme::Https => HeaderValue::from_static("https"),
     };
     if trusted_hops == 0 {
-        headers.remove(header::FORWARDED);
-        headers.remove(&PORT);
         headers.insert(FOR, client.clone());
         headers.insert(PROTO, scheme);
-        match host {
-            Some(host) => drop(headers.insert(HOST, host.clone())),
-            None => drop(headers.remove(&HOST)),
+        if let Some(host) = host {
+            headers.insert(HOST, host.clone());
         }
         headers.insert(REAL_IP, client.clone());
         return;
@@ -115,6 +124,9 @@ mod tests {
         for (name, value) in fields {
             headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
         }
+        if trusted_hops == 0 {
+            forget(&mut headers);
+        }
         add(&mut headers, &downstream, Some(&HeaderValue::from_static("a.test")), trusted_hops);
         for (name, value) in expected {
             let values: Vec<&str> =
@@ -123,11 +135,12 @@ mod tests {
         }
     }
 
-    const CLAIMS: [(&str, &str); 7] = [
+    const CLAIMS: [(&str, &str); 8] = [
         ("x-forwarded-for", "192.0.2.1, 192.0.2.2"),
         ("x-forwarded-for", "192.0.2.3"),
         ("x-forwarded-host", "evil.test"),
         ("x-forwarded-port", "1"),
+        ("x-forwarded-prefix", "/admin"),
         ("x-forwarded-proto", "gopher"),
         ("x-real-ip", "192.0.2.1"),
         ("forwarded", "for=\"a, b\";proto=http, for=192.0.2.9"),
@@ -139,6 +152,7 @@ mod tests {
             ("x-forwarded-for", Some("2001:db8::7")),
             ("x-forwarded-host", Some("a.test")),
             ("x-forwarded-port", None),
+            ("x-forwarded-prefix", None),
             ("x-forwarded-proto", Some("https")),
             ("x-real-ip", Some("2001:db8::7")),
             ("forwarded", None),
@@ -155,6 +169,7 @@ mod tests {
             &[
                 ("x-forwarded-for", Some("192.0.2.3, 2001:db8::7")),
                 ("x-forwarded-host", Some("evil.test")),
+                ("x-forwarded-prefix", Some("/admin")),
                 ("x-forwarded-proto", Some("gopher")),
                 ("x-real-ip", Some("192.0.2.3")),
                 ("forwarded", Some("for=192.0.2.9, for=\"[2001:db8::7]\";proto=https;host=\"a.test\"")),

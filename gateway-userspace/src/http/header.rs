@@ -87,6 +87,11 @@ pub fn is_sound(authority: &str) -> bool {
     host.bytes().all(is_part) && port.is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// Whether a target is one of HTTP. The codec of HTTP/1 sees to that by itself.
+pub fn is_web(target: &Uri) -> bool {
+    target.scheme().is_none_or(|scheme| *scheme == UriScheme::HTTP || *scheme == UriScheme::HTTPS)
+}
+
 /// The host name of an authority: without port, lower case, without the dot of the root.
 pub fn host_name(authority: &str) -> Cow<'_, str> {
     let host = match authority.strip_prefix('[') {

@@ -1,6 +1,7 @@
 //! HTTP towards clients and endpoints: one downstream connection, the life of a request, and what is said when it fails.
 
 pub mod body;
+mod deadline;
 pub mod exchange;
 pub mod fault;
 pub mod filtered;

@@ -87,7 +87,7 @@ pub(super) static TIMEOUTS: Table = Table {
             key: "request",
             shape: TIMEOUT,
             presence: Absent("no bound"),
-            doc: "On the whole exchange, tries on other endpoints included.",
+            doc: "On the whole exchange, tries on other endpoints included. A call of gRPC takes no longer than its client waits (`grpc-timeout`), whatever stands here.",
         },
         Field {
             key: "backendRequest",

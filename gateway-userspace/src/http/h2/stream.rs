@@ -22,7 +22,12 @@ use crate::{
     drain::Drain,
     h1::date,
     http::{
-        Downstream, Worker, body::ResponseBody, exchange, forward::Message, h2::Serving, header as fields,
+        Downstream, Worker,
+        body::{ResponseBody, TooLate},
+        exchange,
+        forward::Message,
+        h2::Serving,
+        header as fields,
     },
     limits,
     metrics::{refusal::Refusal, tunnel::TunnelOutcome},
@@ -149,7 +154,9 @@ async fn send(body: ResponseBody, stream: SendStream<Bytes>) {
         tracing::debug!(%cause, "a response broke off");
         // Clients of gRPC read an endpoint's reason.
         let reason = cause.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
-        sending.stream.send_reset(reason.unwrap_or(Reason::INTERNAL_ERROR));
+        // Which they take for their deadline, where that is over.
+        let late = cause.is::<TooLate>().then_some(Reason::CANCEL);
+        sending.stream.send_reset(reason.or(late).unwrap_or(Reason::INTERNAL_ERROR));
     }
 }
 
