@@ -12,6 +12,14 @@ pub const HEADERS: usize = 100;
 /// headers.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Seconds for which a connection waits in the kernel for its client to say something before the agent accepts it, where
+/// clients speak first: as short as the kernel can.
+pub const ACCEPT_DEFERRED_SECONDS: u8 = 1;
+
+/// Time after which a client's departure is looked for that has not been waited for before, while its first response is under
+/// way: most come sooner.
+pub const DEPARTURE: Duration = Duration::from_millis(50);
+
 /// Time that a client's connection may wait for its next request; then it is closed, with HTTP/2 after at most twice the
 /// time. As long as nginx: clients that keep connections expect about a minute.
 pub const DOWNSTREAM_IDLE: Duration = Duration::from_secs(75);

@@ -133,6 +133,14 @@ pub enum Bind {
 }
 
 impl Bind {
+    /// Whether a client has to speak before anybody else does.
+    pub const fn hears_client_first(&self) -> bool {
+        match self {
+            Self::Http(_) | Self::Passthrough(_) => true,
+            Self::Balanced(_) => false,
+        }
+    }
+
     /// Whether the agent must accept connections there in every mode.
     pub fn is_by_agent(&self) -> bool {
         match self {

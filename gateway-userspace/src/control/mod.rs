@@ -35,7 +35,7 @@ use crate::{
     snapshot::Snapshot,
     source::watch::Update,
     stapler::Stapler,
-    state::{BindKey, Published, State},
+    state::{Bind, BindKey, Published, State},
 };
 
 /// Pause between two publications of the same table, and to gather what changes together.
@@ -148,6 +148,7 @@ impl Control {
         self.published.publish(Arc::clone(&compiled));
         self.report_certificates(&before, &compiled);
         self.stapler.apply(compiled.expiries.values().filter_map(|expiry| expiry.fetched.as_ref()));
+        self.workers.expect(|bind| compiled.binds.get(bind).is_some_and(Bind::hears_client_first));
         self.workers.serve().map_err(Refusal::Listen)?;
         if let (Some(kernel), Some(image)) = (&mut self.kernel, image) {
             kernel.take(image).await;
@@ -274,7 +275,7 @@ impl Control {
     /// Where each address is listened on. What the kernel balances needs no socket.
     fn binds(&self, state: &State) -> Vec<(BindKey, Place)> {
         let place = if self.kernel.is_some() { Place::Steered } else { Place::Virtual };
-        let mine = |(key, bind): (&BindKey, &crate::state::Bind)| {
+        let mine = |(key, bind): (&BindKey, &Bind)| {
             (self.kernel.is_none() || bind.is_by_agent()).then_some((*key, place))
         };
         state.binds.iter().filter_map(mine).collect()

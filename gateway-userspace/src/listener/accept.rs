@@ -2,12 +2,8 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     drain::{Drain, Tasks},
@@ -15,7 +11,10 @@ use crate::{
     http::{self, Downstream, Scheme, stream::Spoken},
     limits,
     metrics::names::{BindLabels, Limit},
-    net::proxy_protocol,
+    net::{
+        accepted::{Accepted, Listener},
+        proxy_protocol,
+    },
     network::Network,
     state::{Bind, BindKey},
     tcp,
@@ -51,7 +50,7 @@ enum Served {
 
 impl Loop {
     /// Accepts until `closing` begins, then takes what still waits, and closes.
-    pub(super) async fn run(self, socket: TcpListener, mut closing: Drain) {
+    pub(super) async fn run(self, socket: Listener, mut closing: Drain) {
         let own = socket.local_addr().ok();
         let families = &self.worker.metrics.families;
         let counted = Counted {
@@ -76,10 +75,8 @@ impl Loop {
         }
         // Clients whose handshake the kernel has finished believe that they are connected.
         while let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            match socket.accept().now_or_never() {
-                Some(Ok((stream, peer))) => self.connection(stream, peer, own, (permit, &counted)),
-                Some(Err(_)) | None => break,
-            }
+            let Some((stream, peer)) = socket.accept_now() else { break };
+            self.connection(stream, peer, own, (permit, &counted));
         }
     }
 
@@ -103,7 +100,7 @@ impl Loop {
 
     fn connection(
         &self,
-        stream: TcpStream,
+        stream: Accepted,
         peer: SocketAddr,
         own: Option<SocketAddr>,
         (permit, counted): (OwnedSemaphorePermit, &Counted),
@@ -119,8 +116,8 @@ impl Loop {
         }
         if let Some(refused) = self.refuses(peer) {
             families.guarded.count(&self.labels, refused.as_str());
-            // As if nobody were here: a reset, and nothing that stays behind.
-            drop(socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
+            // As if nobody were here.
+            stream.reset();
             return;
         }
         counted.accepted.inc();
@@ -145,7 +142,7 @@ impl Loop {
 async fn serve(
     worker: Arc<http::Worker>,
     bind: BindKey,
-    mut stream: TcpStream,
+    mut stream: Accepted,
     peer: SocketAddr,
     drain: Drain,
 ) -> io::Result<()> {
@@ -165,6 +162,7 @@ async fn serve(
     // Each in room of its own: a connection holds what it needs, and not what the largest of them would.
     let serving = match served {
         Served::Forwarded => {
+            let Ok(stream) = stream.watched() else { return Ok(()) };
             Box::pin(tcp::forward(&worker.published, &worker.metrics.families, bind, stream, peer)).await;
             return Ok(());
         }
@@ -196,7 +194,7 @@ async fn serve(
 async fn client(
     worker: &http::Worker,
     bind: BindKey,
-    stream: &mut TcpStream,
+    stream: &mut Accepted,
     peer: SocketAddr,
 ) -> Option<SocketAddr> {
     let is_told = |networks: &Vec<Network>| networks.iter().any(|network| network.contains(peer.ip()));

@@ -29,8 +29,10 @@ use crate::{
     limits,
     metrics::{Metrics, names::BindLabels},
     net::{
+        accepted::Listener,
         clients::Clients,
         listen::{self, Place},
+        sys,
     },
     pool::registry::Pools,
     state::{BindKey, Published, Transport},
@@ -89,6 +91,8 @@ struct Thread {
 #[derive(Debug)]
 struct Socket {
     kept: Kept,
+    /// Whether connections wait in the kernel for what their client says first.
+    is_deferred: bool,
     /// Ends the accept loop.
     closing: Trigger,
     /// Ends the connections.
@@ -207,6 +211,21 @@ impl Workers {
         handles.collect()
     }
 
+    /// Leaves connections to the kernel until their client has said something, where clients speak first: accepting, reading
+    /// and answering are then one step. Whoever says nothing is accepted a little later.
+    pub fn expect(&self, speaks_first: impl Fn(&BindKey) -> bool) {
+        for (bind, sockets) in self.binds.lock().iter_mut() {
+            let is_deferred = speaks_first(bind);
+            for socket in sockets.iter_mut().filter(|socket| socket.is_deferred != is_deferred) {
+                match socket.kept.defer(is_deferred) {
+                    Ok(()) => socket.is_deferred = is_deferred,
+                    // It costs no more than before.
+                    Err(cause) => tracing::debug!(%cause, %bind, "connections are accepted at once"),
+                }
+            }
+        }
+    }
+
     /// Begins to accept from every socket that is bound: to be called when the state knows their addresses.
     pub fn serve(&self) -> Result<(), Error> {
         let mut binds = self.binds.lock();
@@ -323,10 +342,19 @@ fn open(bind: BindKey, place: Place) -> io::Result<Socket> {
         Transport::Tcp => Kept::Tcp(listen::tcp(bind.addr, place)?),
         Transport::Udp => Kept::Udp(listen::udp(bind.addr, place)?),
     };
-    Ok(Socket { kept, closing: drain::channel().0, drain: drain::channel().0 })
+    Ok(Socket { kept, is_deferred: false, closing: drain::channel().0, drain: drain::channel().0 })
 }
 
 impl Kept {
+    fn defer(&self, is_deferred: bool) -> io::Result<()> {
+        let seconds = if is_deferred { limits::ACCEPT_DEFERRED_SECONDS } else { 0 };
+        match self {
+            Self::Tcp(socket) => sys::defer_accept(socket, seconds),
+            Self::Served(fd) => sys::defer_accept(fd, seconds),
+            Self::Udp(_) => Ok(()),
+        }
+    }
+
     fn fd(&self) -> io::Result<OwnedFd> {
         match self {
             Self::Tcp(socket) => socket.as_fd().try_clone_to_owned(),
@@ -353,7 +381,7 @@ impl Socket {
                     labels: Arc::new(Workers::labels(bind)),
                     guard: workers.guard.clone(),
                 };
-                let socket = tokio::net::TcpListener::from_std(socket)?;
+                let socket = Listener::new(socket)?;
                 drop(thread.worker.tasks.spawn("accept loop", loop_.run(socket, self.closing.drain())));
             }
             Kept::Udp(socket) => {

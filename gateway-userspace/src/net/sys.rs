@@ -1,9 +1,38 @@
-//! The system calls that no library wraps: frames that go out as they are.
-#![expect(unsafe_code, reason = "sendto(2) takes raw pointers")]
+//! What no library wraps: frames that go out as they are, and listening sockets whose connections the runtime does not watch.
+#![expect(
+    unsafe_code,
+    reason = "sendto(2) takes raw pointers, and the runtime trusts whoever names a descriptor"
+)]
 
-use std::{io, os::fd::AsRawFd as _};
+use std::{io, os::fd::AsRawFd};
 
+use mio::net::TcpListener;
 use socket2::{Domain, Socket, Type};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// Has the runtime that the caller has entered watch a listening socket.
+///
+/// # Errors
+/// When the kernel refuses to watch it.
+pub fn watched(socket: std::net::TcpListener) -> io::Result<AsyncFd<TcpListener>> {
+    // SAFETY: the listener owns its descriptor, gives the same one whenever it is asked, and is dropped after it is not
+    // watched any more.
+    Ok(unsafe { AsyncFd::register_with_interest(TcpListener::from_std(socket), Interest::READABLE) }?)
+}
+
+/// Has a listening socket accept connections only when their client has said something, or has said nothing for `seconds`
+/// (`TCP_DEFER_ACCEPT` of tcp(7)); zero for at once.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn defer_accept(socket: &impl AsRawFd, seconds: u8) -> io::Result<()> {
+    let seconds = libc::c_int::from(seconds);
+    let len = libc::socklen_t::try_from(size_of_val(&seconds)).map_err(io::Error::other)?;
+    let (level, name, value) = (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, (&raw const seconds).cast());
+    // SAFETY: the value lives until the call returns, and has its true size.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, len) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
 
 /// Sends frames as they are, and receives none.
 #[derive(Debug)]

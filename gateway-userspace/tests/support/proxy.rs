@@ -23,7 +23,7 @@ use gateway_userspace::{
     net::{connect, listen::Place},
     pool::registry::{self, Pools},
     snapshot::Snapshot,
-    state::Published,
+    state::{Bind, Published},
     tls,
     upstream::Parts,
 };
@@ -141,8 +141,9 @@ impl Proxy {
         let workers = workers.as_ref().unwrap();
         workers.bind(&binds).unwrap();
         self.published.publish(Arc::new(compiled));
-        workers.serve().unwrap();
         let now = self.published.load();
+        workers.expect(|key| now.binds.get(key).is_some_and(Bind::hears_client_first));
+        workers.serve().unwrap();
         workers.retire(|key| now.binds.contains_key(key));
         Ok(())
     }

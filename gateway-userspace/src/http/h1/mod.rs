@@ -212,6 +212,7 @@ where
     /// Waits for the response, and for the client to leave.
     async fn response(&mut self, message: &mut Message) -> Result<Response<ResponseBody>, End> {
         let mut exchange = pin!(exchange::run(&self.worker, &self.downstream, message, self.wire.as_ref()));
+        let mut wait = Wait::default();
         poll_fn(|cx| match exchange.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(Ok(response)),
             Poll::Pending => {
@@ -219,6 +220,10 @@ where
                 // Interim responses; a client that takes none of them waits for its response all the same.
                 if !wire.out.is_empty() && matches!(wire.poll_write(cx), Poll::Ready(Err(_))) {
                     return Poll::Ready(Err(End::Cut));
+                }
+                // To wait for a client, the runtime has to watch its connection.
+                if !wire.has_waited() {
+                    ready!(self.timer.poll(&mut wait, limits::DEPARTURE, cx));
                 }
                 wire.poll_gone(cx).map(|()| Err(End::Cut))
             }

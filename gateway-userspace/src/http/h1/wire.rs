@@ -37,6 +37,8 @@ const BODY_READ_BYTES: usize = 16 * 1_024;
 #[derive(Debug)]
 pub(super) struct Wire<S> {
     stream: S,
+    /// A read had to wait.
+    has_waited: bool,
     /// Read and not taken yet.
     bytes: BytesMut,
     finder: Finder,
@@ -96,6 +98,7 @@ impl<S> Wire<S> {
     pub(super) fn new(stream: S, bytes: BytesMut) -> Self {
         Self {
             stream,
+            has_waited: false,
             bytes,
             finder: Finder::default(),
             n_begun: 0,
@@ -105,6 +108,11 @@ impl<S> Wire<S> {
             refusal: None,
             out: Out::default(),
         }
+    }
+
+    /// Whether something that the client sends was waited for.
+    pub(super) const fn has_waited(&self) -> bool {
+        self.has_waited
     }
 
     /// Whether a request has begun.
@@ -208,7 +216,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn poll_fill<const N: usize>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut room = [MaybeUninit::uninit(); N];
         let mut read = ReadBuf::uninit(&mut room);
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut read))?;
+        let polled = Pin::new(&mut self.stream).poll_read(cx, &mut read);
+        self.has_waited |= polled.is_pending();
+        ready!(polled)?;
         self.bytes.extend_from_slice(read.filled());
         Poll::Ready(Ok(read.filled().len()))
     }
