@@ -191,10 +191,23 @@ pub fn to_downstream(parts: &mut response::Parts) -> Result<(), Fault> {
     if parts.status == StatusCode::NO_CONTENT {
         parts.headers.remove(header::CONTENT_LENGTH);
     }
+    one_length(&mut parts.headers)?;
     strip_hop_by_hop(&mut parts.headers);
     // The server's side sets the version that the client speaks.
     parts.version = Version::HTTP_11;
     parts.extensions = http::Extensions::new();
+    Ok(())
+}
+
+/// A length that is said twice goes on once (RFC 9110, section 8.6); two lengths are none.
+fn one_length(fields: &mut HeaderMap) -> Result<(), Fault> {
+    let mut lengths = fields.get_all(header::CONTENT_LENGTH).iter();
+    let (Some(first), Some(_)) = (lengths.next(), lengths.next()) else { return Ok(()) };
+    let first = first.clone();
+    if fields.get_all(header::CONTENT_LENGTH).iter().any(|length| *length != first) {
+        return Err(Fault::new(Kind::Protocol));
+    }
+    fields.insert(header::CONTENT_LENGTH, first);
     Ok(())
 }
 
@@ -360,6 +373,11 @@ mod tests {
         {
             assert_eq!(to_downstream(&mut head(codings)).unwrap_err().kind, Kind::Protocol);
         }
+        let mut twice = head(&[("content-length", "3"); 2]);
+        to_downstream(&mut twice).unwrap();
+        assert_eq!(twice.headers.get_all("content-length").iter().count(), 1);
+        let mut two = head(&[("content-length", "3"), ("content-length", "4")]);
+        assert_eq!(to_downstream(&mut two).unwrap_err().kind, Kind::Protocol);
     }
 
     #[test]

@@ -92,11 +92,13 @@ fn is_sound(parts: &http::request::Parts) -> bool {
         (Some(_), None) => true,
         (None, _) => parts.method != Method::CONNECT,
     };
+    // As over HTTP/1: where there are two, somebody behind may go by the other one (RFC 9110, section 8.6).
+    let has_one_length = parts.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none();
     // Section 8.2.1.
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let has_ends =
         |value: &HeaderValue| is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last());
-    is_for_one_host && !parts.headers.values().any(has_ends)
+    is_for_one_host && has_one_length && !parts.headers.values().any(has_ends)
 }
 
 /// Waits for the response; none when the client does not want it any more.
