@@ -248,8 +248,9 @@ fn assemble(
         None => None,
     };
     let tls = tls::Context::new()?;
+    let stapler = stapler(agent, metrics, tasks, options, &tls)?;
     Ok(Control {
-        stapler: Stapler::new(tasks.clone(), Arc::clone(metrics), options, tls.algorithms()),
+        stapler,
         shared: Shared { parts, tls, seed, is_guarding: kernel.is_none() },
         published,
         wanted: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
@@ -262,6 +263,19 @@ fn assemble(
         kernel,
         clock,
     })
+}
+
+/// Who asks authorities about certificates.
+fn stapler(
+    agent: &AgentSettings,
+    metrics: &Arc<Metrics>,
+    tasks: &Tasks,
+    options: connect::Options,
+    tls: &tls::Context,
+) -> anyhow::Result<Stapler> {
+    let state = agent.state_folder.as_deref();
+    Stapler::new(tasks.clone(), Arc::clone(metrics), options, tls.algorithms(), state)
+        .with_context(|| format!("cannot use agent.stateFolder {}", state.unwrap_or(Path::new("")).display()))
 }
 
 /// The cluster's seed, as the kernel has it.

@@ -63,11 +63,20 @@ pub struct Posted<'a> {
     pub body: Bytes,
 }
 
-/// The body of the answer to a POST request over HTTP/1.1, of at most so many bytes. Without a deadline of its own.
+/// What is said to a POST request.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Said {
+    /// The body of an answer with status 200.
+    Body(Bytes),
+    /// Where to ask instead.
+    Elsewhere(String),
+}
+
+/// The answer to a POST request over HTTP/1.1, of at most so many bytes. Without a deadline of its own.
 ///
 /// # Errors
-/// When the connection fails, the status is not 200, or the body is longer.
-pub async fn post<S>(stream: S, posted: Posted<'_>, most: usize, tasks: &Tasks) -> io::Result<Bytes>
+/// When the connection fails, the status is neither 200 nor that of a redirect, or the body is longer.
+pub async fn post<S>(stream: S, posted: Posted<'_>, most: usize, tasks: &Tasks) -> io::Result<Said>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -86,11 +95,16 @@ where
     });
     let _driver = Aborted(driver.abort_handle());
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    let location = response.headers().get(http::header::LOCATION).and_then(|value| value.to_str().ok());
+    // Whatever the number, the question is asked there as it was here: its answer is signed.
+    if let (301 | 302 | 307 | 308, Some(location)) = (response.status().as_u16(), location) {
+        return Ok(Said::Elsewhere(location.to_owned()));
+    }
     if response.status() != http::StatusCode::OK {
         return Err(io::Error::other(format!("status {}", response.status().as_u16())));
     }
     let body = Limited::new(response.into_body(), most).collect().await.map_err(io::Error::other)?;
-    Ok(body.to_bytes())
+    Ok(Said::Body(body.to_bytes()))
 }
 
 /// A task that ends with this value.

@@ -111,6 +111,9 @@ pub const OCSP_QUESTIONS: usize = 8;
 /// Time for one of them, from the lookup of the name to the last byte; then it has failed.
 pub const OCSP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Times that whoever is asked may send us elsewhere; then it has failed.
+pub const OCSP_REDIRECTS: usize = 3;
+
 /// Between two questions about a certificate at least; after failures it doubles.
 pub const OCSP_SOONEST: Duration = Duration::from_secs(10);
 

@@ -99,12 +99,16 @@ impl Scene {
 
     /// Answers by this signer until it is dropped.
     fn answers(&self, signer: &str, is_revoked: bool) -> Responder {
+        self.answers_at(self.responder, signer, is_revoked)
+    }
+
+    fn answers_at(&self, addr: SocketAddr, signer: &str, is_revoked: bool) -> Responder {
         let state = if is_revoked { "R\t400101000000Z\t200101000000Z" } else { "V\t400101000000Z\t" };
         std::fs::write(self.path("index.txt"), format!("{state}\t1234\tunknown\t/CN=leaf\n")).unwrap();
         let mut command = Command::new("openssl");
         let files = [("-index", "index.txt"), ("-CA", "ca.pem")].map(|(key, name)| (key, name.to_owned()));
         let signs = [("-rsigner", format!("{signer}.pem")), ("-rkey", format!("{signer}.key"))];
-        command.args(["ocsp", "-nmin", "5", "-port", &self.responder.port().to_string()]);
+        command.args(["ocsp", "-nmin", "5", "-port", &addr.port().to_string()]);
         for (option, name) in files.into_iter().chain(signs) {
             command.arg(option).arg(self.path(&name));
         }
@@ -145,10 +149,15 @@ impl Drop for Responder {
 
 /// Asks once about what the proxy serves; whether a good answer came.
 async fn asked(proxy: &Proxy) -> bool {
+    asked_with(proxy, None).await
+}
+
+/// The same by an agent that keeps answers in a folder.
+async fn asked_with(proxy: &Proxy, state: Option<&Path>) -> bool {
     let metrics = Arc::new(Metrics::new(1));
     let tasks = Tasks::default();
     let algorithms = Context::new().unwrap().algorithms();
-    let stapler = Stapler::new(tasks, Arc::clone(&metrics), Options::default(), algorithms);
+    let stapler = Stapler::new(tasks, Arc::clone(&metrics), Options::default(), algorithms, state).unwrap();
     let state = proxy.published.load();
     stapler.apply(state.expiries.values().filter_map(|expiry| expiry.fetched.as_ref()));
     let count = |outcome: &str| {
@@ -216,6 +225,85 @@ async fn authorities_are_asked_and_clients_are_told_what_they_sign() {
     let _responder = scene.answers("ca", true);
     assert!(!asked(&proxy).await);
     assert!(told(addr).await.contains(NOTHING));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_still_hold_outlive_a_restart() {
+    let scene = Scene::new();
+    scene.signer("stranger", None, true);
+    let (origin, state) = (Origin::named("a").await, tempfile::tempdir().unwrap());
+    let files = || {
+        let entries = std::fs::read_dir(state.path().join("ocsp")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    // Each time another agent, which knows what is in the folder.
+    let start = || {
+        let addr = free_addr();
+        (Proxy::start(&scene.snapshot(addr, origin.addr)), addr)
+    };
+    let (first, addr) = start();
+    let responder = scene.answers("ca", false);
+    assert!(asked_with(&first, Some(state.path())).await);
+    assert!(told(addr).await.contains(GOOD));
+    drop((first, responder));
+    let kept = files();
+    assert_eq!(kept.len(), 1);
+
+    // Nobody answers, and clients are told from the beginning.
+    let (second, addr) = start();
+    assert!(!asked_with(&second, Some(state.path())).await);
+    assert!(told(addr).await.contains(GOOD));
+    drop(second);
+
+    // What anybody wrote there is checked, and goes where it proves nothing.
+    let responder = scene.answers("stranger", false);
+    let mut forged = Command::new("openssl");
+    forged.args(["ocsp", "-no_nonce", "-noverify", "-issuer"]).arg(scene.path("ca.pem"));
+    forged
+        .args(["-serial", "0x1234", "-url", &format!("http://{}/", scene.responder), "-respout"])
+        .arg(&kept[0]);
+    assert!(forged.output().unwrap().status.success());
+    drop(responder);
+    let (third, addr) = start();
+    assert!(!asked_with(&third, Some(state.path())).await);
+    assert!(told(addr).await.contains(NOTHING));
+    assert_eq!(files().len(), 0);
+
+    // So does what the authority takes back.
+    for (is_revoked, n_files) in [(false, 1), (true, 0)] {
+        let _responder = scene.answers("ca", is_revoked);
+        assert_eq!(asked_with(&third, Some(state.path())).await, !is_revoked);
+        assert_eq!(files().len(), n_files);
+    }
+}
+
+/// Sends everybody elsewhere.
+async fn sends_to(addr: SocketAddr, status: u16, location: String) -> Origin {
+    let handler = move |_| {
+        let response = http::Response::builder().status(status).header("location", &location);
+        let response = response.body(http_body_util::Full::default()).unwrap();
+        async { response }
+    };
+    Origin::serve(addr, handler).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responders_may_send_us_elsewhere_but_not_in_circles() {
+    let scene = Scene::new();
+    let (origin, addr, elsewhere) = (Origin::named("a").await, free_addr(), free_addr());
+    let proxy = Proxy::start(&scene.snapshot(addr, origin.addr));
+    let circle = sends_to(scene.responder, 302, "/again".to_owned()).await;
+    assert!(!asked(&proxy).await);
+    assert_eq!(circle.requests(), 4, "the first, and three more");
+    drop(circle);
+    let away = sends_to(scene.responder, 302, format!("https://{elsewhere}/")).await;
+    assert!(!asked(&proxy).await);
+    assert_eq!(away.requests(), 1);
+    drop(away);
+    let _responder = scene.answers_at(elsewhere, "ca", false);
+    let _away = sends_to(scene.responder, 307, format!("http://{elsewhere}/ask")).await;
+    assert!(asked(&proxy).await);
+    assert!(told(addr).await.contains(GOOD));
 }
 
 #[test]

@@ -27,6 +27,11 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
     };
     // Every part is read before any is asked for, so that a fault in one does not hide those in the next.
     let drain_deadline = agent.duration("drainDeadline");
+    let state_folder = if agent.has("stateFolder") {
+        agent.text("stateFolder", |path| absolute(path, "/var/lib/sluice")).map(|path| Some(path.value))
+    } else {
+        Some(None)
+    };
     let admin = agent.table_or_defaults("admin").and_then(|admin| admin.text("address", text::socket_addr));
     let log = agent.table_or_defaults("log").and_then(|log| read_log(&log));
     // A log that could not be read is one that was written.
@@ -41,6 +46,7 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
     Some(AgentSettings {
         workers: workers?,
         drain_deadline: drain_deadline?.value,
+        state_folder: state_folder?,
         admin: admin?.value,
         log: log?,
         access_log: access_log?,

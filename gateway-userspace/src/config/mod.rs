@@ -35,6 +35,8 @@ pub struct AgentSettings {
     pub workers: NonZeroUsize,
     /// Time to finish what is being served after SIGTERM.
     pub drain_deadline: Duration,
+    /// Folder for what the next start should know; none keeps nothing.
+    pub state_folder: Option<PathBuf>,
     /// Where the operator's window is served.
     pub admin: SocketAddr,
     /// The log.

@@ -21,7 +21,16 @@ const NULL: [u8; 2] = [0x05, 0];
 /// What is asked about a certificate, and whom.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Question {
-    /// Host name or address of the responder, with its port.
+    /// Who answers.
+    pub responder: Responder,
+    /// The request, as DER. Without a nonce: responders that make answers ahead of time know none (RFC 5019).
+    pub request: Vec<u8>,
+}
+
+/// Somebody who answers over HTTP.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Responder {
+    /// Host name or address, with its port.
     pub host: String,
     /// Without brackets, as names are resolved.
     pub name: String,
@@ -29,8 +38,30 @@ pub struct Question {
     pub port: u16,
     /// Path and query there.
     pub path: String,
-    /// The request, as DER. Without a nonce: responders that make answers ahead of time know none (RFC 5019).
-    pub request: Vec<u8>,
+}
+
+impl Responder {
+    fn at(uri: &Uri) -> Option<Self> {
+        let name = uri.host().filter(|host| !host.is_empty() && uri.scheme() == Some(&Scheme::HTTP))?;
+        Some(Self {
+            host: uri.authority()?.as_str().to_owned(),
+            name: name.trim_start_matches('[').trim_end_matches(']').to_owned(),
+            port: uri.port_u16().unwrap_or(80),
+            path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+        })
+    }
+
+    /// Whom it sends us to (RFC 9110, section 10.2.2): an address of HTTP, or a path of its own.
+    pub fn elsewhere(&self, location: &str) -> Option<Self> {
+        if location.starts_with("//") {
+            return Self::at(&format!("http:{location}").parse().ok()?);
+        }
+        let uri: Uri = location.parse().ok()?;
+        if location.starts_with('/') {
+            return Some(Self { path: uri.path_and_query()?.as_str().to_owned(), ..self.clone() });
+        }
+        Self::at(&uri)
+    }
 }
 
 /// Why nobody can be asked.
@@ -72,22 +103,14 @@ impl Question {
         if issuer.subject().as_raw() != leaf.issuer().as_raw() {
             return Err(Unasked::NoIssuer);
         }
-        let uri = responder(&leaf).ok_or(Unasked::NoResponder)?;
-        let host = uri.authority().ok_or(Unasked::NoResponder)?.as_str().to_owned();
-        let name = uri.host().ok_or(Unasked::NoResponder)?;
-        Ok(Self {
-            host,
-            name: name.trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: uri.port_u16().unwrap_or(80),
-            path: uri.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
-            request: request(&leaf, &issuer),
-        })
+        let responder = responder(&leaf).ok_or(Unasked::NoResponder)?;
+        Ok(Self { responder, request: request(&leaf, &issuer) })
     }
 }
 
 /// The first address that the certificate names for its responder and that is HTTP: over TLS one would have to ask who
 /// vouches for the responder, and what it says is signed anyway.
-fn responder(leaf: &X509Certificate<'_>) -> Option<Uri> {
+fn responder(leaf: &X509Certificate<'_>) -> Option<Responder> {
     let mut described = leaf.extensions().iter().filter_map(|extension| {
         let ParsedExtension::AuthorityInfoAccess(access) = extension.parsed_extension() else { return None };
         Some(&access.accessdescs)
@@ -97,7 +120,7 @@ fn responder(leaf: &X509Certificate<'_>) -> Option<Uri> {
         let GeneralName::URI(uri) = &one.access_location else { return None };
         uri.parse::<Uri>().ok()
     });
-    uris.find(|uri| uri.scheme() == Some(&Scheme::HTTP) && uri.host().is_some_and(|host| !host.is_empty()))
+    uris.find_map(|uri| Responder::at(&uri))
 }
 
 /// The certificate by SHA-1, which every responder understands: it tells names and keys apart, and proves nothing.
@@ -151,6 +174,28 @@ mod tests {
         assert_eq!(element(4, &[&[7; 127]])[..2], [4, 127]);
         assert_eq!(element(4, &[&[7; 128]])[..3], [4, 0x81, 128]);
         assert_eq!(element(4, &[&[7; 300]])[..4], [4, 0x82, 1, 44]);
+    }
+
+    #[test]
+    fn responders_may_send_us_elsewhere_over_http() {
+        let first = Responder::at(&"http://ocsp.test/a?b".parse().unwrap()).unwrap();
+        let place = |location: &str| {
+            let next = first.elsewhere(location)?;
+            Some(format!("{} {} {}", next.host, next.port, next.path))
+        };
+        for (location, expected) in [
+            ("/c?d=e", Some("ocsp.test 80 /c?d=e")),
+            ("http://other.test", Some("other.test 80 /")),
+            ("http://[::1]:8080/x", Some("[::1]:8080 8080 /x")),
+            ("https://other.test/", None),
+            ("//other.test/x", Some("other.test 80 /x")),
+            ("/a#b", Some("ocsp.test 80 /a")),
+            ("c", None),
+            ("", None),
+            ("file:///etc/passwd", None),
+        ] {
+            assert_eq!(place(location).as_deref(), expected, "{location}");
+        }
     }
 
     #[test]

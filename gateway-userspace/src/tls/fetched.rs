@@ -31,6 +31,7 @@ const AHEAD_S: i64 = 300;
 pub struct Fetched {
     key: Arc<CertifiedKey>,
     origin: String,
+    name: String,
     question: Question,
     staple: ArcSwapOption<Staple>,
 }
@@ -45,6 +46,11 @@ impl Fetched {
     /// The file of the chain.
     pub fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// What tells its chain from all others, in letters and digits.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Whom to ask, and what.
@@ -106,7 +112,9 @@ impl Staples {
         }
         let question = Question::about(&key.cert)?;
         let (key, origin) = (Arc::clone(key), origin.to_owned());
-        let fetched = Arc::new(Fetched { key, origin, question, staple: ArcSwapOption::empty() });
+        let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16);
+        let name = chain.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(digit).collect();
+        let fetched = Arc::new(Fetched { key, origin, name, question, staple: ArcSwapOption::empty() });
         known.retain(|_, other| other.strong_count() > 0);
         known.insert(chain, Arc::downgrade(&fetched));
         Ok(fetched)

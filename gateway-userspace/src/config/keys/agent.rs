@@ -14,6 +14,7 @@ use crate::{
 
 text!(SOCKET_ADDRESS, "an IP address and a port", "127.0.0.1:9901", r"^[0-9a-fA-F.:\[\]]+:[0-9]+$");
 text!(DIRECTORY, "the absolute path of a directory", "/sys/fs/bpf", "^/.*$");
+text!(STATE_FOLDER, "the absolute path of a directory", "/var/lib/sluice", "^/.*$");
 text!(CGROUP, "the absolute path of a control group", "/sys/fs/cgroup", "^/.*$");
 text!(INTERFACE, "the name of an interface, or a pattern of one", "eth*", "^[^/ ]{1,31}$");
 text!(POD, "the name of an interface, or a pattern of one", "veth*", "^[^/ ]{1,31}$");
@@ -37,6 +38,13 @@ pub(super) static AGENT: Table = Table {
             shape: Shape::Duration { min: Duration::ZERO, max: Duration::from_hours(1) },
             presence: Default("30s"),
             doc: "Time to finish what is being served after SIGTERM.",
+        },
+        Field {
+            key: "stateFolder",
+            shape: Shape::Text(&STATE_FOLDER),
+            presence: Absent("nothing is kept in files"),
+            doc: "Folder for what the next start should know: OCSP responses that were fetched (`ocsp: fetch`), which \
+                  are checked again when they are read.",
         },
         Field {
             key: "admin",

@@ -4,20 +4,29 @@
 //! An answer is asked for anew when half of its time is left, and after a failure ever more rarely; the old one is sent to
 //! clients until it is over. No handshake waits for any of it.
 
-use std::{collections::HashMap, fmt, io, sync::Arc, time::Duration};
+mod kept;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt, io,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{sync::Semaphore, task::AbortHandle};
 
 use crate::{
-    client::{self, Posted},
+    client::{self, Posted, Said},
     clock,
     drain::Tasks,
     limits,
     metrics::Metrics,
     net::connect,
-    ocsp,
+    ocsp::{self, ask::Responder},
+    stapler::kept::Kept,
     tls::{fetched::Fetched, signed::Algorithms},
 };
 
@@ -29,6 +38,8 @@ pub struct Stapler {
     permits: Arc<Semaphore>,
     options: connect::Options,
     algorithms: Algorithms<'static>,
+    /// None where answers are not kept over a restart.
+    kept: Option<Arc<Kept>>,
 }
 
 impl fmt::Debug for Stapler {
@@ -68,15 +79,20 @@ impl fmt::Display for Failed {
 }
 
 impl Stapler {
-    /// Asks nobody yet.
+    /// Asks nobody yet. Answers are kept in the folder `ocsp` of `state`, if there is one.
+    ///
+    /// # Errors
+    /// When the folder is missing and cannot be made.
     pub fn new(
         tasks: Tasks,
         metrics: Arc<Metrics>,
         options: connect::Options,
         algorithms: Algorithms<'static>,
-    ) -> Self {
+        state: Option<&Path>,
+    ) -> io::Result<Self> {
         let permits = Arc::new(Semaphore::new(limits::OCSP_QUESTIONS));
-        Self { running: Mutex::default(), tasks, metrics, permits, options, algorithms }
+        let kept = state.map(|state| Kept::new(state.join("ocsp"))).transpose()?.map(Arc::new);
+        Ok(Self { running: Mutex::default(), tasks, metrics, permits, options, algorithms, kept })
     }
 
     /// Asks about these certificates from now on, and about no others.
@@ -91,6 +107,10 @@ impl Stapler {
             }
             next.is_some_and(|next| Arc::ptr_eq(next, &running.fetched))
         });
+        if let Some(kept) = &self.kept {
+            let names: HashSet<&str> = wanted.values().map(|fetched| fetched.name()).collect();
+            warn(kept, kept.retain(&names));
+        }
         for (origin, fetched) in wanted {
             if !running.contains_key(origin) {
                 running.insert(origin.to_owned(), self.start(fetched));
@@ -106,7 +126,9 @@ impl Stapler {
             permits: Arc::clone(&self.permits),
             options: self.options,
             algorithms: self.algorithms,
+            kept: self.kept.clone(),
         };
+        asking.remember();
         let task = self.tasks.spawn("stapler", asking.go_on());
         Running { fetched: Arc::clone(fetched), task: task.abort_handle() }
     }
@@ -120,9 +142,27 @@ struct Asking {
     permits: Arc<Semaphore>,
     options: connect::Options,
     algorithms: Algorithms<'static>,
+    kept: Option<Arc<Kept>>,
 }
 
 impl Asking {
+    /// Takes what an earlier agent was told, if it still holds.
+    fn remember(&self) {
+        let Some(kept) = self.kept.as_ref().filter(|_| self.fetched.until_s().is_none()) else { return };
+        let answer = match kept.read(self.fetched.name()) {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return,
+            Err(error) => return warn(kept, Err(error)),
+        };
+        if let Err(cause) = self.fetched.take(&answer, self.algorithms, clock::wall_s()) {
+            tracing::info!(
+                certificate = self.fetched.origin(),
+                "the OCSP response that was kept is dropped: {cause}"
+            );
+            warn(kept, kept.forget(self.fetched.name()));
+        }
+    }
+
     async fn go_on(self) {
         let mut n_failures = 0_u32;
         let certificate = self.fetched.origin();
@@ -141,7 +181,8 @@ impl Asking {
                 Err(failed) => {
                     n_failures = n_failures.saturating_add(1);
                     self.metrics.families.handshakes.asked(certificate, false);
-                    let (responder, until_s) = (&self.fetched.question().host, self.fetched.until_s());
+                    let (responder, until_s) =
+                        (&self.fetched.question().responder.host, self.fetched.until_s());
                     tracing::warn!(
                         certificate,
                         responder,
@@ -160,12 +201,36 @@ impl Asking {
         let answered = tokio::time::timeout(limits::OCSP_TIMEOUT, self.post()).await;
         let response =
             answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(Failed::Io)?;
-        self.fetched.take(&response, self.algorithms, clock::wall_s()).map_err(Failed::Said)
+        let taken = self.fetched.take(&response, self.algorithms, clock::wall_s());
+        if let Some(kept) = &self.kept {
+            match &taken {
+                Ok(_) => warn(kept, kept.write(self.fetched.name(), &response)),
+                Err(ocsp::Error::Revoked) => warn(kept, kept.forget(self.fetched.name())),
+                // The last one holds as long as it says.
+                Err(_) => {}
+            }
+        }
+        taken.map_err(Failed::Said)
     }
 
+    /// Asks the responder, and whom it sends us to.
     async fn post(&self) -> io::Result<Bytes> {
-        let question = self.fetched.question();
-        let addrs = tokio::net::lookup_host((question.name.as_str(), question.port)).await?;
+        let mut responder = self.fetched.question().responder.clone();
+        for _ in 0..=limits::OCSP_REDIRECTS {
+            match self.post_to(&responder).await? {
+                Said::Body(body) => return Ok(body),
+                Said::Elsewhere(location) => {
+                    responder = responder.elsewhere(&location).ok_or_else(|| {
+                        io::Error::other(format!("sent elsewhere, and `{location}` is no address of HTTP"))
+                    })?;
+                }
+            }
+        }
+        Err(io::Error::other("sent elsewhere too often"))
+    }
+
+    async fn post_to(&self, responder: &Responder) -> io::Result<Said> {
+        let addrs = tokio::net::lookup_host((responder.name.as_str(), responder.port)).await?;
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for addr in addrs.take(limits::TRIES) {
             let stream = match connect::tcp(addr, limits::CONNECT_TIMEOUT, self.options).await {
@@ -176,15 +241,22 @@ impl Asking {
                 }
             };
             let posted = Posted {
-                path: &question.path,
-                host: &question.host,
+                path: &responder.path,
+                host: &responder.host,
                 content_type: "application/ocsp-request",
-                body: question.request.clone().into(),
+                body: self.fetched.question().request.clone().into(),
             };
             let most = usize::try_from(ocsp::MAX_BYTES).unwrap_or(usize::MAX);
             return client::post(stream, posted, most, &self.tasks).await;
         }
         Err(last)
+    }
+}
+
+/// Answers go on being fetched where they cannot be kept.
+fn warn(kept: &Kept, done: io::Result<()>) {
+    if let Err(error) = done {
+        tracing::warn!(folder = %kept.folder().display(), "OCSP responses cannot be kept for the next start: {error}");
     }
 }
 
