@@ -67,6 +67,14 @@ fn count(node: &Node, reason: &str) -> f64 {
     ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
+/// Connections of a listener that went to its endpoints past the agent.
+fn past_the_agent(node: &Node, listener: &str) -> f64 {
+    let text = node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text);
+    let begin = format!("sluice_kernel_endpoint_total{{listener=\"{listener}\",");
+    let lines = text.lines().filter(|line| line.starts_with(&begin) && line.contains("what=\"new_flows\""));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
 /// Clients of the agent reach the agent, both families.
 fn is_served(node: &Node) {
     let (past, steered) = (count(node, "failed_open"), count(node, "steered"));
@@ -123,6 +131,7 @@ fn clients_of_an_agent_that_hangs_reach_endpoints_until_it_goes_on() {
     let _alone = alone();
     let node = started();
     is_served(&node);
+    assert!(past_the_agent(&node, "web") < 0.5);
     let mut through = Held::open(&node.client);
     node.agent().signal(Signal::SIGSTOP).unwrap();
     thread::sleep(SILENCE + Duration::from_millis(100));
@@ -137,6 +146,10 @@ fn clients_of_an_agent_that_hangs_reach_endpoints_until_it_goes_on() {
     thread::sleep(SILENCE);
     is_served(&node);
     assert!(count(&node, "failed_open") > 0.0);
+    for listener in ["web", "web6"] {
+        let past = past_the_agent(&node, listener);
+        assert!((past - 20.0).abs() < 0.5, "{listener}: {past}");
+    }
     // Both go on where they began.
     assert_eq!(through.ask().unwrap(), through.name);
     assert_eq!(past.ask().unwrap(), past.name);
