@@ -26,8 +26,8 @@ pub struct Endpoint {
     pub generation: u32,
     /// Bytes of an IP packet that the way takes; zero when it is not known.
     pub mtu: u16,
-    /// VLAN tag of frames that go there; zero for none.
-    pub vlan: u16,
+    /// Zero.
+    pub spare: u16,
 }
 
 impl Endpoint {

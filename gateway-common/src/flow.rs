@@ -94,8 +94,8 @@ pub struct Head {
     pub tag: u16,
     /// Counts the flows that the entry has held.
     pub version: u16,
-    /// VLAN tag of the client's frames; zero for none.
-    pub vlan: u16,
+    /// Zero.
+    pub spare: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
     /// Whether there is a flow.

@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::netns::Ns;
+use crate::{netns::Ns, privilege};
 
 /// The `sluice` binary: `SLUICE_BIN`, or beside the tests.
 ///
@@ -50,13 +50,15 @@ impl Agent {
     /// Starts it inside a namespace and waits until it is ready.
     pub fn start(ns: &Ns, config: &Path, log: &Path) -> Result<Self> {
         let mut agent = Self::spawn(ns, config, log)?;
+        // Where the machine is emulated, the verifier takes most of a minute.
+        let deadline = Duration::from_secs(if privilege::is_emulated() { 180 } else { 20 });
         let started = Instant::now();
         while ns.run(|| get("/ready")).is_none_or(|(status, _)| status != 200) {
             if let Some(status) = agent.child.try_wait()? {
                 bail!("sluice ended with {status}:\n{}", agent.log());
             }
-            if started.elapsed() > Duration::from_secs(20) {
-                bail!("sluice is not ready after 20 s:\n{}", agent.log());
+            if started.elapsed() > deadline {
+                bail!("sluice is not ready after {deadline:?}:\n{}", agent.log());
             }
             std::thread::sleep(Duration::from_millis(20));
         }

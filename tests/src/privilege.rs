@@ -24,3 +24,12 @@ pub fn require(what: &str) -> bool {
 pub fn is_all() -> bool {
     std::env::var(TESTS).is_ok_and(|value| value == "all")
 }
+
+/// Set to `emulated` in the machines of the kernel matrix, which are slow, and have every kind of link and two cards.
+pub const MACHINE: &str = "SLUICE_MACHINE";
+
+/// Whether this is such a machine.
+#[must_use]
+pub fn is_emulated() -> bool {
+    std::env::var(MACHINE).is_ok_and(|value| value == "emulated")
+}

@@ -51,8 +51,40 @@ enum Part {
     Everything,
 }
 
-/// Modules that the hooks need; each is built into some kernels.
-const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+/// Modules that the hooks and the suites need, each behind those that it needs itself; each is built into some kernels.
+const MODULES: [&str; 19] = [
+    "veth",
+    "sch_ingress",
+    "cls_bpf",
+    "llc",
+    "stp",
+    "garp",
+    "mrp",
+    "8021q",
+    "bridge",
+    "tls",
+    "bonding",
+    "virtio",
+    "virtio_ring",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
+
+/// The machine's network: two cards on one wire.
+const CARDS: [&str; 8] = [
+    "-netdev",
+    "hubport,id=a,hubid=0",
+    "-device",
+    "virtio-net-pci,netdev=a",
+    "-netdev",
+    "hubport,id=b,hubid=0",
+    "-device",
+    "virtio-net-pci,netdev=b",
+];
 
 /// Printed by the machine when it is done, with the exit code of what it ran.
 const END: &str = "sluice-kernel-matrix exit";
@@ -64,8 +96,8 @@ const START: &str = "sluice-kernel-matrix start";
 /// with QEMU 7.2), so a machine that dies before its first process runs is started again.
 const N_BOOTS: u32 = 5;
 
-/// A machine boots in 3 s and the suites take one or two minutes; this is for one that hangs.
-const LIMIT_S: &str = "600";
+/// A machine boots in 3 s and the suites take two to five minutes; this is for one that hangs.
+const LIMIT_S: &str = "1200";
 
 /// One kernel of the matrix.
 #[derive(Clone, Copy, Debug)]
@@ -124,10 +156,18 @@ impl Programs {
         let mut agent = process::cargo();
         agent.current_dir(&workspace.root).args(["build", "--locked", "--quiet"]);
         process::run(agent.args(["--package", "gateway-userspace", "--bin", "sluice"]))?;
-        let suite = suite(workspace)?;
+        let [suite, node] = suites(workspace)?;
         let built = |name| workspace.binary("debug", name);
         Ok(Self {
-            everything: vec![("smoke", built("sluice-kernel-smoke")), ("suite", suite)],
+            everything: vec![
+                ("smoke", built("sluice-kernel-smoke")),
+                ("suite", suite),
+                ("node", node),
+                ("sluice", built("sluice")),
+                ("sluice-demo", built("sluice-demo")),
+                ("ip", tool("ip")?),
+                ("ethtool", tool("ethtool")?),
+            ],
             refusal: vec![("refusal", built("sluice-kernel-refusal")), ("sluice", built("sluice"))],
         })
     }
@@ -140,8 +180,15 @@ impl Programs {
     }
 }
 
-/// Builds what the tests crate has for the machines; returns the packet suite.
-fn suite(workspace: &Workspace) -> Result<PathBuf> {
+/// A program of this machine.
+fn tool(name: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("no {name} on this machine"))
+}
+
+/// Builds what the tests crate has for the machines; returns the suites of packets and of nodes.
+fn suites(workspace: &Workspace) -> Result<[PathBuf; 2]> {
     let mut command = process::cargo();
     command.current_dir(&workspace.root).args(["test", "--no-run", "--locked", "--quiet"]).args([
         "--package",
@@ -150,8 +197,12 @@ fn suite(workspace: &Workspace) -> Result<PathBuf> {
         "sluice-kernel-smoke",
         "--bin",
         "sluice-kernel-refusal",
+        "--bin",
+        "sluice-demo",
         "--test",
         "kernel",
+        "--test",
+        "node",
         "--message-format",
         "json-render-diagnostics",
     ]);
@@ -160,12 +211,15 @@ fn suite(workspace: &Workspace) -> Result<PathBuf> {
         bail!("building what runs inside the machines failed");
     }
     let lines = String::from_utf8_lossy(&output.stdout);
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_ours = message.get("target")?.get("name")?.as_str()? == "kernel";
-        message.get("executable")?.as_str().filter(|_| is_ours).map(PathBuf::from)
+    let executable = |name: &str| {
+        let of_line = |line: &str| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            let is_ours = message.get("target")?.get("name")?.as_str()? == name;
+            message.get("executable")?.as_str().filter(|_| is_ours).map(PathBuf::from)
+        };
+        lines.lines().find_map(of_line).with_context(|| format!("cargo built no suite {name}"))
     };
-    lines.lines().find_map(executable).context("cargo built no packet suite")
+    Ok([executable("kernel")?, executable("node")?])
 }
 
 /// The folder with a kernel and its modules; taken from Debian once.
@@ -286,7 +340,8 @@ fn machine(vmlinuz: &Path, archive: &Path) -> Command {
     let mut machine = Command::new("timeout");
     machine
         .args([LIMIT_S, "qemu-system-x86_64", "-accel", "tcg", "-cpu", PROCESSOR, "-m", "1024", "-smp", "2"])
-        .args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot", "-nic", "none"])
+        .args(["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"])
+        .args(CARDS)
         .arg("-kernel")
         .arg(vmlinuz)
         .arg("-initrd")
@@ -320,12 +375,14 @@ fn watch(kernel: Kernel, mut machine: Command, tally: &mut Tally, record: &mut R
 
 /// Makes the machine's first file system.
 fn fill(workspace: &Workspace, root: &Path, image: &Path, (part, programs): (Part, &Programs)) -> Result<()> {
-    for dir in ["bin", "proc", "sys", "dev", "tmp", "modules"] {
+    for dir in ["bin", "proc", "sys", "dev", "run", "tmp", "modules"] {
         let dir = root.join(dir);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     copy(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
-    symlink("busybox", root.join("bin/sh")).context("cannot link the shell")?;
+    for applet in ["sh", "mount", "umount", "sysctl"] {
+        symlink("busybox", root.join("bin").join(applet)).context("cannot link a part of busybox")?;
+    }
     copy(&workspace.object(build_ebpf::OBJECT), &root.join("object"))?;
     for (name, program) in programs.of(part) {
         for library in libraries(program)? {
@@ -334,11 +391,13 @@ fn fill(workspace: &Workspace, root: &Path, image: &Path, (part, programs): (Par
         // Debug information is nine tenths of it, and the machine has little memory.
         process::run(Command::new("strip").arg("-o").arg(root.join("bin").join(name)).arg(program))?;
     }
-    for module in MODULES {
-        let Some(file) = find(image, &|name| name.split(".ko").next() == Some(module)) else {
+    for (number, module) in MODULES.iter().enumerate() {
+        let Some(file) = find(image, &|name| name.split(".ko").next() == Some(*module)) else {
             continue;
         };
-        let copied = root.join("modules").join(file.file_name().unwrap_or_default());
+        // They are loaded by the order of their names.
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let copied = root.join("modules").join(format!("{number:02}-{name}"));
         copy(&file, &copied)?;
         if copied.extension().is_some_and(|extension| extension == "xz") {
             process::run(Command::new("xz").arg("-d").arg(&copied))?;
@@ -356,7 +415,8 @@ const fn commands(part: Part) -> &'static str {
     match part {
         Part::Refusal => "/bin/refusal /bin/sluice || code=1",
         Part::Everything => {
-            "/bin/smoke /object v0 || code=1\nSLUICE_TESTS=all SLUICE_BPF_OBJECT=/object /bin/suite || code=1"
+            "/bin/smoke /object v0 || code=1\nexport SLUICE_TESTS=all SLUICE_BPF_OBJECT=/object SLUICE_MACHINE=emulated\n\
+             /bin/suite || code=1\n/bin/node links:: --test-threads=1 || code=1"
         }
     }
 }

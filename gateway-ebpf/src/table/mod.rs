@@ -54,7 +54,7 @@ impl Spot {
         (self.bucket(turn >= WAYS), self.way.wrapping_add(turn) & (WAYS - 1))
     }
 
-    /// The head of the flow's entry, without version and VLAN.
+    /// The head of the flow's entry, without its version.
     #[inline(always)]
     pub const fn wanted(&self) -> HeadWord {
         self.wanted

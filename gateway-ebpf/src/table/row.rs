@@ -146,7 +146,7 @@ pub struct HeadWord {
 }
 
 impl HeadWord {
-    /// Of an entry of a flow, without version and VLAN.
+    /// Of an entry of a flow, without its version.
     #[inline(always)]
     pub const fn of(tag: u16, protocol: Protocol) -> Self {
         let [a, b] = tag.to_ne_bytes();
@@ -290,7 +290,7 @@ impl FlowRow {
         M::swap(&self.head, head.word);
     }
 
-    /// What the entry says, if it is the live entry of this flow. `wanted` is the head without version and VLAN.
+    /// What the entry says, if it is the live entry of this flow. `wanted` is the head without its version.
     #[inline(always)]
     pub fn read<M: Maps>(&self, wanted: HeadWord, who: &Who) -> Option<Held> {
         let before = M::load(&self.head);

@@ -1,6 +1,8 @@
 //! Interfaces, as far as they matter for balancing.
 
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 
 /// An interface.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -30,14 +32,23 @@ pub enum LinkKind {
     Veth,
     /// A VLAN of another interface.
     Vlan,
-    /// A bridge, a bond, a tunnel, or something else that software makes.
+    /// Several network cards as one.
+    Bond,
+    /// A bridge, a tunnel, or something else that software makes.
     Other,
+    /// Something whose packets have no Ethernet header: the programs cannot read them.
+    Headless,
 }
 
 impl LinkKind {
     /// Whether it takes the frames that XDP sends, whatever else is set up.
     pub const fn takes_frames(self) -> bool {
         matches!(self, Self::Hardware)
+    }
+
+    /// Whether it may take them: that depends on the other end of a veth, and on the cards of a bond (Linux 5.15).
+    pub const fn may_take_frames(self) -> bool {
+        matches!(self, Self::Hardware | Self::Veth | Self::Bond)
     }
 }
 
@@ -47,11 +58,7 @@ pub(super) fn read(message: &LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         mac: None,
-        kind: if message.header.flags.contains(LinkFlags::Loopback) {
-            LinkKind::Loopback
-        } else {
-            LinkKind::Hardware
-        },
+        kind: LinkKind::Hardware,
         mtu: 0,
         parent: None,
     };
@@ -66,6 +73,7 @@ pub(super) fn read(message: &LinkMessage) -> Link {
                     match info {
                         LinkInfo::Kind(InfoKind::Veth) => link.kind = LinkKind::Veth,
                         LinkInfo::Kind(InfoKind::Vlan) => link.kind = LinkKind::Vlan,
+                        LinkInfo::Kind(InfoKind::Bond) => link.kind = LinkKind::Bond,
                         LinkInfo::Kind(_) => link.kind = LinkKind::Other,
                         _ => {}
                     }
@@ -73,6 +81,12 @@ pub(super) fn read(message: &LinkMessage) -> Link {
             }
             _ => {}
         }
+    }
+    // What a link is made of says less than what its packets look like.
+    if message.header.flags.contains(LinkFlags::Loopback) {
+        link.kind = LinkKind::Loopback;
+    } else if message.header.link_layer_type != LinkLayerType::Ether {
+        link.kind = LinkKind::Headless;
     }
     link
 }

@@ -181,7 +181,7 @@ impl Netlink {
         Ok(links.iter().map(link::read).collect())
     }
 
-    /// Names of interfaces that carry a default route.
+    /// Interfaces that carry a default route, or a part of one.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -196,8 +196,8 @@ impl Netlink {
             while let Some(route) = routes.try_next().await.map_err(refused("list routes"))? {
                 let is_default =
                     route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast;
-                if is_default && let Some(index) = oif(&route) {
-                    found.insert(index);
+                if is_default {
+                    found.extend(interfaces(&route));
                 }
             }
         }
@@ -265,7 +265,7 @@ impl Netlink {
         let hop = gateway.unwrap_or(addr);
         let known = neighbours.get(&(link.index, hop));
         // Where XDP cannot hand its frames over, the kernel's routing table may know a device below that takes them.
-        let is_usable = link.kind.takes_frames() || link.kind == LinkKind::Veth || senders == Senders::Any;
+        let is_usable = link.kind.may_take_frames() || senders == Senders::Any;
         if let (Some(known), Some(own_mac), true) = (known, link.mac, is_usable) {
             way.next_hop = NextHop { interface: link.index, mac: known.mac, own_mac };
         }
@@ -460,6 +460,15 @@ fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Neighbour)> {
 
 fn attribute<T>(route: &RouteMessage, read: impl Fn(&RouteAttribute) -> Option<T>) -> Option<T> {
     route.attributes.iter().find_map(read)
+}
+
+/// Every interface of a route: one that is spread over several ways names each of them.
+fn interfaces(route: &RouteMessage) -> Vec<u32> {
+    let several = attribute(route, |attribute| {
+        let RouteAttribute::MultiPath(ways) = attribute else { return None };
+        Some(ways.iter().map(|way| way.interface_index).collect())
+    });
+    several.unwrap_or_else(|| oif(route).into_iter().collect())
 }
 
 fn oif(route: &RouteMessage) -> Option<u32> {

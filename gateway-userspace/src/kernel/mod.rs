@@ -319,7 +319,9 @@ impl Kernel {
     /// right one.
     pub fn is_attached(&self, interface: &str, index: u32, avoid: Option<&str>) -> bool {
         self.attacher.attached().get(interface).is_some_and(|attachment| {
-            let is_right = self.mode != AttachMode::Auto || attachment.avoided.as_deref() == avoid;
+            // The others are what the configuration says, whatever lies around.
+            let heeds = matches!(self.mode, AttachMode::Auto | AttachMode::Native);
+            let is_right = !heeds || attachment.avoided.as_deref() == avoid;
             attachment.interface == index && is_right
         })
     }

@@ -360,7 +360,7 @@ fn endpoint(service: &image::Service, row: &Row, facts: &Facts, written: &Observ
         service: service.id,
         generation: row.generation,
         mtu: way.mtu,
-        vlan: 0,
+        spare: 0,
     }
 }
 

@@ -85,7 +85,7 @@ fn endpoint(v6: bool, idx: u16, service: u32, interface: u32) -> Endpoint {
         service,
         generation: 1,
         mtu: 1_500,
-        vlan: 0,
+        spare: 0,
     }
 }
 

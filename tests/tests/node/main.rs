@@ -13,6 +13,7 @@ mod beside;
 mod connect;
 mod cookies;
 mod direct;
+mod links;
 mod passive;
 mod pods;
 mod proxied;

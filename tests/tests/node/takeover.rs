@@ -310,7 +310,7 @@ fn an_agent_that_balances_nothing_is_not_ready() {
     thread::sleep(Duration::from_millis(500));
     let (status, text) = ready().unwrap();
     assert_eq!(status, 503, "{text}");
-    assert!(text.contains("no interface is there to balance packets on"), "{text}");
+    assert!(text.contains("no interface with Ethernet frames is there to balance packets on"), "{text}");
     // Nothing has to be told: the interface is found when it comes.
     node.node.ip("link add wan0 type veth peer name wan1").unwrap();
     node.node.ip("link set wan0 up").unwrap();

@@ -8,7 +8,7 @@ use super::{KernelSide, error_chain};
 use crate::{
     address::Link,
     config::Interfaces,
-    control::interfaces::{self, Places},
+    control::interfaces::{self, Around, Places},
     kernel::{self, Beside, Kept},
     limits,
     metrics::names::Limit,
@@ -84,8 +84,10 @@ impl KernelSide {
         let mut kernel = kernel.lock();
         let kept = kernel.keep_only(&found.kept(&places, &links)).map_err(|error| error_chain(&error));
         self.refused.retain(|(purpose, name), _| found.of(*purpose).iter().any(|link| link.name == *name));
-        for link in &found.balanced {
-            let avoid = interfaces::avoid_xdp(link, &links, &self.ways, !found.pods.is_empty());
+        let (balanced, has_pods) = (&found.balanced[..], !found.pods.is_empty());
+        for link in balanced {
+            let around = Around { links: &links, balanced, ways: &self.ways, has_pods };
+            let avoid = interfaces::avoid_xdp(link, &around);
             if !kernel.is_attached(&link.name, link.index, avoid.as_deref()) {
                 let attached = kernel.attach(&link.name, avoid.as_deref()).map(drop);
                 self.attached(Purpose::Balance, link, attached);
@@ -179,5 +181,5 @@ impl KernelSide {
 
 fn nowhere(what: &str, key: &str, interfaces: &Interfaces) -> String {
     let meant = interfaces::interfaces_of(interfaces);
-    format!("no interface is there {what}; `agent.kernel.{key}` means {meant}")
+    format!("no interface with Ethernet frames is there {what}; `agent.kernel.{key}` means {meant}")
 }

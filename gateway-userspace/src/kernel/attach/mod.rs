@@ -290,7 +290,11 @@ impl Attacher {
             pin::remove(&self.pins.link(&format!("{}-{interface}", rival.pin())))?;
         }
         self.hook(interface, target, chosen)?;
-        Ok((chosen, "the configuration says so".to_owned()))
+        let why = match avoid.filter(|_| chosen == Ingress::Native) {
+            Some(avoid) => format!("the configuration says so, although {avoid}"),
+            None => "the configuration says so".to_owned(),
+        };
+        Ok((chosen, why))
     }
 
     fn best(
