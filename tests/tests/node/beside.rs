@@ -19,7 +19,7 @@ use gateway_tests::{
     privilege,
 };
 
-use super::{PATIENCE, ROUTES, addr, alone, ask_l4, config, until};
+use super::{PATIENCE, ROUTES, STARTING, addr, alone, ask_l4, config, until};
 
 /// A port of the node's own address that nftables leads to the first endpoint.
 const FORWARDED: u16 = 7_070;
@@ -152,7 +152,7 @@ fn where_a_foreign_xdp_program_sits_native_is_refused_with_the_reason() {
     let log = node.folder.join("agent.log");
     node.agent = Some(Agent::spawn(&node.node, &node.config(), &log).unwrap());
     let ready = |node: &Node| node.node.run(|| get("/ready"));
-    until("the agent says why it is not ready", Duration::from_secs(10), &node, || {
+    until("the agent says why it is not ready", STARTING, &node, || {
         ready(&node).is_some_and(|(status, text)| {
             status == 503 && text.contains("sl-client") && text.contains("another XDP program")
         })
