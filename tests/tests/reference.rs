@@ -184,6 +184,7 @@ fn everything() -> Metrics {
     families.misuse(Misuse::Control);
     families.guarded.count(&bind, Refused::Denied.as_str());
     families.verdicts.count("s", "out");
+    families.announced.note(std::net::Ipv4Addr::LOCALHOST.into(), true);
     families.forwarded.ended(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), ForwardOutcome::Ended);
     families.forwarded.moved(std::net::SocketAddr::from(([10, 0, 0, 1], 443)), [1, 1]);
     let mut tunnel = families
@@ -225,6 +226,7 @@ fn everything() -> Metrics {
             open: vec![("l".to_owned(), "e".to_owned(), 1)],
             events: vec![("r", "o", 1)],
             networks: [1, 1],
+            socket_pairs: Some([0, 0]),
             cookies: vec![("l".to_owned(), true, 1)],
         },
     });

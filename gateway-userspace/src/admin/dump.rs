@@ -114,12 +114,22 @@ pub fn kernel(kernel: &Mutex<Kernel>) -> Value {
             .map(|(name, one)| (name.clone(), json!({ "ingress": one.ingress, "why": one.why })))
             .collect();
         let receiving: Vec<&str> = kernel.receiving().collect();
+        // A dump that is asked for while the kernel refuses shows the rest.
+        let pairs = kernel.socket_pairs().ok().flatten();
         json!({
             "services": services,
             "attachments": attachments,
             "receiving": receiving,
+            // Virtual addresses that are to be found on the link, by the name of the interface.
+            "announced": kernel.announced(),
             "connect": kernel.connected().map(|(cgroup, is_attached)| {
-                json!({ "cgroup": cgroup.display().to_string(), "attached": is_attached })
+                let [held, room] = pairs.map_or([None; 2], |pairs| pairs.map(Some));
+                json!({
+                    "cgroup": cgroup.display().to_string(),
+                    "attached": is_attached,
+                    "sockets": held,
+                    "room": room,
+                })
             }),
             "refusedSources": refused_sources(kernel),
         })

@@ -34,6 +34,7 @@ pub fn add(samples: &mut Samples, counters: &Counters) {
             .collect(),
         events: counters.events.iter().flat_map(event_values).collect(),
         networks: counters.networks,
+        socket_pairs: counters.socket_pairs,
         cookies: counters
             .cookies
             .iter()

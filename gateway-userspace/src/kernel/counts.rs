@@ -41,6 +41,8 @@ pub struct Counters {
     pub events: Vec<(Reason, EventCount)>,
     /// Networks that are listed as sources, and for how many there is room.
     pub networks: [u64; 2],
+    /// Sockets and endpoints that are remembered, and for how many there is room; none where nobody is given endpoints.
+    pub socket_pairs: Option<[u64; 2]>,
 }
 
 /// Counters of an endpoint of a listener.
@@ -109,7 +111,8 @@ impl Kernel {
         let flow_room = u64::from(flow_buckets) * 2;
         let listed = u64::try_from(self.written().networks.len()).unwrap_or(u64::MAX);
         let networks = [listed, u64::from(map::SourceNetworks::CAPACITY)];
-        let mut counters = Counters { flow_room, networks, ..Counters::default() };
+        let socket_pairs = self.socket_pairs()?;
+        let mut counters = Counters { flow_room, networks, socket_pairs, ..Counters::default() };
         for hook in Hook::ALL {
             let counts = maps.reasons(hook)?;
             for reason in Reason::ALL {

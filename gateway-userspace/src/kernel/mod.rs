@@ -3,6 +3,7 @@
 //! A [`Kernel`] is what was loaded, attached and pinned. When it is dropped, links and maps stay: packets are balanced
 //! while the agent restarts. [`cleanup`] removes them.
 
+mod announced;
 mod attach;
 pub mod attempts;
 mod cookies;
@@ -16,11 +17,13 @@ mod map;
 pub mod maps;
 pub mod memory;
 mod object;
+mod pairs;
 mod pin;
 pub mod plan;
 mod pods;
 pub mod probe;
 mod records;
+mod sizes;
 pub mod sources;
 mod sweep;
 mod sys;
@@ -47,7 +50,7 @@ use gateway_common::{
     addr::Port,
     hash::Seed,
     layout::PIN_ROOT,
-    map::{self as shared, Description, FRAGMENT_BUCKETS, MapDef},
+    map::FRAGMENT_BUCKETS,
     receive::Receive,
     settings::{Ports, Settings as Row, Tables, Timeouts, Tunnel},
 };
@@ -64,12 +67,14 @@ use crate::{
     endpoint::Endpoint,
     image::{Capacity, Image, Way},
     kernel::{
+        announced::Announced,
         attach::Attacher,
         cookies::Renewal,
         heart::Heart,
         map::KernelMaps,
         maps::{Maps as _, Observed},
         object::Pins,
+        pairs::Pairs,
         sweep::Sweep,
         ticks::Ticks,
         tunnelled::Tunnelled,
@@ -108,37 +113,6 @@ pub struct Settings {
     pub connect: Option<Connect>,
 }
 
-impl Settings {
-    fn capacity_of(&self, description: &Description) -> u32 {
-        match description.name {
-            // Half of the places stay free, so that a flow finds one in its two buckets.
-            shared::Flows::NAME | shared::Sequences::NAME => (self.flows / 2).next_power_of_two().max(16),
-            shared::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
-            shared::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
-            // It has its room from the beginning, whether it is used or not.
-            shared::SocketPeers::NAME => self.connect.as_ref().map_or(1, |connect| connect.sockets),
-            shared::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
-            _ => description.capacity,
-        }
-    }
-}
-
-/// Slot chunks of a node: as many as a hundredth of its memory holds, up to what 10,000 services with 10 endpoints each
-/// need (84 MB).
-fn slot_chunks(memory_bytes: u64) -> u32 {
-    const MOST: u64 = 1_310_720;
-    let chunks = memory_bytes / 100 / 64;
-    u32::try_from(chunks.min(MOST)).unwrap_or(0)
-}
-
-/// The node's memory; zero when the kernel does not say.
-fn memory_bytes() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
-}
-
 /// Timeouts of flows: a minute for what never opened or is closed, two hours for silence as in RFC 5382, two minutes for
 /// UDP as in RFC 4787.
 fn timeouts(ticks: Ticks) -> Timeouts {
@@ -165,6 +139,8 @@ pub struct Kernel {
     sweep: Sweep,
     connect: Option<Connect>,
     renewal: Renewal,
+    pairs: Pairs,
+    announced: Announced,
     /// Held as long as this agent owns the pins and the node's network.
     _ownership: Ownership,
 }
@@ -196,6 +172,7 @@ impl Kernel {
         let events = Events::take(&mut object)?;
         let tunnelled = Arc::new(Tunnelled::take(&object)?);
         let heart = Arc::new(Heart::take(&object, settings.fail_open_after)?);
+        let pairs = Pairs::take(&mut object)?;
         let mut maps = KernelMaps::take(&mut object)?;
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
@@ -235,6 +212,8 @@ impl Kernel {
             sweep,
             connect: settings.connect.clone(),
             renewal,
+            pairs,
+            announced: Announced::default(),
             _ownership: ownership,
         };
         kernel.begin_with_sockets()?;
@@ -491,16 +470,4 @@ fn check_ports(ports: &std::ops::RangeInclusive<u16>) -> Result<(), Error> {
         return Err(Error::PortsOverlap { ports: ports.clone(), ephemeral: first..=last });
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slots_follow_the_memory_of_the_node() {
-        assert_eq!(slot_chunks(8 << 30), 1_310_720);
-        assert_eq!(slot_chunks(1 << 30), 167_772);
-        assert!(memory_bytes() > 1 << 20);
-    }
 }

@@ -1,4 +1,5 @@
-//! The system calls that aya does not wrap: replacing the program of any link, and mapping an array into memory.
+//! The system calls that aya does not wrap: replacing the program of any link, reading many entries of a map at once, and
+//! mapping an array into memory.
 #![expect(unsafe_code, reason = "bpf(2) and mmap(2) take raw pointers")]
 
 use std::{
@@ -14,12 +15,17 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use gateway_common::slot::{Slot, SlotChunk};
+use bytemuck::Zeroable as _;
+use gateway_common::{
+    map::MapDef,
+    slot::{Slot, SlotChunk},
+};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
@@ -101,6 +107,19 @@ struct TestRun {
     flags_and_processor: [u32; 2],
 }
 
+/// The part of `union bpf_attr` that reading many entries of a map reads and writes.
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    flags: [u64; 2],
+}
+
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: each caller passes the attributes that its command reads, and their true size.
     let result =
@@ -162,6 +181,29 @@ pub(super) fn run_program(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<
     let mut run = TestRun { program: raw(program), size_in, data_in, repeat: 1, ..TestRun::default() };
     bpf(BPF_PROG_TEST_RUN, &mut run)?;
     Ok(run.returned)
+}
+
+/// Reads about as many entries of a hash map as said, from its beginning on (Linux 5.6): how many there were, and in how many
+/// of the map's buckets; none for all of them.
+pub(super) fn count_entries<M: MapDef>(map: BorrowedFd<'_>, about: u32) -> io::Result<(u32, Option<u32>)> {
+    let room = usize::try_from(about).map_err(io::Error::other)?;
+    let (mut keys, mut values) = (vec![M::Key::zeroed(); room], vec![M::Value::zeroed(); room]);
+    let mut next = 0_u32;
+    let address = |at: usize| u64::try_from(at).map_err(io::Error::other);
+    let mut batch = Batch {
+        to: address((&raw mut next).expose_provenance())?,
+        keys: address(keys.as_mut_ptr().expose_provenance())?,
+        values: address(values.as_mut_ptr().expose_provenance())?,
+        count: about,
+        map: raw(map),
+        ..Batch::default()
+    };
+    match bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) {
+        Ok(_) => Ok((batch.count, Some(next))),
+        // There is nothing behind what was read.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((batch.count, None)),
+        Err(error) => Err(error),
+    }
 }
 
 /// Replaces the program of a link atomically (Linux 5.7).

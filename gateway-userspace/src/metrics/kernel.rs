@@ -32,6 +32,17 @@ pub const NETWORKS: Described =
 pub const NETWORK_ROOM: Described =
     ("kernel_source_network_room", "Networks that the kernel's list of sources has room for");
 
+/// What sockets asked for.
+pub const SOCKET_PAIRS: Described = (
+    "kernel_socket_pairs",
+    "Sockets with their endpoints that are remembered where `agent.kernel.connect` is on, those of closed ones among them; an estimate",
+);
+/// The room for that.
+pub const SOCKET_PAIR_ROOM: Described = (
+    "kernel_socket_pair_room",
+    "Sockets with their endpoints that there is room for; beyond, the oldest is forgotten",
+);
+
 /// By listener.
 pub const COOKIES: Described =
     ("kernel_syn_cookies", "Connections of a listener that the kernel side answered with a cookie");
@@ -52,6 +63,8 @@ pub struct Samples {
     pub events: Vec<(&'static str, &'static str, u64)>,
     /// Networks that are listed, and for how many there is room.
     pub networks: [u64; 2],
+    /// Sockets with endpoints that are remembered, and for how many there is room; none where there are none.
+    pub socket_pairs: Option<[u64; 2]>,
     /// By name of the listener: whether it answers with cookies, and how many there were.
     pub cookies: Vec<(String, bool, u64)>,
 }
@@ -107,6 +120,12 @@ impl Samples {
             counter(&mut family, &[("reason", *reason), ("outcome", *outcome)], *packets)?;
         }
         for ((name, help), value) in [NETWORKS, NETWORK_ROOM].into_iter().zip(self.networks) {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            gauge(&mut family, &[], value)?;
+        }
+        for ((name, help), value) in
+            [SOCKET_PAIRS, SOCKET_PAIR_ROOM].into_iter().zip(self.socket_pairs.into_iter().flatten())
+        {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             gauge(&mut family, &[], value)?;
         }

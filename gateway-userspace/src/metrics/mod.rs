@@ -4,6 +4,7 @@
 //! line. A series lives as long as the compiled thing that counts into it, so that labels never outnumber what is
 //! configured.
 
+pub mod announcement;
 pub mod forwarded;
 pub mod guard;
 pub mod handshake;
@@ -149,6 +150,7 @@ mod tests {
                 open: vec![("dns".to_owned(), "192.0.2.1:53".to_owned(), 2)],
                 events: vec![("denied", "limited", 4)],
                 networks: [3, 8],
+                socket_pairs: Some([2, 9]),
                 cookies: vec![("web".to_owned(), true, 9)],
             },
             pools: vec![PoolSample { service: "api".to_owned(), open: 3, idle: 2, stolen: 1 }],

@@ -12,6 +12,7 @@ use prometheus_client::{
 pub use crate::metrics::limit::{Limit, LimitLabels};
 use crate::metrics::{
     Sampler,
+    announcement::Announcements,
     forwarded::Forwarded,
     guard::Guarded,
     handshake::Handshakes,
@@ -231,6 +232,8 @@ pub struct Families {
     pub misused: Family<MisuseLabels, Counter>,
     /// Times a bound was reached.
     pub limits: Family<LimitLabels, Counter>,
+    /// Announcements of virtual addresses.
+    pub announced: Announcements,
     /// Generation of the snapshot being served.
     pub config_generation: Gauge,
     /// Snapshots offered.
@@ -269,6 +272,7 @@ impl Families {
         families.guarded.register(registry);
         families.tunnels.register(registry);
         families.verdicts.register(registry);
+        families.announced.register(registry);
         registry.register("probes", "Finished health checks", families.probes.clone());
         registry.register(
             "requests_refused",

@@ -8,7 +8,7 @@ use std::{
 };
 
 use gateway_tests::{
-    agent::{Agent, get, sluice},
+    agent::{Agent, get, metric, sluice},
     client,
     netns::{Ns, tool},
     privilege,
@@ -111,6 +111,20 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The agent shows what it announced, and counts it.
+fn says_what_it_did(owner: &Owner) {
+    let (_, dump) = owner.ns.run(|| get("/dump")).unwrap();
+    let dump: serde_json::Value = serde_json::from_str(&dump).unwrap();
+    assert_eq!(dump["kernel"]["announced"], serde_json::json!({ "eth0": [V4, V6] }));
+    for family in ["ipv4", "ipv6"] {
+        let name = format!("sluice_announcements_total{{family=\"{family}\",outcome=\"sent\"}}");
+        until("it was announced three times", || {
+            let (_, text) = owner.ns.run(|| get("/metrics")).unwrap();
+            metric(&text, &name) == Some(3.0)
+        });
+    }
+}
+
 #[test]
 fn neighbors_find_virtual_addresses_and_follow_them() {
     if !privilege::require("network namespaces") {
@@ -141,6 +155,7 @@ fn neighbors_find_virtual_addresses_and_follow_them() {
         assert!(known(&client, at).contains(MACS[0]), "{}", known(&client, at));
     }
     assert!(!first.shown().contains(ELSEWHERE), "{}", first.shown());
+    says_what_it_did(&first);
     // Connections of the node itself go on with its own addresses.
     for (to, own) in [("10.5.0.9", "src 10.5.0.1 "), ("fd05::9", "src fd05::1 ")] {
         let route = first.ns.tool("ip", &format!("route get {to}")).unwrap();

@@ -21,7 +21,7 @@ use gateway_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::{L4, PATIENCE, WEB, addr, alone, ask_l4, ask_web, generation, until};
+use super::{L4, PATIENCE, STARTING, WEB, addr, alone, ask_l4, ask_web, generation, until};
 
 const L6: &str = "fd08::2";
 
@@ -130,6 +130,10 @@ fn processes_of_the_node_are_given_endpoints() {
     assert!(forwarded() - before < 0.5, "no packet was rewritten");
     assert!(counted(&node, Hook::Connect4, Reason::SocketTranslated) >= 60.0);
     assert!(counted(&node, Hook::Connect6, Reason::SocketTranslated) >= 60.0);
+    let (_, metrics) = node.node.run(|| get("/metrics")).unwrap();
+    let held = metric(&metrics, "sluice_kernel_socket_pairs").unwrap();
+    assert!((90.0..300.0).contains(&held), "each of 90 connections is remembered: {held}");
+    assert_eq!(metric(&metrics, "sluice_kernel_socket_pair_room"), Some(65_536.0));
     assert_eq!(node.node.run(ask_web).map(|name| name.starts_with('e')).ok(), Some(true), "the agent's own");
     assert!(counted(&node, Hook::Connect4, Reason::Agent) >= 1.0);
 
@@ -214,7 +218,7 @@ fn programs_at_sockets_stay_without_an_agent_beside_others_until_the_host_is_put
     node.write_config(&config(&node, &missing, &[0])).unwrap();
     let agent = Agent::spawn(&node.node, &node.config(), &node.folder.join("agent.log")).unwrap();
     node.agent = Some(agent);
-    until("the agent says why it is not ready", Duration::from_secs(10), &node, || {
+    until("the agent says why it is not ready", STARTING, &node, || {
         let ready = node.node.run(|| get("/ready"));
         ready.is_some_and(|(status, text)| status == 503 && text.contains("agent.kernel.connect"))
     });

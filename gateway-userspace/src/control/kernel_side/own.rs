@@ -39,6 +39,7 @@ impl KernelSide {
         let assignments: BTreeSet<Assignment> = wanted.keys().copied().collect();
         match self.netlink.set_assigned(&assignments).await {
             Ok(added) => {
+                self.kernel.lock().set_announced(by_name(&wanted, &links));
                 self.announcing.retain(|at, _| wanted.contains_key(at));
                 for at in added {
                     let mac = wanted.get(&at).copied().unwrap_or_default();
@@ -75,6 +76,9 @@ impl KernelSide {
             Ok(socket) => socket,
             Err(error) => {
                 tracing::warn!(%error, "virtual addresses cannot be announced: neighbors learn of them by asking");
+                for (_, addr) in self.announcing.keys() {
+                    self.families.announced.note(*addr, false);
+                }
                 return self.announcing.clear();
             }
         };
@@ -84,7 +88,9 @@ impl KernelSide {
         due.sort_by_key(|(_, what)| std::cmp::Reverse(what.left));
         for (at, Announcing { mac, left }) in due.into_iter().take(limits::ANNOUNCED_AT_ONCE) {
             let (index, addr) = at;
-            if let Err(error) = socket.send(index, &announce::frame(mac, addr)) {
+            let sent = socket.send(index, &announce::frame(mac, addr));
+            self.families.announced.note(addr, sent.is_ok());
+            if let Err(error) = sent {
                 tracing::debug!(%addr, interface = index, %error, "an announcement was not sent");
             }
             match left.checked_sub(1).filter(|left| *left > 0) {
@@ -93,4 +99,15 @@ impl KernelSide {
             }
         }
     }
+}
+
+/// Addresses by the names of their interfaces.
+fn by_name(wanted: &BTreeMap<Assignment, [u8; 6]>, links: &[Link]) -> BTreeMap<String, Vec<IpAddr>> {
+    let mut found: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for (index, addr) in wanted.keys() {
+        if let Some(link) = links.iter().find(|link| link.index == *index) {
+            found.entry(link.name.clone()).or_default().push(*addr);
+        }
+    }
+    found
 }

@@ -1,0 +1,51 @@
+//! How large the maps are: by the settings, the node's memory, or their definitions.
+
+use std::fs;
+
+use gateway_common::map::{self, Description, MapDef as _};
+
+use crate::kernel::Settings;
+
+impl Settings {
+    /// Entries of a map, as this node is to have them.
+    pub(super) fn capacity_of(&self, description: &Description) -> u32 {
+        match description.name {
+            // Half of the places stay free, so that a flow finds one in its two buckets.
+            map::Flows::NAME | map::Sequences::NAME => (self.flows / 2).next_power_of_two().max(16),
+            map::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
+            map::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
+            // It has its room from the beginning, whether it is used or not.
+            map::SocketPeers::NAME => self.connect.as_ref().map_or(1, |connect| connect.sockets),
+            map::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
+            _ => description.capacity,
+        }
+    }
+}
+
+/// Slot chunks of a node: as many as a hundredth of its memory holds, up to what 10,000 services with 10 endpoints each
+/// need (84 MB).
+fn slot_chunks(memory_bytes: u64) -> u32 {
+    const MOST: u64 = 1_310_720;
+    let chunks = memory_bytes / 100 / 64;
+    u32::try_from(chunks.min(MOST)).unwrap_or(0)
+}
+
+/// The node's memory; zero when the kernel does not say.
+fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_follow_the_memory_of_the_node() {
+        assert_eq!(slot_chunks(8 << 30), 1_310_720);
+        assert_eq!(slot_chunks(1 << 30), 167_772);
+        assert!(memory_bytes() > 1 << 20);
+    }
+}
