@@ -109,7 +109,9 @@ const BENCH: [Package; 11] = [
     program("nghttp2-server", "nghttpd", "answering calls of gRPC"),
     program("python3-pip", "pip3", "installing Envoy, which no distribution has"),
 ];
-const KERNELS: [Package; 4] = [
+const KERNELS: [Package; 6] = [
+    IPROUTE,
+    ETHTOOL,
     program("qemu-system-x86", "qemu-system-x86_64", "booting other kernels"),
     Package {
         name: "busybox-static",
