@@ -11,7 +11,7 @@ use gateway_userspace::{
         out::Out,
     },
     http::{
-        Downstream, Scheme,
+        Downstream, Scheme, forwarded,
         header::{self, Onward},
     },
     limits,
@@ -95,6 +95,10 @@ pub fn fields(data: &[u8]) {
         return;
     }
     edit(&edits, parts.headers.clone());
+    // As before routes are looked at.
+    if trusted_hops == 0 {
+        forwarded::forget(&mut parts.headers);
+    }
     let has_body = framing != Framing::None;
     let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
     let downstream = downstream();
@@ -153,6 +157,10 @@ fn onwards(parts: &Parts, sent: &Parts, trusted_hops: usize) {
         assert_eq!(chain[0], client, "a client says nothing about itself");
         assert_eq!(sent.headers.get("x-forwarded-proto").map(HeaderValue::as_bytes), Some(&b"https"[..]));
         assert!(!sent.headers.contains_key(names::FORWARDED));
+        let ours = ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"];
+        let is_ours =
+            |name: &HeaderName| !name.as_str().starts_with("x-forwarded-") || ours.contains(&name.as_str());
+        assert!(sent.headers.keys().all(is_ours), "nothing else about where it comes from");
     }
 }
 
