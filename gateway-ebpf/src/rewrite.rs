@@ -96,6 +96,10 @@ pub(crate) fn segment<E: Env>(
     let before = u32::from(packet.transport).wrapping_sub(ip::OFFSET);
     let pseudo = addrs(env, packet, edit, hop)?
         .replace(packet.bytes.wrapping_sub(before).to_be(), segment.bytes.wrapping_sub(before).to_be());
+    // The first fragment has the header, and the checksum over all of them.
+    if packet.is_later != 0 {
+        return env.store_link(way);
+    }
     let ports = ports_word(edit.source_port, edit.destination_port);
     let ([a, b, c], [d, e, f]) = (segment.old, segment.new);
     let own = segment

@@ -20,7 +20,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{DisplacedFlows, FlowBucket, FlowCount, FlowKey, ReplyBucket, SequenceBucket},
+    flow::{DisplacedFlows, FlowBucket, FlowCount, FlowKey, ReplyBucket, Scratch, SequenceBucket},
     fragment::FragmentBucket,
     heartbeat::Heartbeat,
     map::{self, MapDef},
@@ -35,7 +35,7 @@ use gateway_common::{
 pub use crate::memory::{BUCKETS, FRAGMENTS};
 use crate::{
     lookup_run::run_lookup,
-    memory::Outcome,
+    memory::{LEFT, Outcome},
     tables::{Tables, raw},
 };
 
@@ -199,6 +199,8 @@ impl Kernel {
         self.fill_events(tables)?;
         self.fill_health(tables)?;
         self.fill_sockets(tables)?;
+        let noted = vec![raw(&LEFT); aya::util::nr_cpus().map_err(|(_, error)| error)?];
+        self.counts::<SCRATCH>(map::ScratchMap::NAME)?.set(0, PerCpuValues::try_from(noted)?, 0)?;
         clear(self.counts::<HOOK_COUNTS>(map::Reasons::NAME)?, Hook::LIMIT)?;
         clear(self.counts::<SERVICE_COUNT>(map::ServiceCounts::NAME)?, ROWS)?;
         clear(self.counts::<SERVICE_REASONS>(map::ServiceReasons::NAME)?, ROWS)?;
@@ -420,6 +422,7 @@ const SERVICE: usize = size_of::<Service>();
 const PORT_RANGE: usize = size_of::<PortRange>();
 const FLOW_BUCKET: usize = size_of::<FlowBucket>();
 const REPLY_BUCKET: usize = size_of::<ReplyBucket>();
+const SCRATCH: usize = size_of::<Scratch>();
 const SEQUENCE_BUCKET: usize = size_of::<SequenceBucket>();
 const COOKIE_KEYS: usize = size_of::<CookieKeys>();
 const DISPLACED: usize = size_of::<DisplacedFlows>();

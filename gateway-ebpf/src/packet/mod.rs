@@ -39,7 +39,7 @@ pub struct Packet {
     pub flags: Flags,
     /// Service class and congestion bits (RFC 2474, RFC 3168).
     pub class: u8,
-    /// Whether it is a later fragment, without a transport header: 0 or 1. Meaningless where no rare packets are expected.
+    /// Whether it is a later fragment, without a transport header: 0 or 1.
     pub(crate) is_later: u8,
     pad: [u8; 6],
 }
@@ -74,7 +74,7 @@ impl Packet {
         self.v6 != 0
     }
 
-    /// Notes a packet.
+    /// Notes a packet with its transport header.
     #[inline(always)]
     pub(crate) fn is(&mut self, key: FlowKey, ip: &Ip, flags: Flags) {
         self.key = key;
@@ -84,6 +84,7 @@ impl Packet {
         self.ttl = ip.ttl;
         self.flags = flags;
         self.class = ip.class;
+        self.is_later = 0;
     }
 
     /// Bytes from the IP header on, as far as they fit the IP header's own field.

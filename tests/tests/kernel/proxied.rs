@@ -11,11 +11,12 @@ use gateway_common::{
 use gateway_tests::{
     memory::Tables,
     packet::{ACK, CLIENT_MAC, FIN, NODE_MAC, Packet, RST, SYN, icmp_error, inspect, inspect_icmp, tcp},
+    piece::{pieces, together},
     world::{ENDPOINT_MAC, INNER_MAC, Id, LOCAL4, TCP4, TCP6, World},
 };
 use gateway_userspace::clock;
 
-use crate::check::{Case, case, check};
+use crate::check::{Case, case, check, steps};
 
 /// An address of each party: the client, the service, the endpoint, and this node towards the endpoint.
 struct Side {
@@ -544,6 +545,23 @@ fn numbers_are_kept_apart_for_as_long_as_the_connection_lasts() {
             moved,
         ]
     });
+}
+
+#[test]
+fn pieces_of_packets_keep_their_bytes() {
+    let payload: Vec<u8> = (0..100).collect();
+    for (side, (hook, _)) in [&V4, &V6].into_iter().flat_map(|side| HOOKS.map(|hook| (side, hook))) {
+        let ways = [
+            (side.client_says().numbers(5, 6), Reason::Forwarded, (5, 6_u32.wrapping_sub(AHEAD))),
+            (side.endpoint_says().numbers(700, 800), Reason::Replied, (AHEAD.wrapping_add(700), 800)),
+        ];
+        for (packet, reason, numbers) in ways {
+            let all = pieces(&packet.payload(&payload).bytes(), 0, 7, &[24, 32, 64]);
+            let whole = together(&steps("pieces", hook, joined(side), &all, reason, |_| {}));
+            let sent = side.tcp(&whole);
+            assert_eq!((word(sent, 4), word(sent, 8), &sent[20..]), (numbers.0, numbers.1, &payload[..]));
+        }
+    }
 }
 
 #[test]

@@ -1,32 +1,29 @@
 //! What holds for every packet and for every state of the flow table, whatever comes: the judge of the fuzz targets and of
 //! the random tests. Each input is read as one packet, or as a story of packets, changes and time.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+mod judge;
+
+use std::net::SocketAddr;
 
 use gateway_common::{
-    addr::{Addr, Port, Protocol},
-    counter::{Class, Hook, Reason},
-    endpoint::{Endpoint, EndpointState, NextHop},
-    filter,
-    flow::{Flow, HeadState, Tick},
-    service::{Mode, Rate, Service, ServiceKey, Track},
+    addr::Protocol,
+    cookie::{CookieKeys, OwnCookie, SynCookie},
+    counter::Hook,
+    endpoint::{EndpointState, NextHop},
+    flow::Tick,
+    service::{Mode, Rate, Service, Track},
     slot::{Slot, SlotChunk},
 };
 
+use self::judge::{built, holds, inner, key_of, run};
 use crate::{
-    memory::{Outcome, Run, Tables},
-    packet::{ACK, FIN, Packet, RST, SYN, icmp_error, inspect, inspect_icmp, tcp, udp},
+    packet::{ACK, FIN, Packet, RST, SYN, icmp_error, inspect},
     piece::{pieces, together},
     world::{AGENT4, FIRST_PORT, INGRESS, Id, LOCAL4, LOCAL6, TCP4, TCP6, UDP4, UDP6, World},
 };
 
 /// Steps of a story that are looked at.
 const STEPS: usize = 96;
-
-/// Bytes of headers that a tunnel may put in front: IPv6 and UDP.
-const OUTER: usize = 48;
-
-const ETHERNET: usize = 14;
 
 /// Judges one frame, at the hook that the first byte says, in a world whose services are in the mode that it says.
 ///
@@ -84,6 +81,9 @@ const SERVICES: [Id; 7] = [TCP4, UDP4, TCP6, UDP6, LOCAL4, LOCAL6, AGENT4];
 
 fn step(world: &mut World, told: &mut Told<'_>) {
     let choice = told.byte();
+    if choice & 0xe0 == 0xe0 {
+        return cookie_step(world, told, choice & 15);
+    }
     if choice & 16 != 0 {
         return rare_step(world, told, choice & 15);
     }
@@ -128,6 +128,58 @@ fn rare_step(world: &mut World, told: &mut Told<'_>, choice: u8) {
         7..=10 => error_for_endpoint(world, told),
         11..=13 => error_for_client(world, told),
         _ => bounds(world, told),
+    }
+}
+
+const KEYS: CookieKeys = CookieKeys { keys: [[1, 2], [3, 4]] };
+
+/// The number with which connections begin that bring a cookie back, close to the end of the range.
+const BEGINS: u32 = 0xffff_fffe;
+
+/// What belongs to connections that begin with a cookie.
+fn cookie_step(world: &mut World, told: &mut Told<'_>, choice: u8) {
+    let (id, who, how) = (told.of(&[TCP4, TCP6, LOCAL4]), told.byte(), told.byte());
+    let (client, virtual_addr) = (client(world, id, who), virtual_addr(world, id));
+    let asks = built(Protocol::TCP, client, virtual_addr).payload(b"");
+    match choice {
+        0..=2 => {
+            world.tables.cookie_keys = KEYS;
+            world.change(id, |service| {
+                (service.mode, service.track) = (Mode::NAT, Track::ALWAYS);
+                service.cookie_rate = u32::from(who);
+                service.flags = if how.is_multiple_of(8) { 0 } else { Service::COOKIES };
+            });
+            let until = SynCookie::until(world.now.after(u32::from(how)));
+            world.tables.syn_cookies.insert(id.0, SynCookie { full_at: 0, armed: until, sent: 0 });
+        }
+        3..=5 => {
+            let asks = asks.flags(SYN).numbers(BEGINS, 0).tcp_option_bytes(&[2, 4, 5, how]);
+            let hook = hook(told);
+            run(world, hook, &asks.bytes());
+        }
+        6..=11 => {
+            let made = Tick::new(world.now.count().wrapping_sub(u32::from(how >> 5) * 50));
+            let cookie = OwnCookie::make(&KEYS, &asks.key(), BEGINS, u32::from(how & 7), made).sequence();
+            let first = BEGINS.wrapping_add(u32::from(how >> 3 & 1));
+            let proof = asks.flags(ACK).numbers(first, cookie.wrapping_add(1)).payload(&vec![
+                how;
+                usize::from(
+                    how >> 4 & 1
+                )
+            ]);
+            let hook = hook(told);
+            run(world, hook, &proof.bytes());
+        }
+        _ => {
+            let row = told.of(&[TCP4, TCP6]).row() + u32::from(who & 1);
+            let endpoint = *world.row(row);
+            let from = SocketAddr::new(endpoint.addr.into(), endpoint.port.number());
+            let port = FIRST_PORT + u16::from(how >> 2) % world.tables.settings.n_ports;
+            let flags = [SYN | ACK, SYN | ACK, ACK, RST | ACK][usize::from(how & 3)];
+            let answer = built(Protocol::TCP, from, SocketAddr::new(endpoint.source.into(), port));
+            let hook = hook(told);
+            run(world, hook, &answer.flags(flags).numbers(77, BEGINS.wrapping_add(1)).payload(b"").bytes());
+        }
     }
 }
 
@@ -315,180 +367,12 @@ fn from_here(world: &mut World, told: &mut Told<'_>) {
     run(world, Hook::TcEgress, &frame);
 }
 
-fn key_of(world: &World, id: Id) -> &ServiceKey {
-    let found = world.tables.services.iter().find(|(_, service)| service.id == id.0);
-    found.expect("a service of the world").0
-}
-
-fn built(protocol: Protocol, from: SocketAddr, to: SocketAddr) -> Packet {
-    let (from, to) = (from.to_string(), to.to_string());
-    if protocol == Protocol::TCP { tcp(&from, &to) } else { udp(&from, &to) }
-}
-
-/// Runs a frame, and judges what became of it.
-fn run(world: &mut World, hook: Hook, frame: &[u8]) -> Outcome {
-    let before = sums(&world.tables, hook);
-    let is_strange = is_strange(&world.tables, hook, frame);
-    let run = Run { hook, ingress: INGRESS, now: world.now, next_hop: None };
-    let outcome = run.packet(&mut world.tables, frame);
-    let after = sums(&world.tables, hook);
-    let ended: Vec<Reason> = after
-        .iter()
-        .filter(|(reason, n)| **reason != Reason::Received.number() && before.get(reason) != Some(n))
-        .map(|(reason, _)| reason_of(*reason))
-        .collect();
-    let [reason] = ended[..] else { panic!("a packet ended with {ended:?}") };
-    let count = |sums: &BTreeMap<u32, u64>, reason: Reason| sums.get(&reason.number()).copied().unwrap_or(0);
-    assert_eq!(count(&after, reason), count(&before, reason) + 1, "counted once");
-    let others: u64 =
-        after.iter().filter(|(number, _)| **number != Reason::Received.number()).map(|(_, n)| n).sum();
-    assert_eq!(count(&after, Reason::Received), others, "received is the sum of the reasons");
-    if is_strange {
-        assert_eq!(reason.class(), Class::Passed, "a stranger's packet ended with {reason:?}");
-    }
-    match reason.class() {
-        Class::Passed | Class::Dropped => assert_eq!(outcome.bytes, frame, "{reason:?} changed the packet"),
-        Class::Forwarded => is_sound(reason, frame, &outcome.bytes),
-        Class::Answered => is_answer(reason, frame, &outcome.bytes),
-        Class::Received => panic!("no packet ends so"),
-    }
-    outcome
-}
-
-fn sums(tables: &Tables, hook: Hook) -> BTreeMap<u32, u64> {
-    let of_hook = tables.reasons.iter().filter(|((at, _), _)| *at == hook.number());
-    of_hook.map(|((_, reason), count)| (*reason, count.packets)).collect()
-}
-
-fn reason_of(number: u32) -> Reason {
-    *Reason::ALL.iter().find(|reason| reason.number() == number).expect("a reason that there is")
-}
-
-/// Whether the filter says that a frame is none of ours.
-fn is_strange(tables: &Tables, hook: Hook, frame: &[u8]) -> bool {
-    let is_source = hook == Hook::TcEgress;
-    let array = |at: usize| frame.get(at..at + 4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
-    let addr = match frame.get(12..14) {
-        Some([0x08, 0x00]) => array(if is_source { 26 } else { 30 }).map(Addr::v4),
-        Some([0x86, 0xdd]) => {
-            let at = if is_source { 22 } else { 38 };
-            frame.get(at..at + 16).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(Addr::v6)
-        }
-        // With a tag, or without an address.
-        _ => return false,
-    };
-    let bit = |addr: Addr| {
-        let bit = filter::bit(addr);
-        tables.filter.get(&(bit / 64)).is_some_and(|word| word.bits >> (bit % 64) & 1 == 1)
-    };
-    addr.is_none_or(|addr| !bit(addr))
-}
-
-/// A packet that was sent on can be read again, and its checksums are right if they were right before.
-fn is_sound(reason: Reason, frame: &[u8], sent: &[u8]) {
-    let grown = sent.len().checked_sub(frame.len()).expect("nothing is cut off");
-    assert!(grown <= OUTER, "{grown} bytes were put in front");
-    let inner = inner(sent, grown);
-    if reason == Reason::IcmpForwarded && inspect_icmp(frame).is_ok() {
-        inspect_icmp(&inner).unwrap_or_else(|error| panic!("an ICMP error was spoiled: {error}"));
-    }
-    match (inspect(frame), inspect(&inner)) {
-        (Ok(before), Ok(after)) => {
-            let hops = before.ttl.checked_sub(after.ttl);
-            let is_local = matches!(reason, Reason::ForwardedLocal) || before.ttl == after.ttl;
-            assert!(is_local || hops == Some(1), "{hops:?} hops");
-        }
-        (Ok(_), Err(error)) => panic!("{reason:?} spoiled a packet: {error}"),
-        // What was wrong before may stay wrong.
-        (Err(_), _) => {}
-    }
-    if grown >= 20 && sent[12..14] == [0x08, 0x00] {
-        assert_eq!(crate::packet::checksum(&sent[ETHERNET..ETHERNET + 20]), 0, "the outer header");
-    }
-}
-
-/// An answer can be read, goes back where the packet came from, and all its checksums are right.
-fn is_answer(reason: Reason, frame: &[u8], sent: &[u8]) {
-    assert_eq!((&sent[..6], &sent[6..12]), (&frame[6..12], &frame[..6]), "{reason:?}: the way back");
-    let read = if reason == Reason::ResetSent {
-        inspect(sent).map(|seen| seen.ttl)
-    } else {
-        inspect_icmp(sent).map(|seen| seen.ttl)
-    };
-    assert_eq!(read, Ok(64), "{reason:?}");
-}
-
-/// The frame without so many bytes of outer headers.
-fn inner(sent: &[u8], grown: usize) -> Vec<u8> {
-    if grown == 0 {
-        return sent.to_vec();
-    }
-    let packet = &sent[ETHERNET + grown..];
-    let ethertype: [u8; 2] =
-        if packet.first().is_some_and(|byte| byte >> 4 == 6) { [0x86, 0xdd] } else { [0x08, 0x00] };
-    [&sent[..12], &ethertype, packet].concat()
-}
-
-/// What holds for the flow table between packets.
-///
-/// # Panics
-/// When it does not.
-pub fn holds(world: &World) {
-    let tables = &world.tables;
-    let mut held: BTreeMap<u32, u64> = BTreeMap::new();
-    let mut seated: BTreeMap<u32, u64> = BTreeMap::new();
-    let mut seen = BTreeMap::new();
-    for flow in tables.flows.values().flat_map(|bucket| &bucket.flows) {
-        let is_busy = flow.head.state.number() & !HeadState::DISPLACED == HeadState::BUSY.number();
-        assert!(!is_busy, "an entry is still being written: {flow:?}");
-        if !flow.head.state.is_live() {
-            continue;
-        }
-        *held.entry(flow.service).or_default() += 1;
-        if flow.client_port != Port::NONE {
-            *seated.entry(flow.endpoint).or_default() += 1;
-        }
-        let who = (flow.client, flow.client_port, flow.port, flow.service, flow.head.protocol.number());
-        let twin = seen.insert(who, *flow);
-        assert!(twin.is_none(), "two entries of one flow: {flow:?} and {twin:?}");
-        is_answered(world, flow);
-    }
-    let counted: BTreeMap<u32, u64> =
-        tables.service_flows.iter().filter(|(_, n)| **n != 0).map(|(id, n)| (*id, *n)).collect();
-    assert_eq!(counted, held, "what services hold (left: what is counted)");
-    let counted: BTreeMap<u32, u64> =
-        tables.endpoint_flows.iter().filter(|(_, n)| **n != 0).map(|(row, n)| (*row, *n)).collect();
-    assert_eq!(counted, seated, "flows of endpoints (left: what is counted)");
-}
-
-/// What the endpoint of a translated flow answers goes to the flow's client, as long as the flow is not over.
-fn is_answered(world: &World, flow: &Flow) {
-    let endpoint = world.tables.endpoints.get(&flow.endpoint).copied().unwrap_or_default();
-    let is_translated = flow.source_port != Port::NONE && flow.client_port != Port::NONE;
-    let is_over = flow.expires.is_before(world.now);
-    let is_present = endpoint.generation == flow.generation && endpoint.service == flow.service;
-    if !is_translated || is_over || !is_present {
-        return;
-    }
-    let service = world.tables.services.values().find(|service| service.id == flow.service);
-    let service = service.expect("a service of the world");
-    let is_local = endpoint.flags & Endpoint::LOCAL != 0;
-    let to = if is_local { flow.client } else { endpoint.source };
-    let from = SocketAddr::new(endpoint.addr.into(), endpoint.port.number());
-    let answer = built(flow.head.protocol, from, SocketAddr::new(to.into(), flow.source_port.number()));
-    let hook = if is_local { Hook::TcEgress } else { Hook::XdpBalance };
-    let mut tables = world.tables.clone();
-    let run = Run { hook, ingress: INGRESS, now: world.now, next_hop: None };
-    let outcome = run.packet(&mut tables, &answer.bytes());
-    let seen = inspect(&outcome.bytes).unwrap_or_else(|error| panic!("an answer was spoiled: {error}"));
-    let client = SocketAddr::new(flow.client.into(), flow.client_port.number());
-    let known = SocketAddr::new(service.addr.into(), flow.port.number());
-    assert_eq!((seen.source, seen.destination), (known, client), "the answer to {flow:?}");
-}
-
 #[cfg(test)]
 mod tests {
+    use gateway_common::flow::Phase;
+
     use super::*;
+    use crate::packet::{tcp, udp};
 
     /// Numbers without a pattern (xorshift); the same in every run.
     struct Numbers(u64);
@@ -548,7 +432,7 @@ mod tests {
     fn an_entry_that_nobody_counts_is_noticed() {
         let mut world = World::new(Tick::new(100_000));
         let client = udp("192.0.2.9:40000", "198.51.100.1:53");
-        world.flow(&client, UDP4.row(), 0, gateway_common::flow::Phase::OPEN, world.now);
+        world.flow(&client, UDP4.row(), 0, Phase::OPEN, world.now);
         world.tables.service_flows.clear();
         holds(&world);
     }
@@ -558,7 +442,7 @@ mod tests {
     fn a_flow_without_its_way_back_is_noticed() {
         let mut world = World::new(Tick::new(100_000));
         let client = udp("192.0.2.9:40000", "198.51.100.1:53");
-        world.flow(&client, UDP4.row(), 20_005, gateway_common::flow::Phase::OPEN, world.now);
+        world.flow(&client, UDP4.row(), 20_005, Phase::OPEN, world.now);
         holds(&world);
     }
 }
