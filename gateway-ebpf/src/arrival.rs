@@ -35,7 +35,7 @@ pub struct Arrival {
     pub who: Who,
     /// Where the flow may stand.
     pub spot: Spot,
-    /// The hash of the flow, or of the client where that is what an endpoint is remembered for.
+    /// The hash of the flow.
     pub hash: u64,
     /// The service's table.
     pub table: Table,
@@ -68,7 +68,7 @@ pub struct Arrival {
     pub(crate) errand: Errand,
     /// Whether it goes to the endpoint as the SYN: 0 or 1.
     pub(crate) is_syn: u8,
-    /// The hash that a slot is chosen by.
+    /// The hash that a slot is chosen by: of the flow, or of the client where that is what an endpoint is remembered for.
     pub choice: u64,
     /// Slot of the flow.
     pub slot: Slot,
@@ -158,16 +158,10 @@ impl Arrival {
         self.table = M::current(service);
         self.now = maps.now(settings.tick_shift);
         let key = self.packet.key();
-        let v6 = self.packet.is_v6();
-        let by_client = self.is_sticky() && self.mode != Mode::NAT;
-        let (hash, client_port, port) = if by_client {
-            (hash::client(&settings.keys, key.source, key.destination, v6), Port::NONE, Port::NONE)
-        } else {
-            (hash::flow(&settings.keys, key, v6), key.source_port, key.destination_port)
-        };
+        let hash = hash::flow(&settings.keys, key, self.packet.is_v6());
         self.hash = hash;
         self.choice = hash;
-        self.who = Who::new(key.source, client_port, port, id);
+        self.who = Who::new(key.source, key.source_port, key.destination_port, id);
         self.spot = Spot::new(hash, settings.flow_mask, key.protocol);
     }
 

@@ -83,7 +83,7 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
 /// See [`select::select`].
 #[inline(always)]
 pub(crate) fn seat<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<(), Reason> {
-    if arrival.is_sticky() && arrival.mode == Mode::NAT {
+    if arrival.is_sticky() {
         arrival.means_client(settings);
         let stuck = stick(maps, arrival);
         arrival.means_flow(settings);

@@ -211,6 +211,11 @@ fn a_client_keeps_its_endpoint() {
         world.change(TCP4, |service| (service.flags, service.affinity_ticks) = (Service::AFFINITY, 40));
         world.slots(TCP4, 1);
     };
+    let direct = |world: &mut World| {
+        changing(world);
+        slots(world, 1, 1);
+        world.change(TCP4, |service| (service.flags, service.track) = (Service::AFFINITY, Track::ALWAYS));
+    };
     let kept = |name, expires: fn(Tick) -> Tick, to: &str| {
         case(name, &client().syn(), Reason::Forwarded)
             .with(move |world| {
@@ -238,13 +243,23 @@ fn a_client_keeps_its_endpoint() {
                 world.row(TCP4.row()).state = EndpointState::DRAINING;
             })
             .sent("10.0.0.1:?", "10.0.0.11:8443", 63),
-        goes("by direct return the client is all that is remembered", &client(), 0, 1).with(|world| {
-            changing(world);
-            slots(world, 1, 1);
-            world.change(TCP4, |service| {
-                (service.flags, service.track) = (Service::AFFINITY, Track::ALWAYS);
-            });
+        goes("by direct return, too", &client().syn(), 0, 2).with(move |world| {
+            direct(world);
             remember_client(world, TCP4.row(), world.now.after(1));
         }),
+        goes("where a connection stays when the client's next one begins elsewhere", &client(), 0, 2).with(
+            move |world| {
+                direct(world);
+                remember_client(world, TCP4.row() + 1, world.now.after(1));
+                world.flow(&client(), TCP4.row(), 0, Phase::OPEN, world.ago(1));
+                world.row(TCP4.row()).state = EndpointState::DRAINING;
+            },
+        ),
+        goes("a connection that nobody remembers is with the client's endpoint", &client(), 0, 2).with(
+            move |world| {
+                direct(world);
+                remember_client(world, TCP4.row(), world.now.after(1));
+            },
+        ),
     ]);
 }
