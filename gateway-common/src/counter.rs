@@ -319,7 +319,7 @@ reasons! {
     NoSocket = 42 "no_socket" Dropped,
     /// The service's forwarding mode is one that this build does not know.
     UnknownMode = 43 "unknown_mode" Dropped,
-    /// The packet is larger than the way to the endpoint takes.
+    /// The packet is larger than its way takes, to the endpoint or back to the client.
     TooBig = 44 "too_big" Dropped,
     /// The flow table has no place for the flow that may be taken from another.
     FlowTableFull = 45 "flow_table_full" Dropped,
@@ -335,7 +335,7 @@ reasons! {
     ResetSent = 50 "reset_sent" Answered,
     /// UDP to a service without an endpoint that may receive it: answered with "port unreachable".
     UnreachableSent = 51 "unreachable_sent" Answered,
-    /// Larger than the way to the endpoint takes: answered with the size that fits.
+    /// Larger than its way takes, to the endpoint or back to the client: answered with the size that fits.
     TooBigAnswered = 52 "too_big_answered" Answered,
     /// A chain of IPv6 extension headers that runs past the end of the packet, or breaks its order.
     BadExtension = 53 "bad_extension" Dropped,

@@ -161,6 +161,8 @@ pub trait Env {
     }
     /// Index of the interface where the packet came in.
     fn ingress(&self) -> u32;
+    /// Bytes that an interface sends at once, from the IP header on; zero when the kernel does not say.
+    fn takes_bytes(&self, interface: u32) -> u32;
     /// Reads a header at `offset` bytes from the link-layer header; `None` when it runs past the end.
     fn load<T: Pod>(&self, offset: u32) -> Option<T>;
     /// Writes a header; `None` when it runs past the end or the packet cannot be written.

@@ -12,6 +12,7 @@ use crate::{
     count::dropped,
     env::{Env, Maps},
     event::told,
+    ingress::ended,
     outcome::Stage,
     packet::{self, Side},
     rewrite::{self, Edit},
@@ -21,6 +22,7 @@ use crate::{
     },
     track,
     verdict::Verdict,
+    way::Way,
 };
 
 /// A packet of an endpoint, and what its flow says.
@@ -72,7 +74,27 @@ pub fn to_client<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings
     if let Verdict::Drop(_) = verdict {
         arrival.is_from(service, reply.answered.held.endpoint);
     }
-    Some(dropped(env.maps(), service, verdict))
+    let is_answered = matches!(verdict, Verdict::Drop(Reason::TooBig));
+    Some(ended::<E>(env.maps(), arrival, verdict, is_answered))
+}
+
+/// Bytes that every way takes (RFC 8200, section 5): whether it takes more, the kernel is asked.
+const EVERY_WAY: u32 = 1_280;
+
+/// Whether the interface towards the client takes a packet. What it does not take would be lost, and the endpoint would
+/// never hear of it.
+#[inline(always)]
+fn fits<E: Env>(env: &E, arrival: &mut Arrival, way: Way) -> bool {
+    let bytes = env.segment_bytes().unwrap_or(arrival.packet.bytes);
+    if bytes <= EVERY_WAY {
+        return true;
+    }
+    let most = env.takes_bytes(way.interface());
+    if most == 0 || bytes <= most {
+        return true;
+    }
+    arrival.fits(most);
+    false
 }
 
 #[inline(always)]
@@ -89,6 +111,9 @@ fn send<E: Env>(
     let way = reply.answered.way_back;
     if !way.is_known() {
         return Verdict::Drop(Reason::NoNextHop);
+    }
+    if !fits(env, arrival, way) {
+        return Verdict::Drop(Reason::TooBig);
     }
     refresh(env.maps(), arrival, settings, &reply.answered);
     let packet = &arrival.packet;

@@ -79,6 +79,16 @@ fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Op
     ])
 }
 
+/// The MTU of an interface; zero when there is none with this index. `ctx` must be the context of the running program.
+#[inline(never)]
+pub(super) fn mtu(ctx: *mut c_void, interface: u32) -> u32 {
+    let mut bytes = 0_u32;
+    // SAFETY: the context is the program's own, and the helper writes four bytes.
+    let code = unsafe { helpers::bpf_check_mtu(ctx, interface, &raw mut bytes, 0, 0) };
+    // Below zero it has not looked; else it says in any case what fits, beside whether the packet does.
+    if code < 0 { 0 } else { bytes }
+}
+
 /// `BPF_FIB_LKUP_RET_NOT_FWDED` of `linux/bpf.h`: the route is none that leads on.
 const NOT_FORWARDED: i64 = 4;
 /// `BPF_FIB_LKUP_RET_FWD_DISABLED`: this node forwards nothing that comes in there.

@@ -36,8 +36,9 @@ use crate::map::{KernelMaps, TC_PROGRAMS, scratch};
 /// Bytes that the pipeline may read: Ethernet, IPv4 with all options, TCP.
 const HEAD_BYTES: u32 = 14 + 60 + 20;
 
-/// Bytes that the pipeline of rare packets may read: an ICMP error, and the headers that it quotes.
-const RARE_BYTES: u32 = 14 + 60 + 8 + 60 + 20;
+/// Bytes that the pipeline of rare packets may read: behind extension headers, which end at byte 255 at the latest, an ICMP
+/// error and the headers that it quotes.
+const RARE_BYTES: u32 = 255 + 8 + 60 + 20;
 
 /// Bytes that an answer may quote.
 const ANSWER_BYTES: u32 = 14 + 1_280;
@@ -375,6 +376,11 @@ impl<const IS_RARE: bool> Env for Tc<'_, IS_RARE> {
     fn ingress(&self) -> u32 {
         // SAFETY: the context is the program's own.
         unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn takes_bytes(&self, interface: u32) -> u32 {
+        fib::mtu(self.ctx.as_ptr(), interface)
     }
 
     #[inline(always)]

@@ -205,6 +205,11 @@ impl<const IS_RARE: bool> Env for Xdp<'_, IS_RARE> {
     }
 
     #[inline(always)]
+    fn takes_bytes(&self, interface: u32) -> u32 {
+        fib::mtu(self.ctx.as_ptr(), interface)
+    }
+
+    #[inline(always)]
     fn load<T: Pod>(&self, offset: u32) -> Option<T> {
         let at = self.at::<T>(offset)?;
         // SAFETY: all of `T` is inside the packet, and every bit pattern is a `T`.

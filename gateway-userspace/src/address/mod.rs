@@ -21,7 +21,9 @@ use rtnetlink::{
         RouteNetlinkMessage,
         link::LinkMessage,
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
+        route::{
+            RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+        },
     },
 };
 
@@ -261,7 +263,7 @@ impl Netlink {
             mtu: 0,
         };
         let Some(link) = links.get(&interface) else { return way };
-        way.mtu = link.mtu;
+        way.mtu = narrower(link.mtu, route_mtu(route));
         let hop = gateway.unwrap_or(addr);
         let known = neighbours.get(&(link.index, hop));
         // Where XDP cannot hand its frames over, the kernel's routing table may know a device below that takes them.
@@ -469,6 +471,29 @@ fn interfaces(route: &RouteMessage) -> Vec<u32> {
         Some(ways.iter().map(|way| way.interface_index).collect())
     });
     several.unwrap_or_else(|| oif(route).into_iter().collect())
+}
+
+/// What a route says of the size of packets. Not what the kernel has learned for a while: nobody says when that is over.
+fn route_mtu(route: &RouteMessage) -> u32 {
+    let expires = attribute(route, |attribute| {
+        if let RouteAttribute::CacheInfo(cache) = attribute { Some(cache.expires) } else { None }
+    });
+    if expires.is_some_and(|expires| expires != 0) {
+        return 0;
+    }
+    let mtu = |metric: &RouteMetric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None };
+    let found = attribute(route, |attribute| {
+        if let RouteAttribute::Metrics(metrics) = attribute { metrics.iter().find_map(mtu) } else { None }
+    });
+    found.unwrap_or(0)
+}
+
+/// The smaller of two sizes, of which zero means that there is no bound.
+fn narrower(link: u16, route: u32) -> u16 {
+    match u16::try_from(route) {
+        Ok(route) if route != 0 && (link == 0 || route < link) => route,
+        Ok(_) | Err(_) => link,
+    }
 }
 
 fn oif(route: &RouteMessage) -> Option<u32> {

@@ -19,6 +19,7 @@ mod pods;
 mod proxied;
 mod receive;
 mod signals;
+mod sizes;
 mod sources;
 mod standby;
 mod takeover;
@@ -182,6 +183,14 @@ fn an_endpoint_whose_port_is_refused_is_left_at_the_next_check() {
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         }
     });
+}
+
+/// How many packets ended with a reason, at all hooks.
+fn reason(node: &Node, name: &str) -> f64 {
+    let text = node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text);
+    let lines = text.lines().filter(|line| line.starts_with("sluice_packets_total"));
+    let ours = lines.filter(|line| line.contains(&format!("reason=\"{name}\"")));
+    ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
 fn generation(node: &Node) -> f64 {

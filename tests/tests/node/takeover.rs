@@ -17,13 +17,6 @@ fn restart(node: &mut Node) {
     node.start_agent(&text).unwrap();
 }
 
-fn reason(node: &Node, name: &str) -> f64 {
-    let text = node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text);
-    let lines = text.lines().filter(|line| line.starts_with("sluice_packets_total"));
-    let ours = lines.filter(|line| line.contains(&format!("reason=\"{name}\"")));
-    ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-}
-
 /// A balanced listener for connections that stay, over one of two services.
 fn held_config(node: &Node, blue: &[u8], service: &str) -> String {
     let list = |endpoints: &[u8]| {

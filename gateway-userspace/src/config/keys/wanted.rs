@@ -179,7 +179,7 @@ static AFFINITY: Table = Table {
         key: "timeout",
         shape: Shape::Duration { min: Duration::from_secs(1), max: Duration::from_hours(24) },
         presence: Default("3h"),
-        doc: "Time without a packet after which the client is forgotten.",
+        doc: "Time without a new connection, or a new flow of UDP, after which the client is forgotten.",
     }],
     one_of: &[],
 };

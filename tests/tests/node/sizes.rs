@@ -1,0 +1,72 @@
+//! Packets that are larger than their way: whoever sent them is told, in both directions.
+
+use std::{net::UdpSocket, thread, time::Duration};
+
+use gateway_tests::{netns::Ns, node::Node, privilege};
+
+use super::{L4, addr, alone, reason, until};
+
+const PORT: u16 = 7_000;
+
+/// A node at TC whose endpoint answers each datagram with so many bytes.
+fn started(answer_bytes: usize) -> Node {
+    let mut node = Node::new(1).unwrap();
+    let socket = node.endpoints[0].run(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
+    thread::spawn(move || {
+        let mut room = [0; 2_000];
+        // It ends with the process: nobody asks any more once its namespace is gone.
+        while let Ok((_, client)) = socket.recv_from(&mut room) {
+            // The kernel may refuse one that it knows to be too large.
+            drop(socket.send_to(&vec![0; answer_bytes], client));
+        }
+    });
+    let text = node.agent_part("required").replace("attach: native", "attach: tc")
+        + &format!(
+            "listeners:\n  - {{ name: l4, address: {L4}, port: {PORT}, protocol: UDP }}\nroutes:\n  - {{ name: l4, \
+             listeners: [l4], rules: [ {{ backends: [ {{ service: l4 }} ] }} ] }}\nservices:\n  - {{ name: l4, \
+             endpoints: [ {{ address: {}, port: {PORT} }} ] }}\n",
+            Node::v4(0)
+        );
+    node.start_agent(&text).unwrap();
+    node
+}
+
+/// Bytes of the answer to a datagram of so many bytes, unless it is lost or refused.
+fn ask(client: &Ns, bytes: usize) -> Option<usize> {
+    client.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        socket.connect(addr(L4, PORT)).unwrap();
+        socket.send(&vec![0; bytes]).ok()?;
+        socket.recv(&mut [0; 2_000]).ok()
+    })
+}
+
+#[test]
+fn an_endpoint_is_told_what_the_way_to_the_client_takes() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let node = started(1_450);
+    assert_eq!(ask(&node.client, 1), Some(1_450));
+    node.client.ip("link set uplink mtu 1400").unwrap();
+    node.node.ip("link set sl-client mtu 1400").unwrap();
+    until("an answer in pieces", Duration::from_secs(3), &node, || ask(&node.client, 1) == Some(1_450));
+    assert!(reason(&node, "too_big_answered") > 0.5);
+}
+
+#[test]
+fn what_a_route_says_of_sizes_holds() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let node = started(1);
+    node.node.ip(&format!("route add {}/32 dev sl-e1 mtu 1300", Node::v4(0))).unwrap();
+    until("the client is told", Duration::from_secs(3), &node, || {
+        ask(&node.client, 1_350);
+        reason(&node, "too_big_answered") > 0.5
+    });
+    until("it comes in pieces", Duration::from_secs(3), &node, || ask(&node.client, 1_350) == Some(1));
+}
