@@ -141,7 +141,7 @@ maps! {
     /// Flows that stand in the second of their buckets, by the first; eight buckets to a value.
     Displaced "DISPLACED" MappedArray [16_384] u32 => DisplacedFlows;
     /// The way from an endpoint's packets to their flows: a hash table with eight places in a bucket.
-    Replies "REPLIES" MappedArray [65_536] u32 => ReplyBucket;
+    Replies "REPLIES" MappedArray [131_072] u32 => ReplyBucket;
     /// Sequence numbers of connections that began with a cookie, by the buckets of the flow table.
     Sequences "SEQUENCES" Array [131_072] u32 => SequenceBucket;
     /// Places that services hold in the flow table.

@@ -36,6 +36,8 @@ use gateway_tests::{
 const FLOOD: u32 = 2_000_000;
 /// Flows of the service that stays within its share, by IPv6.
 const CALM: u32 = 100_000;
+/// Flows that it begins when the table is full.
+const LATE: u32 = 20_000;
 /// What the agent gives to each of two services of a table for a million flows.
 const SHARE: u32 = 500_000;
 /// Ports towards each endpoint: so many that the table is what runs out.
@@ -70,6 +72,9 @@ fn two_million_flows_fit_beside_a_calm_service() {
     let calm_after: Vec<u32> =
         (0..CALM).map(|flow| place_v6(&sent(program, &client_v6(flow, ACK)).1)).collect();
     assert!(calm == calm_after, "a flow of the calm service moved");
+    let late = CALM..CALM + LATE;
+    let n_late = late.filter(|flow| sent(program, &client_v6(*flow, SYN)).0 == XDP_TX).count();
+    assert_eq!(n_late, usize::try_from(LATE).unwrap(), "the calm service begins as many flows as it wants");
     let [a, b] = both(|half| answers(program, half, &[&first, &second]));
     let mut answered = [a, b].concat();
     answered.sort_unstable();
@@ -85,19 +90,20 @@ fn two_million_flows_fit_beside_a_calm_service() {
     let count = |reason: Reason| reasons.get(reason.name()).copied().unwrap_or(0);
     let others: u64 = reasons.iter().filter(|(name, _)| **name != "received").map(|(_, n)| n).sum();
     assert_eq!(count(Reason::Received), others, "received is the sum of the reasons: {reasons:?}");
-    assert_eq!(count(Reason::Forwarded), n_sent + 2 * u64::from(CALM), "{reasons:?}");
+    assert_eq!(count(Reason::Forwarded), n_sent + u64::from(2 * CALM + LATE), "{reasons:?}");
     let refused = [Reason::FlowTableFull, Reason::FlowContended, Reason::PortsExhausted];
     assert_eq!(refused.map(count).iter().sum::<u64>(), n_full, "{reasons:?}");
     assert_eq!(count(Reason::Replied), u64::try_from(n_answered).unwrap(), "{reasons:?}");
 
     let [flooded, calmed] = IDS.map(|id| service(&ebpf, id));
     assert_eq!((flooded.packets, flooded.new_flows, flooded.dropped), (n_sent, n_sent, n_full));
-    assert_eq!((calmed.packets, calmed.new_flows, calmed.dropped), (2 * u64::from(CALM), u64::from(CALM), 0));
+    let n_calm = u64::from(CALM + LATE);
+    assert_eq!((calmed.packets, calmed.new_flows, calmed.dropped), (n_calm + u64::from(CALM), n_calm, 0));
     let live = live(&ebpf);
     let held: Array<_, u64> = Array::try_from(ebpf.map(map::ServiceFlows::NAME).unwrap()).unwrap();
     let held = IDS.map(|id| held.get(&id, 0).unwrap());
     assert_eq!(held, live, "what is counted (left), and what stands in the table");
-    assert_eq!(live[1], u64::from(CALM), "the calm service keeps everything");
+    assert_eq!(live[1], n_calm, "the calm service keeps everything");
     assert_eq!(u64::try_from(n_answered).unwrap(), live[0], "every flow in the table can be answered");
     println!("{n_sent} sent, {n_full} refused, {} in the table; {reasons:?}", live[0]);
     assert!(n_full * 100 < u64::from(FLOOD), "{n_full} of {FLOOD} flows found no place");

@@ -13,7 +13,8 @@ impl Settings {
             // Half of the places stay free, so that a flow finds one in its two buckets.
             map::Flows::NAME | map::Sequences::NAME => (self.flows / 2).next_power_of_two().max(16),
             map::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
-            map::Replies::NAME => (self.flows / 4).next_power_of_two().max(16),
+            // Twice as many places as flows can have, so that a flood of one service leaves ports to the others.
+            map::Replies::NAME => (self.flows / 2).next_power_of_two().max(16),
             // It has its room from the beginning, whether it is used or not.
             map::SocketPeers::NAME => self.connect.as_ref().map_or(1, |connect| connect.sockets),
             map::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),

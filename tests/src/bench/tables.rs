@@ -32,7 +32,7 @@ pub const ENDPOINTS: u16 = 256;
 /// Buckets of the flow table: room for a million flows.
 pub const FLOW_BUCKETS: u32 = 1 << 19;
 /// Buckets of the table of replies.
-pub const REPLY_BUCKETS: u32 = 1 << 18;
+pub const REPLY_BUCKETS: u32 = 1 << 19;
 /// Services of each family that packets may be for.
 pub const BUSY: u32 = 16;
 /// Services in all, and endpoints of each of those that no packet is for.
