@@ -125,17 +125,23 @@ fn write_text(to: &mut Vec<u8>, value: &[u8]) {
 /// A time as RFC 3339 has it, in UTC, with milliseconds.
 pub fn rfc3339(time: SystemTime) -> String {
     let mut text = Vec::new();
-    write_time(&mut text, time);
+    write_instant(&mut text, time);
     String::from_utf8(text).unwrap_or_default()
 }
 
 fn write_time(to: &mut Vec<u8>, time: SystemTime) {
+    to.push(b'"');
+    write_instant(to, time);
+    to.push(b'"');
+}
+
+fn write_instant(to: &mut Vec<u8>, time: SystemTime) {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date(days);
     let (hour, minute, second, ms) = (second / 3_600, second / 60 % 60, second % 60, since.subsec_millis());
     // A vector takes everything.
-    drop(write!(to, "\"{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z\""));
+    drop(write!(to, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z"));
 }
 
 /// Year, month and day of the Gregorian calendar, from days since 1970. Years begin in March, so that the leap day is the

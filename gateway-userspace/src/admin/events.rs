@@ -141,6 +141,8 @@ mod tests {
         let endpoint = Some(SocketAddr::from(([10, 0, 0, 1], 80)));
         let whole = said(&event(Reason::TtlExpired), Some("web".to_owned()), endpoint);
         assert_eq!(whole["hook"], "xdp_balance");
+        let time = whole["time"].as_str().unwrap();
+        assert!(time.starts_with("20") && time.ends_with('Z'), "{time}");
         assert_eq!((&whole["reason"], &whole["verdict"]), (&json!("ttl_expired"), &json!("dropped")));
         assert_eq!(
             (&whole["source"], &whole["destination"]),
