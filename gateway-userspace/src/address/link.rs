@@ -40,6 +40,16 @@ pub enum LinkKind {
     Headless,
 }
 
+impl Link {
+    /// Bytes of an IP packet that a route over it takes; of both, zero means that there is no bound.
+    pub(super) fn narrower(&self, route_mtu: u32) -> u16 {
+        match u16::try_from(route_mtu) {
+            Ok(route) if route != 0 && (self.mtu == 0 || route < self.mtu) => route,
+            Ok(_) | Err(_) => self.mtu,
+        }
+    }
+}
+
 impl LinkKind {
     /// Whether it takes the frames that XDP sends, whatever else is set up.
     pub const fn takes_frames(self) -> bool {

@@ -263,7 +263,7 @@ impl Netlink {
             mtu: 0,
         };
         let Some(link) = links.get(&interface) else { return way };
-        way.mtu = narrower(link.mtu, route_mtu(route));
+        way.mtu = link.narrower(route_mtu(route));
         let hop = gateway.unwrap_or(addr);
         let known = neighbours.get(&(link.index, hop));
         // Where XDP cannot hand its frames over, the kernel's routing table may know a device below that takes them.
@@ -486,14 +486,6 @@ fn route_mtu(route: &RouteMessage) -> u32 {
         if let RouteAttribute::Metrics(metrics) = attribute { metrics.iter().find_map(mtu) } else { None }
     });
     found.unwrap_or(0)
-}
-
-/// The smaller of two sizes, of which zero means that there is no bound.
-fn narrower(link: u16, route: u32) -> u16 {
-    match u16::try_from(route) {
-        Ok(route) if route != 0 && (link == 0 || route < link) => route,
-        Ok(_) | Err(_) => link,
-    }
 }
 
 fn oif(route: &RouteMessage) -> Option<u32> {
