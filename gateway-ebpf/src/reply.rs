@@ -84,7 +84,7 @@ const EVERY_WAY: u32 = 1_280;
 /// Whether the interface towards the client takes a packet. What it does not take would be lost, and the endpoint would
 /// never hear of it.
 #[inline(always)]
-fn fits<E: Env>(env: &E, arrival: &mut Arrival, way: Way) -> bool {
+pub(crate) fn fits<E: Env>(env: &E, arrival: &mut Arrival, way: Way) -> bool {
     let bytes = env.segment_bytes().unwrap_or(arrival.packet.bytes);
     if bytes <= EVERY_WAY {
         return true;

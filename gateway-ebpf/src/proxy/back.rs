@@ -47,6 +47,9 @@ pub(super) fn to_client<E: Env>(
     if !way.is_known() {
         return Err(told(arrival, row, Reason::NoNextHop));
     }
+    if !reply::fits(env, arrival, way) {
+        return Err(told(arrival, row, Reason::TooBig));
+    }
     let known = sequence::of(env.maps(), index, head);
     let bytes = u64::from(env.len_bytes());
     let segment = match segment(env, arrival, index, known) {

@@ -149,8 +149,9 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
     match done {
         Ok(sent) => Verdict::Transmit(sent, interface),
         Err(reason) => {
-            let is_answered = arrival.errand == Errand::TO_ENDPOINT
-                && matches!(reason, Reason::NoEndpoint | Reason::TooBig | Reason::CookieRefused);
+            let is_answered = reason == Reason::TooBig
+                || arrival.errand == Errand::TO_ENDPOINT
+                    && matches!(reason, Reason::NoEndpoint | Reason::CookieRefused);
             ingress::ended::<E>(env.maps(), arrival, Verdict::Drop(reason), is_answered)
         }
     }

@@ -173,6 +173,14 @@ fn flooded(attach: &str) {
     let mut node = Node::new(1).unwrap();
     serve(&node.endpoints[0], ECHO, echo);
     serve(&node.endpoints[0], BANNER, banner);
+    if attach == "tc" {
+        // The client claims to take more than the way to it.
+        for (ns, link) in [(&node.client, "uplink"), (&node.node, "sl-client")] {
+            ns.ip(&format!("link set {link} mtu 1400")).unwrap();
+        }
+        node.client.ip("route change default via 10.7.0.1 advmss 1460").unwrap();
+        node.client.ip("-6 route change default via fd07::1 advmss 1440").unwrap();
+    }
     let text = config(&node, attach);
     node.start_agent(&text).unwrap();
     let macs = (frame::mac(&node.client, "uplink").unwrap(), frame::mac(&node.node, "sl-client").unwrap());
@@ -231,6 +239,9 @@ fn flooded(attach: &str) {
     let wanted = 2.0 * (f64::from(u32::try_from(CONNECTIONS).unwrap()) + 4.0);
     assert!(ended("cookie_taken") >= wanted && ended("handshake_joined") >= wanted - 2.0, "{text}");
     assert!(ended("cookie_refused") == 0.0, "{text}");
+    if attach == "tc" {
+        assert!(ended("too_big_answered") > 0.0, "the endpoint was told what fits: {text}");
+    }
 }
 
 #[test]
