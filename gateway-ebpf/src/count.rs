@@ -10,9 +10,15 @@ use crate::{
 /// Runs one packet through `pipeline` and counts it.
 #[inline(always)]
 pub fn counted<E: Env>(env: &mut E, pipeline: impl FnOnce(&mut E) -> Verdict) -> Verdict {
-    let hook = env.hook();
     let bytes = u64::from(env.len_bytes());
     let verdict = pipeline(env);
+    ended(env, bytes, verdict);
+    verdict
+}
+
+/// Counts a packet that had so many bytes when it came, unless it goes on in a program aside.
+#[inline(always)]
+pub(crate) fn ended<E: Env>(env: &E, bytes: u64, verdict: Verdict) {
     let is_over = match verdict {
         Verdict::Rare(_) | Verdict::Icmp(_) | Verdict::Answer(_) | Verdict::Cookie(_) | Verdict::Proxy(_) => {
             false
@@ -20,9 +26,8 @@ pub fn counted<E: Env>(env: &mut E, pipeline: impl FnOnce(&mut E) -> Verdict) ->
         Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => true,
     };
     if is_over {
-        env.maps().count_packet(hook, verdict.reason(), bytes);
+        env.maps().count_packet(env.hook(), verdict.reason(), bytes);
     }
-    verdict
 }
 
 /// Counts a packet whose program aside is not there: it ends as it is.

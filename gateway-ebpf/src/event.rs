@@ -6,7 +6,7 @@ use gateway_common::{counter::Reason, event::Event, settings::Settings};
 
 use crate::{
     arrival::{Arrival, Told},
-    count::counted,
+    count::{self, counted},
     env::{Env, Maps},
     outcome::Stage,
     verdict::Verdict,
@@ -20,12 +20,39 @@ pub fn told<E: Env>(
     is_icmp: bool,
     pipeline: impl FnOnce(&mut E, &mut Arrival) -> Verdict,
 ) -> Verdict {
-    let len_bytes = env.len_bytes();
-    let verdict = counted(env, |env| pipeline(env, arrival));
-    if let Verdict::Drop(reason) = verdict {
-        tells(env, arrival, reason, len_bytes, is_icmp);
+    let seen = Seen::of(env);
+    let verdict = pipeline(env, arrival);
+    seen.told(env, arrival, verdict, is_icmp)
+}
+
+/// What is told of a packet that changes on its way. Beside [`told`] for the pipelines of every day: what a compiler is
+/// given as a function it may leave one when it grows, and then the packet's addresses are read from memory each time.
+pub(crate) struct Seen {
+    len_bytes: u32,
+}
+
+impl Seen {
+    /// Of a packet that just came.
+    #[inline(always)]
+    pub(crate) fn of<E: Env>(env: &E) -> Self {
+        Self { len_bytes: env.len_bytes() }
     }
-    verdict
+
+    /// Counts it, and tells of it when it was dropped.
+    #[inline(always)]
+    pub(crate) fn told<E: Env>(
+        self,
+        env: &E,
+        arrival: &mut Arrival,
+        verdict: Verdict,
+        is_icmp: bool,
+    ) -> Verdict {
+        count::ended(env, u64::from(self.len_bytes), verdict);
+        if let Verdict::Drop(reason) = verdict {
+            tells(env, arrival, reason, self.len_bytes, is_icmp);
+        }
+        verdict
+    }
 }
 
 /// The same for a packet that ends in any case: dropped or answered.

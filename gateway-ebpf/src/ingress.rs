@@ -12,7 +12,7 @@ use crate::{
     balance,
     count::dropped,
     env::{Env, Maps},
-    event::told,
+    event::Seen,
     guard, index,
     packet::{self, Packet, Side},
     reply, standby,
@@ -22,7 +22,9 @@ use crate::{
 /// The whole ingress pipeline for one packet, counted.
 #[inline(always)]
 pub fn ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    told(env, arrival, false, run)
+    let seen = Seen::of(env);
+    let verdict = run(env, arrival);
+    seen.told(env, arrival, verdict, false)
 }
 
 #[inline(always)]

@@ -16,18 +16,21 @@ use gateway_common::counter::Hook;
 
 /// Balances clients' packets and translates replies back, before the stack sees them.
 #[xdp]
+#[inline(always)]
 fn xdp_balance(ctx: XdpContext) -> u32 {
     hook::xdp::run(&ctx)
 }
 
 /// The same for interfaces where XDP does not fit.
 #[classifier]
+#[inline(always)]
 fn tc_ingress(ctx: TcContext) -> i32 {
     hook::tc::ingress(&ctx)
 }
 
 /// Gives replies of endpoints on this node their virtual address.
 #[classifier]
+#[inline(always)]
 fn tc_egress(ctx: TcContext) -> i32 {
     hook::tc::egress(&ctx)
 }

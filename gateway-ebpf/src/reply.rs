@@ -11,7 +11,7 @@ use crate::{
     arrival::{Arrival, Errand},
     count::dropped,
     env::{Env, Maps},
-    event::told,
+    event::Seen,
     ingress::ended,
     outcome::Stage,
     packet::{self, Side},
@@ -130,7 +130,9 @@ fn send<E: Env>(
 /// their source.
 #[inline(always)]
 pub fn egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    told(env, arrival, false, run_egress)
+    let seen = Seen::of(env);
+    let verdict = run_egress(env, arrival);
+    seen.told(env, arrival, verdict, false)
 }
 
 #[inline(always)]
