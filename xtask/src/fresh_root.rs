@@ -7,6 +7,7 @@
 
 use std::{
     env, fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{self as std_process, Command, Stdio},
 };
@@ -156,11 +157,44 @@ impl Root<'_> {
 
     fn mount_system(&self) -> Result<()> {
         process::run(Command::new("mount").args(["-t", "proc", "proc"]).arg(self.path("proc")))?;
-        for name in ["sys", "dev"] {
-            process::run(Command::new("mount").args(["--rbind", &format!("/{name}")]).arg(self.path(name)))?;
-        }
+        process::run(Command::new("mount").args(["--rbind", "/sys"]).arg(self.path("sys")))?;
+        self.devices()?;
         for name in ["run", "tmp"] {
             process::run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(self.path(name)))?;
+        }
+        Ok(())
+    }
+
+    /// The devices that every Debian has, of the root's own: what was done to this machine's is not part of a fresh one.
+    fn devices(&self) -> Result<()> {
+        let mount = |kind: &str, options: &str, target: &Path| {
+            process::run(Command::new("mount").args(["-t", kind, "-o", options, kind]).arg(target))
+        };
+        mount("tmpfs", "mode=755", &self.path("dev"))?;
+        for (name, minor) in [("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9)] {
+            let node = self.path("dev").join(name);
+            process::run(Command::new("mknod").args(["-m", "666"]).arg(node).args([
+                "c",
+                "1",
+                &minor.to_string(),
+            ]))?;
+        }
+        for (name, target) in [
+            ("fd", "/proc/self/fd"),
+            ("stdin", "/proc/self/fd/0"),
+            ("stdout", "/proc/self/fd/1"),
+            ("stderr", "/proc/self/fd/2"),
+            ("ptmx", "pts/ptmx"),
+        ] {
+            let link = self.path("dev").join(name);
+            symlink(target, &link).with_context(|| format!("cannot make {}", link.display()))?;
+        }
+        for (name, kind, options) in
+            [("pts", "devpts", "newinstance,mode=620,ptmxmode=666"), ("shm", "tmpfs", "mode=1777")]
+        {
+            let target = self.path("dev").join(name);
+            make(&target)?;
+            mount(kind, options, &target)?;
         }
         Ok(())
     }
