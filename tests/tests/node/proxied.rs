@@ -165,6 +165,15 @@ fn clients(node: &Node, vip: &str) {
     assert!(carries(&stream, b"").is_ok_and(|is_empty| !is_empty), "{vip}: nothing came back");
 }
 
+/// Makes the way to the client narrower than what the client claims to take.
+fn narrow(node: &Node) {
+    for (ns, link) in [(&node.client, "uplink"), (&node.node, "sl-client")] {
+        ns.ip(&format!("link set {link} mtu 1400")).unwrap();
+    }
+    node.client.ip("route change default via 10.7.0.1 advmss 1460").unwrap();
+    node.client.ip("-6 route change default via fd07::1 advmss 1440").unwrap();
+}
+
 fn flooded(attach: &str) {
     if !privilege::require("network namespaces") {
         return;
@@ -174,12 +183,7 @@ fn flooded(attach: &str) {
     serve(&node.endpoints[0], ECHO, echo);
     serve(&node.endpoints[0], BANNER, banner);
     if attach == "tc" {
-        // The client claims to take more than the way to it.
-        for (ns, link) in [(&node.client, "uplink"), (&node.node, "sl-client")] {
-            ns.ip(&format!("link set {link} mtu 1400")).unwrap();
-        }
-        node.client.ip("route change default via 10.7.0.1 advmss 1460").unwrap();
-        node.client.ip("-6 route change default via fd07::1 advmss 1440").unwrap();
+        narrow(&node);
     }
     let text = config(&node, attach);
     node.start_agent(&text).unwrap();
