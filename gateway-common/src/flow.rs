@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     addr::{Addr, Port, Protocol},
     endpoint::NextHop,
+    word::one_word,
 };
 
 /// The 5-tuple of a packet as it carries it.
@@ -102,20 +103,6 @@ pub struct Head {
     pub state: HeadState,
 }
 
-impl Head {
-    /// As one word.
-    #[inline(always)]
-    pub const fn word(self) -> u64 {
-        bytemuck::must_cast(self)
-    }
-
-    /// From one word.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        bytemuck::must_cast(word)
-    }
-}
-
 /// Whether an entry holds a flow: a closed set, as one byte.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
@@ -191,18 +178,6 @@ impl Sequence {
         // A whole word, for the same reason as the alignment.
         Self::from_word(u64::from_ne_bytes([a, b, c, d, e, f, stage.number, 0]))
     }
-
-    /// As one word.
-    #[inline(always)]
-    pub const fn word(self) -> u64 {
-        bytemuck::must_cast(self)
-    }
-
-    /// From one word.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        bytemuck::must_cast(word)
-    }
 }
 
 /// How far the handshake with the endpoint has come: a closed set, as one byte.
@@ -269,18 +244,6 @@ impl Reply {
     #[expect(clippy::as_conversions, reason = "widening in a const function")]
     pub const fn is_of(self, version: u16) -> bool {
         self.flow >> Self::INDEX_BITS == version as u32 & 0xff
-    }
-
-    /// As one word.
-    #[inline(always)]
-    pub const fn word(self) -> u64 {
-        bytemuck::must_cast(self)
-    }
-
-    /// From one word.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        bytemuck::must_cast(word)
     }
 }
 
@@ -372,6 +335,10 @@ impl Phase {
     /// A FIN or a RST was seen.
     pub const CLOSING: Self = Self { number: 2 };
 }
+
+one_word!(Head);
+one_word!(Sequence);
+one_word!(Reply);
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Flow>() == 64);

@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     addr::{Port, Protocol},
     flow::Tick,
+    word::one_word,
 };
 
 /// Entries in a bucket of [`Fragments`](crate::map::Fragments).
@@ -60,19 +61,9 @@ impl Lesson {
     pub const fn is_over(self, now: Tick) -> bool {
         (now.count() as u16).wrapping_sub(self.seen) > Self::TICKS
     }
-
-    /// As one word.
-    #[inline(always)]
-    pub const fn word(self) -> u64 {
-        bytemuck::must_cast(self)
-    }
-
-    /// From one word.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        bytemuck::must_cast(word)
-    }
 }
+
+one_word!(Lesson);
 
 const _: () = assert!(size_of::<FragmentBucket>() == 64);
 

@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::word::one_word;
+
 /// Value of [`EndpointHealths`](crate::map::EndpointHealths): signals of TCP connections to an endpoint.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
@@ -62,19 +64,9 @@ impl Handshake {
     pub const fn new(flow: u32, sent_us: u32) -> Self {
         Self { sent_us, flow }
     }
-
-    /// As one word.
-    #[inline(always)]
-    pub const fn word(self) -> u64 {
-        bytemuck::must_cast(self)
-    }
-
-    /// From one word.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        bytemuck::must_cast(word)
-    }
 }
+
+one_word!(Handshake);
 
 const _: () = assert!(size_of::<EndpointHealth>() == 40);
 const _: () = assert!(size_of::<Handshake>() == 8);

@@ -31,3 +31,4 @@ pub mod settings;
 pub mod slot;
 pub mod socket;
 pub mod source;
+mod word;

@@ -33,13 +33,18 @@ use crate::{
 /// Asks on the runtime that [`Stapler::apply`] is called on.
 pub struct Stapler {
     running: Mutex<HashMap<String, Running>>,
+    means: Arc<Means>,
+}
+
+/// What questions are asked with.
+struct Means {
     tasks: Tasks,
     metrics: Arc<Metrics>,
-    permits: Arc<Semaphore>,
+    permits: Semaphore,
     options: connect::Options,
     algorithms: Algorithms<'static>,
     /// None where answers are not kept over a restart.
-    kept: Option<Arc<Kept>>,
+    kept: Option<Kept>,
 }
 
 impl fmt::Debug for Stapler {
@@ -90,9 +95,10 @@ impl Stapler {
         algorithms: Algorithms<'static>,
         state: Option<&Path>,
     ) -> io::Result<Self> {
-        let permits = Arc::new(Semaphore::new(limits::OCSP_QUESTIONS));
-        let kept = state.map(|state| Kept::new(state.join("ocsp"))).transpose()?.map(Arc::new);
-        Ok(Self { running: Mutex::default(), tasks, metrics, permits, options, algorithms, kept })
+        let permits = Semaphore::new(limits::OCSP_QUESTIONS);
+        let kept = state.map(|state| Kept::new(state.join("ocsp"))).transpose()?;
+        let means = Arc::new(Means { tasks, metrics, permits, options, algorithms, kept });
+        Ok(Self { running: Mutex::default(), means })
     }
 
     /// Asks about these certificates from now on, and about no others.
@@ -103,11 +109,11 @@ impl Stapler {
         running.retain(|origin, running| {
             let next = wanted.get(origin.as_str());
             if next.is_none() {
-                self.metrics.families.handshakes.never_asked(origin);
+                self.means.metrics.families.handshakes.never_asked(origin);
             }
             next.is_some_and(|next| Arc::ptr_eq(next, &running.fetched))
         });
-        if let Some(kept) = &self.kept {
+        if let Some(kept) = &self.means.kept {
             let names: HashSet<&str> = wanted.values().map(|fetched| fetched.name()).collect();
             warn(kept, kept.retain(&names));
         }
@@ -119,17 +125,9 @@ impl Stapler {
     }
 
     fn start(&self, fetched: &Arc<Fetched>) -> Running {
-        let asking = Asking {
-            fetched: Arc::clone(fetched),
-            tasks: self.tasks.clone(),
-            metrics: Arc::clone(&self.metrics),
-            permits: Arc::clone(&self.permits),
-            options: self.options,
-            algorithms: self.algorithms,
-            kept: self.kept.clone(),
-        };
+        let asking = Asking { fetched: Arc::clone(fetched), means: Arc::clone(&self.means) };
         asking.remember();
-        let task = self.tasks.spawn("stapler", asking.go_on());
+        let task = self.means.tasks.spawn("stapler", asking.go_on());
         Running { fetched: Arc::clone(fetched), task: task.abort_handle() }
     }
 }
@@ -137,24 +135,21 @@ impl Stapler {
 /// The questions about one certificate.
 struct Asking {
     fetched: Arc<Fetched>,
-    tasks: Tasks,
-    metrics: Arc<Metrics>,
-    permits: Arc<Semaphore>,
-    options: connect::Options,
-    algorithms: Algorithms<'static>,
-    kept: Option<Arc<Kept>>,
+    means: Arc<Means>,
 }
 
 impl Asking {
     /// Takes what an earlier agent was told, if it still holds.
     fn remember(&self) {
-        let Some(kept) = self.kept.as_ref().filter(|_| self.fetched.until_s().is_none()) else { return };
+        let Some(kept) = self.means.kept.as_ref().filter(|_| self.fetched.until_s().is_none()) else {
+            return;
+        };
         let answer = match kept.read(self.fetched.name()) {
             Ok(Some(answer)) => answer,
             Ok(None) => return,
             Err(error) => return warn(kept, Err(error)),
         };
-        if let Err(cause) = self.fetched.take(&answer, self.algorithms, clock::wall_s()) {
+        if let Err(cause) = self.fetched.take(&answer, self.means.algorithms, clock::wall_s()) {
             tracing::info!(
                 certificate = self.fetched.origin(),
                 "the OCSP response that was kept is dropped: {cause}"
@@ -168,19 +163,19 @@ impl Asking {
         let certificate = self.fetched.origin();
         loop {
             // The semaphore is never closed.
-            let Ok(permit) = self.permits.acquire().await else { return };
+            let Ok(permit) = self.means.permits.acquire().await else { return };
             let answer = self.ask().await;
             drop(permit);
             let wait = match answer {
                 Ok(until_s) => {
                     n_failures = 0;
-                    self.metrics.families.handshakes.asked(certificate, true);
+                    self.means.metrics.families.handshakes.asked(certificate, true);
                     tracing::debug!(certificate, until_s, "the authority says that the certificate is good");
                     refresh_after(until_s, clock::wall_s())
                 }
                 Err(failed) => {
                     n_failures = n_failures.saturating_add(1);
-                    self.metrics.families.handshakes.asked(certificate, false);
+                    self.means.metrics.families.handshakes.asked(certificate, false);
                     let (responder, until_s) =
                         (&self.fetched.question().responder.host, self.fetched.until_s());
                     tracing::warn!(
@@ -201,8 +196,8 @@ impl Asking {
         let answered = tokio::time::timeout(limits::OCSP_TIMEOUT, self.post()).await;
         let response =
             answered.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(Failed::Io)?;
-        let taken = self.fetched.take(&response, self.algorithms, clock::wall_s());
-        if let Some(kept) = &self.kept {
+        let taken = self.fetched.take(&response, self.means.algorithms, clock::wall_s());
+        if let Some(kept) = &self.means.kept {
             match &taken {
                 Ok(_) => warn(kept, kept.write(self.fetched.name(), &response)),
                 Err(ocsp::Error::Revoked) => warn(kept, kept.forget(self.fetched.name())),
@@ -233,7 +228,7 @@ impl Asking {
         let addrs = tokio::net::lookup_host((responder.name.as_str(), responder.port)).await?;
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for addr in addrs.take(limits::TRIES) {
-            let stream = match connect::tcp(addr, limits::CONNECT_TIMEOUT, self.options).await {
+            let stream = match connect::tcp(addr, limits::CONNECT_TIMEOUT, self.means.options).await {
                 Ok(stream) => stream,
                 Err(error) => {
                     last = error;
@@ -247,7 +242,7 @@ impl Asking {
                 body: self.fetched.question().request.clone().into(),
             };
             let most = usize::try_from(ocsp::MAX_BYTES).unwrap_or(usize::MAX);
-            return client::post(stream, posted, most, &self.tasks).await;
+            return client::post(stream, posted, most, &self.means.tasks).await;
         }
         Err(last)
     }
