@@ -13,7 +13,7 @@ use gateway_common::{
 use crate::{
     arrival::Arrival,
     env::{Env, Maps},
-    health,
+    guard, health,
     outcome::Stage,
     packet, proxy, record,
     rewrite::{self, Edit},
@@ -80,7 +80,7 @@ fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Re
         arrival.proxied = 0;
         arrival.way_back = packet::way_back(env);
     }
-    record::take(env.maps(), arrival)?;
+    guard::admits(env.maps(), arrival)?;
     let port = env.maps().apart(Stage::Record, arrival).get()?;
     if arrival.mode == Mode::NAT && arrival.is_new != 0 && health::is_timed(arrival) {
         let _nothing = env.maps().apart(Stage::Begin, arrival).word();

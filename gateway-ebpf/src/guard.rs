@@ -9,7 +9,7 @@
 use core::{ops::Deref, sync::atomic::AtomicU64};
 
 use gateway_common::{
-    addr::{Addr, Port},
+    addr::Addr,
     counter::Reason,
     hash,
     map::{REFUSED_ROWS, SOURCE_BUCKETS},
@@ -20,7 +20,7 @@ use gateway_common::{
 
 use crate::{
     Aligned,
-    arrival::Arrival,
+    arrival::{Arrival, NO_ENTRY},
     env::Maps,
     outcome::{Outcome, Stage},
     packet::Packet,
@@ -59,13 +59,13 @@ pub fn refuses<M: Maps>(
     None
 }
 
-/// Whether a translated flow that begins without saying so, and that nothing remembers, may begin.
+/// Whether a translated flow that nothing remembers may begin: one whose packet says that it begins was asked before.
 ///
 /// # Errors
 /// [`Reason::SourceLimited`] or [`Reason::ServiceLimited`].
 #[inline(always)]
 pub(crate) fn admits<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
-    let is_flow = arrival.mode == Mode::NAT && arrival.who.client_port() != Port::NONE;
+    let is_flow = arrival.mode == Mode::NAT && arrival.entry == NO_ENTRY;
     if is_flow && arrival.is_limited() && !arrival.packet.flags.opens() {
         maps.apart(Stage::Admit, arrival).get()?;
     }

@@ -12,14 +12,12 @@ pub enum Stage {
     Select,
     /// The endpoint that a client keeps for a while; the number is its row, or [`NO_ROW`](crate::select::NO_ROW).
     Stick,
-    /// Takes an entry of the flow table; the number is its index.
-    Claim,
-    /// Records the flow; the number is its port.
+    /// Records the flow, in an entry that is taken where it has none; the number is its port.
     Record,
     /// Remembers the endpoint of a client, or of a flow that is not translated.
     Note,
-    /// Decides where a slot alone does not; notes the row, or [`NO_ROW`](crate::select::NO_ROW) when one is to be chosen.
-    /// The number says whether the flow is to be remembered: 0 or 1.
+    /// Decides where a slot alone does not, and remembers the flow; notes the row, or [`NO_ROW`](crate::select::NO_ROW)
+    /// when one is to be chosen. The number says whether the flow is to be remembered then: 0 or 1.
     Change,
     /// Looks for the source in the lists.
     Source,

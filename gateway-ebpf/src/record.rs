@@ -41,12 +41,15 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
     let Some(settings) = maps.settings() else { return Outcome::from(Err(Reason::FlowNotRecorded)) };
     let settings: &Settings = &settings;
     Outcome::from(match stage {
-        Stage::Select => select::select(maps, &arrival.seat(), arrival.choice),
+        Stage::Select => select::select(maps, &arrival.seat(), arrival.choice).inspect(|row| {
+            if arrival.mode == Mode::NAT {
+                expect(maps, arrival, settings, *row);
+            }
+        }),
         Stage::Stick => Ok(of_client(maps, arrival)),
-        Stage::Claim => table::claim(maps, &arrival.wish(settings)),
         Stage::Record => record(maps, arrival, settings).map(|port| u32::from(port.number())),
         Stage::Note => note(maps, arrival, settings).map(|()| 0),
-        Stage::Change => change(maps, arrival, settings).map(u32::from),
+        Stage::Change => change(maps, arrival, settings),
         Stage::Source => guard::source(maps, arrival),
         Stage::Admit => guard::admit(maps, arrival, settings),
         Stage::Blame => {
@@ -107,7 +110,6 @@ fn stick<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
         return Ok(());
     }
     choose(maps, arrival)?;
-    take(maps, arrival)?;
     maps.apart(Stage::Note, arrival).get()?;
     Ok(())
 }
@@ -131,11 +133,13 @@ pub(crate) fn of_client<M: Maps>(maps: &M, arrival: &mut Arrival) -> u32 {
 }
 
 /// Takes a new entry unless one was found.
+///
+/// # Errors
+/// Those of [`table::claim`].
 #[inline(always)]
-pub(crate) fn take<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+fn take<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<(), Reason> {
     if arrival.entry == NO_ENTRY {
-        guard::admits(maps, arrival)?;
-        arrival.entry = maps.apart(Stage::Claim, arrival).get()?;
+        arrival.entry = table::claim(maps, &arrival.wish(settings))?;
         arrival.is_taken = 1;
     }
     Ok(())
@@ -184,13 +188,14 @@ fn give_up<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings, claimed: &
     table::give_up(maps, claimed, arrival.id, settings);
 }
 
-/// Writes the entry of the flow, and gives it a port where it is translated; returns the port. What is written stands in
-/// the arrival.
+/// Writes the entry of the flow, a new one where none was found, and gives it a port where it is translated; returns the
+/// port. What is written stands in the arrival.
 ///
 /// # Errors
 /// [`Reason::PortsExhausted`], and those of [`table::claim`].
 #[inline(always)]
 fn record<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<Port, Reason> {
+    take(maps, arrival, settings)?;
     let claimed = own(maps, arrival)?;
     let filled = fill(maps, arrival, settings, &claimed);
     if filled.is_err() {
@@ -237,6 +242,35 @@ fn fill<M: Maps>(
     Ok(port)
 }
 
+/// Asks for the place that the reply to a new flow will have, unless it is taken: what no cache holds is on its way while the
+/// flow itself is looked for and gets an entry.
+#[inline(always)]
+fn expect<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings, row: u32) {
+    let Some(endpoint) = maps.endpoint(row) else { return };
+    let of = of(arrival, &endpoint);
+    let key = arrival.packet.key();
+    let (to, port) = if endpoint.is_local() {
+        (key.source, key.source_port)
+    } else {
+        let offset = offset(arrival.hash, u32::from(settings.n_ports));
+        (endpoint.source, nth_port(settings.first_port, offset))
+    };
+    reply::expect(maps, &reply::Spot::new(settings, &of, to, port));
+}
+
+/// The end from which replies come.
+#[inline(always)]
+fn of(arrival: &Arrival, endpoint: &Endpoint) -> reply::Of {
+    let key = arrival.packet.key();
+    reply::Of { addr: endpoint.addr, port: endpoint.port_for(key.destination_port), protocol: key.protocol }
+}
+
+/// Which of the ports is tried first.
+#[inline(always)]
+fn offset(hash: u64, n_ports: u32) -> u32 {
+    hash::slot(hash.rotate_left(32), n_ports)
+}
+
 /// The port that the flow has, or the first free one of a sequence that depends on the flow alone.
 #[inline(always)]
 fn port<M: Maps>(
@@ -247,11 +281,7 @@ fn port<M: Maps>(
     claimed: &Claimed<M::Row<FlowRows>>,
 ) -> Option<Port> {
     let key = arrival.packet.key();
-    let of = reply::Of {
-        addr: endpoint.addr,
-        port: endpoint.port_for(key.destination_port),
-        protocol: key.protocol,
-    };
+    let of = of(arrival, endpoint);
     let by = reply::By { index: claimed.place.index(), version: claimed.busy.version(), now: arrival.now };
     if endpoint.is_local() {
         let spot = reply::Spot::new(settings, &of, key.source, key.source_port);
@@ -265,7 +295,7 @@ fn port<M: Maps>(
     }
     let n_ports = u32::from(settings.n_ports);
     let step = step(arrival.hash, n_ports);
-    let mut offset = hash::slot(arrival.hash.rotate_left(32), n_ports);
+    let mut offset = offset(arrival.hash, n_ports);
     for turn in 0..(TRIES + MORE_TRIES).min(n_ports) {
         let port = nth_port(settings.first_port, offset);
         let spot = reply::Spot::new(settings, &of, endpoint.source, port);
@@ -297,13 +327,13 @@ const fn nth_port(first: Port, offset: u32) -> Port {
 }
 
 /// A packet of a service that remembers flows of slots that change, where the slot alone does not decide: it changed,
-/// its endpoint takes no new flows, or the service remembers some flows. Notes the row of the endpoint, or [`NO_ROW`];
-/// says whether the flow is to be remembered.
+/// its endpoint takes no new flows, or the service remembers some flows. Notes the row of the endpoint, or [`NO_ROW`],
+/// and remembers the flow; says whether it is still to be remembered, because it has no endpoint yet: 0 or 1.
 ///
 /// # Errors
 /// [`Reason::NoEndpoint`] for an open connection whose endpoint is down, where the service wants it reset.
 #[inline(always)]
-fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<bool, Reason> {
+fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<u32, Reason> {
     let slot = arrival.slot;
     let is_same = slot.endpoint == slot.former;
     let remembers = arrival.track == Track::CHANGE;
@@ -317,7 +347,7 @@ fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Resu
         arrival.row = found.held.endpoint;
         arrival.is_new = 0;
         stay(maps, arrival, settings, found, is_same && own == arrival.row);
-        return Ok(false);
+        return Ok(0);
     }
     if arrival.wants_reset() && (found.is_some() || is_down(maps, arrival, slot)) {
         return Err(Reason::NoEndpoint);
@@ -330,7 +360,20 @@ fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Resu
     // Where nothing is remembered, every packet of UDP would be a new flow.
     let is_udp = arrival.packet.key().protocol == Protocol::UDP;
     arrival.is_new = u8::from(arrival.packet.flags.opens() || is_noted && is_udp);
-    Ok(is_noted)
+    if is_noted && arrival.row != NO_ROW {
+        let is_noted = note(maps, arrival, settings).is_ok();
+        noted(maps, arrival.id, is_noted);
+        return Ok(0);
+    }
+    Ok(u32::from(is_noted))
+}
+
+/// A flow that finds no place in the table goes on all the same, and is counted.
+#[inline(always)]
+fn noted<M: Maps>(maps: &M, service: u32, is_noted: bool) {
+    if !is_noted {
+        maps.count_service(service, |count| count.unrecorded += 1);
+    }
 }
 
 /// Whether the endpoint is down where flows are that are not remembered: the one that the slot had before, while it
@@ -385,9 +428,14 @@ fn stay<M: Maps>(
     }
 }
 
-/// Remembers the endpoint of a client, or of a flow that is not translated.
+/// Remembers the endpoint of a client, or of a flow that is not translated, in the entry that was found or in a new one.
+/// Neither is a flow that may begin only where limits say so: see [`guard::admits`].
+///
+/// # Errors
+/// [`Reason::BadSlot`], and those of [`table::claim`].
 #[inline(always)]
-fn note<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<(), Reason> {
+fn note<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<(), Reason> {
+    take(maps, arrival, settings)?;
     let claimed = own(maps, arrival)?;
     let Some(endpoint) = maps.endpoint(arrival.row) else {
         // An entry that stayed taken would be nobody's for ever.
@@ -408,21 +456,18 @@ fn note<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<(),
     Ok(())
 }
 
-/// Where the slot alone does not decide: notes the row of the endpoint. A flow that finds no place in the table goes on
-/// all the same, and is counted.
+/// Where the slot alone does not decide: notes the row of the endpoint.
 ///
 /// # Errors
 /// See [`select::select`].
 #[inline(always)]
 pub(crate) fn in_change<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
-    let is_remembered = maps.apart(Stage::Change, arrival).get()? != 0;
+    let is_to_be_noted = maps.apart(Stage::Change, arrival).get()? != 0;
     if arrival.row == NO_ROW {
-        arrival.row = maps.apart(Stage::Select, arrival).get()?;
-    }
-    if is_remembered {
-        let noted = take(maps, arrival).and_then(|()| maps.apart(Stage::Note, arrival).get());
-        if noted.is_err() {
-            maps.count_service(arrival.id, |count| count.unrecorded += 1);
+        choose(maps, arrival)?;
+        if is_to_be_noted {
+            let is_noted = maps.apart(Stage::Note, arrival).get().is_ok();
+            noted(maps, arrival.id, is_noted);
         }
     }
     Ok(())

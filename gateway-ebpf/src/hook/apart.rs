@@ -18,7 +18,6 @@ pub(crate) fn call(stage: Stage, arrival: &mut Arrival) -> Outcome {
     Outcome::from_word(match stage {
         Stage::Select => sluice_select(notes),
         Stage::Stick => sluice_stick(notes),
-        Stage::Claim => sluice_claim(notes),
         Stage::Record => sluice_record(notes),
         Stage::Note => sluice_note(notes),
         Stage::Change => sluice_change(notes),
@@ -97,7 +96,6 @@ macro_rules! apart {
 apart! {
     sluice_select Select
     sluice_stick Stick
-    sluice_claim Claim
     sluice_record Record
     sluice_note Note
     sluice_change Change

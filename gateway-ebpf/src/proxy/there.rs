@@ -14,6 +14,7 @@ use crate::{
     balance,
     checksum::Diff,
     env::{Env, Maps},
+    guard,
     outcome::Stage,
     packet::{self, ip, transport::TCP_LEN},
     record,
@@ -111,7 +112,7 @@ fn begin<E: Env>(
     arrival.proxied = 1;
     arrival.sequence = Sequence::new(arrival.cookie, 0, SequenceStage::WAITING);
     arrival.way_back = packet::way_back(env);
-    record::take(env.maps(), arrival)?;
+    guard::admits(env.maps(), arrival)?;
     arrival.preferred = balance::port_of(env.maps().apart(Stage::Record, arrival).get()?);
     aims(env, arrival)
 }

@@ -104,6 +104,14 @@ impl<R: core::ops::Deref<Target = FlowRows>> Answered<R> {
     }
 }
 
+/// Asks for a place that will be looked at.
+#[inline(always)]
+pub fn expect<M: Maps>(maps: &M, spot: &Spot) {
+    if let Some(rows) = maps.replies(spot.bucket) {
+        let _reply = place(&rows, spot.way).get::<M>();
+    }
+}
+
 /// Looks for the flow that a packet of a remote endpoint answers. Whether it is that endpoint's is still to be seen.
 #[inline(always)]
 pub fn find<M: Maps>(
