@@ -409,6 +409,134 @@ fn a_change_ends_after_its_window() {
     assert_eq!(writer.settle().unwrap(), Written::default());
 }
 
+fn slots_of(writer: &Writer<Memory>) -> Vec<Slot> {
+    writer.maps().observe().unwrap().slots[&key(1)].clone()
+}
+
+#[test]
+fn what_changes_something_else_leaves_the_memory_of_slots_alone() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2, 3])])).unwrap();
+    let before = slots_of(&writer);
+    endpoint(&registry, 2).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    let during = slots_of(&writer);
+    assert!(during.iter().any(|slot| slot.endpoint != slot.former));
+    // A weight: most slots stay.
+    endpoint(&registry, 3).set_weight(2);
+    writer.publish(&registry.changes().take()).unwrap();
+    for ((before, during), after) in before.iter().zip(&during).zip(slots_of(&writer)) {
+        assert_eq!(during.former, before.endpoint);
+        assert_eq!(after.former, before.endpoint, "what began since is remembered in the flow table");
+    }
+    // Back to where it was: nobody's flows are anywhere else, unless they are remembered.
+    endpoint(&registry, 3).set_weight(1);
+    endpoint(&registry, 2).set_health(Health::Up);
+    writer.publish(&registry.changes().take()).unwrap();
+    assert_eq!(slots_of(&writer), before);
+    writer.clock.advance(WINDOW);
+    assert_eq!(writer.settle().unwrap(), Written::default());
+}
+
+#[test]
+fn a_change_within_the_window_of_another_has_a_whole_one() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2, 3])])).unwrap();
+    endpoint(&registry, 2).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    let first = slots_of(&writer);
+    let is_first = |idx: usize| first[idx].endpoint != first[idx].former;
+    writer.clock.advance(WINDOW / 2);
+    endpoint(&registry, 3).set_weight(3);
+    writer.publish(&registry.changes().take()).unwrap();
+    let both = slots_of(&writer);
+    let n_late = |slots: &[Slot]| {
+        let late = |(idx, slot): &(usize, &Slot)| !is_first(*idx) && slot.endpoint != slot.former;
+        slots.iter().enumerate().filter(late).count()
+    };
+    assert!(n_late(&both) > 10);
+    writer.clock.advance(WINDOW / 2);
+    assert_eq!(writer.settle().unwrap().tables, 1);
+    for (idx, (both, after)) in both.iter().zip(slots_of(&writer)).enumerate() {
+        let former = if is_first(idx) { both.endpoint } else { both.former };
+        assert_eq!(after, Slot { former, ..*both });
+    }
+    assert_eq!(writer.settle().unwrap(), Written::default());
+    writer.clock.advance(WINDOW / 2);
+    assert_eq!(writer.settle().unwrap().tables, 1);
+    assert_eq!(n_changing(&writer), 0);
+}
+
+#[test]
+fn slots_forget_however_often_others_change() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2, 3])])).unwrap();
+    endpoint(&registry, 2).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    let first = slots_of(&writer);
+    for n in 0..20u32 {
+        writer.clock.advance(WINDOW / 10);
+        endpoint(&registry, 3).set_weight(if n % 2 == 0 { 2 } else { 1 });
+        writer.publish(&registry.changes().take()).unwrap();
+        writer.settle().unwrap();
+    }
+    // Those that have not changed since.
+    let slots = slots_of(&writer);
+    let still = first.iter().zip(&slots).filter(|(first, slot)| first.endpoint == slot.endpoint);
+    let n = still.filter(|(first, slot)| first.former == 1 && slot.former == 1).count();
+    assert_eq!(n, 0, "after two windows");
+    writer.clock.advance(WINDOW);
+    writer.settle().unwrap();
+    writer.clock.advance(WINDOW);
+    writer.settle().unwrap();
+    assert_eq!(n_changing(&writer), 0);
+}
+
+#[test]
+fn no_slot_remembers_who_has_another_owner() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2, 3])])).unwrap();
+    // The second leaves, and its row is another's one change later.
+    let mut without = direct(&registry, &[1, 2, 3]);
+    without.endpoints.remove(1);
+    writer.apply(image([without])).unwrap();
+    assert!(slots_of(&writer).iter().any(|slot| slot.former == 1 && slot.endpoint != 1));
+    assert_eq!(state(&writer, 1), EndpointState::DOWN);
+    let mut taken = direct(&registry, &[1, 4, 3]);
+    taken.endpoints[1].generation = 2;
+    writer.maps_mut().take_journal();
+    writer.apply(image([taken])).unwrap();
+    let journal = writer.maps_mut().take_journal();
+    let forgets = |op: &Op| matches!(op, Op::Slots { slots, .. } if slots.iter().all(|slot| slot.former != 1 && slot.endpoint != 1));
+    let [slots, value, row] = [
+        journal.iter().position(forgets),
+        journal.iter().position(|op| matches!(op, Op::Service { .. })),
+        journal.iter().position(|op| matches!(op, Op::Row { row: 1, .. })),
+    ];
+    assert!(
+        slots < value && value < row && slots.is_some(),
+        "forgotten before the row is another's: {journal:#?}"
+    );
+    let strangers = |writer: &Writer<Memory>, local: u16| {
+        slots_of(writer).iter().filter(|slot| slot.former == local && slot.endpoint != local).count()
+    };
+    assert_eq!(strangers(&writer, 1), 0);
+    // The third leaves, and its row is another's at once.
+    let mut at_once = direct(&registry, &[1, 4, 5]);
+    at_once.endpoints[1].generation = 2;
+    at_once.endpoints[2].generation = 2;
+    writer.maps_mut().refuse_after(Some(1));
+    writer.apply(image([at_once])).unwrap_err();
+    writer.maps_mut().refuse_after(None);
+    writer.reconcile().unwrap();
+    assert_eq!((strangers(&writer, 2), writer.gap()), (0, 0));
+    check_whole(writer.maps());
+}
+
 #[test]
 fn a_change_of_an_earlier_agent_ends_too() {
     let registry = Registry::default();
