@@ -247,7 +247,17 @@ impl Reply {
     }
 }
 
-/// Value of [`ServiceFlows`](crate::map::ServiceFlows): what a service holds in [`Flows`](crate::map::Flows).
+/// Value of [`ServiceFlows`](crate::map::ServiceFlows): what a service holds in [`Flows`](crate::map::Flows), and lost there.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
+pub struct ServiceFlowCount {
+    /// Entries, of open flows and of those that are over but whose place nobody has taken yet.
+    pub entries: u64,
+    /// Flows that had to give their place to others before they were over.
+    pub evicted: u64,
+}
+
+/// Value of [`EndpointFlows`](crate::map::EndpointFlows): what an endpoint has in [`Flows`](crate::map::Flows).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct FlowCount {

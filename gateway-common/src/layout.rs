@@ -25,7 +25,7 @@ pub fn is_unchanged_since(map: &str, version: u32) -> bool {
 }
 
 /// Version of the flow tables, whose entries outlive a change of the other maps.
-pub const FLOW_LAYOUT_VERSION: u32 = 3;
+pub const FLOW_LAYOUT_VERSION: u32 = 4;
 
 /// Directory under a BPF file system that holds everything of Sluice.
 pub const PIN_ROOT: &str = "sluice";
@@ -72,4 +72,5 @@ pub const FLOW_SIZES: &[(&str, usize)] = &[
     ("ReplyBucket", size_of::<flow::ReplyBucket>()),
     ("SequenceBucket", size_of::<flow::SequenceBucket>()),
     ("FlowCount", size_of::<flow::FlowCount>()),
+    ("ServiceFlowCount", size_of::<flow::ServiceFlowCount>()),
 ];

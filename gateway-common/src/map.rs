@@ -10,7 +10,7 @@ use crate::{
     endpoint::Endpoint,
     event::{Event, EventCount},
     filter::{self, FilterWord},
-    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, SequenceBucket},
+    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, SequenceBucket, ServiceFlowCount},
     fragment::FragmentBucket,
     health::{EndpointHealth, Handshake},
     heartbeat::Heartbeat,
@@ -145,7 +145,7 @@ maps! {
     /// Sequence numbers of connections that began with a cookie, by the buckets of the flow table.
     Sequences "SEQUENCES" Array [131_072] u32 => SequenceBucket;
     /// Places that services hold in the flow table.
-    ServiceFlows "SERVICE_FLOWS" MappedArray [SERVICES] u32 => FlowCount;
+    ServiceFlows "SERVICE_FLOWS" MappedArray [SERVICES] u32 => ServiceFlowCount;
     /// Flows of endpoint rows in the flow table.
     EndpointFlows "ENDPOINT_FLOWS" MappedArray [131_072] u32 => FlowCount;
     /// Bitmap over the destination addresses that are ours.

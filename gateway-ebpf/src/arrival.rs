@@ -146,23 +146,36 @@ impl Arrival {
         bytemuck::must_cast_mut(scratch)
     }
 
-    /// Notes the service of the packet that was parsed.
+    /// Notes the service of the packet that was parsed, and whose flow it is.
     #[inline(always)]
     pub fn is_to<M: Maps>(&mut self, maps: &M, id: u32, service: &M::Row<Service>, settings: &Settings) {
+        self.is_for::<M>(id, service, settings);
+        self.has_flow(maps, service, settings);
+    }
+
+    /// Notes the service of the packet that was parsed: what a slot is found by.
+    #[inline(always)]
+    pub(crate) fn is_for<M: Maps>(&mut self, id: u32, service: &M::Row<Service>, settings: &Settings) {
         self.id = id;
-        self.share = service.flow_share;
-        self.affinity_ticks = service.affinity_ticks;
         self.flags = service.flags;
         self.mode = service.mode;
         self.track = service.track;
         self.table = M::current(service);
-        self.now = maps.now(settings.tick_shift);
-        let key = self.packet.key();
-        let hash = hash::flow(&settings.keys, key, self.packet.is_v6());
+        let hash = hash::flow(&settings.keys, self.packet.key(), self.packet.is_v6());
         self.hash = hash;
         self.choice = hash;
-        self.who = Who::new(key.source, key.source_port, key.destination_port, id);
-        self.spot = Spot::new(hash, settings.flow_mask, key.protocol);
+    }
+
+    /// Notes whose flow it is, and the present: for whoever asks the flow table, which most packets of services that
+    /// remember flows of some slots alone need not do.
+    #[inline(always)]
+    pub(crate) fn has_flow<M: Maps>(&mut self, maps: &M, service: &Service, settings: &Settings) {
+        self.share = service.flow_share;
+        self.affinity_ticks = service.affinity_ticks;
+        self.now = maps.now(settings.tick_shift);
+        let key = self.packet.key();
+        self.who = Who::new(key.source, key.source_port, key.destination_port, self.id);
+        self.spot = Spot::new(self.hash, settings.flow_mask, key.protocol);
     }
 
     /// Notes how large a packet may be.

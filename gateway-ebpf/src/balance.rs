@@ -60,19 +60,24 @@ fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Re
     {
         return Err(Reason::CookieRefused);
     }
-    let staying = found.as_ref().and_then(|found| present(env.maps(), arrival, found).zip(Some(found)));
-    if let Some((chosen, found)) = staying {
-        arrival.row = chosen.row;
-        arrival.is_new = 0;
-        if let Some(port) = refresh(env, arrival, settings, found, &chosen.endpoint) {
-            return Ok(port);
-        }
-    } else {
+    let mut stays = found.as_ref().is_some_and(|found| present(env.maps(), arrival, found).is_some());
+    if !stays {
         // What may not stay is a connection whose endpoint is down or gone: a SYN would begin another.
         if arrival.wants_reset() && found.is_some() {
             return Err(Reason::NoEndpoint);
         }
         record::seat(env.maps(), arrival, settings)?;
+        // Where all endpoints drain, a flow is given back the one that it has.
+        stays = found.as_ref().is_some_and(|found| record::has(env.maps(), arrival, &found.held));
+    }
+    if stays && let Some(found) = &found {
+        let endpoint = env.maps().endpoint(found.held.endpoint).ok_or(Reason::BadSlot)?;
+        arrival.row = found.held.endpoint;
+        arrival.is_new = 0;
+        if let Some(port) = refresh(env, arrival, settings, found, &endpoint) {
+            return Ok(port);
+        }
+    } else {
         arrival.notes_entry(found.as_ref());
         arrival.is_new = 1;
         arrival.phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);
@@ -239,7 +244,7 @@ pub(crate) fn fits<E: Env>(env: &E, arrival: &mut Arrival, endpoint: &Endpoint) 
     let mode = arrival.mode;
     let extra = if arrival.is_tunnelled() { tunnel::room(mode, endpoint).bytes() } else { 0 };
     let mtu = u32::from(endpoint.mtu);
-    let bytes = env.segment_bytes().unwrap_or(arrival.packet.bytes);
+    let bytes = packet::bytes_at_once(env, &arrival.packet);
     if mtu != 0 && bytes.wrapping_add(extra) > mtu {
         arrival.fits(mtu.saturating_sub(extra));
         return Err(Reason::TooBig);

@@ -73,6 +73,8 @@ pub trait Maps {
     fn replies(&self, bucket: u32) -> Option<Self::Row<ReplyRows>>;
     /// Number of entries that a service holds in the flow table.
     fn service_flows(&self, id: u32) -> Option<Self::Row<AtomicU64>>;
+    /// Number of flows of a service that lost their place in the flow table.
+    fn service_evictions(&self, id: u32) -> Option<Self::Row<AtomicU64>>;
     /// Number of flows of an endpoint row in the flow table.
     fn endpoint_flows(&self, row: u32) -> Option<Self::Row<AtomicU64>>;
     /// A place of the handshakes that are timed.
@@ -154,9 +156,9 @@ pub trait Env {
     fn hook(&self) -> Hook;
     /// Bytes of the packet from its link-layer header on, also those that [`Env::load`] does not reach.
     fn len_bytes(&self) -> u32;
-    /// Bytes of each segment that the stack or the hardware will make of this packet, from the IP header on; none when
-    /// it stays whole.
-    fn segment_bytes(&self) -> Option<u32> {
+    /// Bytes behind the transport header in each segment that the stack or the hardware will make of this packet; none
+    /// when it stays whole.
+    fn segment_payload(&self) -> Option<u32> {
         None
     }
     /// Index of the interface where the packet came in.

@@ -59,6 +59,28 @@ pub fn refuses<M: Maps>(
     None
 }
 
+/// Why a message about a flow goes no further: its sender is on a list. The packet is the sender's then, for whoever is told.
+#[inline(always)]
+pub(crate) fn refuses_message<M: Maps>(
+    maps: &M,
+    arrival: &mut Arrival,
+    settings: &Settings,
+    sender: Addr,
+) -> Option<Reason> {
+    if settings.guards & Settings::SOURCES == 0 {
+        return None;
+    }
+    let of_flow = arrival.packet.key().source;
+    arrival.packet.comes_from(sender);
+    if may_be_listed(maps, &arrival.packet)
+        && let Some(reason) = refused(maps.apart(Stage::Source, arrival))
+    {
+        return Some(reason);
+    }
+    arrival.packet.comes_from(of_flow);
+    None
+}
+
 /// Whether a translated flow that nothing remembers may begin: one whose packet says that it begins was asked before.
 ///
 /// # Errors

@@ -2,7 +2,7 @@
 
 use gateway_common::{
     counter::Reason,
-    service::{Mode, Service, ServiceKey},
+    service::{Mode, Service, ServiceKey, Track},
     settings::Settings,
 };
 
@@ -70,7 +70,10 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
         return Verdict::Pass(Reason::Agent);
     } else if service.mode.number() <= Mode::LAST.number() {
         if !(E::IS_RARE && fails_open) {
-            arrival.is_to(env.maps(), id, &service, settings);
+            arrival.is_for::<E::Maps>(id, &service, settings);
+            if arrival.track == Track::ALWAYS {
+                arrival.has_flow(env.maps(), &service, settings);
+            }
         }
         balance::forward(env, arrival, settings)
     } else {

@@ -18,7 +18,9 @@ use gateway_common::{
     endpoint::Endpoint,
     event::{Event, EventCount},
     filter::FilterWord,
-    flow::{DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, SequenceBucket, Tick},
+    flow::{
+        DisplacedFlows, FlowBucket, FlowCount, ReplyBucket, Scratch, SequenceBucket, ServiceFlowCount, Tick,
+    },
     fragment::FragmentBucket,
     health::{EndpointHealth, Handshake},
     heartbeat::Heartbeat,
@@ -282,9 +284,14 @@ impl Maps for KernelMaps {
 
     #[inline(always)]
     fn service_flows(&self, id: u32) -> Option<&'static AtomicU64> {
-        let row: *const FlowCount = SERVICE_FLOWS.get_ptr(id)?;
-        // SAFETY: the first field of a live value, which is a `u64`; all who write it do so atomically.
-        Some(unsafe { &*row.cast::<AtomicU64>() })
+        let [entries, _] = shared!(SERVICE_FLOWS.get_ptr(id) => ServiceFlowCount as [AtomicU64; 2])?;
+        Some(entries)
+    }
+
+    #[inline(always)]
+    fn service_evictions(&self, id: u32) -> Option<&'static AtomicU64> {
+        let [_, evicted] = shared!(SERVICE_FLOWS.get_ptr(id) => ServiceFlowCount as [AtomicU64; 2])?;
+        Some(evicted)
     }
 
     #[inline(always)]

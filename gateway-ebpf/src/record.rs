@@ -21,7 +21,7 @@ use crate::{
     standby,
     table::{
         self, Claimed, Found, reply,
-        row::{Content, FlowRows, Who},
+        row::{Content, FlowRows, Held, Who},
         sequence,
     },
     track,
@@ -110,8 +110,15 @@ fn stick<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
         return Ok(());
     }
     choose(maps, arrival)?;
-    maps.apart(Stage::Note, arrival).get()?;
+    notes(maps, arrival);
     Ok(())
+}
+
+/// Has it noted which endpoint was chosen. Who finds no place in the table goes on all the same, and is counted.
+#[inline(always)]
+fn notes<M: Maps>(maps: &M, arrival: &mut Arrival) {
+    let is_noted = maps.apart(Stage::Note, arrival).get().is_ok();
+    noted(maps, arrival.id, is_noted);
 }
 
 #[inline(always)]
@@ -334,6 +341,8 @@ const fn nth_port(first: Port, offset: u32) -> Port {
 /// [`Reason::NoEndpoint`] for an open connection whose endpoint is down, where the service wants it reset.
 #[inline(always)]
 fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<u32, Reason> {
+    let service = maps.service(arrival.id).ok_or(Reason::NoEndpoint)?;
+    arrival.has_flow(maps, &service, settings);
     let slot = arrival.slot;
     let is_same = slot.endpoint == slot.former;
     let remembers = arrival.track == Track::CHANGE;
@@ -374,6 +383,14 @@ fn noted<M: Maps>(maps: &M, service: u32, is_noted: bool) {
     if !is_noted {
         maps.count_service(service, |count| count.unrecorded += 1);
     }
+}
+
+/// Whether the endpoint that was chosen is the one that the flow has already.
+#[inline(always)]
+pub(crate) fn has<M: Maps>(maps: &M, arrival: &Arrival, held: &Held) -> bool {
+    held.endpoint == arrival.row
+        && !track::begins_anew(held, &arrival.packet, arrival.now)
+        && maps.endpoint(held.endpoint).is_some_and(|endpoint| endpoint.generation == held.generation)
 }
 
 /// Whether the endpoint is down where flows are that are not remembered: the one that the slot had before, while it
@@ -435,6 +452,15 @@ fn stay<M: Maps>(
 /// [`Reason::BadSlot`], and those of [`table::claim`].
 #[inline(always)]
 fn note<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<(), Reason> {
+    // Where all endpoints drain, a flow is given back the one that it has.
+    if arrival.entry != NO_ENTRY
+        && let Some(found) = table::find(maps, &arrival.spot, &arrival.who)
+        && has(maps, arrival, &found.held)
+    {
+        arrival.is_new = 0;
+        stay(maps, arrival, settings, &found, false);
+        return Ok(());
+    }
     take(maps, arrival, settings)?;
     let claimed = own(maps, arrival)?;
     let Some(endpoint) = maps.endpoint(arrival.row) else {
@@ -466,8 +492,7 @@ pub(crate) fn in_change<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), 
     if arrival.row == NO_ROW {
         choose(maps, arrival)?;
         if is_to_be_noted {
-            let is_noted = maps.apart(Stage::Note, arrival).get().is_ok();
-            noted(maps, arrival.id, is_noted);
+            notes(maps, arrival);
         }
     }
     Ok(())

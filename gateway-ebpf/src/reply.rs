@@ -85,7 +85,7 @@ const EVERY_WAY: u32 = 1_280;
 /// never hear of it.
 #[inline(always)]
 pub(crate) fn fits<E: Env>(env: &E, arrival: &mut Arrival, way: Way) -> bool {
-    let bytes = env.segment_bytes().unwrap_or(arrival.packet.bytes);
+    let bytes = packet::bytes_at_once(env, &arrival.packet);
     if bytes <= EVERY_WAY {
         return true;
     }

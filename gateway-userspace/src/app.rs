@@ -378,7 +378,7 @@ fn kernel_settings(agent: &AgentSettings) -> kernel::Settings {
             SeedSource::Given(secret) => Some(secret_bytes(secret.expose())),
             SeedSource::Node => None,
         },
-        flows: kernel.flows,
+        flows: kernel.flows.unwrap_or_else(kernel::flows_of_node),
         change_window: kernel.change_window,
         fail_open_after: kernel.fail_open_after,
         echo: kernel.echo,

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use aya::{TestRun as _, TestRunOptions, programs::Xdp};
 use gateway_common::{
     aside::SWEEP,
-    flow::FlowCount,
+    flow::{FlowCount, ServiceFlowCount},
     health::EndpointHealth,
     map::{self, MapDef as _},
 };
@@ -15,6 +15,7 @@ use crate::{
 };
 
 const FLOW_COUNT: usize = size_of::<FlowCount>();
+const SERVICE_FLOW_COUNT: usize = size_of::<ServiceFlowCount>();
 const HEALTH: usize = size_of::<EndpointHealth>();
 
 impl Kernel {
@@ -24,12 +25,25 @@ impl Kernel {
             let entries = tables.endpoint_flows.get(&row).copied().unwrap_or_default();
             flows.set(row, raw(&FlowCount { entries }), 0)?;
         }
+        let mut counts = self.array::<SERVICE_FLOW_COUNT>(map::ServiceFlows::NAME)?;
+        for id in 0..ROWS {
+            let entries = tables.service_flows.get(&id).copied().unwrap_or_default();
+            let evicted = tables.service_evictions.get(&id).copied().unwrap_or_default();
+            counts.set(id, raw(&ServiceFlowCount { entries, evicted }), 0)?;
+        }
         clear(self.counts::<HEALTH>(map::EndpointHealths::NAME)?, ROWS)
     }
 
     pub(crate) fn read_health(&mut self, tables: &mut Tables) -> Result<()> {
         let flows = rows::<FLOW_COUNT, FlowCount>(&self.array(map::EndpointFlows::NAME)?, ROWS)?;
         tables.endpoint_flows = flows.into_iter().map(|(row, count)| (row, count.entries)).collect();
+        let counts =
+            rows::<SERVICE_FLOW_COUNT, ServiceFlowCount>(&self.array(map::ServiceFlows::NAME)?, ROWS)?;
+        let of = |what: fn(&ServiceFlowCount) -> u64| {
+            counts.iter().map(|(id, count)| (*id, what(count))).filter(|(_, n)| *n != 0).collect()
+        };
+        (tables.service_flows, tables.service_evictions) =
+            (of(|count| count.entries), of(|count| count.evicted));
         tables.endpoint_health = self.health()?;
         for health in tables.endpoint_health.values_mut() {
             // Times are the kernel's own.

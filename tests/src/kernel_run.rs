@@ -20,7 +20,7 @@ use gateway_common::{
     counter::{Count, EndpointCount, Hook, HookCounts, ServiceCount, ServiceReasons},
     endpoint::Endpoint,
     filter::FilterWord,
-    flow::{DisplacedFlows, FlowBucket, FlowCount, FlowKey, ReplyBucket, Scratch, SequenceBucket},
+    flow::{DisplacedFlows, FlowBucket, FlowKey, ReplyBucket, Scratch, SequenceBucket},
     fragment::FragmentBucket,
     heartbeat::Heartbeat,
     map::{self, MapDef},
@@ -79,6 +79,8 @@ pub struct Kernel {
     filled: Option<Tables>,
     /// Rows of refused sources that are not empty.
     pub(crate) refused: Vec<u32>,
+    /// Bytes behind the transport header in each segment that will be made of a packet.
+    segment_payload: Option<u32>,
 }
 
 impl Kernel {
@@ -121,8 +123,14 @@ impl Kernel {
             }
             .with_context(|| format!("loading {name}"))?;
         }
-        let mut kernel =
-            Self { ebpf, index: Vec::new(), filled: None, probes: Vec::new(), refused: Vec::new() };
+        let mut kernel = Self {
+            ebpf,
+            index: Vec::new(),
+            filled: None,
+            probes: Vec::new(),
+            refused: Vec::new(),
+            segment_payload: None,
+        };
         kernel.join()?;
         Ok(kernel)
     }
@@ -144,6 +152,7 @@ impl Kernel {
     ///
     /// When the kernel refuses a write.
     pub fn fill(&mut self, tables: &Tables) -> Result<()> {
+        self.segment_payload = tables.segment_payload;
         // An emulated machine takes long for each write, so what no program changes is written when it differs.
         let known = self.filled.take();
         let index = tables.index();
@@ -227,11 +236,6 @@ impl Kernel {
         for at in 0..BUCKETS / 8 {
             displaced.set(at, tables.displaced.get(&at).copied().unwrap_or_default().to_ne_bytes(), 0)?;
         }
-        let mut counts = self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?;
-        for id in 0..ROWS {
-            let entries = tables.service_flows.get(&id).copied().unwrap_or_default();
-            counts.set(id, raw(&FlowCount { entries }), 0)?;
-        }
         Ok(())
     }
 
@@ -261,9 +265,6 @@ impl Kernel {
         let mut tables = before.clone();
         self.read_flows(&mut tables)?;
         tables.displaced = rows(&self.array::<DISPLACED>(map::Displaced::NAME)?, BUCKETS / 8)?;
-        let counts: BTreeMap<u32, FlowCount> =
-            rows(&self.array::<FLOW_COUNT>(map::ServiceFlows::NAME)?, ROWS)?;
-        tables.service_flows = counts.into_iter().map(|(id, count)| (id, count.entries)).collect();
         let probes = self.array::<PROBE>(map::Probes::NAME)?;
         for (row, probe) in &mut tables.probes {
             *probe = bytemuck::pod_read_unaligned(&probes.get(row, 0)?);
@@ -385,9 +386,15 @@ impl Kernel {
     /// When the kernel cannot run it.
     pub fn run(&mut self, hook: Hook, packet: &[u8]) -> Result<Outcome> {
         let mut out = vec![0; packet.len() + 256];
-        // `len`, `pkt_type` and `mark` of `struct __sk_buff`.
-        let marked = [0_u32, 0, OWN_MARK];
-        let context = (hook == Hook::TcProbeOut).then_some(bytemuck::cast_slice(&marked));
+        // `struct __sk_buff`: `mark`, and `gso_size`.
+        let mut socket_buffer = [0_u32; 45];
+        let payload = self.segment_payload.filter(|_| matches!(hook, Hook::TcIngress | Hook::TcEgress));
+        if hook == Hook::TcProbeOut {
+            socket_buffer[2] = OWN_MARK;
+        }
+        socket_buffer[44] = payload.unwrap_or(0);
+        let context =
+            (hook == Hook::TcProbeOut || payload.is_some()).then_some(bytemuck::cast_slice(&socket_buffer));
         let options = TestRunOptions {
             data_in: Some(packet),
             data_out: Some(&mut out),
@@ -426,7 +433,6 @@ const SCRATCH: usize = size_of::<Scratch>();
 const SEQUENCE_BUCKET: usize = size_of::<SequenceBucket>();
 const COOKIE_KEYS: usize = size_of::<CookieKeys>();
 const DISPLACED: usize = size_of::<DisplacedFlows>();
-const FLOW_COUNT: usize = size_of::<FlowCount>();
 const CHUNK: usize = size_of::<SlotChunk>();
 const ENDPOINT: usize = size_of::<Endpoint>();
 const WORD: usize = size_of::<FilterWord>();

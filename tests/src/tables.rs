@@ -50,6 +50,8 @@ pub struct Tables {
     pub sequences: BTreeMap<u32, SequenceBucket>,
     /// Entries that services hold in the flow table.
     pub service_flows: BTreeMap<u32, u64>,
+    /// Flows of services that lost their place.
+    pub service_evictions: BTreeMap<u32, u64>,
     /// Flows of endpoint rows.
     pub endpoint_flows: BTreeMap<u32, u64>,
     /// Words of the filter that are not zero.
@@ -68,6 +70,8 @@ pub struct Tables {
     pub cookie_keys: CookieKeys,
     /// The present by the clock of cookies, where it is another than that of flows: no map.
     pub moment: Option<Tick>,
+    /// Bytes behind the transport header in each segment that will be made of a packet at TC: no map either.
+    pub segment_payload: Option<u32>,
     /// What the kernel's listening sockets say when they are asked for a cookie: no map, but as far from the pipeline.
     pub cookie: u64,
     /// Heartbeats of workers.

@@ -54,15 +54,16 @@ const RECORDED: (u32, &[(&str, usize)]) = (
     ],
 );
 
-/// Sizes at flow layout version 3.
+/// Sizes at flow layout version 4.
 const RECORDED_FLOWS: (u32, &[(&str, usize)]) = (
-    3,
+    4,
     &[
         ("FlowBucket", 256),
         ("DisplacedFlows", 8),
         ("ReplyBucket", 64),
         ("SequenceBucket", 32),
         ("FlowCount", 8),
+        ("ServiceFlowCount", 16),
     ],
 );
 

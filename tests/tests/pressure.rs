@@ -100,9 +100,10 @@ fn two_million_flows_fit_beside_a_calm_service() {
     let n_calm = u64::from(CALM + LATE);
     assert_eq!((calmed.packets, calmed.new_flows, calmed.dropped), (n_calm + u64::from(CALM), n_calm, 0));
     let live = live(&ebpf);
-    let held: Array<_, u64> = Array::try_from(ebpf.map(map::ServiceFlows::NAME).unwrap()).unwrap();
-    let held = IDS.map(|id| held.get(&id, 0).unwrap());
-    assert_eq!(held, live, "what is counted (left), and what stands in the table");
+    let held: Array<_, [u64; 2]> = Array::try_from(ebpf.map(map::ServiceFlows::NAME).unwrap()).unwrap();
+    let [[flooded, lost], [calmed, none_lost]] = IDS.map(|id| held.get(&id, 0).unwrap());
+    assert_eq!([flooded, calmed], live, "what is counted (left), and what stands in the table");
+    assert_eq!((lost, none_lost), (n_sent - live[0], 0), "every flow that lost its place is counted");
     assert_eq!(live[1], n_calm, "the calm service keeps everything");
     assert_eq!(u64::try_from(n_answered).unwrap(), live[0], "every flow in the table can be answered");
     println!("{n_sent} sent, {n_full} refused, {} in the table; {reasons:?}", live[0]);

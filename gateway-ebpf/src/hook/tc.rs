@@ -43,9 +43,6 @@ const RARE_BYTES: u32 = 255 + 8 + 60 + 20;
 /// Bytes that an answer may quote.
 const ANSWER_BYTES: u32 = 14 + 1_280;
 
-/// Bytes of the headers of a segment that every one has: IPv4 and TCP.
-const SEGMENT_HEADERS: u32 = 40;
-
 /// `BPF_ADJ_ROOM_MAC` of `linux/bpf.h`.
 const ROOM_MAC: u32 = 1;
 /// `BPF_F_ADJ_ROOM_FIXED_GSO`: segments keep the size that the sender gave them.
@@ -418,11 +415,10 @@ impl<const IS_RARE: bool> Env for Tc<'_, IS_RARE> {
     }
 
     #[inline(always)]
-    fn segment_bytes(&self) -> Option<u32> {
+    fn segment_payload(&self) -> Option<u32> {
         // SAFETY: the context is the program's own.
         let payload = unsafe { (*self.ctx.skb.skb).gso_size };
-        // What a segment carries, and the headers in front of that without options.
-        (payload != 0).then_some(payload + SEGMENT_HEADERS)
+        (payload != 0).then_some(payload)
     }
 
     #[inline(always)]

@@ -7,7 +7,7 @@ pub mod transport;
 
 use bytemuck::{Pod, Zeroable};
 use gateway_common::{
-    addr::{Addr, Port},
+    addr::{Addr, Port, Protocol},
     counter::Reason,
     filter,
     flow::FlowKey,
@@ -87,6 +87,12 @@ impl Packet {
         self.is_later = 0;
     }
 
+    /// Gives it another source.
+    #[inline(always)]
+    pub(crate) const fn comes_from(&mut self, source: Addr) {
+        self.key.source = source;
+    }
+
     /// Bytes from the IP header on, as far as they fit the IP header's own field.
     #[inline(always)]
     #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "at most 0xffff")]
@@ -138,6 +144,19 @@ pub(crate) fn headers<E: Env, const IS_RARE: bool>(env: &E, side: Side) -> Resul
         eth::VLAN | eth::SERVICE_VLAN => Err(Verdict::Pass(Reason::Vlan)),
         _ => Err(Verdict::Pass(Reason::NotIp)),
     }
+}
+
+/// Bytes of what leaves at once, from the IP header on: of each segment, where the stack or the hardware will make some.
+#[inline(always)]
+pub(crate) fn bytes_at_once<E: Env>(env: &E, packet: &Packet) -> u32 {
+    let Some(payload) = env.segment_payload() else { return packet.bytes };
+    let header = if packet.key.protocol == Protocol::TCP {
+        let offset = env.load(u32::from(packet.transport) + transport::OFFSET).unwrap_or(0_u8);
+        u32::from(offset >> 4) * 4
+    } else {
+        transport::UDP_LEN
+    };
+    u32::from(packet.transport).wrapping_sub(ip::OFFSET).wrapping_add(header).wrapping_add(payload)
 }
 
 /// Whether an address may be one of ours.

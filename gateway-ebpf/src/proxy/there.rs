@@ -55,7 +55,7 @@ pub(super) fn to_endpoint<E: Env>(
             arrival.cookie = head.acknowledgment().wrapping_sub(1);
             if let Ok(bytes) = env.maps().apart(Stage::Prove, arrival).get() {
                 // Nobody has been offered an option, and segments that are still together are not of a window that is closed.
-                if head.bytes() != TCP_LEN || env.segment_bytes().is_some() {
+                if head.bytes() != TCP_LEN || env.segment_payload().is_some() {
                     return Err(Reason::HandshakePending);
                 }
                 arrival.number = bytes;

@@ -20,7 +20,7 @@ use crate::{
     balance,
     count::dropped,
     env::{Env, Maps},
-    index, ingress,
+    guard, index, ingress,
     outcome::Stage,
     packet::{Packet, icmp::Quote},
     reply::{self, Reply},
@@ -52,6 +52,11 @@ pub(super) fn ingress<E: Env>(
     let Some(service) = env.maps().service(id) else {
         return Verdict::Pass(Reason::IcmpNoFlow);
     };
+    if let Some(reason) = guard::refuses_message(env.maps(), arrival, settings, source) {
+        arrival.id = id;
+        guard::blames(env.maps(), arrival, settings, reason);
+        return dropped(env.maps(), id, Verdict::Drop(reason));
+    }
     let fails_open = standby::is_for(&service);
     if service.mode == Mode::AGENT && !(fails_open && table::holds_any(env.maps(), id)) {
         return Verdict::Pass(Reason::Agent);

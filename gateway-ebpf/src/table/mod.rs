@@ -180,7 +180,13 @@ pub fn claim<M: Maps>(maps: &M, wish: &Wish<'_>) -> Result<u32, Reason> {
         return Err(Reason::FlowContended);
     }
     if old.is_live() {
-        left(maps, place.row().service::<M>());
+        let loser = place.row().service::<M>();
+        left(maps, loser);
+        if !place.row().expires::<M>().is_before(wish.now)
+            && let Some(evicted) = maps.service_evictions(loser)
+        {
+            M::add(&evicted, 1);
+        }
         parted(maps, counted::<M>(place.row()));
         reply::forget(maps, wish.settings, place.row(), old, place.index());
         back_home(maps, place.bucket, old, wish.settings);

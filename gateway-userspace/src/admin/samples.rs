@@ -22,7 +22,8 @@ pub fn add(samples: &mut Samples, counters: &Counters) {
             bytes: count.bytes,
         })
         .collect();
-    samples.flows.clone_from(&counters.flows);
+    samples.flows =
+        counters.flows.iter().map(|(listener, count)| (listener.clone(), count.entries)).collect();
     samples.flow_room = counters.flow_room;
     samples.kernel = OfKernel {
         drops: counters.drops.clone(),
@@ -48,6 +49,11 @@ pub fn add(samples: &mut Samples, counters: &Counters) {
             count,
         }));
     }
+    samples.services.extend(counters.flows.iter().map(|(listener, count)| ServiceSample {
+        listener: listener.clone(),
+        what: "evicted",
+        count: count.evicted,
+    }));
 }
 
 fn endpoint_values(of: &OfEndpoint) -> Vec<EndpointSample> {

@@ -155,7 +155,8 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
     } else {
         Some(SeedSource::Node)
     };
-    let flows = kernel.integer("flows");
+    let flows =
+        if kernel.has("flows") { kernel.integer("flows").map(|flows| Some(flows.value)) } else { Some(None) };
     let change_window = kernel.duration("changeWindow");
     let fail_open_after = kernel.duration("failOpenAfter");
     let echo = kernel.word("echo", |word| match word {
@@ -179,7 +180,7 @@ fn read_kernel(kernel: &View<'_>, files: &Files) -> Option<KernelSettings> {
         bpffs: bpffs?.value,
         translation_ports: translation_ports?.value,
         seed: seed?,
-        flows: flows?.value,
+        flows: flows?,
         change_window: change_window?.value,
         fail_open_after: fail_open_after?.value,
         echo: echo?.value,

@@ -206,8 +206,8 @@ pub struct KernelSettings {
     pub translation_ports: RangeInclusive<u16>,
     /// The cluster's seed.
     pub seed: SeedSource,
-    /// Flows that the kernel remembers.
-    pub flows: u32,
+    /// Flows that the kernel remembers; none for as many as suit the node's memory.
+    pub flows: Option<u32>,
     /// How long slots remember the endpoints before a change.
     pub change_window: Duration,
     /// Silence of a worker after which listeners fail open.

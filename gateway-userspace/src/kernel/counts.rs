@@ -7,6 +7,7 @@ use gateway_common::{
     cookie::SynCookie,
     counter::{Class, Count, EndpointCount, Hook, Reason, ServiceCount},
     event::{Event, EventCount},
+    flow::ServiceFlowCount,
     health::EndpointHealth,
     map::{self, MapDef as _},
     source::RefusedSource,
@@ -31,8 +32,8 @@ pub struct Counters {
     pub drops: Vec<(String, &'static str, u64)>,
     /// By listener name and address of the endpoint.
     pub endpoints: Vec<OfEndpoint>,
-    /// Entries of the flow table, by listener name of the service.
-    pub flows: Vec<(String, u64)>,
+    /// Entries of the flow table, and flows that lost theirs, by listener name of the service.
+    pub flows: Vec<(String, ServiceFlowCount)>,
     /// Flows that the table has room for.
     pub flow_room: u64,
     /// By listener name, of those that may answer with cookies.
@@ -174,7 +175,7 @@ impl Kernel {
 
     /// Entries that a service holds in the flow table, by its number.
     pub fn flows(&self, service: u32) -> u64 {
-        self.writer.maps().service_flows(service)
+        self.writer.maps().service_flows(service).entries
     }
 
     /// SYN cookies of a service, by its number.

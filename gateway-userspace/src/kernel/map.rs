@@ -14,7 +14,7 @@ use gateway_common::{
     endpoint::{Endpoint, NextHop},
     event::EventCount,
     filter::{self, FilterWord},
-    flow::FlowCount,
+    flow::{FlowCount, ServiceFlowCount},
     health::EndpointHealth,
     map::{self, MapDef},
     receive::Receive,
@@ -55,7 +55,7 @@ pub(super) struct KernelMaps {
     port_ranges: MappedRows<PortRange>,
     endpoints: MappedRows<Endpoint>,
     slots: MappedRows<SlotChunk>,
-    service_flows: MappedRows<FlowCount>,
+    service_flows: MappedRows<ServiceFlowCount>,
     endpoint_flows: MappedRows<FlowCount>,
     /// Buckets of the flow table and of the table of replies.
     flow_buckets: [u32; 2],
@@ -409,8 +409,8 @@ impl KernelMaps {
     }
 
     /// Entries that a service holds in the flow table.
-    pub(super) fn service_flows(&self, id: u32) -> u64 {
-        self.service_flows.get(id).map_or(0, |count| count.entries)
+    pub(super) fn service_flows(&self, id: u32) -> ServiceFlowCount {
+        self.service_flows.get(id).unwrap_or_default()
     }
 
     /// The counters of a service, of all processors together.

@@ -62,6 +62,7 @@ pub use crate::kernel::{
     error::Error,
     events::Events,
     records::Records,
+    sizes::flows_of_node,
 };
 use crate::{
     clock::Clock,

@@ -23,6 +23,21 @@ impl Settings {
     }
 }
 
+/// Flows that a node remembers unless its configuration says otherwise.
+#[must_use]
+pub fn flows_of_node() -> u32 {
+    flows(memory_bytes())
+}
+
+/// As many flows as a two-hundredth of the memory holds, as a power of two. Each has two places of 64 bytes, 32 bytes
+/// among the replies, 16 of sequence numbers, and a few elsewhere.
+fn flows(memory_bytes: u64) -> u32 {
+    const LEAST: u32 = 1 << 14;
+    const MOST: u32 = 1 << 20;
+    let flows = u32::try_from(memory_bytes / 200 / 192).unwrap_or(MOST).clamp(LEAST, MOST);
+    1 << flows.ilog2()
+}
+
 /// Slot chunks of a node: as many as a hundredth of its memory holds, up to what 10,000 services with 10 endpoints each
 /// need (84 MB).
 fn slot_chunks(memory_bytes: u64) -> u32 {
@@ -42,6 +57,19 @@ fn memory_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flows_follow_the_memory_of_the_node() {
+        let sizes = [0, 1 << 30, 4 << 30, 8 << 30, 32 << 30, 1 << 40].map(flows);
+        assert_eq!(sizes, [1 << 14, 1 << 14, 1 << 16, 1 << 17, 1 << 19, 1 << 20]);
+    }
+
+    #[test]
+    fn every_place_has_a_number_that_replies_can_name() {
+        // The most that the configuration allows.
+        let buckets = 8_388_608_u32 / 2;
+        assert_eq!(buckets * 4, 1 << gateway_common::flow::Reply::INDEX_BITS);
+    }
 
     #[test]
     fn slots_follow_the_memory_of_the_node() {

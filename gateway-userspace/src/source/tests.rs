@@ -71,7 +71,7 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(agent.kernel.translation_ports, 50_000..=60_000);
     let SeedSource::Given(seed) = &agent.kernel.seed else { panic!("a seed is written") };
     assert_eq!(seed.expose(), (0..16).collect::<Vec<u8>>());
-    assert_eq!((agent.kernel.flows, agent.kernel.events), (65_536, 20));
+    assert_eq!((agent.kernel.flows, agent.kernel.events), (Some(65_536), 20));
     assert_eq!(agent.kernel.pods, [InterfacePattern::new("lxc*")]);
     let receive = agent.kernel.receive.unwrap();
     assert_eq!((receive.peers.len(), receive.peers[1].prefix_bits, receive.port), (2, 96, 6_081));

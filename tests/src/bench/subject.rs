@@ -231,10 +231,11 @@ impl Subject {
     fn entries(&self) -> Result<usize> {
         let name = map::ServiceFlows::NAME;
         let map = self.ebpf.map(name).with_context(|| format!("the object has no map {name}"))?;
-        let map: Array<_, u64> = Array::try_from(map)?;
+        let map: Array<_, [u64; 2]> = Array::try_from(map)?;
         let mut entries = 0;
         for id in ids(false).chain(ids(true)) {
-            entries += map.get(&id, 0)?;
+            let [held, _evicted] = map.get(&id, 0)?;
+            entries += held;
         }
         Ok(usize::try_from(entries)?)
     }

@@ -119,6 +119,11 @@ impl Maps for MemoryMaps {
             .then(|| Rc::clone(self.service_flows.borrow_mut().entry(id).or_default()))
     }
 
+    fn service_evictions(&self, id: u32) -> Option<Rc<AtomicU64>> {
+        (id < map::ServiceFlows::CAPACITY)
+            .then(|| Rc::clone(self.service_evictions.borrow_mut().entry(id).or_default()))
+    }
+
     fn endpoint_flows(&self, row: u32) -> Option<Rc<AtomicU64>> {
         (row < map::EndpointFlows::CAPACITY)
             .then(|| Rc::clone(self.endpoint_flows.borrow_mut().entry(row).or_default()))

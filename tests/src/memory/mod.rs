@@ -183,6 +183,11 @@ impl Env for Memory {
         self.run.ingress
     }
 
+    fn segment_payload(&self) -> Option<u32> {
+        let is_tc = matches!(self.run.hook, Hook::TcIngress | Hook::TcEgress);
+        self.maps.tables.borrow().segment_payload.filter(|_| is_tc)
+    }
+
     fn takes_bytes(&self, interface: u32) -> u32 {
         // The loopback interface is what `BPF_PROG_TEST_RUN` uses; no other is known here.
         if interface == 1 { 65_536 } else { 0 }
@@ -244,6 +249,7 @@ struct MemoryMaps {
     sequences: RefCell<BTreeMap<u32, Rc<SequenceRows>>>,
     fragments: RefCell<BTreeMap<u32, Rc<FragmentRows>>>,
     service_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
+    service_evictions: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     endpoint_flows: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     service_rates: RefCell<BTreeMap<u32, Rc<AtomicU64>>>,
     syn_cookies: RefCell<BTreeMap<u32, Rc<CookieWords>>>,
@@ -269,6 +275,7 @@ impl MemoryMaps {
             (*at, Rc::new(words.map(FragmentRow::from)))
         });
         let counts = std::mem::take(&mut tables.service_flows);
+        let evictions = std::mem::take(&mut tables.service_evictions);
         let endpoint_flows = std::mem::take(&mut tables.endpoint_flows);
         let displaced = std::mem::take(&mut tables.displaced);
         let service_rates = std::mem::take(&mut tables.service_rates);
@@ -292,6 +299,7 @@ impl MemoryMaps {
             fragments: RefCell::new(fragments.collect()),
             displaced: words(displaced),
             service_flows: words(counts),
+            service_evictions: words(evictions),
             endpoint_flows: words(endpoint_flows),
             service_rates: words(service_rates),
             syn_cookies: RefCell::new(syn_cookies.collect()),
@@ -329,6 +337,7 @@ impl MemoryMaps {
             }
         }
         tables.service_flows = not_zero(self.service_flows);
+        tables.service_evictions = not_zero(self.service_evictions);
         tables.endpoint_flows = not_zero(self.endpoint_flows);
         tables.displaced = not_zero(self.displaced);
         let rates = not_zero(self.service_rates).into_iter();

@@ -109,6 +109,7 @@ fn what_is_remembered_holds() {
     let settle = |world: &mut World| slots(world, 1, 1);
     let back = |world: &mut World| slots(world, 0, 0);
     let down = |world: &mut World| world.row(TCP4.row()).state = EndpointState::DOWN;
+    let drain = |world: &mut World| world.state(UDP4, EndpointState::DRAINING);
     check(vec![
         known("on the former endpoint", &client(), (TCP4, 0), nothing, (0, 1)),
         known("on the new endpoint", &client(), (TCP4, 1), nothing, (1, 1)),
@@ -120,6 +121,10 @@ fn what_is_remembered_holds() {
             assert_eq!((flow.phase, flow.expires), (Phase::CLOSING, world.now.after(TIMEOUTS.closing)));
         }),
         known("udp", &udp(CLIENT, DNS), (UDP4, 0), nothing, (0, 1)),
+        known("udp while all drain", &udp(CLIENT, DNS), (UDP4, 1), drain, (1, 1)).after(|world| {
+            assert_eq!(world.tables.service_counts[&UDP4.0].new_flows, 0);
+            assert_eq!(world.tables.live().count(), 1);
+        }),
         known(
             "udp whose endpoint drains selects again",
             &udp(CLIENT, DNS),

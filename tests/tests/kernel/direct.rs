@@ -193,3 +193,31 @@ fn what_does_not_fit_the_way_goes_back() {
         case("a byte more, translated", 1_461, Reason::TooBigAnswered, Mode::NAT),
     ]);
 }
+
+/// What the stack or a card cuts into segments on its way out fits if each segment with its own headers does.
+#[test]
+fn segments_that_do_not_fit_the_way_go_back() {
+    let case = |name, packet: &Packet, payload: u32, id: Id, mode: Mode, reason| {
+        case(name, packet, reason).at(Hook::TcIngress).leaves(|_| {}).with(move |world| {
+            direct(world, id, mode);
+            world.tables.segment_payload = Some(payload);
+        })
+    };
+    let long = vec![7; 3_000];
+    let (sent, too_big) = (Reason::Forwarded, Reason::TooBigAnswered);
+    let plain = tcp(CLIENT4, VIP4).payload(&long);
+    let stamped = tcp(CLIENT4, VIP4).tcp_options(3).payload(&long);
+    let v6 = tcp(CLIENT6, VIP6).payload(&long);
+    let datagrams = udp(CLIENT4, DNS4).payload(&long);
+    check(vec![
+        case("as large as the link takes", &plain, 1_460, TCP4, Mode::DSR_L2, sent),
+        case("a byte more", &plain, 1_461, TCP4, Mode::DSR_L2, too_big),
+        case("a byte more than the tunnel leaves", &plain, 1_441, TCP4, Mode::DSR_IPIP, too_big),
+        case("with time stamps", &stamped, 1_448, TCP4, Mode::DSR_L2, sent),
+        case("a byte more with time stamps", &stamped, 1_449, TCP4, Mode::DSR_L2, too_big),
+        case("v6", &v6, 1_440, TCP6, Mode::DSR_L2, sent),
+        case("a byte more over v6", &v6, 1_441, TCP6, Mode::DSR_L2, too_big),
+        case("udp", &datagrams, 1_472, UDP4, Mode::DSR_L2, sent),
+        case("a byte more of udp", &datagrams, 1_473, UDP4, Mode::DSR_L2, too_big),
+    ]);
+}

@@ -70,6 +70,7 @@ fn a_flow_stays_where_it_is() {
         world.slots(TCP4, 1);
         world.row(TCP4.row()).state = EndpointState::DRAINING;
     };
+    let all_drain = |world: &mut World| world.state(UDP4, EndpointState::DRAINING);
     let port_kept = |world: &World| {
         let flow = flow_of(world, &client());
         assert_eq!((flow.source_port.number(), flow.expires), (20_005, world.now.after(TIMEOUTS.open)));
@@ -84,6 +85,21 @@ fn a_flow_stays_where_it_is() {
         known_and("a syn that is sent again", &client().syn(), (Phase::OPENING, 3), FIRST, elsewhere),
         known_and("its endpoint drains", &client(), (Phase::OPEN, 3), FIRST, draining).after(port_kept),
         known_and("udp in time", &query(), (Phase::OPEN, 30), FIRST_DNS, elsewhere_udp),
+        known_and("udp while all drain", &query(), (Phase::OPEN, 1), FIRST_DNS, all_drain).after(|world| {
+            let flow = flow_of(world, &query());
+            assert_eq!((flow.source_port.number(), flow.expires), (20_005, world.now.after(TIMEOUTS.udp)));
+            assert_eq!(world.tables.service_counts[&UDP4.0].new_flows, 0);
+        }),
+        known_and(
+            "a syn that is sent again while all drain",
+            &client().syn(),
+            (Phase::OPENING, 1),
+            FIRST,
+            |world| {
+                world.state(TCP4, EndpointState::DRAINING);
+            },
+        )
+        .after(|world| assert_eq!(world.tables.service_counts[&TCP4.0].new_flows, 0)),
         known("at tc", &client(), Phase::OPEN, 2, FIRST)
             .at(Hook::TcIngress)
             .code(TC_REDIRECT)

@@ -11,11 +11,11 @@ use gateway_common::{
     source::{self, RefusedSource, ServiceRate, SourceRule},
 };
 use gateway_tests::{
-    packet::{Packet, tcp, udp},
+    packet::{Packet, icmp_error, tcp, udp},
     world::{AGENT4, Id, TCP4, TCP6, TICK_SHIFT, UDP4, World, addr_of},
 };
 
-use crate::check::{Case, case, check};
+use crate::check::{Case, case, check, raw};
 
 const VIP4: &str = "198.51.100.1:443";
 const AGENT: &str = "198.51.100.1:80";
@@ -107,6 +107,28 @@ fn networks_are_denied() {
         ),
         listed("a packet to nobody", &tcp(CLIENT4, "198.51.100.1:9"), DENY4, Reason::NoService),
         listed("a packet elsewhere", &tcp(CLIENT4, "203.0.113.1:443"), DENY4, Reason::NotOurs),
+    ]);
+}
+
+#[test]
+fn messages_about_flows_are_their_senders() {
+    let message = |name, rules: &'static [(&'static str, SourceRule)], reason| {
+        let reply = tcp(VIP4, CLIENT4);
+        let message = icmp_error("203.0.113.1", "198.51.100.1", (3, 3), 0, &reply, 28);
+        raw(name, message.bytes(), reason).leaves(|_| {}).with(move |world| {
+            world.established(&tcp(CLIENT4, VIP4), TCP4.row(), 20_005, Phase::OPEN, world.now);
+            for (network, rule) in rules {
+                list(world, network, *rule);
+            }
+        })
+    };
+    check(vec![
+        message("of a router that is refused", &[("203.0.113.0/24", SourceRule::DENY)], Reason::Denied)
+            .after(|world| {
+                assert_eq!(refused(world).site, source::site(addr_of("203.0.113.1")));
+                assert_eq!(world.tables.service_counts[&TCP4.0].dropped, 1);
+            }),
+        message("of a router to a client that is refused", DENY4, Reason::IcmpForwarded),
     ]);
 }
 

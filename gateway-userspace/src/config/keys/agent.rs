@@ -279,9 +279,13 @@ static KERNEL: Table = Table {
         },
         Field {
             key: "flows",
-            shape: Shape::Integer { min: 1_024, max: 16_777_216 },
-            presence: Default("262144"),
-            doc: "Flows that the kernel remembers; beyond it the least recently used is forgotten.",
+            shape: Shape::Integer { min: 1_024, max: 8_388_608 },
+            presence: Absent(
+                "what a two-hundredth of the node's memory holds, at 192 bytes each, rounded down to a power \
+                              of two, from 16384 to 1048576",
+            ),
+            doc: "Flows that the kernel remembers. When there is no place, a service gives up flows of its own, and those \
+                  of services that hold more than their share.",
         },
         Field {
             key: "changeWindow",
