@@ -123,10 +123,11 @@ fn v6<E: Env>(env: &E, at: u32) -> Result<Inner, Verdict> {
     if header.version >> 4 != 6 {
         return Err(Verdict::Drop(Reason::BadIcmp));
     }
+    let (protocol, bytes) = ip::past_quoted(env, at + ip::V6_LEN, header.next_header)?;
     Ok(Inner {
         source: Addr::v6(header.source),
         destination: Addr::v6(header.destination),
-        protocol: Protocol::new(header.next_header),
-        header_bytes: ip::V6_LEN,
+        protocol: Protocol::new(protocol),
+        header_bytes: ip::V6_LEN + bytes,
     })
 }

@@ -352,6 +352,38 @@ struct Extension {
     identification: [u8; 4],
 }
 
+/// Extension headers that are read of a packet that an ICMP error quotes, that of a fragment, and one beside it.
+const QUOTED_HEADERS: u32 = 2;
+
+/// Bytes of each.
+const QUOTED_BYTES: u32 = 8;
+
+/// Goes past the extension headers of a quoted packet that begin at this offset: the protocol behind them, and their bytes.
+///
+/// # Errors
+/// The verdict about an error whose quotation does not say which flow it is about.
+#[inline(always)]
+pub(crate) fn past_quoted<E: Env>(env: &E, at: u32, first: u8) -> Result<(u8, u32), Verdict> {
+    let (mut next, mut bytes) = (first, 0);
+    for _ in 0..QUOTED_HEADERS {
+        if !matches!(next, HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT) {
+            break;
+        }
+        let header: Extension = env.load(at + bytes).ok_or(Verdict::Drop(Reason::BadIcmp))?;
+        if next == FRAGMENT {
+            // A later piece has no ports.
+            if u16::from_be_bytes([header.kind, header.segments_left]) & !7 != 0 {
+                return Err(Verdict::Pass(Reason::IcmpNoFlow));
+            }
+        } else if header.length != 0 || next == ROUTING && header.segments_left != 0 {
+            return Err(Verdict::Pass(Reason::IcmpNoFlow));
+        }
+        bytes += QUOTED_BYTES;
+        next = header.next;
+    }
+    Ok((next, bytes))
+}
+
 impl Chain {
     /// Walks to what is no extension header.
     #[inline(always)]

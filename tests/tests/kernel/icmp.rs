@@ -191,6 +191,52 @@ fn the_client_hears_about_its_packets() {
     check(cases);
 }
 
+/// What a host cuts into pieces, or gives options on its way, is quoted as it went.
+#[test]
+fn quoted_extension_headers_are_read() {
+    const DESTINATION: u8 = 60;
+    let [.., udp6] = FLOWS;
+    type Shape = fn(Packet) -> Packet;
+    let shapes: [(Shape, usize); 3] = [
+        (|packet| packet.fragment(0, true), 8),
+        (|packet| packet.extension(DESTINATION), 8),
+        (|packet| packet.extension(DESTINATION).fragment(0, true), 16),
+    ];
+    let mut cases = Vec::new();
+    for (shape, more) in shapes {
+        for hook in [Hook::XdpBalance, Hook::TcIngress] {
+            let about = |from: &'static str, to: &'static str| shape(udp6.packet(from, to).payload(&[7; 64]));
+            for quoted in [udp6.quoted(8) + more, 1_000] {
+                let quote = about(udp6.virtual_addr, udp6.client);
+                let error = icmp_error(udp6.router, host(udp6.virtual_addr), (2, 0), 1_400, &quote, quoted);
+                let own = about(udp6.endpoint, udp6.node);
+                cases.push(
+                    case("towards the endpoint", &error, Reason::IcmpForwarded)
+                        .at(hook)
+                        .with(move |world| udp6.establish(world))
+                        .leaves(says(&error, host(udp6.node), host(udp6.endpoint), own, 63)),
+                );
+                let quote = about(udp6.node, udp6.endpoint);
+                let error = icmp_error(udp6.router, host(udp6.node), (2, 0), 1_400, &quote, quoted);
+                let own = about(udp6.client, udp6.virtual_addr);
+                cases.push(
+                    case("towards the client", &error, Reason::IcmpForwarded)
+                        .at(hook)
+                        .with(move |world| udp6.establish(world))
+                        .leaves(says(&error, host(udp6.virtual_addr), host(udp6.client), own, 63)),
+                );
+            }
+        }
+    }
+    let later = udp6.packet(udp6.virtual_addr, udp6.client).payload(&[7; 64]).fragment(8, true);
+    let error = icmp_error(udp6.router, host(udp6.virtual_addr), (2, 0), 1_400, &later, 1_000);
+    cases.push(
+        case("a later piece has no ports", &error, Reason::IcmpNoFlow)
+            .with(move |world| udp6.establish(world)),
+    );
+    check(cases);
+}
+
 #[test]
 fn the_same_at_tc() {
     let mut cases = Vec::new();
