@@ -194,9 +194,9 @@ fn the_client_hears_about_its_packets() {
 /// What a host cuts into pieces, or gives options on its way, is quoted as it went.
 #[test]
 fn quoted_extension_headers_are_read() {
+    type Shape = fn(Packet) -> Packet;
     const DESTINATION: u8 = 60;
     let [.., udp6] = FLOWS;
-    type Shape = fn(Packet) -> Packet;
     let shapes: [(Shape, usize); 3] = [
         (|packet| packet.fragment(0, true), 8),
         (|packet| packet.extension(DESTINATION), 8),
