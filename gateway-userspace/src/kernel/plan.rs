@@ -136,7 +136,7 @@ pub(super) fn rows(service: &image::Service, facts: &Facts, written: &Observed) 
 pub(super) fn table(
     service: &image::Service,
     table: Option<&[u16]>,
-    passed_on: &BTreeSet<u16>,
+    passed_on: &BTreeSet<u32>,
     facts: &Facts,
     written: &Observed,
 ) -> Vec<Op> {
@@ -175,24 +175,39 @@ pub(super) fn table(
         let present_table = || former.iter().map(|slot| slot.endpoint);
         let same_slots = table.is_none_or(|table| present_table().eq(table.iter().copied()));
         let now = value.table();
-        let same_rows = now.first_endpoint == service.rows.first;
-        let is_same = present.is_some_and(|present| present.halves == value.halves)
-            && same_slots
-            && same_rows
-            && now.n_endpoints == service.rows.count;
-        if !is_same {
+        let same_place = present.is_some_and(|present| present.halves == value.halves)
+            && (now.first_endpoint, now.n_endpoints) == (service.rows.first, service.rows.count);
+        if !(same_slots && same_place) {
             let table = table.map_or_else(|| Cow::Owned(present_table().collect()), Cow::Borrowed);
-            let first_chunk = turn(&mut value, service.rows, table.len());
-            // Slots name rows by their distance from the first, so they mean something else after a move of the rows.
-            let slots = if same_rows { former } else { &[] };
-            let slots = former::next(&table, slots, service.track, passed_on);
+            let stays = same_place && table.len() == former.len();
+            let slots = if stays {
+                former::next(&table, former, now.first_endpoint, service.track, passed_on)
+            } else {
+                let former = if present.is_some_and(has_slots) { former } else { &[] };
+                former::moved(&table, former, now, service, passed_on)
+            };
+            let first_chunk = if stays && former::is_divided(&slots) {
+                now.first_chunk
+            } else {
+                turn(&mut value, service.rows, table.len())
+            };
+            let is_value_same = present == Some(value);
             ops.push(Op::Slots { key: service.key, first_chunk, slots });
+            if is_value_same {
+                ops.push(Op::Service { key: service.key, value });
+            }
         }
     }
     if present != Some(value) {
         ops.push(Op::Service { key: service.key, value });
     }
     ops
+}
+
+/// Whether the table of a service is its own. One that was the agent's meanwhile has given its slots back.
+fn has_slots(service: Service) -> bool {
+    let [even, odd] = service.halves;
+    even != odd && [even, odd].contains(&service.table().first_chunk)
 }
 
 /// Names the other half of a service's slots as current; returns its first chunk.

@@ -107,8 +107,8 @@ pub struct Writer<M> {
     lives: HashMap<ServiceKey, Vec<Live>>,
     /// Services that remember only flows of slots that change, with such slots.
     windows: Windows,
-    /// Endpoints of slots, by their numbers, whose rows were passed on: until the next slots stand.
-    passed_on: HashMap<ServiceKey, BTreeSet<u16>>,
+    /// Rows of services that were passed on: until the next slots stand.
+    passed_on: HashMap<ServiceKey, BTreeSet<u32>>,
     /// A write was refused: the maps are not what they should be.
     behind: bool,
 }
@@ -293,8 +293,7 @@ impl<M: Maps> Writer<M> {
     /// Services that no entry leads to any more.
     fn forget(&mut self, image: &Image) {
         let wanted: BTreeSet<&ServiceKey> = image.services.iter().map(|service| &service.key).collect();
-        self.written.services.retain(|key, _| wanted.contains(key));
-        self.written.slots.retain(|key, _| wanted.contains(key));
+        self.written.retain(&wanted);
         self.published.retain(|key, _| wanted.contains(key));
         self.seated.retain(|key, _| wanted.contains(key));
         self.lives.retain(|key, _| wanted.contains(key));
@@ -395,8 +394,9 @@ impl<M: Maps> Writer<M> {
                 let begun = self.clock.now();
                 self.maps.put_service(&key, &value)?;
                 done.publishing += self.clock.now().saturating_duration_since(begun);
-                self.written.services.insert(key, value);
-                self.published(&key, value.track);
+                let former = self.written.services.insert(key, value);
+                let is_turned = former.is_some_and(|former| former.current != value.current);
+                self.published(&key, value.track, is_turned);
                 done.services += 1;
             }
             Op::Ranges { first, ranges } => {
@@ -432,7 +432,7 @@ impl<M: Maps> Writer<M> {
     }
 
     /// Notes what packets read from now on.
-    fn published(&mut self, key: &ServiceKey, track: Track) {
+    fn published(&mut self, key: &ServiceKey, track: Track, is_turned: bool) {
         let now = self.clock.now();
         let slots = self.pending.take_if(|(of, _)| of == key).map(|(_, slots)| slots);
         let former = self.written.slots.get(key).map_or(&[][..], Vec::as_slice);
@@ -443,7 +443,7 @@ impl<M: Maps> Writer<M> {
         }
         if let Some(slots) = slots {
             self.published.insert(*key, now);
-            self.written.slots.insert(*key, slots);
+            self.written.take_slots(*key, slots, is_turned);
         }
     }
 
