@@ -11,7 +11,6 @@ mod counts;
 mod error;
 mod events;
 mod filter;
-mod former;
 pub mod heart;
 pub mod index;
 mod map;
