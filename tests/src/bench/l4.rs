@@ -129,7 +129,7 @@ pub fn run(options: Options) -> Result<Report> {
         options.n_rounds, bench.n_packets
     ));
     conditions.push(format!(
-        "sluice: {} services with {} endpoints of each family's busy ones and 10 of all others, filter, size of packets against the way, counts by reason, service and endpoint; {}: \
+        "sluice: {} services with {} endpoints of each family's busy ones and 10 of all others, filter, a denied network of each family, limits of new flows for sources and services, events, size of packets against the way, counts by reason, service and endpoint; {}: \
          translation, ports, checksums, an entry for each flow; {}: IP in IP, nothing remembered; {}: the same while every \
          slot has just changed its endpoint, so that every flow is remembered",
         tables::SERVICES,

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, lpm_trie::Key},
 };
 use gateway_common::{
     addr::{Addr, Port, Protocol},
@@ -15,9 +15,10 @@ use gateway_common::{
     flow::tick_shift,
     hash::Seed,
     map::{self, MapDef as _},
-    service::{Mode, Service, ServiceBucket, ServiceEntry, ServiceKey, Table, Track},
+    service::{Mode, Rate, Service, ServiceBucket, ServiceEntry, ServiceKey, Table, Track},
     settings::{Ports, Settings, Tables as Sizes, Timeouts, Tunnel},
     slot::{Slot, SlotChunk, size_class},
+    source::{self, SourceRule},
 };
 use gateway_userspace::{
     clock::interrupts_per_second,
@@ -44,6 +45,10 @@ pub const CHUNKS: u32 = 1 << 20;
 pub const PORT: u16 = 80;
 /// Slots of the reference's ring.
 const RING: u32 = 65_537;
+/// New flows in a second, of a service and of a source: so many that none is refused.
+const RATE: Rate = Rate { per_second: 100_000_000, burst: 100_000_000 };
+/// Events that a processor tells of each reason in a tick, as the agent has it by default.
+const EVENTS: u16 = 8;
 
 /// The virtual addresses that packets may be for (RFC 2544 and RFC 5180, both for benchmarks), those of IPv4 first.
 pub fn services() -> impl Iterator<Item = IpAddr> {
@@ -133,7 +138,10 @@ pub fn fill(ebpf: &mut Ebpf, interface: u32, traits: Traits) -> Result<()> {
         reply_buckets: REPLY_BUCKETS,
         fragment_buckets: map::FRAGMENT_BUCKETS,
     };
-    let settings = Settings::new(seed, ports, sizes, timeouts, Tunnel::DEFAULT);
+    let settings = Settings::new(seed, ports, sizes, timeouts, Tunnel::DEFAULT)
+        .guarding(Settings::SOURCES | Settings::RATES)
+        .telling(EVENTS);
+    deny(ebpf)?;
     array(ebpf, map::SettingsMap::NAME)?.set(0, raw::<_, { size_of::<Settings>() }>(&settings), 0)?;
     let empty = vec![ServiceBucket::default(); usize::try_from(map::INDEX_BUCKETS)?];
     let mut made = Made {
@@ -155,6 +163,27 @@ pub fn fill(ebpf: &mut Ebpf, interface: u32, traits: Traits) -> Result<()> {
     }
     for (index, word) in made.filter {
         array(ebpf, map::Filter::NAME)?.set(index, raw::<_, { size_of::<FilterWord>() }>(&word), 0)?;
+    }
+    Ok(())
+}
+
+/// Refuses a network of each family that no packet is from.
+fn deny(ebpf: &mut Ebpf) -> Result<()> {
+    let networks = [
+        (Addr::v4([203, 0, 113, 0]), 96 + 24),
+        (Addr::from(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0])), 32),
+    ];
+    let mut words = BTreeMap::new();
+    for (addr, prefix_bits) in networks {
+        let map = map(ebpf, map::SourceNetworks::NAME)?;
+        let mut map: LpmTrie<_, [u8; 16], [u8; 4]> = LpmTrie::try_from(map)?;
+        let rule = raw::<_, { size_of::<SourceRule>() }>(&SourceRule::DENY);
+        map.insert(&Key::new(prefix_bits, raw(&addr)), rule, 0)?;
+        let [bit, _] = source::bits(addr);
+        words.entry(bit >> 6).or_insert(FilterWord { bits: 0 }).bits |= 1 << (bit & 63);
+    }
+    for (index, word) in words {
+        array(ebpf, map::SourceFilter::NAME)?.set(index, raw::<_, { size_of::<FilterWord>() }>(&word), 0)?;
     }
     Ok(())
 }
@@ -206,6 +235,8 @@ impl Made {
         service.mode = traits.mode;
         service.track = traits.track;
         service.flow_share = FLOW_BUCKETS;
+        service.flags = Service::LIMITED;
+        (service.flow_rate, service.source_rate) = (RATE, RATE);
         array(ebpf, map::Services::NAME)?.set(id, raw::<_, { size_of::<Service>() }>(&service), 0)?;
         let bit = filter::bit(Addr::from(addr));
         self.filter.entry(bit >> 6).or_insert(FilterWord { bits: 0 }).bits |= 1 << (bit & 63);
