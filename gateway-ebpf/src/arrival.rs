@@ -173,9 +173,7 @@ impl Arrival {
         self.share = service.flow_share;
         self.affinity_ticks = service.affinity_ticks;
         self.now = maps.now(settings.tick_shift);
-        let key = self.packet.key();
-        self.who = Who::new(key.source, key.source_port, key.destination_port, self.id);
-        self.spot = Spot::new(self.hash, settings.flow_mask, key.protocol);
+        self.means_flow(settings);
     }
 
     /// Notes how large a packet may be.

@@ -37,20 +37,27 @@ pub fn forward<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) 
 // One way to the end for all packets: what is inlined twice, the verifier goes through more than twice.
 #[inline(always)]
 fn run<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Result<Verdict, Reason> {
-    let port = if arrival.track == Track::ALWAYS {
+    let (known, port) = if arrival.track == Track::ALWAYS {
         remembered(env, arrival, settings)?
     } else {
-        by_slot(env.maps(), arrival)?;
-        Port::NONE
+        (by_slot::<E>(env.maps(), arrival)?, Port::NONE)
     };
-    let endpoint = env.maps().endpoint(arrival.row).ok_or(Reason::BadSlot)?;
+    let endpoint = known.or_else(|| env.maps().endpoint(arrival.row)).ok_or(Reason::BadSlot)?;
     let way = aim(env, arrival, &endpoint)?;
     send(env, arrival, settings, &endpoint, way, port)
 }
 
-/// A service that remembers all its flows. Notes the row of the endpoint; returns the port.
+/// An endpoint whose row was looked up on the way, if it was.
+type Known<E> = Option<<<E as Env>::Maps as Maps>::Row<Endpoint>>;
+
+/// A service that remembers all its flows. Notes the row of the endpoint; returns the endpoint where it was looked up, and
+/// the port.
 #[inline(always)]
-fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Result<Port, Reason> {
+fn remembered<E: Env>(
+    env: &E,
+    arrival: &mut Arrival,
+    settings: &Settings,
+) -> Result<(Known<E>, Port), Reason> {
     if proxy::begins(env.maps(), arrival) {
         return Err(Reason::CookieRefused);
     }
@@ -60,22 +67,25 @@ fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Re
     {
         return Err(Reason::CookieRefused);
     }
-    let mut stays = found.as_ref().is_some_and(|found| present(env.maps(), arrival, found).is_some());
-    if !stays {
+    let mut stays = found.as_ref().and_then(|found| present(env.maps(), arrival, found));
+    if stays.is_none() {
         // What may not stay is a connection whose endpoint is down or gone: a SYN would begin another.
         if arrival.wants_reset() && found.is_some() {
             return Err(Reason::NoEndpoint);
         }
         record::seat(env.maps(), arrival, settings)?;
         // Where all endpoints drain, a flow is given back the one that it has.
-        stays = found.as_ref().is_some_and(|found| record::has(env.maps(), arrival, &found.held));
+        if found.as_ref().is_some_and(|found| record::has(env.maps(), arrival, &found.held)) {
+            stays = env.maps().endpoint(arrival.row).map(|endpoint| Chosen { row: arrival.row, endpoint });
+        }
     }
-    if stays && let Some(found) = &found {
-        let endpoint = env.maps().endpoint(found.held.endpoint).ok_or(Reason::BadSlot)?;
-        arrival.row = found.held.endpoint;
+    if let Some(chosen) = stays
+        && let Some(found) = &found
+    {
+        arrival.row = chosen.row;
         arrival.is_new = 0;
-        if let Some(port) = refresh(env, arrival, settings, found, &endpoint) {
-            return Ok(port);
+        if let Some(port) = refresh(env, arrival, settings, found, &chosen.endpoint) {
+            return Ok((Some(chosen.endpoint), port));
         }
     } else {
         arrival.notes_entry(found.as_ref());
@@ -90,13 +100,13 @@ fn remembered<E: Env>(env: &E, arrival: &mut Arrival, settings: &Settings) -> Re
     if arrival.mode == Mode::NAT && arrival.is_new != 0 && health::is_timed(arrival) {
         let _nothing = env.maps().apart(Stage::Begin, arrival).word();
     }
-    Ok(port_of(port))
+    Ok((None, port_of(port)))
 }
 
 /// A service that remembers flows of slots that change, or none: the slot decides as long as nothing speaks against it.
-/// Notes the row of the endpoint.
+/// Notes the row of the endpoint; returns the endpoint where it was looked up.
 #[inline(always)]
-fn by_slot<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+fn by_slot<E: Env>(maps: &E::Maps, arrival: &mut Arrival) -> Result<Known<E>, Reason> {
     if arrival.table.n_slots == 0 {
         return Err(Reason::NoEndpoint);
     }
@@ -109,10 +119,11 @@ fn by_slot<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
     {
         arrival.row = chosen.row;
         arrival.is_new = u8::from(arrival.packet.flags.opens());
-        return Ok(());
+        return Ok(Some(chosen.endpoint));
     }
     arrival.slot = slot;
-    record::in_change(maps, arrival)
+    record::in_change(maps, arrival)?;
+    Ok(None)
 }
 
 /// A port that was the number of an outcome.

@@ -89,6 +89,15 @@ pub const fn update(old: [u8; 2], diff: Diff) -> [u8; 2] {
     (!(sum as u16)).to_ne_bytes()
 }
 
+/// The checksum field of an IPv4 header whose time to live was at least one and is one less now (RFC 1141, with the carry
+/// that RFC 1624 asks for): [`update`], for the change that every forwarded packet has.
+#[inline(always)]
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "folded below 2^16 first")]
+pub const fn one_hop_less(old: [u8; 2]) -> [u8; 2] {
+    let sum = u16::from_be_bytes(old) as u32 + 0x100;
+    ((sum + (sum >= 0xffff) as u32) as u16).to_be_bytes()
+}
+
 /// The checksum of an IPv4 header without options whose checksum field is zero (RFC 791).
 #[inline(always)]
 #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "folded below 2^16 first")]
@@ -141,6 +150,23 @@ mod tests {
             let after = full(&[c, d, rest[0], rest[1], rest[2]]);
             let updated = update(before.to_ne_bytes(), Diff::ZERO.replace(old, new));
             assert_eq!(u16::from_ne_bytes(updated), after);
+        }
+    }
+
+    #[test]
+    fn one_hop_less_is_an_update_like_others() {
+        for old in 0..=u16::MAX {
+            for [ttl, protocol] in [[1, 0], [64, 6], [255, 17]] {
+                let diff = Diff::ZERO.replace(
+                    u32::from_ne_bytes([ttl, protocol, 0, 0]),
+                    u32::from_ne_bytes([ttl - 1, protocol, 0, 0]),
+                );
+                assert_eq!(
+                    one_hop_less(old.to_ne_bytes()),
+                    update(old.to_ne_bytes(), diff),
+                    "{old:#x} {ttl}"
+                );
+            }
         }
     }
 

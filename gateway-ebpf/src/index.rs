@@ -14,10 +14,11 @@ const RANGES: u32 = 32;
 
 /// Number of the service that a packet to this address, port and protocol is for.
 #[inline(always)]
-pub fn service<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
-    match place(maps, key) {
+pub fn service<M: Maps>(maps: &M, key: ServiceKey) -> Option<u32> {
+    match place(maps, &key) {
         Some(entry) if entry.service != 0 => Some(entry.service.wrapping_sub(1)),
-        Some(_) | None => wide(maps, key),
+        // Only here the key has to stand in memory.
+        Some(_) | None => wide(maps, &Aligned(key).0),
     }
 }
 

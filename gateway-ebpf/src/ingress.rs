@@ -7,7 +7,6 @@ use gateway_common::{
 };
 
 use crate::{
-    Aligned,
     arrival::Arrival,
     balance,
     count::dropped,
@@ -46,8 +45,8 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
         return verdict;
     }
     let key = arrival.packet.key();
-    let service_key = Aligned(ServiceKey::new(key.destination, key.destination_port, key.protocol));
-    let Some(id) = index::service(env.maps(), &service_key.0) else {
+    let service_key = ServiceKey::new(key.destination, key.destination_port, key.protocol);
+    let Some(id) = index::service(env.maps(), service_key) else {
         return Verdict::Pass(if may_be_reply { Reason::NoTranslation } else { Reason::NoService });
     };
     let Some(service) = env.maps().service(id) else {

@@ -245,7 +245,15 @@ impl Maps for KernelMaps {
         // SAFETY: a field of a live value. Volatile, because the agent may change it meanwhile, and it must be read once.
         let current = unsafe { (&raw const service.current).read_volatile() };
         let [even, odd] = &service.tables;
-        *if current & 1 == 0 { even } else { odd }
+        let Table { first_chunk, n_slots, first_endpoint, n_endpoints } =
+            if current & 1 == 0 { even } else { odd };
+        // One by one: of a copy as a whole the compiler makes a call, and that goes byte by byte.
+        Table {
+            first_chunk: *first_chunk,
+            n_slots: *n_slots,
+            first_endpoint: *first_endpoint,
+            n_endpoints: *n_endpoints,
+        }
     }
 
     #[inline(always)]

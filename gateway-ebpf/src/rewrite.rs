@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 use gateway_common::addr::{Addr, Port, Protocol};
 
 use crate::{
-    checksum::Diff,
+    Aligned,
+    checksum::{self, Diff},
     env::{Env, TransportFix},
     packet::{
         Packet, ip,
@@ -40,32 +41,31 @@ pub(crate) struct V6Addrs {
     pub(crate) destination: [u8; 16],
 }
 
+/// Hops of a packet that this node forwards.
+const HOP: u8 = 1;
+/// Hops of one that its stack delivers or sends.
+const STAYS: u8 = 0;
+
 /// Translates a packet that this node's stack delivers or sends: the time to live stays.
 #[inline(always)]
 pub fn in_place<E: Env>(env: &mut E, packet: &Packet, edit: &Edit) -> Option<()> {
-    let pseudo = addrs(env, packet, edit, Diff::ZERO)?;
+    let pseudo = addrs(env, packet, edit, STAYS, Diff::ZERO)?;
     transport(env, packet, edit, pseudo)
 }
 
 /// Translates a packet that this node forwards, and addresses its frame to the next hop.
 #[inline(always)]
 pub fn forward<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, way: Way) -> Option<()> {
-    let hop = next_ttl(env, packet)?;
-    let pseudo = addrs(env, packet, edit, hop)?;
+    v6_hop(env, packet)?;
+    let pseudo = addrs(env, packet, edit, HOP, Diff::ZERO)?;
     transport(env, packet, edit, pseudo)?;
     env.store_link(way)
 }
 
-/// Writes the time to live of a packet that is forwarded; returns what that does to the header's checksum.
+/// Lets a packet of IPv6 live for one hop less. With IPv4, that is written with the addresses.
 #[inline(always)]
-fn next_ttl<E: Env>(env: &mut E, packet: &Packet) -> Option<Diff> {
-    let ttl = packet.ttl.wrapping_sub(1);
-    if packet.is_v6() {
-        env.store(ip::V6_HOP_LIMIT, &ttl)?;
-        return Some(Diff::ZERO);
-    }
-    env.store(ip::V4_TTL, &ttl)?;
-    Some(Diff::ZERO.replace(ttl_word(packet.ttl), ttl_word(ttl)))
+fn v6_hop<E: Env>(env: &mut E, packet: &Packet) -> Option<()> {
+    if packet.is_v6() { env.store(ip::V6_HOP_LIMIT, &packet.ttl.wrapping_sub(HOP)) } else { Some(()) }
 }
 
 /// What becomes of a segment of TCP beside its addresses and ports.
@@ -90,11 +90,11 @@ pub(crate) fn segment<E: Env>(
     way: Way,
     segment: &Segment,
 ) -> Option<()> {
-    let hop = next_ttl(env, packet)?;
-    let hop = length(env, packet, hop, segment.bytes)?;
+    v6_hop(env, packet)?;
+    let length = length(env, packet, segment.bytes)?;
     let (start, key) = (u32::from(packet.transport), packet.key());
     let before = u32::from(packet.transport).wrapping_sub(ip::OFFSET);
-    let pseudo = addrs(env, packet, edit, hop)?
+    let pseudo = addrs(env, packet, edit, HOP, length)?
         .replace(packet.bytes.wrapping_sub(before).to_be(), segment.bytes.wrapping_sub(before).to_be());
     // The first fragment has the header, and the checksum over all of them.
     if packet.is_later != 0 {
@@ -119,31 +119,31 @@ pub(crate) fn segment<E: Env>(
     env.store_link(way)
 }
 
-/// Writes the length of a packet where it changes; adds to what changes the header's checksum.
+/// Writes the length of a packet where it changes; returns what that does to the header's checksum.
 #[inline(always)]
-fn length<E: Env>(env: &mut E, packet: &Packet, diff: Diff, bytes: u32) -> Option<Diff> {
+fn length<E: Env>(env: &mut E, packet: &Packet, bytes: u32) -> Option<Diff> {
     if bytes == packet.bytes {
-        return Some(diff);
+        return Some(Diff::ZERO);
     }
     let [_, _, high, low] = bytes.to_be_bytes();
     if packet.is_v6() {
         let [_, _, high, low] = bytes.wrapping_sub(ip::V6_LEN).to_be_bytes();
         env.store(ip::V6_BYTES, &[high, low])?;
-        return Some(diff);
+        return Some(Diff::ZERO);
     }
     env.store(ip::V4_BYTES, &[high, low])?;
-    Some(diff.replace(packet.bytes.to_be(), bytes.to_be()))
+    Some(Diff::ZERO.replace(packet.bytes.to_be(), bytes.to_be()))
 }
 
 /// Lets a packet that goes into a tunnel, or over the link as it is, live for one hop less.
 #[inline(always)]
 pub fn hop<E: Env>(env: &mut E, packet: &Packet) -> Option<()> {
-    let ttl = packet.ttl.wrapping_sub(1);
     if packet.is_v6() {
-        return env.store(ip::V6_HOP_LIMIT, &ttl);
+        return v6_hop(env, packet);
     }
-    env.store(ip::V4_TTL, &ttl)?;
-    env.fix_ip_checksum(ip::V4_CHECKSUM, Diff::ZERO.replace(ttl_word(packet.ttl), ttl_word(ttl)))
+    let [ttl, protocol, a, b]: [u8; 4] = env.load(ip::V4_TTL)?;
+    let [a, b] = checksum::one_hop_less([a, b]);
+    env.store(ip::V4_TTL, &[ttl.wrapping_sub(HOP), protocol, a, b])
 }
 
 /// The time to live as part of the 16-bit word it shares with the protocol, which stays.
@@ -152,9 +152,10 @@ pub(crate) const fn ttl_word(ttl: u8) -> u32 {
     u32::from_ne_bytes([ttl, 0, 0, 0])
 }
 
-/// Writes the addresses; returns what that does to the pseudo-header.
+/// Writes the addresses, with IPv4 the time to live and the header's checksum too; returns what that does to the
+/// pseudo-header. `hops` are those that an IPv4 packet lives less, `length` is what else changes in its header.
 #[inline(always)]
-fn addrs<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, hop: Diff) -> Option<Diff> {
+fn addrs<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, hops: u8, length: Diff) -> Option<Diff> {
     let key = packet.key();
     if packet.is_v6() {
         let diff =
@@ -166,11 +167,15 @@ fn addrs<E: Env>(env: &mut E, packet: &Packet, edit: &Edit, hop: Diff) -> Option
         return Some(diff);
     }
     let diff = last_word(last_word(Diff::ZERO, key.source, edit.source), key.destination, edit.destination);
-    env.store(
-        ip::V4_ADDRS,
-        &V4Addrs { source: edit.source.v4_octets(), destination: edit.destination.v4_octets() },
-    )?;
-    env.fix_ip_checksum(ip::V4_CHECKSUM, diff.and(hop))?;
+    let [old, protocol, a, b]: [u8; 4] = env.load(ip::V4_TTL)?;
+    let ttl = old.wrapping_sub(hops);
+    let hop = Diff::ZERO.replace(ttl_word(old), ttl_word(ttl));
+    let [a, b] = checksum::update([a, b], diff.and(hop).and(length));
+    let [source, destination] =
+        [edit.source, edit.destination].map(|addr| u32::from_ne_bytes(addr.v4_octets()));
+    // What stands together is written at once: outside XDP each write is a call into the kernel.
+    let words = Aligned([u32::from_ne_bytes([ttl, protocol, a, b]), source, destination]);
+    env.store(ip::V4_TTL, &words.0)?;
     Some(diff)
 }
 

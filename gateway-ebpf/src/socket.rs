@@ -94,8 +94,8 @@ fn to_endpoint<S: Sockets>(maps: &S, call: &mut impl Call) -> Verdict {
     if protocol != Protocol::TCP && protocol != Protocol::UDP {
         return Verdict::Pass(Reason::OtherProtocol);
     }
-    let key = Aligned(ServiceKey::new(addr, port, protocol));
-    let Some(service) = index::service(maps, &key.0).and_then(|id| maps.service(id)) else {
+    let key = ServiceKey::new(addr, port, protocol);
+    let Some(service) = index::service(maps, key).and_then(|id| maps.service(id)) else {
         return Verdict::Pass(Reason::NoService);
     };
     if service.mode == Mode::AGENT {

@@ -9,7 +9,6 @@ use gateway_common::{
 };
 
 use crate::{
-    Aligned,
     count::{counted_lookup, dropped},
     env::Maps,
     index,
@@ -29,8 +28,8 @@ fn run<M: Maps>(maps: &M, key: &FlowKey, assign: impl FnOnce(u32) -> bool) -> Ve
     if !filtered(maps, key.destination) {
         return Verdict::Pass(Reason::NotOurs);
     }
-    let service_key = Aligned(ServiceKey::new(key.destination, key.destination_port, key.protocol));
-    let Some(service) = index::service(maps, &service_key.0).and_then(|id| maps.service(id)) else {
+    let service_key = ServiceKey::new(key.destination, key.destination_port, key.protocol);
+    let Some(service) = index::service(maps, service_key).and_then(|id| maps.service(id)) else {
         return Verdict::Pass(Reason::NoService);
     };
     if service.mode != Mode::AGENT {

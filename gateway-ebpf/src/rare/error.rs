@@ -15,7 +15,6 @@ use gateway_common::{
 
 use super::quoted::{self, Change};
 use crate::{
-    Aligned,
     arrival::Arrival,
     balance,
     count::dropped,
@@ -45,8 +44,8 @@ pub(super) fn ingress<E: Env>(
         return verdict;
     }
     let key = arrival.packet.key();
-    let service_key = Aligned(ServiceKey::new(key.destination, key.destination_port, key.protocol));
-    let Some(id) = index::service(env.maps(), &service_key.0) else {
+    let service_key = ServiceKey::new(key.destination, key.destination_port, key.protocol);
+    let Some(id) = index::service(env.maps(), service_key) else {
         return Verdict::Pass(Reason::IcmpNoFlow);
     };
     let Some(service) = env.maps().service(id) else {
