@@ -29,8 +29,9 @@ use crate::{
 /// Shared form of [`SourceRateBucket`](gateway_common::source::SourceRateBucket).
 pub type RateWords = [AtomicU64; RATE_WAYS];
 
-/// Times that a word is tried which another processor changes: whoever loses so often is one of many at this moment.
-const TRIES: u32 = 2;
+/// Times that a word is tried which another processor changes. Each loss is a flow of another one that was let in between
+/// two instructions: only where more processors than this begin flows at the same instant may one be refused for it.
+const TRIES: u32 = 4;
 
 /// Bits of a source's word that tell whose it is.
 const TAG: u64 = 0xffff;
@@ -214,13 +215,16 @@ fn source_may<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings, rate: R
     let hash = hash::source(&settings.keys, site.0, arrival.id, arrival.packet.is_v6());
     let Some(words) = maps.source_rates(hash as u32 & (SOURCE_BUCKETS - 1)) else { return true };
     let tag = hash >> 48;
+    let (at, mut old) = place::<M>(&words, tag, now);
+    let word = word(&words, at);
     for _ in 0..TRIES {
-        let (at, old) = place::<M>(&words, tag, now);
         let full_at = if old & TAG == tag { old & !TAG } else { now };
         let Some(next) = pace.take(full_at, now) else { return false };
-        if M::exchange(word(&words, at), old, next & !TAG | tag) {
+        if M::exchange(word, old, next & !TAG | tag) {
             return true;
         }
+        // Whoever took the same place for another source in between loses it again: a full bucket, at worst.
+        old = M::load(word);
     }
     false
 }

@@ -30,8 +30,8 @@ pub struct Figure {
     pub median: f64,
     /// The value that a tenth of the rounds does not exceed.
     pub p10: f64,
-    /// The value that nine tenths of the rounds do not exceed.
-    pub p90: f64,
+    /// The value that one round in a hundred exceeds; with fewer rounds, little less than the largest.
+    pub p99: f64,
     /// Whom the ratio compares with; none for the baseline itself.
     pub baseline: Option<String>,
     /// Median of the ratios to the baseline, taken round by round: what slows the machine down in one round slows both.
@@ -84,7 +84,7 @@ impl Series {
                 rounds: rounds.clone(),
                 median: quantile(rounds, 50),
                 p10: quantile(rounds, 10),
-                p90: quantile(rounds, 90),
+                p99: quantile(rounds, 99),
                 baseline: base.map(|(other, _)| other.subject.clone()),
                 ratio: ratios
                     .filter(|ratios: &Vec<f64>| !ratios.is_empty())
@@ -137,7 +137,7 @@ impl Report {
                 self.figures.iter().filter(|figure| figure.what.metric == metric).collect();
             let subjects = firsts(figures.iter().map(|figure| figure.what.subject.as_str()));
             let cases = firsts(figures.iter().map(|figure| figure.what.case.as_str()));
-            write!(text, "\n{metric}, in {unit}: median (10th to 90th percentile)")
+            write!(text, "\n{metric}, in {unit}: median (10th to 99th percentile)")
                 .expect("a string takes everything");
             if let Some(baseline) = figures.iter().find_map(|figure| figure.baseline.as_ref()) {
                 write!(text, ", and ratio to {baseline}").expect("a string takes everything");
@@ -173,7 +173,7 @@ impl Figure {
             _ => 0,
         };
         let ratio = self.ratio.map_or_else(String::new, |ratio| format!(", x{ratio:.2}"));
-        format!("{:.digits$} ({:.digits$} to {:.digits$}){ratio}", self.median, self.p10, self.p90)
+        format!("{:.digits$} ({:.digits$} to {:.digits$}){ratio}", self.median, self.p10, self.p99)
     }
 }
 

@@ -206,7 +206,7 @@ impl Bench {
 fn add(series: &mut Series, kind: Kind, case: &str, ns: f64, floor: f64) {
     let (metric, value) = match kind {
         Kind::Drop => ("time of a packet, all of it", ns),
-        Kind::Classic | Kind::Nat | Kind::Tunnel | Kind::Change => {
+        Kind::Classic | Kind::Nat | Kind::NatChange | Kind::Tunnel | Kind::Change => {
             ("time of a packet above a bare drop", ns - floor)
         }
     };

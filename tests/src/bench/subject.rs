@@ -30,6 +30,8 @@ pub enum Kind {
     Classic,
     /// Ours, with translation.
     Nat,
+    /// Ours, with translation, while every slot has just changed its endpoint.
+    NatChange,
     /// Ours, through a tunnel, with nothing to remember.
     Tunnel,
     /// Ours, through a tunnel, while every slot has just changed its endpoint: every flow is remembered.
@@ -38,7 +40,8 @@ pub enum Kind {
 
 impl Kind {
     /// All, in the order in which they have their turns.
-    pub const ALL: [Self; 5] = [Self::Drop, Self::Classic, Self::Nat, Self::Tunnel, Self::Change];
+    pub const ALL: [Self; 6] =
+        [Self::Drop, Self::Classic, Self::Nat, Self::NatChange, Self::Tunnel, Self::Change];
 
     /// As reports name it.
     pub const fn name(self) -> &'static str {
@@ -46,6 +49,7 @@ impl Kind {
             Self::Drop => "bare drop",
             Self::Classic => "classic design",
             Self::Nat => "sluice, nat",
+            Self::NatChange => "sluice, nat in a change",
             Self::Tunnel => "sluice, dsr-ipip",
             Self::Change => "sluice, dsr-ipip in a change",
         }
@@ -56,7 +60,7 @@ impl Kind {
         match self {
             Self::Drop => "ref_drop",
             Self::Classic => "ref_classic",
-            Self::Nat | Self::Tunnel | Self::Change => Hook::XdpBalance.name(),
+            Self::Nat | Self::NatChange | Self::Tunnel | Self::Change => Hook::XdpBalance.name(),
         }
     }
 
@@ -65,6 +69,7 @@ impl Kind {
         match self {
             Self::Drop | Self::Classic => None,
             Self::Nat => Some(Traits { mode: Mode::NAT, track: Track::ALWAYS, is_changing: false }),
+            Self::NatChange => Some(Traits { mode: Mode::NAT, track: Track::ALWAYS, is_changing: true }),
             Self::Tunnel => Some(Traits { mode: Mode::DSR_IPIP, track: Track::CHANGE, is_changing: false }),
             Self::Change => Some(Traits { mode: Mode::DSR_IPIP, track: Track::CHANGE, is_changing: true }),
         }
@@ -72,13 +77,13 @@ impl Kind {
 
     /// Whether it remembers each flow.
     pub const fn remembers(self) -> bool {
-        matches!(self, Self::Classic | Self::Nat | Self::Change)
+        matches!(self, Self::Classic | Self::Nat | Self::NatChange | Self::Change)
     }
 
     /// Whether it counts a flow that is remembered as new. Packets in the middle of a connection are, where nothing
     /// remembers what came before.
     pub const fn counts_new(self) -> bool {
-        matches!(self, Self::Nat)
+        matches!(self, Self::Nat | Self::NatChange)
     }
 }
 
@@ -114,7 +119,9 @@ impl Subject {
         let index = frames::index(ns, interface)?;
         let mut ebpf = match kind {
             Kind::Drop | Kind::Classic => frames::load(&frames::reference_path()?)?,
-            Kind::Nat | Kind::Tunnel | Kind::Change => frames::load(&kernel_run::object_path()?)?,
+            Kind::Nat | Kind::NatChange | Kind::Tunnel | Kind::Change => {
+                frames::load(&kernel_run::object_path()?)?
+            }
         };
         match kind.traits() {
             Some(traits) => tables::fill(&mut ebpf, index, traits)?,
@@ -144,7 +151,7 @@ impl Subject {
                 Ok(Tally { packets: Some(self.count("REF_SERVED", row)?.packets), new_flows: None })
             }
             Kind::Drop | Kind::Classic => Ok(Tally { packets: None, new_flows: None }),
-            Kind::Nat | Kind::Tunnel | Kind::Change => {
+            Kind::Nat | Kind::NatChange | Kind::Tunnel | Kind::Change => {
                 let reason = if traffic.is_ours { Reason::Forwarded } else { Reason::NotOurs };
                 let packets = self.reason(reason)?.packets;
                 let mut new_flows = 0;
@@ -166,7 +173,7 @@ impl Subject {
         match self.kind {
             Kind::Drop => Ok(()),
             Kind::Classic => self.clear::<4>("REF_FLOWS"),
-            Kind::Nat | Kind::Tunnel | Kind::Change => {
+            Kind::Nat | Kind::NatChange | Kind::Tunnel | Kind::Change => {
                 for name in
                     [map::Flows::NAME, map::Displaced::NAME, map::Replies::NAME, map::ServiceFlows::NAME]
                 {
@@ -185,7 +192,7 @@ impl Subject {
         let found = match self.kind {
             Kind::Drop => return Ok(()),
             Kind::Classic => self.keys::<4>("REF_FLOWS")?.len(),
-            Kind::Nat | Kind::Tunnel | Kind::Change => self.entries()?,
+            Kind::Nat | Kind::NatChange | Kind::Tunnel | Kind::Change => self.entries()?,
         };
         ensure!(found == n, "{} remembers {found} flows instead of {n}", self.kind.name());
         Ok(())
