@@ -142,6 +142,7 @@ pub struct Kernel {
     renewal: Renewal,
     pairs: Pairs,
     announced: Announced,
+    ports: std::ops::RangeInclusive<u16>,
     /// Held as long as this agent owns the pins and the node's network.
     _ownership: Ownership,
 }
@@ -215,6 +216,7 @@ impl Kernel {
             renewal,
             pairs,
             announced: Announced::default(),
+            ports: settings.ports.clone(),
             _ownership: ownership,
         };
         kernel.begin_with_sockets()?;
@@ -249,6 +251,14 @@ impl Kernel {
     /// What stands in the maps.
     pub const fn written(&self) -> &Observed {
         self.writer.written()
+    }
+
+    /// Whether translation may go on with its ports, which the node may have been given for its own sockets meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::PortsOverlap`].
+    pub fn check_ports(&self) -> Result<(), Error> {
+        check_ports(&self.ports)
     }
 
     /// What sits on which interface.

@@ -16,6 +16,7 @@ mod direct;
 mod links;
 mod passive;
 mod pods;
+mod ports;
 mod proxied;
 mod receive;
 mod signals;

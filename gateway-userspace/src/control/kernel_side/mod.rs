@@ -76,6 +76,8 @@ pub struct KernelSide {
     seen: BTreeSet<IpAddr>,
     /// Those of them that have a route but no neighbour yet.
     unresolved: BTreeSet<IpAddr>,
+    /// Whether the ports of translation are the node's own too; said once.
+    shares_ports: bool,
     /// What is wrong, until a later try succeeds.
     gap: Option<String>,
     /// Why packets that should be balanced do not meet the programs.
@@ -121,6 +123,7 @@ impl KernelSide {
             ways: HashMap::new(),
             seen: BTreeSet::new(),
             unresolved: BTreeSet::new(),
+            shares_ports: false,
             gap: None,
             detached: None,
             announcing: BTreeMap::new(),
@@ -347,6 +350,7 @@ impl KernelSide {
     /// Tries again what failed, and looks for ways that were unknown.
     pub async fn keep_house(&mut self) {
         self.announce();
+        self.look_at_ports();
         if self.gap.is_some() {
             self.write().await;
         } else {
@@ -370,6 +374,24 @@ impl KernelSide {
             }
             self.connect();
         }
+    }
+
+    /// The node's own ports may be set anew at any time. What is translated goes on: ports are no reason to cut connections.
+    fn look_at_ports(&mut self) {
+        let overlap = self.kernel.lock().check_ports().err();
+        match &overlap {
+            Some(error) if !self.shares_ports => {
+                tracing::error!(
+                    why = error_chain(error),
+                    "translated packets may take ports of the node's own sockets"
+                );
+            }
+            None if self.shares_ports => {
+                tracing::info!("ports of translation are apart from the node's own again")
+            }
+            Some(_) | None => {}
+        }
+        self.shares_ports = overlap.is_some();
     }
 
     fn note(&mut self, outcome: Result<(), String>) {
