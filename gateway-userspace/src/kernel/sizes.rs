@@ -10,17 +10,21 @@ impl Settings {
     /// Entries of a map, as this node is to have them.
     pub(super) fn capacity_of(&self, description: &Description) -> u32 {
         match description.name {
-            // Half of the places stay free, so that a flow finds one in its two buckets.
-            map::Flows::NAME | map::Sequences::NAME => (self.flows / 2).next_power_of_two().max(16),
-            map::Displaced::NAME => (self.flows / 2).next_power_of_two().max(16) / 8,
-            // Twice as many places as flows can have, so that a flood of one service leaves ports to the others.
-            map::Replies::NAME => (self.flows / 2).next_power_of_two().max(16),
+            // Half of the places of flows stay free, so that a flow finds one in its two buckets. Replies have twice as many
+            // places as flows, so that a flood of one service leaves ports to the others.
+            map::Flows::NAME | map::Sequences::NAME | map::Replies::NAME => buckets(self.flows),
+            map::Displaced::NAME => buckets(self.flows) / 8,
             // It has its room from the beginning, whether it is used or not.
             map::SocketPeers::NAME => self.connect.as_ref().map_or(1, |connect| connect.sockets),
             map::Slots::NAME => slot_chunks(memory_bytes()).max(description.capacity),
             _ => description.capacity,
         }
     }
+}
+
+/// Buckets of the tables of so many flows.
+fn buckets(flows: u32) -> u32 {
+    (flows / 2).next_power_of_two().max(16)
 }
 
 /// Flows that a node remembers unless its configuration says otherwise.
@@ -56,6 +60,8 @@ fn memory_bytes() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use gateway_common::flow::{Reply, WAYS};
+
     use super::*;
 
     #[test]
@@ -67,8 +73,8 @@ mod tests {
     #[test]
     fn every_place_has_a_number_that_replies_can_name() {
         // The most that the configuration allows.
-        let buckets = 8_388_608_u32 / 2;
-        assert_eq!(buckets * 4, 1 << gateway_common::flow::Reply::INDEX_BITS);
+        let ways = u32::try_from(WAYS).unwrap();
+        assert_eq!(buckets(1 << (Reply::INDEX_BITS - 1)) * ways, 1 << Reply::INDEX_BITS);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use gateway_common::flow::Reply;
+
 use super::{NETWORK, PORT, SEED_FILE};
 use crate::{
     config::shape::{
@@ -21,6 +23,9 @@ text!(POD, "the name of an interface, or a pattern of one", "veth*", "^[^/ ]{1,3
 text!(ACCESS_OUTPUT, "`stdout` or the path of a file", "/var/log/sluice/access.log", "^(stdout|/.+)$");
 text!(ACCESS_FIELD, "a field of the access log", "status", "^[a-zA-Z]+$");
 text!(PORTS, "a range of ports", "61000-65535", "^[0-9]+-[0-9]+$");
+
+/// Flows at most: with more, replies could not name every place of theirs.
+const FLOWS: u64 = 1 << (Reply::INDEX_BITS - 1);
 
 /// Settings of the process.
 pub(super) static AGENT: Table = Table {
@@ -279,7 +284,7 @@ static KERNEL: Table = Table {
         },
         Field {
             key: "flows",
-            shape: Shape::Integer { min: 1_024, max: 8_388_608 },
+            shape: Shape::Integer { min: 1_024, max: FLOWS },
             presence: Absent(
                 "what a two-hundredth of the node's memory holds, at 192 bytes each, rounded down to a power \
                               of two, from 16384 to 1048576",
