@@ -245,15 +245,10 @@ impl Maps for KernelMaps {
         // SAFETY: a field of a live value. Volatile, because the agent may change it meanwhile, and it must be read once.
         let current = unsafe { (&raw const service.current).read_volatile() };
         let [even, odd] = &service.tables;
-        let Table { first_chunk, n_slots, first_endpoint, n_endpoints } =
-            if current & 1 == 0 { even } else { odd };
-        // One by one: of a copy as a whole the compiler makes a call, and that goes byte by byte.
-        Table {
-            first_chunk: *first_chunk,
-            n_slots: *n_slots,
-            first_endpoint: *first_endpoint,
-            n_endpoints: *n_endpoints,
-        }
+        let words: *const u32 = (&raw const *if current & 1 == 0 { even } else { odd }).cast();
+        // SAFETY: one of four words of a live value. Volatile: the compiler copies them by a call, byte by byte, otherwise.
+        let word = |at: usize| unsafe { words.wrapping_add(at).read_volatile() };
+        Table { first_chunk: word(0), n_slots: word(1), first_endpoint: word(2), n_endpoints: word(3) }
     }
 
     #[inline(always)]

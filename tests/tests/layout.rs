@@ -12,7 +12,7 @@ use gateway_common::{
     aside::{Aside, SWEEP},
     counter::Hook,
     layout::{FLOW_LAYOUT_VERSION, FLOW_SIZES, LAYOUT_VERSION, SIZES},
-    map::{self, Description, Kind},
+    map::{self, Description, Kind, MapDef as _},
 };
 use gateway_tests::{kernel_run::object_path, privilege};
 
@@ -173,4 +173,81 @@ fn the_object_holds_the_maps_that_are_defined() {
         Hook::ALL.map(Hook::name).into_iter().chain(Aside::ALL.map(Aside::name)).chain([SWEEP]).collect();
     named.sort_unstable();
     assert_eq!(programs, named, "one program for each hook and each program aside, under its name");
+}
+
+/// As much of an object file (ELF, 64 bits, little endian) as says which function calls which by name.
+struct Elf<'a> {
+    bytes: &'a [u8],
+}
+
+/// A part of it, as its header says.
+struct Section {
+    kind: usize,
+    start: usize,
+    size: usize,
+    link: usize,
+    info: usize,
+}
+
+impl Elf<'_> {
+    const SYMBOLS: usize = 2;
+    const RELOCATIONS: usize = 9;
+
+    fn number<const N: usize>(&self, at: usize) -> usize {
+        let mut word = [0; 8];
+        word[..N].copy_from_slice(&self.bytes[at..at + N]);
+        usize::from_le_bytes(word)
+    }
+
+    fn sections(&self) -> Vec<Section> {
+        let (first, size, n) = (self.number::<8>(0x28), self.number::<2>(0x3a), self.number::<2>(0x3c));
+        let section = |at: usize| Section {
+            kind: self.number::<4>(at + 4),
+            start: self.number::<8>(at + 0x18),
+            size: self.number::<8>(at + 0x20),
+            link: self.number::<4>(at + 0x28),
+            info: self.number::<4>(at + 0x2c),
+        };
+        (0..n).map(|idx| section(first + idx * size)).collect()
+    }
+
+    /// What the function with this name refers to.
+    fn refers_to(&self, function: &str) -> Vec<String> {
+        let sections = self.sections();
+        let symbols = sections.iter().find(|section| section.kind == Self::SYMBOLS).unwrap();
+        let name = |at: usize| {
+            let start = sections[symbols.link].start + self.number::<4>(at);
+            let end = self.bytes[start..].iter().position(|byte| *byte == 0).unwrap();
+            String::from_utf8_lossy(&self.bytes[start..start + end]).into_owned()
+        };
+        let symbol = |idx: usize| symbols.start + idx * 24;
+        let its = (0..symbols.size / 24).map(symbol).find(|at| name(*at) == function).unwrap();
+        let (home, start, size) =
+            (self.number::<2>(its + 6), self.number::<8>(its + 8), self.number::<8>(its + 16));
+        let mut found = Vec::new();
+        for section in sections.iter().filter(|it| it.kind == Self::RELOCATIONS && it.info == home) {
+            for at in (section.start..section.start + section.size).step_by(16) {
+                if (start..start + size).contains(&self.number::<8>(at)) {
+                    found.push(name(symbol(self.number::<4>(at + 12))));
+                }
+            }
+        }
+        found
+    }
+}
+
+#[test]
+fn what_every_packet_runs_copies_nothing_by_calls() {
+    let bytes = std::fs::read(object_path().unwrap()).unwrap();
+    let object = Elf { bytes: &bytes };
+    for hook in [Hook::XdpBalance, Hook::TcIngress, Hook::TcEgress, Hook::SkLookup] {
+        let found = object.refers_to(hook.name());
+        assert!(found.iter().any(|name| name == map::Filter::NAME), "{}: {found:?}", hook.name());
+        let copies = ["memcpy", "memmove", "memset", "memcmp"];
+        assert!(
+            found.iter().all(|name| !copies.contains(&name.as_str())),
+            "{} calls what goes byte by byte: {found:?}",
+            hook.name()
+        );
+    }
 }
