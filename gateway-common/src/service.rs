@@ -195,6 +195,12 @@ impl Service {
         if self.current & 1 == 0 { even } else { odd }
     }
 
+    /// The table that is not current: the one before, as long as slots say so.
+    pub const fn idle_table(&self) -> Table {
+        let [even, odd] = self.tables;
+        if self.current & 1 == 0 { odd } else { even }
+    }
+
     /// The virtual address, port and protocol.
     pub const fn key(&self) -> ServiceKey {
         ServiceKey::new(self.addr, self.port, self.protocol)

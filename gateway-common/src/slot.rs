@@ -8,8 +8,20 @@ use bytemuck::{Pod, Zeroable};
 pub struct Slot {
     /// Where new flows of this slot go.
     pub endpoint: u16,
-    /// Where flows of this slot went before the last change; equal to `endpoint` outside a change window.
+    /// Where flows of this slot went before the change; equal to `endpoint` outside a change window, [`Slot::ELSEWHERE`]
+    /// where they went to several.
     pub former: u16,
+}
+
+impl Slot {
+    /// As `former`: what the table before this one says, which still stands in the service's other half. No endpoint has
+    /// this number.
+    pub const ELSEWHERE: u16 = u16::MAX;
+
+    /// Where its flows went before the change, as this table knows it: the endpoint where it knows nothing.
+    pub const fn before(self) -> u16 {
+        if self.former == Self::ELSEWHERE { self.endpoint } else { self.former }
+    }
 }
 
 /// Value of [`Slots`](crate::map::Slots): sixteen slots, 64 bytes.

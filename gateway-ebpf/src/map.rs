@@ -259,7 +259,7 @@ impl Maps for KernelMaps {
         let index = (index & (SlotChunk::SLOTS - 1)) as usize;
         // SAFETY: the index is below the number of slots in a chunk.
         let slot = unsafe { chunk.cast::<Slot>().add(index) };
-        // SAFETY: the slot is inside the chunk; the agent writes slots of the idle half only.
+        // SAFETY: the slot is inside the chunk; the agent writes slots of the idle half, or one of the two numbers of a slot.
         Some(unsafe { slot.read() })
     }
 

@@ -397,7 +397,7 @@ pub(crate) fn has<M: Maps>(maps: &M, arrival: &Arrival, held: &Held) -> bool {
 /// changes.
 #[inline(always)]
 fn is_down<M: Maps>(maps: &M, arrival: &Arrival, slot: Slot) -> bool {
-    select::local(maps, &arrival.seat(), slot.former)
+    select::before(maps, &arrival.seat(), arrival.hash, slot)
         .is_none_or(|former| former.endpoint.state == EndpointState::DOWN)
 }
 
@@ -416,7 +416,7 @@ fn former<M: Maps>(maps: &M, arrival: &Arrival, slot: Slot) -> u32 {
     if arrival.packet.flags.opens() {
         return NO_ROW;
     }
-    match select::local(maps, &arrival.seat(), slot.former) {
+    match select::before(maps, &arrival.seat(), arrival.hash, slot) {
         Some(former) if track::takes(&former.endpoint, &arrival.packet) => former.row,
         Some(_) | None => NO_ROW,
     }

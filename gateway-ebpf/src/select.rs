@@ -111,6 +111,23 @@ pub fn slot<M: Maps>(maps: &M, table: &Table, hash: u64) -> Option<Slot> {
     maps.slot(table.first_chunk.wrapping_add(idx / SlotChunk::SLOTS), idx)
 }
 
+/// The endpoint that a slot had before it changed. Where its flows had several, because the table had another number of
+/// slots or other rows, the table before knows.
+#[inline(always)]
+pub fn before<M: Maps>(maps: &M, seat: &Seat<'_>, hash: u64, slot: Slot) -> Option<Chosen<M::Row<Endpoint>>> {
+    if slot.former != Slot::ELSEWHERE {
+        return local(maps, seat, slot.former);
+    }
+    let service = maps.service(seat.service)?;
+    let [even, odd] = &service.tables;
+    let table = if even.first_chunk == seat.table.first_chunk { *odd } else { *even };
+    if table.n_slots == 0 {
+        return None;
+    }
+    let held = self::slot(maps, &table, hash)?;
+    local(maps, &Seat { table: &table, ..*seat }, held.before())
+}
+
 /// An endpoint by its number within the service. A row that another service took over, or one of the other family, would
 /// send the packet to a stranger.
 #[inline(always)]

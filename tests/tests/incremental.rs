@@ -18,7 +18,13 @@ use std::{
     time::Duration,
 };
 
-use gateway_common::{endpoint::NextHop, hash::Seed, service::ServiceKey};
+use gateway_common::{
+    addr::Addr,
+    endpoint::NextHop,
+    hash::{self, Seed},
+    service::{Service, ServiceKey, Table, Track},
+    slot::Slot,
+};
 use gateway_userspace::{
     clock::Clock,
     compile::{
@@ -27,8 +33,9 @@ use gateway_userspace::{
         service,
     },
     endpoint::{Availability, EndpointId, Health, Registry},
-    image::{Capacity, Image, Range, Way},
+    image::{Capacity, Image, Range, Row, Way},
     kernel::{
+        maps::{Maps as _, Observed},
         memory::Memory,
         ticks::Ticks,
         writer::{Terms, Writer},
@@ -141,6 +148,37 @@ fn snapshot(said: &BTreeMap<usize, Said>) -> Snapshot {
     }
 }
 
+/// Where flows of one hash go: row and address.
+#[derive(Debug)]
+struct Lead {
+    now: Option<(u32, IpAddr)>,
+    before: Option<(u32, IpAddr)>,
+    /// The table before says so.
+    is_divided: bool,
+}
+
+/// What the programs make of a hash.
+fn lead(observed: &Observed, key: &ServiceKey, service: &Service, hash: u64) -> Lead {
+    let slot_of = |slots: &[Slot]| {
+        let n_slots = u32::try_from(slots.len()).unwrap();
+        slots.get(usize::try_from(hash::slot(hash, n_slots)).unwrap()).copied()
+    };
+    let row = |table: Table, local: u16| {
+        let row = table.first_endpoint + u32::from(local);
+        let endpoint = observed.endpoints.get(&row)?;
+        let is_ours = endpoint.service == service.id && endpoint.addr != Addr::UNSPECIFIED;
+        is_ours.then(|| (row, endpoint.addr.into()))
+    };
+    let slot = slot_of(&observed.slots[key]).unwrap();
+    let is_divided = slot.former == Slot::ELSEWHERE;
+    let before = if is_divided {
+        slot_of(&observed.before[key]).and_then(|slot| row(service.idle_table(), slot.before()))
+    } else {
+        row(service.table(), slot.former)
+    };
+    Lead { now: row(service.table(), slot.endpoint), before, is_divided }
+}
+
 /// An agent without a kernel.
 struct Agent {
     said: BTreeMap<usize, Said>,
@@ -217,6 +255,41 @@ impl Agent {
         self.snapshot = Some(next);
     }
 
+    /// Where flows of slots go, and where they went before, by service and hash.
+    fn leads(&self) -> BTreeMap<ServiceKey, Vec<Lead>> {
+        let observed = self.writer.maps().observe().unwrap();
+        let of = |(key, service): (&ServiceKey, &Service)| {
+            let is_led = service.track == Track::CHANGE && service.table().n_slots > 0;
+            let lead = |n: u64| lead(&observed, key, service, n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            is_led.then(|| (*key, (0..512).map(lead).collect()))
+        };
+        observed.services.iter().filter_map(of).collect()
+    }
+
+    /// Flows that nobody has seen since are where they were, or nowhere when that is nobody's any more.
+    fn remembers(&self, former: &BTreeMap<ServiceKey, Vec<Lead>>) {
+        for (key, leads) in self.leads() {
+            for (lead, former) in leads.iter().zip(former.get(&key).into_iter().flatten()) {
+                let addr = |one: Option<(u32, IpAddr)>| one.map(|(_, addr)| addr);
+                let is_known = addr(lead.before) == addr(former.before)
+                    || addr(lead.before) == addr(lead.now)
+                    || lead.before.is_none()
+                    || former.is_divided && addr(lead.before) == addr(former.now);
+                assert!(is_known, "{lead:?} after {former:?}");
+                let is_there = former.before.is_some_and(|(row, _)| {
+                    self.image.services.iter().any(|one| {
+                        let is_row = |at: &Row| at.row == row;
+                        one.key == key && one.endpoints.iter().any(is_row)
+                    })
+                });
+                assert!(
+                    former.is_divided || !is_there || addr(lead.before) == addr(former.before),
+                    "{lead:?} after {former:?}"
+                );
+            }
+        }
+    }
+
     /// What the control loop does, without its clock.
     fn retire(&mut self, next: &Snapshot, forget: bool) {
         let wanted = Wanted::of(next);
@@ -260,8 +333,10 @@ proptest! {
     ) {
         let mut agent = Agent::new();
         for edits in &steps {
+            let former = agent.leads();
             agent.take(edits);
             agent.is_whole();
+            agent.remembers(&former);
         }
     }
 }

@@ -96,7 +96,7 @@ fn holder<M: Maps>(maps: &M, arrival: &mut Arrival) -> bool {
     }
     // What is not remembered while a slot changes is with the endpoint that the slot had before.
     if let Some(slot) = select::slot(maps, &arrival.table, arrival.hash)
-        && let Some(former) = select::local(maps, &arrival.seat(), slot.former)
+        && let Some(former) = select::before(maps, &arrival.seat(), arrival.hash, slot)
         && former.endpoint.state != EndpointState::DOWN
     {
         arrival.row = former.row;

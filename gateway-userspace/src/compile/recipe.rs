@@ -9,7 +9,7 @@ use std::{
 
 use gateway_common::{
     service::{Mode, ServiceKey, Track},
-    slot::size_class,
+    slot::{Slot, size_class},
 };
 
 use crate::{
@@ -190,7 +190,7 @@ impl Recipe {
         };
         let local = |addr: &SocketAddr, row: u32| {
             let local = row.checked_sub(numbers.rows.first).and_then(|local| u16::try_from(local).ok());
-            local.filter(|_| members.contains_key(addr))
+            local.filter(|local| *local != Slot::ELSEWHERE && members.contains_key(addr))
         };
         let own = numbers.members.iter().filter_map(|(addr, at)| row(addr, *at, local(addr, *at)));
         let outgrown = numbers.outgrown.iter().filter_map(|(at, addr)| row(addr, *at, None));

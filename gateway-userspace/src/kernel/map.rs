@@ -191,10 +191,7 @@ impl Maps for KernelMaps {
         let mut observed = Observed::default();
         let (services, ranges) = (&self.services, &self.port_ranges);
         observed.follow(self.index.entries().copied(), |id| services.get(id), |row| ranges.get(row));
-        for (key, service) in &observed.services {
-            let table = service.table();
-            observed.slots.insert(*key, self.slots.read(table.first_chunk, table.n_slots));
-        }
+        observed.follow_slots(|table| self.slots.read(table.first_chunk, table.n_slots));
         for (row, endpoint) in (0..).map_while(|row| Some((row, self.endpoints.get(row)?))) {
             if endpoint != Endpoint::default() {
                 observed.endpoints.insert(row, endpoint);

@@ -1,16 +1,19 @@
 //! What the writer asks of maps: the kernel's, or memory's in a test.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gateway_common::{
     endpoint::Endpoint,
-    service::{PortRange, Service, ServiceEntry, ServiceKey},
+    service::{PortRange, Service, ServiceEntry, ServiceKey, Table},
     settings::Settings,
     slot::Slot,
     source::{SourceNetwork, SourceRule},
 };
 
-use crate::{image::Range, kernel::Error};
+use crate::{
+    image::Range,
+    kernel::{Error, former},
+};
 
 /// What stands in the maps. Rows and words that are zero are left out.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -19,6 +22,8 @@ pub struct Observed {
     pub services: BTreeMap<ServiceKey, Service>,
     /// The current half of the slots of each service.
     pub slots: BTreeMap<ServiceKey, Vec<Slot>>,
+    /// The other half of services whose slots refer to it.
+    pub before: BTreeMap<ServiceKey, Vec<Slot>>,
     /// `ENDPOINTS`.
     pub endpoints: BTreeMap<u32, Endpoint>,
     /// `SERVICE_INDEX`, by the keys of its entries.
@@ -36,6 +41,35 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// Takes the slots of every service.
+    pub fn follow_slots(&mut self, read: impl Fn(Table) -> Vec<Slot>) {
+        for (key, service) in &self.services {
+            let slots = read(service.table());
+            if former::is_divided(&slots) {
+                self.before.insert(*key, read(service.idle_table()));
+            }
+            self.slots.insert(*key, slots);
+        }
+    }
+
+    /// Takes the slots that a service has now, in its other half or where it had them.
+    pub fn take_slots(&mut self, key: ServiceKey, slots: Vec<Slot>, is_turned: bool) {
+        let is_divided = former::is_divided(&slots);
+        let before = self.slots.insert(key, slots);
+        if !is_divided {
+            self.before.remove(&key);
+        } else if is_turned {
+            self.before.insert(key, before.unwrap_or_default());
+        }
+    }
+
+    /// Forgets services that are not wanted.
+    pub fn retain(&mut self, wanted: &BTreeSet<&ServiceKey>) {
+        self.services.retain(|key, _| wanted.contains(key));
+        self.slots.retain(|key, _| wanted.contains(key));
+        self.before.retain(|key, _| wanted.contains(key));
+    }
+
     /// Takes the entries of the index, and everything that they lead to.
     pub fn follow(
         &mut self,
@@ -136,7 +170,8 @@ pub trait Maps {
     /// # Errors
     /// When the kernel refuses.
     fn put_guards(&mut self, guards: u8) -> Result<(), Error>;
-    /// Writes a half of a service's slots that no service value calls current.
+    /// Writes a half of a service's slots that no service value calls current, or the current one again with as many
+    /// slots: packets see each slot whole.
     ///
     /// # Errors
     /// When the half is beyond the map.

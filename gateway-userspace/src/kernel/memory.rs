@@ -74,10 +74,7 @@ impl Maps for Memory {
         let mut observed = self.content.clone();
         let entries = self.entries.values().copied();
         observed.follow(entries, |id| self.services.get(&id).copied(), |row| self.ranges.get(&row).copied());
-        for (key, service) in &observed.services {
-            let table = service.table();
-            observed.slots.insert(*key, self.read_slots(table.first_chunk, table.n_slots));
-        }
+        observed.follow_slots(|table| self.read_slots(table.first_chunk, table.n_slots));
         Ok(observed)
     }
 

@@ -11,6 +11,7 @@ mod counts;
 mod error;
 mod events;
 mod filter;
+mod former;
 pub mod heart;
 pub mod index;
 mod map;

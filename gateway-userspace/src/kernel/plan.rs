@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     ops::RangeInclusive,
 };
@@ -24,6 +24,7 @@ use crate::{
     endpoint::Availability,
     image::{self, Image, Limits, Range, Row, Way},
     kernel::{
+        former,
         maps::Observed,
         sources::{self, SourceOp},
         ticks::Ticks,
@@ -101,10 +102,14 @@ pub(super) struct Facts {
 
 /// Everything between the maps and an image, in order.
 pub(super) fn whole(image: &Image, facts: &Facts, written: &Observed) -> Vec<Op> {
-    let mut ops: Vec<Op> = image.services.iter().flat_map(|service| rows(service, facts, written)).collect();
+    let rows = image.services.iter().flat_map(|service| {
+        let forgotten = former::forgotten(service, &former::passed_on(service, written), written);
+        forgotten.into_iter().chain(rows(service, facts, written))
+    });
+    let mut ops: Vec<Op> = rows.collect();
     let tables = image.services.iter().flat_map(|service| {
         let made = Seated::of(service, facts, written).table(facts);
-        table(service, Some(&made), facts, written)
+        table(service, Some(&made), &former::passed_on(service, written), facts, written)
     });
     ops.extend(tables);
     ops.extend(sources::ops(image, written).into_iter().map(Op::Sources));
@@ -127,10 +132,11 @@ pub(super) fn rows(service: &image::Service, facts: &Facts, written: &Observed) 
 }
 
 /// The slots of a service when they differ, and its value when that or the slots do. Without a table, the slots lead where
-/// they shall.
+/// they shall. Rows that were passed on meanwhile are forgotten.
 pub(super) fn table(
     service: &image::Service,
     table: Option<&[u16]>,
+    passed_on: &BTreeSet<u32>,
     facts: &Facts,
     written: &Observed,
 ) -> Vec<Op> {
@@ -169,17 +175,27 @@ pub(super) fn table(
         let present_table = || former.iter().map(|slot| slot.endpoint);
         let same_slots = table.is_none_or(|table| present_table().eq(table.iter().copied()));
         let now = value.table();
-        let same_rows = now.first_endpoint == service.rows.first;
-        let is_same = present.is_some_and(|present| present.halves == value.halves)
-            && same_slots
-            && same_rows
-            && now.n_endpoints == service.rows.count;
-        if !is_same {
+        let same_place = present.is_some_and(|present| present.halves == value.halves)
+            && (now.first_endpoint, now.n_endpoints) == (service.rows.first, service.rows.count);
+        if !(same_slots && same_place) {
             let table = table.map_or_else(|| Cow::Owned(present_table().collect()), Cow::Borrowed);
-            let first_chunk = turn(&mut value, service, table.len());
-            // Slots name rows by their distance from the first, so they mean something else after a move of the rows.
-            let slots = with_former(&table, if same_rows { former } else { &[] });
+            let stays = same_place && table.len() == former.len();
+            let slots = if stays {
+                former::next(&table, former, now.first_endpoint, service.track, passed_on)
+            } else {
+                let former = if present.is_some_and(has_slots) { former } else { &[] };
+                former::moved(&table, former, now, service, passed_on)
+            };
+            let first_chunk = if stays && former::is_divided(&slots) {
+                now.first_chunk
+            } else {
+                turn(&mut value, service.rows, table.len())
+            };
+            let is_value_same = present == Some(value);
             ops.push(Op::Slots { key: service.key, first_chunk, slots });
+            if is_value_same {
+                ops.push(Op::Service { key: service.key, value });
+            }
         }
     }
     if present != Some(value) {
@@ -188,38 +204,26 @@ pub(super) fn table(
     ops
 }
 
+/// Whether the table of a service is its own. One that was the agent's meanwhile has given its slots back.
+fn has_slots(service: Service) -> bool {
+    let [even, odd] = service.halves;
+    even != odd && [even, odd].contains(&service.table().first_chunk)
+}
+
 /// Names the other half of a service's slots as current; returns its first chunk.
-fn turn(value: &mut Service, service: &image::Service, n_slots: usize) -> u32 {
+pub(super) fn turn(value: &mut Service, rows: Range, n_slots: usize) -> u32 {
     let next = value.current ^ 1;
-    let [even, odd] = service.chunks;
+    let [even, odd] = value.halves;
     let first_chunk = if next == 0 { even } else { odd };
     let [even, odd] = &mut value.tables;
     *(if next == 0 { even } else { odd }) = Table {
         first_chunk,
         n_slots: u32::try_from(n_slots).unwrap_or(0),
-        first_endpoint: service.rows.first,
-        n_endpoints: service.rows.count,
+        first_endpoint: rows.first,
+        n_endpoints: rows.count,
     };
     value.current = next;
     first_chunk
-}
-
-/// The end of a change: slots that know nothing of the endpoints before it. Nothing when no slot does.
-pub(super) fn settled(service: &image::Service, written: &Observed) -> Vec<Op> {
-    let Some(present) = written.services.get(&service.key) else { return Vec::new() };
-    let slots = written.slots.get(&service.key).map_or(&[][..], Vec::as_slice);
-    if !is_changing(slots) {
-        return Vec::new();
-    }
-    let mut value = *present;
-    let first_chunk = turn(&mut value, service, slots.len());
-    let slots = slots.iter().map(|slot| Slot { former: slot.endpoint, ..*slot }).collect();
-    vec![Op::Slots { key: service.key, first_chunk, slots }, Op::Service { key: service.key, value }]
-}
-
-/// Whether a slot remembers another endpoint than its own.
-pub(super) fn is_changing(slots: &[Slot]) -> bool {
-    slots.iter().any(|slot| slot.endpoint != slot.former)
 }
 
 /// Entries of the index that differ, each after the ranges that it refers to.
@@ -463,16 +467,6 @@ fn members(rows: &[&Row], alike: bool) -> Vec<maglev::Member> {
         Some(maglev::Member { addr: Addr::from(addr.ip()), port: Port::new(addr.port()), index, weight })
     };
     rows.iter().zip(maglev::weights(&shares)).filter_map(member).collect()
-}
-
-/// Slots that remember where their flows went before.
-fn with_former(table: &[u16], former: &[Slot]) -> Vec<Slot> {
-    let same_size = table.len() == former.len();
-    let slot = |(idx, endpoint): (usize, &u16)| {
-        let before = if same_size { former.get(idx).map(|slot| slot.endpoint) } else { None };
-        Slot { endpoint: *endpoint, former: before.unwrap_or(*endpoint) }
-    };
-    table.iter().enumerate().map(slot).collect()
 }
 
 /// The bits of every address whose packets are ours: virtual addresses, addresses that translated packets come back

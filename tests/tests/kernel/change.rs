@@ -38,6 +38,28 @@ fn changing(world: &mut World) {
     slots(world, 1, 0);
 }
 
+/// Every slot leads to the second endpoint, and the table before, of another size and with rows of its own, to the first.
+fn grown(world: &mut World) {
+    changing(world);
+    slots(world, 1, Slot::ELSEWHERE);
+    half_before(world, Slot { endpoint: 0, former: 0 });
+    for id in [TCP4, UDP4] {
+        world.change(id, |service| {
+            service.tables[0].n_slots = 1;
+            service.tables[0].n_endpoints = 1;
+        });
+    }
+}
+
+/// The half that is not current.
+fn half_before(world: &mut World, slot: Slot) {
+    for id in [TCP4, UDP4] {
+        let mut first = 0;
+        world.change(id, |service| first = service.idle_table().first_chunk);
+        world.tables.chunks.insert(first, SlotChunk { slots: [slot; SlotChunk::LEN] });
+    }
+}
+
 fn slots(world: &mut World, endpoint: u16, former: u16) {
     for chunk in world.tables.chunks.values_mut() {
         if chunk.slots[0].endpoint != 999 {
@@ -100,6 +122,50 @@ fn flows_stay_through_a_change() {
             changing(world);
             world.change(TCP4, |service| service.track = Track::NEVER);
         }),
+    ]);
+}
+
+#[test]
+fn flows_stay_when_the_table_before_is_of_another_size() {
+    let former = |and: fn(&mut World)| {
+        move |world: &mut World| {
+            grown(world);
+            and(world);
+        }
+    };
+    let half = |slot: Slot| {
+        move |world: &mut World| {
+            grown(world);
+            half_before(world, slot);
+        }
+    };
+    let twice = Slot { endpoint: 0, former: Slot::ELSEWHERE };
+    check(vec![
+        goes("a syn goes to the new endpoint and is remembered", &client().syn(), 1, 1).with(grown),
+        goes("the middle of a flow goes where the table before says", &client(), 0, 1).with(grown),
+        goes("and so does udp", &udp(CLIENT, DNS), 0, 1).with(grown),
+        goes("to where that was going before", &client(), 0, 1).with(half(Slot { endpoint: 1, former: 0 })),
+        goes("of which only one is kept", &client(), 0, 1).with(half(twice)),
+        goes("one that is down is left", &client(), 1, 1)
+            .with(former(|world| world.row(TCP4.row()).state = EndpointState::DOWN)),
+        goes("one that drains keeps its flows", &client(), 0, 1)
+            .with(former(|world| world.row(TCP4.row()).state = EndpointState::DRAINING)),
+        goes("a row that is another service's is left", &client(), 1, 1)
+            .with(former(|world| world.row(TCP4.row()).service = UDP4.0)),
+        goes("rows beyond the table are left", &client(), 1, 1)
+            .with(former(|world| world.change(TCP4, |service| service.tables[0].n_endpoints = 0))),
+        goes("there was none", &client(), 1, 1)
+            .with(former(|world| world.change(TCP4, |service| service.tables[0].n_slots = 0))),
+        goes("rows that moved", &client(), 0, 1).with(former(|world| {
+            world.change(TCP4, |service| {
+                // The first endpoint of the new range is nobody, the second the same as before.
+                service.tables[1].first_endpoint = TCP4.row() + 1;
+                service.tables[1].n_endpoints = 1;
+            });
+            slots(world, 0, Slot::ELSEWHERE);
+            half_before(world, Slot { endpoint: 0, former: 0 });
+        })),
+        known("what is remembered wins", &client(), (TCP4, 1), grown, (1, 1)),
     ]);
 }
 

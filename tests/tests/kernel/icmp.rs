@@ -6,6 +6,7 @@ use gateway_common::{
     endpoint::{EndpointState, NextHop},
     flow::Phase,
     service::{Mode, Track},
+    slot::Slot,
 };
 use gateway_tests::{
     packet::{CLIENT_MAC, NODE_MAC, Packet, checksum, icmp_error, inspect, inspect_icmp, tcp, udp},
@@ -397,6 +398,22 @@ fn direct_return_hears_at_the_endpoint_of_the_flow() {
                 world.row(TCP4.row() + 1).state = EndpointState::DOWN;
             })
             .leaves(to(0x01)),
+        case("while the table before is of another size", &error, Reason::IcmpForwarded)
+            .with(move |world| {
+                changing(world);
+                for chunk in world.tables.chunks.values_mut() {
+                    for slot in &mut chunk.slots {
+                        // The other half led nowhere until now.
+                        *slot = if slot.endpoint == 999 {
+                            Slot { endpoint: 1, former: 1 }
+                        } else {
+                            Slot { former: Slot::ELSEWHERE, ..*slot }
+                        };
+                    }
+                }
+                world.change(TCP4, |service| service.tables[0].n_slots = 1);
+            })
+            .leaves(to(0x77)),
         case("no endpoint is up", &error, Reason::IcmpNoFlow).with(|world| {
             direct(world, Mode::DSR_L2, Track::CHANGE);
             world.state(TCP4, EndpointState::DOWN);

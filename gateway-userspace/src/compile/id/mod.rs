@@ -63,6 +63,8 @@ pub struct Numbers {
     pub n_slots: u32,
     /// First chunk of each half.
     pub chunks: [u32; 2],
+    /// The chunks that became too few the last time: packets still look there for where flows were before.
+    pub chunks_before: Range,
     /// Row of each endpoint, wanted or retired.
     pub members: BTreeMap<SocketAddr, u32>,
     /// Rows of a range that became too small: flows that began there still use them.
@@ -141,6 +143,15 @@ impl Ids {
                 ids.services.insert(*key, Arc::new(numbers));
             }
         }
+        // After what every service has: a table that nobody looks at any more may be another one's.
+        for (key, numbers) in &mut ids.services {
+            let Some(before) = services.get(key).map(Service::idle_table) else { continue };
+            let range = Range { first: before.first_chunk, count: SlotChunk::chunks_for(before.n_slots) };
+            let is_outgrown = range.count > 0 && !numbers.chunks.contains(&range.first);
+            if is_outgrown && ids.free.chunks.reserve(range) {
+                Arc::make_mut(numbers).chunks_before = range;
+            }
+        }
         ids
     }
 
@@ -217,8 +228,10 @@ impl Ids {
         if n_slots > numbers.n_slots {
             let count = SlotChunk::chunks_for(n_slots);
             let first = self.free.chunks.take(count * 2).ok_or(Full::Chunks)?;
-            if numbers.n_slots > 0 {
-                self.resting.push(Given::Chunks(numbers.chunk_range()));
+            let present = numbers.chunk_range();
+            let before = mem::replace(&mut numbers.chunks_before, present);
+            if before.count > 0 {
+                self.resting.push(Given::Chunks(before));
             }
             numbers.n_slots = n_slots;
             numbers.chunks = [first, first + count];
@@ -273,6 +286,9 @@ impl Ids {
 
     fn rest_tables(&mut self, numbers: Numbers) {
         self.resting.push(Given::Chunks(numbers.chunk_range()));
+        if numbers.chunks_before.count > 0 {
+            self.resting.push(Given::Chunks(numbers.chunks_before));
+        }
         self.resting.push(Given::Rows(numbers.rows));
         let outgrown = numbers.outgrown.into_keys().map(|row| Given::Rows(Range { first: row, count: 1 }));
         self.resting.extend(outgrown);

@@ -3,7 +3,7 @@
 use gateway_common::{
     addr::{Port, Protocol},
     map::{self, MapDef as _},
-    service::Mode,
+    service::{Mode, Table},
 };
 
 use super::*;
@@ -32,7 +32,9 @@ fn written(ids: &Ids) -> (BTreeMap<ServiceKey, Service>, BTreeMap<u32, Endpoint>
     let mut services = BTreeMap::new();
     for (key, numbers) in ids.services() {
         let mut service = Service::new(*key, numbers.id);
-        let [table, _] = &mut service.tables;
+        let [table, before] = &mut service.tables;
+        before.first_chunk = numbers.chunks_before.first;
+        before.n_slots = numbers.chunks_before.count * SlotChunk::SLOTS;
         table.first_endpoint = numbers.rows.first;
         table.n_endpoints = numbers.rows.count;
         table.n_slots = numbers.n_slots;
@@ -112,6 +114,38 @@ fn a_service_that_outgrows_its_rows_keeps_the_old_ones() {
     assert_eq!(large.outgrown, old);
     let later = ids.balanced_service(key(1), &endpoints(1..40), |_| false).unwrap();
     assert_eq!(later.outgrown.values().copied().collect::<Vec<_>>(), [endpoint(1)]);
+}
+
+#[test]
+fn chunks_that_became_too_few_stay_until_they_do_again() {
+    let mut ids = Ids::new(CAPACITY);
+    let small = ids.balanced_service(key(1), &endpoints(0..2), |_| false).unwrap().chunk_range();
+    let large = ids.balanced_service(key(1), &endpoints(0..3), |_| false).unwrap().clone();
+    assert_eq!(large.chunks_before, small);
+    // Found again in the maps, where the other half of the service says so.
+    let (mut services, rows) = written(&ids);
+    let service = services.get_mut(&key(1)).unwrap();
+    let first = Table { first_chunk: small.first, n_slots: 251, ..service.tables[0] };
+    service.tables[1] = first;
+    let found = Ids::found(CAPACITY, &services, &rows);
+    assert_eq!(found.services()[&key(1)].chunks_before, Range { count: 16, ..small });
+    // What another service has is that one's.
+    let mut other = Service::new(key(2), 7);
+    other.halves = [small.first, small.first + 16];
+    other.tables = [Table { n_slots: 251, first_endpoint: 100, n_endpoints: 8, ..first }; 2];
+    services.insert(key(2), other);
+    let found = Ids::found(CAPACITY, &services, &rows);
+    assert_eq!(found.services()[&key(1)].chunks_before, Range::default());
+    assert_eq!(found.services()[&key(2)].chunks, other.halves);
+    for _ in 0..3 {
+        ids.retain(&keys(1..3));
+        let other = ids.balanced_service(key(2), &endpoints(0..2), |_| false).unwrap().chunk_range();
+        assert_ne!(other.first, small.first);
+    }
+    ids.balanced_service(key(1), &endpoints(0..6), |_| false).unwrap();
+    ids.retain(&keys(1..4));
+    let next = ids.balanced_service(key(3), &endpoints(0..2), |_| false).unwrap().chunk_range();
+    assert_eq!(next, small);
 }
 
 #[test]

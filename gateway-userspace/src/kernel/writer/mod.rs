@@ -7,9 +7,10 @@
 //! with the maps for the first image, and after a write was refused.
 
 mod difference;
+mod windows;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use std::{
 
 use gateway_common::{
     hash::Seed,
-    service::{PortRange, Service, ServiceKey, Track},
+    service::{PortRange, ServiceKey, Track},
     slot::Slot,
 };
 
@@ -26,12 +27,15 @@ use crate::{
     endpoint::{Availability, Endpoint},
     image::{self, Image, Range, Way},
     kernel::{
-        Error,
+        Error, former,
         maps::{Maps, Observed},
         plan::{self, Facts, Op, Seated},
         sources::{self, SourceOp},
         ticks::Ticks,
-        writer::difference::{Difference, Users},
+        writer::{
+            difference::{Difference, Users},
+            windows::Windows,
+        },
     },
 };
 
@@ -101,8 +105,10 @@ pub struct Writer<M> {
     seated: HashMap<ServiceKey, Seated>,
     /// What the endpoints of a service said of themselves when it was last looked at.
     lives: HashMap<ServiceKey, Vec<Live>>,
-    /// Services that remember only flows of slots that change, with such slots, and since when.
-    changing: BTreeMap<ServiceKey, Instant>,
+    /// Services that remember only flows of slots that change, with such slots.
+    windows: Windows,
+    /// Rows of services that were passed on: until the next slots stand.
+    passed_on: HashMap<ServiceKey, BTreeSet<u32>>,
     /// A write was refused: the maps are not what they should be.
     behind: bool,
 }
@@ -115,13 +121,7 @@ impl<M: Maps> Writer<M> {
     pub fn new(maps: M, terms: Terms, clock: Clock) -> Result<Self, Error> {
         let Terms { seed, flows, ticks, change_window, echo } = terms;
         let written = maps.observe()?;
-        let now = clock.now();
-        // Nobody knows how long an earlier agent's changes have gone on.
-        let is_changing = |(key, service): (&ServiceKey, &Service)| {
-            let slots = written.slots.get(key).map_or(&[][..], Vec::as_slice);
-            (service.track == Track::CHANGE && plan::is_changing(slots)).then_some((*key, now))
-        };
-        let changing = written.services.iter().filter_map(is_changing).collect();
+        let windows = Windows::of(&written, clock.now());
         Ok(Self {
             maps,
             clock,
@@ -136,7 +136,8 @@ impl<M: Maps> Writer<M> {
             published: HashMap::new(),
             seated: HashMap::new(),
             lives: HashMap::new(),
-            changing,
+            windows,
+            passed_on: HashMap::new(),
             behind: false,
         })
     }
@@ -274,17 +275,16 @@ impl<M: Maps> Writer<M> {
             return self.reconcile();
         }
         let Some(image) = self.image.clone() else { return Ok(Written::default()) };
-        let now = self.clock.now();
-        let is_over = |since: &Instant| now.saturating_duration_since(*since) >= self.change_window;
-        let over: BTreeSet<ServiceKey> =
-            self.changing.iter().filter(|(_, since)| is_over(since)).map(|(key, _)| *key).collect();
+        let over = self.windows.over(self.clock.now(), self.change_window);
         let mut done = Written::default();
         if over.is_empty() {
             return Ok(done);
         }
         self.behind = true;
         for service in image.services.iter().filter(|service| over.contains(&service.key)) {
-            self.run(plan::settled(service, &self.written), &mut done)?;
+            let is_late = |idx| self.windows.is_late(&service.key, idx);
+            self.run(former::settled(service, &self.written, is_late), &mut done)?;
+            self.windows.end(&service.key);
         }
         self.behind = false;
         Ok(done)
@@ -293,12 +293,12 @@ impl<M: Maps> Writer<M> {
     /// Services that no entry leads to any more.
     fn forget(&mut self, image: &Image) {
         let wanted: BTreeSet<&ServiceKey> = image.services.iter().map(|service| &service.key).collect();
-        self.written.services.retain(|key, _| wanted.contains(key));
-        self.written.slots.retain(|key, _| wanted.contains(key));
+        self.written.retain(&wanted);
         self.published.retain(|key, _| wanted.contains(key));
         self.seated.retain(|key, _| wanted.contains(key));
         self.lives.retain(|key, _| wanted.contains(key));
-        self.changing.retain(|key, _| wanted.contains(key));
+        self.passed_on.retain(|key, _| wanted.contains(key));
+        self.windows.retain(&wanted);
     }
 
     /// Takes new ways to endpoints, and writes what they concern. Before the first image they are only kept.
@@ -341,6 +341,11 @@ impl<M: Maps> Writer<M> {
         for service in services.clone().into_iter().filter_map(|idx| image.services.get(idx)) {
             // Before anything is made of it: what changes from here on is looked at again.
             let live = lives(service).collect();
+            let passed_on = former::passed_on(service, &self.written);
+            if !passed_on.is_empty() {
+                self.run(former::forgotten(service, &passed_on, &self.written), done)?;
+                self.passed_on.entry(service.key).or_default().extend(passed_on);
+            }
             self.run(plan::rows(service, &self.facts, &self.written), done)?;
             self.lives.insert(service.key, live);
         }
@@ -348,7 +353,9 @@ impl<M: Maps> Writer<M> {
             let seated = Seated::of(service, &self.facts, &self.written);
             let is_known = self.seated.get(&service.key) == Some(&seated);
             let table = (!is_known).then(|| seated.table(&self.facts));
-            self.run(plan::table(service, table.as_deref(), &self.facts, &self.written), done)?;
+            let passed_on = self.passed_on.get(&service.key).cloned().unwrap_or_default();
+            self.run(plan::table(service, table.as_deref(), &passed_on, &self.facts, &self.written), done)?;
+            self.passed_on.remove(&service.key);
             if !is_known {
                 self.seated.insert(service.key, seated);
             }
@@ -387,11 +394,9 @@ impl<M: Maps> Writer<M> {
                 let begun = self.clock.now();
                 self.maps.put_service(&key, &value)?;
                 done.publishing += self.clock.now().saturating_duration_since(begun);
-                self.written.services.insert(key, value);
-                if let Some((_, slots)) = self.pending.take_if(|(of, _)| *of == key) {
-                    self.published(&key, value.track, &slots);
-                    self.written.slots.insert(key, slots);
-                }
+                let former = self.written.services.insert(key, value);
+                let is_turned = former.is_some_and(|former| former.current != value.current);
+                self.published(&key, value.track, is_turned);
                 done.services += 1;
             }
             Op::Ranges { first, ranges } => {
@@ -426,14 +431,19 @@ impl<M: Maps> Writer<M> {
         Ok(())
     }
 
-    /// Notes a table that packets read from now on.
-    fn published(&mut self, key: &ServiceKey, track: Track, slots: &[Slot]) {
+    /// Notes what packets read from now on.
+    fn published(&mut self, key: &ServiceKey, track: Track, is_turned: bool) {
         let now = self.clock.now();
-        self.published.insert(*key, now);
-        if track == Track::CHANGE && plan::is_changing(slots) {
-            self.changing.insert(*key, now);
+        let slots = self.pending.take_if(|(of, _)| of == key).map(|(_, slots)| slots);
+        let former = self.written.slots.get(key).map_or(&[][..], Vec::as_slice);
+        if track == Track::CHANGE {
+            self.windows.note(*key, former, slots.as_deref().unwrap_or(former), now);
         } else {
-            self.changing.remove(key);
+            self.windows.remove(key);
+        }
+        if let Some(slots) = slots {
+            self.published.insert(*key, now);
+            self.written.take_slots(*key, slots, is_turned);
         }
     }
 

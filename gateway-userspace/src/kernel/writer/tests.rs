@@ -6,7 +6,7 @@ use gateway_common::{
     addr::{Addr, Port, Protocol},
     endpoint::{Endpoint as SharedEndpoint, EndpointState, NextHop},
     filter,
-    service::{Mode, Track},
+    service::{Mode, Table, Track},
     slot::{SlotChunk, size_class},
 };
 
@@ -407,6 +407,317 @@ fn a_change_ends_after_its_window() {
     assert_eq!([n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)], shares);
     check_whole(writer.maps());
     assert_eq!(writer.settle().unwrap(), Written::default());
+}
+
+fn slots_of(writer: &Writer<Memory>) -> Vec<Slot> {
+    writer.maps().observe().unwrap().slots[&key(1)].clone()
+}
+
+#[test]
+fn what_changes_something_else_leaves_the_memory_of_slots_alone() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2, 3])])).unwrap();
+    let before = slots_of(&writer);
+    endpoint(&registry, 2).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    let during = slots_of(&writer);
+    assert!(during.iter().any(|slot| slot.endpoint != slot.former));
+    // A weight: most slots stay.
+    endpoint(&registry, 3).set_weight(2);
+    writer.publish(&registry.changes().take()).unwrap();
+    for ((before, during), after) in before.iter().zip(&during).zip(slots_of(&writer)) {
+        assert_eq!(during.former, before.endpoint);
+        assert_eq!(after.former, before.endpoint, "what began since is remembered in the flow table");
+    }
+    // Back to where it was: nobody's flows are anywhere else, unless they are remembered.
+    endpoint(&registry, 3).set_weight(1);
+    endpoint(&registry, 2).set_health(Health::Up);
+    writer.publish(&registry.changes().take()).unwrap();
+    assert_eq!(slots_of(&writer), before);
+    writer.clock.advance(WINDOW);
+    assert_eq!(writer.settle().unwrap(), Written::default());
+}
+
+#[test]
+fn a_change_within_the_window_of_another_has_a_whole_one() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2, 3])])).unwrap();
+    endpoint(&registry, 2).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    let first = slots_of(&writer);
+    let is_first = |idx: usize| first[idx].endpoint != first[idx].former;
+    writer.clock.advance(WINDOW / 2);
+    endpoint(&registry, 3).set_weight(3);
+    writer.publish(&registry.changes().take()).unwrap();
+    let both = slots_of(&writer);
+    let n_late = |slots: &[Slot]| {
+        let late = |(idx, slot): &(usize, &Slot)| !is_first(*idx) && slot.endpoint != slot.former;
+        slots.iter().enumerate().filter(late).count()
+    };
+    assert!(n_late(&both) > 10);
+    writer.clock.advance(WINDOW / 2);
+    assert_eq!(writer.settle().unwrap().tables, 1);
+    for (idx, (both, after)) in both.iter().zip(slots_of(&writer)).enumerate() {
+        let former = if is_first(idx) { both.endpoint } else { both.former };
+        assert_eq!(after, Slot { former, ..*both });
+    }
+    assert_eq!(writer.settle().unwrap(), Written::default());
+    writer.clock.advance(WINDOW / 2);
+    assert_eq!(writer.settle().unwrap().tables, 1);
+    assert_eq!(n_changing(&writer), 0);
+}
+
+#[test]
+fn slots_forget_however_often_others_change() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2, 3])])).unwrap();
+    endpoint(&registry, 2).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    let first = slots_of(&writer);
+    for n in 0..20u32 {
+        writer.clock.advance(WINDOW / 10);
+        endpoint(&registry, 3).set_weight(if n % 2 == 0 { 2 } else { 1 });
+        writer.publish(&registry.changes().take()).unwrap();
+        writer.settle().unwrap();
+    }
+    // Those that have not changed since.
+    let slots = slots_of(&writer);
+    let still = first.iter().zip(&slots).filter(|(first, slot)| first.endpoint == slot.endpoint);
+    let n = still.filter(|(first, slot)| first.former == 1 && slot.former == 1).count();
+    assert_eq!(n, 0, "after two windows");
+    writer.clock.advance(WINDOW);
+    writer.settle().unwrap();
+    writer.clock.advance(WINDOW);
+    writer.settle().unwrap();
+    assert_eq!(n_changing(&writer), 0);
+}
+
+/// Hosts that new flows of each of many hashes go to, and those that went before.
+fn leads(writer: &Writer<Memory>) -> Vec<(u8, u8)> {
+    let observed = writer.maps().observe().unwrap();
+    let (service, slots) = (observed.services[&key(1)], &observed.slots[&key(1)]);
+    let slot_of = |slots: &[Slot], hash: u64| {
+        slots[usize::try_from(gateway_common::hash::slot(hash, u32::try_from(slots.len()).unwrap())).unwrap()]
+    };
+    let host = |table: Table, local: u16| match observed.endpoints[&(table.first_endpoint + u32::from(local))]
+    {
+        row if row.service == service.id => {
+            IpAddr::from(row.addr).to_string().rsplit('.').next().unwrap().parse().unwrap()
+        }
+        _ => 0,
+    };
+    let lead = |hash: u64| {
+        let slot = slot_of(slots, hash);
+        let former = if slot.former == Slot::ELSEWHERE {
+            host(service.idle_table(), slot_of(&observed.before[&key(1)], hash).before())
+        } else {
+            host(service.table(), slot.former)
+        };
+        (host(service.table(), slot.endpoint), former)
+    };
+    (0..4_096u64).map(|n| lead(n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect()
+}
+
+/// Where new flows go.
+fn now(leads: &[(u8, u8)]) -> Vec<u8> {
+    leads.iter().map(|(now, _)| *now).collect()
+}
+
+/// Where flows were before.
+fn before(leads: &[(u8, u8)]) -> Vec<u8> {
+    leads.iter().map(|(_, before)| *before).collect()
+}
+
+fn is_divided(writer: &Writer<Memory>) -> bool {
+    former::is_divided(&slots_of(writer))
+}
+
+/// A service whose slots have another place than those of `direct`.
+fn grown(registry: &Registry, hosts: &[u8]) -> Service {
+    Service { chunks: [100, 200], ..direct(registry, hosts) }
+}
+
+#[test]
+fn flows_are_found_over_a_class_of_sizes_and_back() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    let small = now(&leads(&writer));
+    writer.apply(image([grown(&registry, &[1, 2, 3])])).unwrap();
+    assert!(is_divided(&writer));
+    assert_eq!(before(&leads(&writer)), small);
+    let n_marked = slots_of(&writer).iter().filter(|slot| slot.former == Slot::ELSEWHERE).count();
+    assert!((50..250).contains(&n_marked), "only those that share flows with slots that differ: {n_marked}");
+    // What follows within the window leaves the table before where it is.
+    let turns = writer.written().services[&key(1)].current;
+    for (host, weight) in [(3, 2), (1, 3), (2, 0), (2, 1)] {
+        endpoint(&registry, host).set_weight(weight);
+        assert_eq!(writer.publish(&registry.changes().take()).unwrap().tables, 1);
+        assert_eq!(before(&leads(&writer)), small);
+        check_whole(writer.maps());
+    }
+    assert_eq!(writer.written().services[&key(1)].current, turns);
+    assert_eq!(writer.written(), &writer.maps().observe().unwrap());
+    // Another agent knows it as well.
+    let mut second = writer_over(writer.maps().clone());
+    assert_eq!(second.written(), writer.written());
+    second.set_ways(ways()).unwrap();
+    assert_eq!(second.apply(image([grown(&registry, &[1, 2, 3])])).unwrap(), Written::default());
+    writer.clock.advance(WINDOW);
+    writer.settle().unwrap();
+    writer.clock.advance(WINDOW);
+    writer.settle().unwrap();
+    assert_eq!(n_changing(&writer), 0);
+    assert_eq!(writer.written(), &writer.maps().observe().unwrap());
+    // Back, with a row for what left.
+    let large = now(&leads(&writer));
+    let mut back = Service { n_slots: size_class(2), ..grown(&registry, &[1, 2, 3]) };
+    back.endpoints[2].local = None;
+    writer.apply(image([back])).unwrap();
+    assert_eq!(slots_of(&writer).len(), 251);
+    let leads = leads(&writer);
+    assert_eq!(before(&leads), large);
+    assert!(!now(&leads).contains(&3));
+}
+
+#[test]
+fn two_classes_within_a_window_leave_what_is_known_of_both() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    let small = now(&leads(&writer));
+    writer.apply(image([grown(&registry, &[1, 2, 3])])).unwrap();
+    let large = now(&leads(&writer));
+    let six = Service { chunks: [300, 400], ..direct(&registry, &[1, 2, 3, 4, 5, 6]) };
+    writer.apply(image([six])).unwrap();
+    for ((before, small), large) in before(&leads(&writer)).into_iter().zip(small).zip(large) {
+        assert!(before == small || before == large, "{before} after {small} and {large}");
+    }
+    check_whole(writer.maps());
+}
+
+#[test]
+fn flows_are_found_when_the_rows_move() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let hosts: Vec<u8> = (1..=8).collect();
+    writer.apply(image([direct(&registry, &hosts)])).unwrap();
+    let eight = now(&leads(&writer));
+    // The eighth left with the move, a ninth and a tenth came.
+    let mut moved = direct(&registry, &[1, 2, 3, 4, 5, 6, 7, 9, 10]);
+    let old = direct(&registry, &hosts).endpoints;
+    moved.rows = Range { first: 64, count: 12 };
+    for row in &mut moved.endpoints {
+        row.row += 64;
+    }
+    moved.endpoints.splice(0..0, old.into_iter().map(|row| Row { local: None, ..row }));
+    let n_slots = moved.n_slots;
+    writer.apply(image([moved.clone()])).unwrap();
+    assert_eq!(u32::try_from(slots_of(&writer).len()).unwrap(), n_slots);
+    assert_eq!(before(&leads(&writer)), eight);
+    assert!(!now(&leads(&writer)).contains(&8));
+    endpoint(&registry, 3).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    assert_eq!(before(&leads(&writer)), eight);
+    check_whole(writer.maps());
+    // The rows before are nobody's: what was there is lost, and goes to no stranger.
+    moved.endpoints.retain(|row| row.row >= 64);
+    writer.apply(image([moved])).unwrap();
+    let lost = leads(&writer).iter().zip(&eight).filter(|((_, before), eight)| before != *eight).count();
+    assert!(
+        lost > 0
+            && leads(&writer).iter().zip(&eight).all(|((_, before), eight)| before == eight || *before == 0)
+    );
+}
+
+#[test]
+fn a_service_that_was_the_agents_meanwhile_remembers_nothing() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    let none = Service { mode: Mode::AGENT, chunks: [0, 0], n_slots: 0, ..direct(&registry, &[]) };
+    writer.apply(image([none])).unwrap();
+    writer.apply(image([grown(&registry, &[1, 2, 3])])).unwrap();
+    assert_eq!(n_changing(&writer), 0);
+}
+
+#[test]
+fn a_row_that_is_passed_on_as_the_table_grows_leads_to_no_stranger() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    let small = now(&leads(&writer));
+    let mut taken = grown(&registry, &[4, 2, 3]);
+    taken.endpoints[0].generation = 2;
+    writer.apply(image([taken])).unwrap();
+    let leads = leads(&writer);
+    assert!(leads.iter().zip(&small).any(|((now, before), small)| before == small && now != before));
+    assert!(leads.iter().all(|(now, before)| *before != 4 || *now == 4));
+}
+
+#[test]
+fn no_table_before_leads_to_a_stranger() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    let small = now(&leads(&writer));
+    writer.apply(image([grown(&registry, &[1, 2, 3])])).unwrap();
+    let mut without = grown(&registry, &[1, 2, 3]);
+    without.endpoints.remove(0);
+    writer.apply(image([without])).unwrap();
+    let mut taken = grown(&registry, &[4, 2, 3]);
+    taken.endpoints[0].generation = 2;
+    writer.apply(image([taken])).unwrap();
+    assert!(is_divided(&writer) || n_changing(&writer) > 0);
+    for ((now, before), small) in leads(&writer).into_iter().zip(small) {
+        assert!(before != 4 || now == 4, "a flow of {small} goes to a stranger");
+    }
+    check_whole(writer.maps());
+}
+
+#[test]
+fn no_slot_remembers_who_has_another_owner() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2, 3])])).unwrap();
+    // The second leaves, and its row is another's one change later.
+    let mut without = direct(&registry, &[1, 2, 3]);
+    without.endpoints.remove(1);
+    writer.apply(image([without])).unwrap();
+    assert!(slots_of(&writer).iter().any(|slot| slot.former == 1 && slot.endpoint != 1));
+    assert_eq!(state(&writer, 1), EndpointState::DOWN);
+    let mut taken = direct(&registry, &[1, 4, 3]);
+    taken.endpoints[1].generation = 2;
+    writer.maps_mut().take_journal();
+    writer.apply(image([taken])).unwrap();
+    let journal = writer.maps_mut().take_journal();
+    let forgets = |op: &Op| matches!(op, Op::Slots { slots, .. } if slots.iter().all(|slot| slot.former != 1 && slot.endpoint != 1));
+    let [slots, value, row] = [
+        journal.iter().position(forgets),
+        journal.iter().position(|op| matches!(op, Op::Service { .. })),
+        journal.iter().position(|op| matches!(op, Op::Row { row: 1, .. })),
+    ];
+    assert!(
+        slots < value && value < row && slots.is_some(),
+        "forgotten before the row is another's: {journal:#?}"
+    );
+    let strangers = |writer: &Writer<Memory>, local: u16| {
+        slots_of(writer).iter().filter(|slot| slot.former == local && slot.endpoint != local).count()
+    };
+    assert_eq!(strangers(&writer, 1), 0);
+    // The third leaves, and its row is another's at once.
+    let mut at_once = direct(&registry, &[1, 4, 5]);
+    at_once.endpoints[1].generation = 2;
+    at_once.endpoints[2].generation = 2;
+    writer.maps_mut().refuse_after(Some(1));
+    writer.apply(image([at_once])).unwrap_err();
+    writer.maps_mut().refuse_after(None);
+    writer.reconcile().unwrap();
+    assert_eq!((strangers(&writer, 2), writer.gap()), (0, 0));
+    check_whole(writer.maps());
 }
 
 #[test]
