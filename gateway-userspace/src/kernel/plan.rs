@@ -141,34 +141,7 @@ pub(super) fn table(
     written: &Observed,
 ) -> Vec<Op> {
     let present = written.services.get(&service.key).copied();
-    let mut value = Service::new(service.key, service.id);
-    value.halves = service.chunks;
-    value.first_socket = service.sockets.first;
-    value.n_sockets = service.sockets.count;
-    value.mode = service.mode;
-    value.track = service.track;
-    value.flow_share = facts.flow_share;
-    (value.flow_rate, value.source_rate) = (service.limits.service, service.limits.source);
-    if service.limits != Limits::default() {
-        value.flags |= Service::LIMITED;
-    }
-    if let Some(timeout) = service.affinity {
-        value.flags |= Service::AFFINITY;
-        value.affinity_ticks = facts.ticks.of(timeout);
-    }
-    if let Some(rate) = service.cookie_rate {
-        value.flags |= Service::COOKIES;
-        value.cookie_rate = rate;
-    }
-    if service.fails_open {
-        value.flags |= Service::FAILS_OPEN;
-    }
-    if service.resets {
-        value.flags |= Service::RESETS;
-    }
-    if let Some(present) = present {
-        (value.tables, value.current) = (present.tables, present.current);
-    }
+    let mut value = value(service, present, facts);
     let mut ops = Vec::new();
     if service.is_balanced() {
         let former = written.slots.get(&service.key).map_or(&[][..], Vec::as_slice);
@@ -208,6 +181,39 @@ pub(super) fn table(
 fn has_slots(service: Service) -> bool {
     let [even, odd] = service.halves;
     even != odd && [even, odd].contains(&service.table().first_chunk)
+}
+
+/// The value of a service, with the tables that it has now.
+fn value(service: &image::Service, present: Option<Service>, facts: &Facts) -> Service {
+    let mut value = Service::new(service.key, service.id);
+    value.halves = service.chunks;
+    value.first_socket = service.sockets.first;
+    value.n_sockets = service.sockets.count;
+    value.mode = service.mode;
+    value.track = service.track;
+    value.flow_share = facts.flow_share;
+    (value.flow_rate, value.source_rate) = (service.limits.service, service.limits.source);
+    if service.limits != Limits::default() {
+        value.flags |= Service::LIMITED;
+    }
+    if let Some(timeout) = service.affinity {
+        value.flags |= Service::AFFINITY;
+        value.affinity_ticks = facts.ticks.of(timeout);
+    }
+    if let Some(rate) = service.cookie_rate {
+        value.flags |= Service::COOKIES;
+        value.cookie_rate = rate;
+    }
+    if service.fails_open {
+        value.flags |= Service::FAILS_OPEN;
+    }
+    if service.resets {
+        value.flags |= Service::RESETS;
+    }
+    if let Some(present) = present {
+        (value.tables, value.current) = (present.tables, present.current);
+    }
+    value
 }
 
 /// Names the other half of a service's slots as current; returns its first chunk.

@@ -7,13 +7,14 @@
 //! with the maps for the first image, and after a write was refused.
 
 mod difference;
+mod turns;
 mod windows;
 
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use gateway_common::{
@@ -34,14 +35,11 @@ use crate::{
         ticks::Ticks,
         writer::{
             difference::{Difference, Users},
+            turns::Turns,
             windows::Windows,
         },
     },
 };
-
-/// Between two publications of one service. A packet reads the service value, then a slot; the half it was told to read
-/// must not be written again in between. Measured under a busy writer: at 1 ms no read of 12.4 million was torn.
-const SPACING: Duration = Duration::from_millis(1);
 
 /// What an apply or a publish did.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -98,8 +96,8 @@ pub struct Writer<M> {
     pending: Option<(ServiceKey, Vec<Slot>)>,
     /// Ranges that stand in their rows, until an entry refers to them.
     new_ranges: Option<(u32, Vec<PortRange>)>,
-    /// When a service was last published; forgotten with the service.
-    published: HashMap<ServiceKey, Instant>,
+    /// When services were last published.
+    turns: Turns,
     /// What the slots of a service were made of: of the same they need not be made again, which for thousands of services
     /// is what a change would take.
     seated: HashMap<ServiceKey, Seated>,
@@ -133,7 +131,7 @@ impl<M: Maps> Writer<M> {
             users: Users::default(),
             pending: None,
             new_ranges: None,
-            published: HashMap::new(),
+            turns: Turns::default(),
             seated: HashMap::new(),
             lives: HashMap::new(),
             windows,
@@ -294,7 +292,7 @@ impl<M: Maps> Writer<M> {
     fn forget(&mut self, image: &Image) {
         let wanted: BTreeSet<&ServiceKey> = image.services.iter().map(|service| &service.key).collect();
         self.written.retain(&wanted);
-        self.published.retain(|key, _| wanted.contains(key));
+        self.turns.retain(&wanted);
         self.seated.retain(|key, _| wanted.contains(key));
         self.lives.retain(|key, _| wanted.contains(key));
         self.passed_on.retain(|key, _| wanted.contains(key));
@@ -379,7 +377,7 @@ impl<M: Maps> Writer<M> {
                 done.rows += 1;
             }
             Op::Slots { key, first_chunk, slots } => {
-                self.wait_for_turn(&key);
+                self.turns.wait(&key, &self.clock);
                 let begun = self.clock.now();
                 // Until the service value follows, the current half is still the old one.
                 self.maps.put_slots(&key, first_chunk, &slots)?;
@@ -442,7 +440,7 @@ impl<M: Maps> Writer<M> {
             self.windows.remove(key);
         }
         if let Some(slots) = slots {
-            self.published.insert(*key, now);
+            self.turns.note(*key, now);
             self.written.take_slots(*key, slots, is_turned);
         }
     }
@@ -467,16 +465,6 @@ impl<M: Maps> Writer<M> {
             }
         }
         Ok(())
-    }
-
-    /// Waits until packets that were told to read the idle half have done so; a millisecond at most.
-    #[expect(clippy::disallowed_methods, reason = "the control thread waits a millisecond; no worker does")]
-    fn wait_for_turn(&self, key: &ServiceKey) {
-        let Some(published) = self.published.get(key) else { return };
-        let left = SPACING.saturating_sub(self.clock.now().saturating_duration_since(*published));
-        if !left.is_zero() {
-            std::thread::sleep(left);
-        }
     }
 }
 

@@ -372,7 +372,7 @@ fn a_service_is_published_once_in_a_millisecond() {
         endpoint(&registry, 1).set_health(if n % 2 == 0 { Health::Down } else { Health::Up });
         assert_eq!(writer.publish(&registry.changes().take()).unwrap().tables, 1);
     }
-    assert!(clock.now() - start >= SPACING * 4);
+    assert!(clock.now() - start >= turns::SPACING * 4);
 }
 
 /// A service that keeps packets as they are, and remembers flows of slots that change.
