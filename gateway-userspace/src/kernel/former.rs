@@ -5,6 +5,7 @@
 //! that changes back remembers nothing.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
@@ -83,11 +84,28 @@ fn without(service: &image::Service, written: &Observed, forgets: impl Fn(usize,
     }
     let mut value = *present;
     let table = value.table();
-    let rows = Range { first: table.first_endpoint, count: table.n_endpoints };
     // The table before stands in the other half: this one is written where it is.
-    let first_chunk =
-        if is_divided(former) { table.first_chunk } else { plan::turn(&mut value, rows, slots.len()) };
+    if is_divided(former) {
+        return vec![Op::Slots { key: service.key, first_chunk: table.first_chunk, slots }];
+    }
+    let rows = Range { first: table.first_endpoint, count: table.n_endpoints };
+    let first_chunk = plan::turn(&mut value, rows, slots.len());
     vec![Op::Slots { key: service.key, first_chunk, slots }, Op::Service { key: service.key, value }]
+}
+
+/// What is known about where flows were when a service wants that remembered from now on: as long as it did not, its
+/// flows followed the slots, or all were remembered elsewhere.
+pub(super) fn known(wanted: Track, present: Option<Track>, slots: &[Slot]) -> Cow<'_, [Slot]> {
+    if wanted == Track::CHANGE && present != Some(Track::CHANGE) && is_changing(slots) {
+        Cow::Owned(slots.iter().map(|slot| Slot { former: slot.endpoint, ..*slot }).collect())
+    } else {
+        Cow::Borrowed(slots)
+    }
+}
+
+/// The same slots without those that refer to the table before, which is about to be written over.
+pub(super) fn undivided(slots: &[Slot]) -> Vec<Slot> {
+    slots.iter().map(|slot| Slot { former: slot.before(), ..*slot }).collect()
 }
 
 /// The slots of a table that follows present ones, as many and with the same rows.

@@ -52,6 +52,14 @@ impl Observed {
         }
     }
 
+    /// The service when it is these slots that its packets read now.
+    pub fn reader(&self, key: &ServiceKey, first_chunk: u32, n_slots: usize) -> Option<Service> {
+        let service = *self.services.get(key)?;
+        let table = service.table();
+        let is_read = table.first_chunk == first_chunk && usize::try_from(table.n_slots) == Ok(n_slots);
+        is_read.then_some(service)
+    }
+
     /// Takes the slots that a service has now, in its other half or where it had them.
     pub fn take_slots(&mut self, key: ServiceKey, slots: Vec<Slot>, is_turned: bool) {
         let is_divided = former::is_divided(&slots);

@@ -42,7 +42,8 @@ pub enum Op {
         /// Its content.
         value: shared::Endpoint,
     },
-    /// The half of a service's slots that packets do not read now.
+    /// The half of a service's slots that packets do not read now, or the one that they read once more, with as many
+    /// slots.
     Slots {
         /// The service.
         key: ServiceKey,
@@ -144,31 +145,35 @@ pub(super) fn table(
     let mut value = value(service, present, facts);
     let mut ops = Vec::new();
     if service.is_balanced() {
-        let former = written.slots.get(&service.key).map_or(&[][..], Vec::as_slice);
+        let slots_now = written.slots.get(&service.key).filter(|_| present.is_some_and(has_slots));
+        let slots_now = slots_now.map_or(&[][..], Vec::as_slice);
+        let former = former::known(service.track, present.map(|present| present.track), slots_now);
         let present_table = || former.iter().map(|slot| slot.endpoint);
-        let same_slots = table.is_none_or(|table| present_table().eq(table.iter().copied()));
+        let same_slots =
+            *former == *slots_now && table.is_none_or(|table| present_table().eq(table.iter().copied()));
         let now = value.table();
         let same_place = present.is_some_and(|present| present.halves == value.halves)
             && (now.first_endpoint, now.n_endpoints) == (service.rows.first, service.rows.count);
         if !(same_slots && same_place) {
             let table = table.map_or_else(|| Cow::Owned(present_table().collect()), Cow::Borrowed);
             let stays = same_place && table.len() == former.len();
+            let is_divided = former::is_divided(slots_now);
             let slots = if stays {
-                former::next(&table, former, now.first_endpoint, service.track, passed_on)
+                former::next(&table, &former, now.first_endpoint, service.track, passed_on)
             } else {
-                let former = if present.is_some_and(has_slots) { former } else { &[] };
-                former::moved(&table, former, now, service, passed_on)
+                former::moved(&table, &former, now, service, passed_on)
             };
-            let first_chunk = if stays && former::is_divided(&slots) {
+            // What packets may be sent to is not written: the table before stands in the other half.
+            let first_chunk = if stays && is_divided {
                 now.first_chunk
             } else {
+                if is_divided {
+                    let slots = former::undivided(slots_now);
+                    ops.push(Op::Slots { key: service.key, first_chunk: now.first_chunk, slots });
+                }
                 turn(&mut value, service.rows, table.len())
             };
-            let is_value_same = present == Some(value);
             ops.push(Op::Slots { key: service.key, first_chunk, slots });
-            if is_value_same {
-                ops.push(Op::Service { key: service.key, value });
-            }
         }
     }
     if present != Some(value) {

@@ -336,14 +336,23 @@ impl<M: Maps> Writer<M> {
         services: impl IntoIterator<Item = usize> + Clone,
         done: &mut Written,
     ) -> Result<(), Error> {
+        let mut forgot = None;
+        for service in services.clone().into_iter().filter_map(|idx| image.services.get(idx)) {
+            let passed_on = former::passed_on(service, &self.written);
+            if !passed_on.is_empty() {
+                let forgotten = former::forgotten(service, &passed_on, &self.written);
+                forgot = (!forgotten.is_empty()).then_some(service.key).or(forgot);
+                self.run(forgotten, done)?;
+                self.passed_on.entry(service.key).or_default().extend(passed_on);
+            }
+        }
+        // Packets that were told so before have left.
+        if let Some(last) = forgot {
+            self.turns.wait(&last, &self.clock);
+        }
         for service in services.clone().into_iter().filter_map(|idx| image.services.get(idx)) {
             // Before anything is made of it: what changes from here on is looked at again.
             let live = lives(service).collect();
-            let passed_on = former::passed_on(service, &self.written);
-            if !passed_on.is_empty() {
-                self.run(former::forgotten(service, &passed_on, &self.written), done)?;
-                self.passed_on.entry(service.key).or_default().extend(passed_on);
-            }
             self.run(plan::rows(service, &self.facts, &self.written), done)?;
             self.lives.insert(service.key, live);
         }
@@ -351,17 +360,19 @@ impl<M: Maps> Writer<M> {
             let seated = Seated::of(service, &self.facts, &self.written);
             let is_known = self.seated.get(&service.key) == Some(&seated);
             let table = (!is_known).then(|| seated.table(&self.facts));
+            // Until all of it stands, nobody knows of what the slots were made.
+            self.seated.remove(&service.key);
             let passed_on = self.passed_on.get(&service.key).cloned().unwrap_or_default();
             self.run(plan::table(service, table.as_deref(), &passed_on, &self.facts, &self.written), done)?;
             self.passed_on.remove(&service.key);
-            if !is_known {
-                self.seated.insert(service.key, seated);
-            }
+            self.seated.insert(service.key, seated);
         }
         Ok(())
     }
 
     fn run(&mut self, ops: Vec<Op>, done: &mut Written) -> Result<(), Error> {
+        // Slots whose value was refused the last time are no service's.
+        self.pending = None;
         ops.into_iter().try_for_each(|op| self.write(op, done))
     }
 
@@ -382,8 +393,11 @@ impl<M: Maps> Writer<M> {
                 // Until the service value follows, the current half is still the old one.
                 self.maps.put_slots(&key, first_chunk, &slots)?;
                 done.publishing += self.clock.now().saturating_duration_since(begun);
-                self.pending = Some((key, slots));
                 done.tables += 1;
+                match self.written.reader(&key, first_chunk, slots.len()) {
+                    Some(service) => self.published(&key, service.track, Some(slots), false),
+                    None => self.pending = Some((key, slots)),
+                }
             }
             Op::Service { key, value } => {
                 if self.written.services.get(&key).map(|former| former.id) != Some(value.id) {
@@ -394,7 +408,8 @@ impl<M: Maps> Writer<M> {
                 done.publishing += self.clock.now().saturating_duration_since(begun);
                 let former = self.written.services.insert(key, value);
                 let is_turned = former.is_some_and(|former| former.current != value.current);
-                self.published(&key, value.track, is_turned);
+                let slots = self.pending.take_if(|(of, _)| *of == key).map(|(_, slots)| slots);
+                self.published(&key, value.track, slots, is_turned);
                 done.services += 1;
             }
             Op::Ranges { first, ranges } => {
@@ -430,9 +445,8 @@ impl<M: Maps> Writer<M> {
     }
 
     /// Notes what packets read from now on.
-    fn published(&mut self, key: &ServiceKey, track: Track, is_turned: bool) {
+    fn published(&mut self, key: &ServiceKey, track: Track, slots: Option<Vec<Slot>>, is_turned: bool) {
         let now = self.clock.now();
-        let slots = self.pending.take_if(|(of, _)| of == key).map(|(_, slots)| slots);
         let former = self.written.slots.get(key).map_or(&[][..], Vec::as_slice);
         if track == Track::CHANGE {
             self.windows.note(*key, former, slots.as_deref().unwrap_or(former), now);

@@ -645,6 +645,81 @@ fn a_service_that_was_the_agents_meanwhile_remembers_nothing() {
 }
 
 #[test]
+fn what_is_remembered_begins_when_it_is_wanted() {
+    let registry = Registry::default();
+    let with = |track| image([Service { track, ..direct(&registry, &[1, 2]) }]);
+    for track in [Track::NEVER, Track::ALWAYS] {
+        let mut writer = writer();
+        writer.apply(with(track)).unwrap();
+        endpoint(&registry, 2).set_weight(3);
+        writer.publish(&registry.changes().take()).unwrap();
+        writer.apply(with(Track::CHANGE)).unwrap();
+        assert_eq!(n_changing(&writer), 0, "flows followed the slots");
+        assert_eq!(writer.written(), &writer.maps().observe().unwrap());
+        let known = now(&leads(&writer));
+        endpoint(&registry, 2).set_weight(1);
+        writer.publish(&registry.changes().take()).unwrap();
+        assert_eq!(before(&leads(&writer)), known);
+        // In the middle of a window, not wanted, and wanted again.
+        writer.apply(with(track)).unwrap();
+        writer.clock.advance(WINDOW);
+        assert_eq!(writer.settle().unwrap(), Written::default());
+        writer.apply(with(Track::CHANGE)).unwrap();
+        assert_eq!(n_changing(&writer), 0);
+    }
+}
+
+#[test]
+fn slots_without_their_value_are_forgotten() {
+    let registry = Registry::default();
+    for has_grown in [false, true] {
+        let mut writer = writer();
+        let mut hosts = direct(&registry, &[1, 2]);
+        writer.apply(image([hosts.clone()])).unwrap();
+        if has_grown {
+            hosts = grown(&registry, &[1, 2, 3]);
+            writer.apply(image([hosts.clone()])).unwrap();
+        }
+        assert_eq!(is_divided(&writer), has_grown);
+        let limited = image([Service { cookie_rate: Some(9), ..hosts }]);
+        endpoint(&registry, 2).set_weight(3);
+        registry.changes().take();
+        writer.maps_mut().refuse_after(Some(1));
+        writer.apply(Arc::clone(&limited)).unwrap_err();
+        writer.maps_mut().refuse_after(None);
+        // Meanwhile the weight is what it was.
+        endpoint(&registry, 2).set_weight(1);
+        registry.changes().take();
+        writer.apply(limited).unwrap();
+        assert_eq!(writer.written().slots, writer.maps().observe().unwrap().slots);
+        let mut second = writer_over(writer.maps().clone());
+        second.set_ways(ways()).unwrap();
+        assert_eq!(second.apply(writer.image()).unwrap(), Written::default());
+    }
+}
+
+#[test]
+fn a_table_is_not_written_over_while_slots_refer_to_it() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    let sized = |n_slots| Service { n_slots, chunks: [100, 200], ..direct(&registry, &[1, 2, 3]) };
+    writer.apply(image([sized(1_021)])).unwrap();
+    writer.apply(image([sized(509)])).unwrap();
+    assert!(is_divided(&writer));
+    let half = writer.written().services[&key(1)].table().first_chunk;
+    writer.maps_mut().take_journal();
+    // Its half is the one before.
+    writer.apply(image([sized(251)])).unwrap();
+    let places = |op: &Op| {
+        let Op::Slots { first_chunk, slots, .. } = op else { return None };
+        Some((*first_chunk, former::is_divided(slots)))
+    };
+    let written: Vec<_> = writer.maps_mut().take_journal().iter().filter_map(places).collect();
+    assert_eq!(written, [(half, false), (300 - half, true)]);
+    check_whole(writer.maps());
+}
+
+#[test]
 fn a_row_that_is_passed_on_as_the_table_grows_leads_to_no_stranger() {
     let registry = Registry::default();
     let mut writer = writer();

@@ -3,7 +3,7 @@
 //! A service has two windows at most: one that begins with the first change and is never longer than it should be, and one
 //! that takes everything that changes meanwhile and ends that long after the last of it, after less than twice the time.
 //! It takes the place of the first when that is over. So no slot forgets early, and none remembers for ever however often
-//! others change.
+//! others change. A table of another size has slots of its own: its window begins anew.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
