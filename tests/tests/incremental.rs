@@ -23,7 +23,7 @@ use gateway_common::{
     endpoint::NextHop,
     hash::{self, Seed},
     service::{Service, ServiceKey, Table, Track},
-    slot::Slot,
+    slot::{Slot, SlotChunk},
 };
 use gateway_userspace::{
     clock::Clock,
@@ -37,6 +37,7 @@ use gateway_userspace::{
     kernel::{
         maps::{Maps as _, Observed},
         memory::Memory,
+        plan::Op,
         ticks::Ticks,
         writer::{Terms, Writer},
     },
@@ -77,6 +78,12 @@ enum Edit {
     Lost(u8, bool),
     /// Endpoints that left have been retired for long enough.
     Forget,
+    /// So many twentieths of a window go by.
+    Pass(u32),
+    /// Another agent takes over what stands in the maps.
+    Restart,
+    /// Of the writes of this step, all after so many are refused at first.
+    Refuse(usize),
 }
 
 fn said() -> impl Strategy<Value = Said> {
@@ -87,8 +94,10 @@ fn said() -> impl Strategy<Value = Said> {
         "protocol: TCP, affinity: { timeout: 10m }",
         "protocol: TCP, forwarding: dsr-ipip",
         "protocol: TCP, forwarding: dsr-l2, track: never",
+        "protocol: TCP, forwarding: dsr-ipip, affinity: { timeout: 10m }",
         "protocol: TCP, newFlows: { perSecond: 100 }",
         "protocol: HTTP",
+        "protocol: HTTP, failMode: open",
     ];
     (prop::sample::select(kinds.to_vec()), 0_u16..1 << HOSTS, 1_u32..4, prop::option::of(1_u32..4))
         .prop_map(|(kind, hosts, weight, shared)| Said { kind, hosts, weight, shared })
@@ -100,6 +109,9 @@ fn edit() -> impl Strategy<Value = Edit> {
         3 => (0..LISTENERS, 0..HOSTS, any::<bool>()).prop_map(|(at, host, up)| Edit::Health(at, host, up)),
         1 => (0..HOSTS, any::<bool>()).prop_map(|(host, lost)| Edit::Lost(host, lost)),
         1 => Just(Edit::Forget),
+        1 => (1_u32..25).prop_map(Edit::Pass),
+        1 => Just(Edit::Restart),
+        1 => (0_usize..30).prop_map(Edit::Refuse),
     ]
 }
 
@@ -125,7 +137,9 @@ fn snapshot(said: &BTreeMap<usize, Said>) -> Snapshot {
     for (n, one) in said {
         writeln!(listeners, "{{ name: l{n}, address: 198.18.0.{n}, port: 80, {} }},", one.kind).unwrap();
         let second = (n + 1) % LISTENERS;
-        let shared = one.shared.filter(|_| said.contains_key(&second));
+        // One that fails open leads an address to one service.
+        let may_share = said.contains_key(&second) && !one.kind.contains("failMode");
+        let shared = one.shared.filter(|_| may_share);
         let shared =
             shared.map_or_else(String::new, |weight| format!(", {{ service: s{second}, weight: {weight} }}"));
         writeln!(
@@ -189,11 +203,15 @@ struct Agent {
     made: Made,
     image: Arc<Image>,
     retired: Retired,
+    clock: Clock,
     writer: Writer<Memory>,
+    /// Where slots led in the middle of the last step: with its ways, and without its image.
+    midway: BTreeMap<ServiceKey, Vec<Lead>>,
 }
 
 impl Agent {
     fn new() -> Self {
+        let clock = Clock::driven();
         Self {
             said: BTreeMap::new(),
             lost: BTreeSet::new(),
@@ -203,7 +221,9 @@ impl Agent {
             made: Made::default(),
             image: Arc::default(),
             retired: Retired::new(),
-            writer: Writer::new(Memory::default(), TERMS, Clock::driven()).unwrap(),
+            writer: Writer::new(Memory::default(), TERMS, clock.clone()).unwrap(),
+            clock,
+            midway: BTreeMap::new(),
         }
     }
 
@@ -227,6 +247,12 @@ impl Agent {
                 Edit::Lost(at, true) => drop(self.lost.insert(*at)),
                 Edit::Lost(at, false) => drop(self.lost.remove(at)),
                 Edit::Forget => self.retired.clear(),
+                Edit::Pass(twentieths) => {
+                    self.clock.advance(TERMS.change_window / 20 * *twentieths);
+                    self.writer.settle().unwrap();
+                }
+                Edit::Restart => self.restart(),
+                Edit::Refuse(_) => {}
             }
         }
         let next = snapshot(&self.said);
@@ -246,13 +272,34 @@ impl Agent {
         assert_eq!(made.networks, from_nothing.networks);
         assert_eq!(self.ids, anew);
         service::settle(&next, self.snapshot.as_ref(), &self.registry);
-        self.writer.set_ways(self.ways()).unwrap();
-        self.writer.apply(Arc::clone(&made)).unwrap();
+        let room =
+            edits.iter().find_map(|edit| if let Edit::Refuse(room) = edit { Some(*room) } else { None });
+        self.writer.maps_mut().refuse_after(room);
+        let ways = self.writer.set_ways(self.ways());
+        self.midway = self.leads();
+        let is_refused = ways.is_err() | self.writer.apply(Arc::clone(&made)).is_err();
+        self.writer.maps_mut().refuse_after(None);
+        if is_refused {
+            self.writer.reconcile().unwrap();
+        }
         self.image = made;
         let served = service::served(&next);
         let retired: BTreeSet<_> = self.retired.iter().map(|(_, id)| id.clone()).collect();
         self.registry.retain(|id| served.contains(id) || retired.contains(id));
         self.snapshot = Some(next);
+    }
+
+    /// The agent begins anew, with what it finds. What it knows of endpoints comes back at once.
+    fn restart(&mut self) {
+        let maps = self.writer.maps().clone();
+        self.writer = Writer::new(maps, TERMS, self.clock.clone()).unwrap();
+        let written = self.writer.written();
+        self.ids = Ids::found(CAPACITY, &written.services, &written.endpoints);
+        self.made = Made::default();
+        for service in &self.image.services {
+            let found = self.ids.services().get(&service.key).unwrap();
+            assert_eq!((found.id, found.rows, found.chunks), (service.id, service.rows, service.chunks));
+        }
     }
 
     /// Where flows of slots go, and where they went before, by service and hash.
@@ -267,25 +314,113 @@ impl Agent {
     }
 
     /// Flows that nobody has seen since are where they were, or nowhere when that is nobody's any more.
-    fn remembers(&self, former: &BTreeMap<ServiceKey, Vec<Lead>>) {
+    fn remembers(&self, before: &Observed, former: &BTreeMap<ServiceKey, Vec<Lead>>) {
         for (key, leads) in self.leads() {
-            for (lead, former) in leads.iter().zip(former.get(&key).into_iter().flatten()) {
+            let midway = self.midway.get(&key).into_iter().flatten().map(Some).chain(std::iter::repeat(None));
+            let formers = former.get(&key).into_iter().flatten();
+            // A slot of another table forgets all of its flows when some were at a row whose owner is another now.
+            let of = |observed: &Observed| {
+                let service = observed.services.get(&key)?;
+                Some((service.halves, Table { first_chunk: 0, ..service.table() }))
+            };
+            let is_another = of(before) != of(self.writer.written());
+            let is_passed_on = |at: &Row| {
+                before.endpoints.get(&at.row).is_some_and(|present| present.generation != at.generation)
+            };
+            let mut own = self.image.services.iter().filter(|one| one.key == key);
+            let forgets = is_another && own.any(|one| one.endpoints.iter().any(is_passed_on));
+            for ((lead, former), midway) in leads.iter().zip(formers).zip(midway) {
                 let addr = |one: Option<(u32, IpAddr)>| one.map(|(_, addr)| addr);
-                let is_known = addr(lead.before) == addr(former.before)
-                    || addr(lead.before) == addr(lead.now)
-                    || lead.before.is_none()
-                    || former.is_divided && addr(lead.before) == addr(former.now);
-                assert!(is_known, "{lead:?} after {former:?}");
-                let is_there = former.before.is_some_and(|(row, _)| {
+                // A row whose owner is another now is forgotten, even where the one before had it until then.
+                let is_there = former.before.is_some_and(|(row, addr)| {
                     self.image.services.iter().any(|one| {
-                        let is_row = |at: &Row| at.row == row;
+                        let is_row = |at: &Row| at.row == row && at.endpoint.addr().ip() == addr;
                         one.key == key && one.endpoints.iter().any(is_row)
                     })
                 });
-                assert!(
-                    former.is_divided || !is_there || addr(lead.before) == addr(former.before),
-                    "{lead:?} after {former:?}"
-                );
+                // Without any endpoint on the way, nothing is known of those before.
+                let may_move = former.is_divided || !is_there || forgets || midway.is_none();
+                let is_last = addr(lead.before) == addr(former.now)
+                    || midway.is_some_and(|midway| addr(lead.before) == addr(midway.now));
+                let is_known = addr(lead.before) == addr(former.before)
+                    || may_move && (lead.before.is_none() || lead.before == lead.now || is_last);
+                assert!(is_known, "{lead:?} after {former:?}");
+            }
+        }
+    }
+
+    /// Takes a step, and looks what is so after it.
+    fn goes_on(&mut self, edits: &[Edit]) {
+        let maps = self.writer.maps().clone();
+        let before = maps.observe().unwrap();
+        let former = self.leads();
+        self.writer.maps_mut().take_journal();
+        self.take(edits);
+        let journal = self.writer.maps_mut().take_journal();
+        self.owns(maps, &journal);
+        self.is_whole();
+        let has_passed = edits.iter().any(|edit| matches!(edit, Edit::Pass(_)));
+        if !has_passed {
+            self.remembers(&before, &former);
+        }
+    }
+
+    /// Slots are written in chunks of their own service, never over some that packets may be sent to, and what a service
+    /// names is its own.
+    fn owns(&self, mut maps: Memory, journal: &[Op]) {
+        let before = maps.observe().unwrap();
+        let mut owners: BTreeMap<u32, ServiceKey> = BTreeMap::new();
+        let mut own = |key: &ServiceKey, first: u32, n_slots: usize| {
+            for chunk in first..first + SlotChunk::chunks_for(u32::try_from(n_slots).unwrap()) {
+                assert_eq!(*owners.entry(chunk).or_insert(*key), *key, "chunk {chunk} has two owners");
+            }
+        };
+        let halves = |service: &Service| {
+            let [even, odd] = service.halves;
+            [(even, odd - even), (odd, odd - even)]
+        };
+        let n_slots = |n_chunks: u32| usize::try_from(n_chunks * SlotChunk::SLOTS).unwrap();
+        // Those that are gone, too: what they gave back rests for one change.
+        for (key, service) in &before.services {
+            for (first, count) in halves(service) {
+                own(key, first, n_slots(count));
+            }
+        }
+        for op in journal {
+            match op {
+                Op::Slots { key, first_chunk, slots } => {
+                    own(key, *first_chunk, slots.len());
+                    let now = maps.observe().unwrap();
+                    let is_idle =
+                        now.before.contains_key(key) && now.services[key].table().first_chunk != *first_chunk;
+                    assert!(
+                        slots.is_empty() || !is_idle,
+                        "slots of {key:?} refer to the half that is written"
+                    );
+                    maps.put_slots(key, *first_chunk, slots).unwrap();
+                }
+                Op::Service { key, value } => maps.put_service(key, value).unwrap(),
+                Op::Entry { entry } => maps.put_entry(entry).unwrap(),
+                Op::Ranges { first, ranges } => maps.put_ranges(*first, ranges).unwrap(),
+                Op::Remove { key } => maps.delete_entry(key).unwrap(),
+                Op::Row { .. } | Op::Filter { .. } | Op::Sources(_) => {}
+            }
+        }
+        let after = self.writer.maps().observe().unwrap();
+        let written = self.writer.written();
+        assert_eq!((&written.services, &written.endpoints), (&after.services, &after.endpoints));
+        let filled = |observed: &Observed| {
+            let of = observed.slots.iter().filter(|(_, slots)| !slots.is_empty());
+            of.map(|(key, slots)| (*key, slots.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!((filled(written), &written.before), (filled(&after), &after.before));
+        for (key, service) in &after.services {
+            for (first, count) in halves(service) {
+                own(key, first, n_slots(count));
+            }
+            own(key, service.table().first_chunk, after.slots[key].len());
+            if let Some(before) = after.before.get(key) {
+                own(key, service.idle_table().first_chunk, before.len());
             }
         }
     }
@@ -333,10 +468,7 @@ proptest! {
     ) {
         let mut agent = Agent::new();
         for edits in &steps {
-            let former = agent.leads();
-            agent.take(edits);
-            agent.is_whole();
-            agent.remembers(&former);
+            agent.goes_on(edits);
         }
     }
 }
@@ -355,4 +487,63 @@ fn what_stays_is_neither_made_again_nor_written() {
     agent.writer.maps_mut().take_journal();
     agent.take(&[]);
     assert_eq!(agent.writer.maps_mut().take_journal(), []);
+}
+
+fn say(at: usize, kind: &'static str, hosts: u16) -> Edit {
+    Edit::Say(at, Some(Said { kind, hosts, weight: 1, shared: None }))
+}
+
+/// Takes each step, and looks what is so after it.
+fn goes_on(steps: &[&[Edit]]) -> Agent {
+    let mut agent = Agent::new();
+    for edits in steps {
+        agent.goes_on(edits);
+    }
+    agent
+}
+
+#[test]
+fn a_service_that_was_the_agents_writes_over_nobodys_slots() {
+    goes_on(&[
+        &[say(0, "protocol: TCP", 215)],
+        &[say(1, "protocol: TCP", 0)],
+        &[Edit::Say(0, None)],
+        &[say(1, "protocol: TCP", 7), say(5, "protocol: TCP", 151)],
+        &[say(5, "protocol: HTTP", 168), Edit::Lost(0, true)],
+        &[say(5, "protocol: TCP, affinity: { timeout: 10m }", 1)],
+    ]);
+}
+
+#[test]
+fn an_agent_that_begins_finds_what_is_whose() {
+    goes_on(&[
+        &[say(0, "protocol: TCP, forwarding: dsr-ipip", 0b111)],
+        &[say(0, "protocol: HTTP", 0b111)],
+        &[],
+        // The chunks and rows of the first.
+        &[say(1, "protocol: TCP, forwarding: dsr-ipip", 0b11)],
+        &[Edit::Restart, say(1, "protocol: TCP, forwarding: dsr-ipip", 0b111)],
+        // In the middle of a change that refers to the table before.
+        &[Edit::Restart, say(2, "protocol: TCP, forwarding: dsr-ipip", 0b11)],
+        &[Edit::Restart, say(0, "protocol: TCP", 0b1111), say(1, "protocol: HTTP", 0)],
+        &[say(3, "protocol: TCP", 0b1_1111)],
+        &[Edit::Restart],
+    ]);
+}
+
+#[test]
+fn a_window_ends_with_its_service() {
+    let direct = "protocol: TCP, forwarding: dsr-ipip";
+    let mut agent = goes_on(&[
+        &[say(0, direct, 0b11)],
+        &[say(0, direct, 0b111)],
+        &[Edit::Say(0, None)],
+        &[say(1, direct, 0b11), say(2, direct, 0b111)],
+        &[Edit::Pass(25)],
+        &[say(0, direct, 0b1_1100)],
+    ]);
+    let [first, ..] = &*agent.image.services else { panic!("no service") };
+    let (key, observed) = (first.key, agent.writer.maps().observe().unwrap());
+    assert!(observed.slots[&key].iter().all(|slot| slot.endpoint == slot.former));
+    agent.goes_on(&[Edit::Pass(25)]);
 }

@@ -41,9 +41,13 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Takes the slots of every service.
+    /// Takes the slots of every service; none of one that names those of others, as an earlier agent may have left it.
     pub fn follow_slots(&mut self, read: impl Fn(Table) -> Vec<Slot>) {
         for (key, service) in &self.services {
+            if !has_slots(service) {
+                self.slots.insert(*key, Vec::new());
+                continue;
+            }
             let slots = read(service.table());
             if former::is_divided(&slots) {
                 self.before.insert(*key, read(service.idle_table()));
@@ -99,6 +103,12 @@ impl Observed {
             self.entries.insert(key, entry);
         }
     }
+}
+
+/// Whether the present slots of a service stand in its own chunks, rather than in some that it gave back.
+fn has_slots(service: &Service) -> bool {
+    let [even, odd] = service.halves;
+    even != odd && [even, odd].contains(&service.table().first_chunk)
 }
 
 /// The maps that the writer fills.

@@ -145,8 +145,7 @@ pub(super) fn table(
     let mut value = value(service, present, facts);
     let mut ops = Vec::new();
     if service.is_balanced() {
-        let slots_now = written.slots.get(&service.key).filter(|_| present.is_some_and(has_slots));
-        let slots_now = slots_now.map_or(&[][..], Vec::as_slice);
+        let slots_now = written.slots.get(&service.key).map_or(&[][..], Vec::as_slice);
         let former = former::known(service.track, present.map(|present| present.track), slots_now);
         let present_table = || former.iter().map(|slot| slot.endpoint);
         let same_slots =
@@ -175,17 +174,15 @@ pub(super) fn table(
             };
             ops.push(Op::Slots { key: service.key, first_chunk, slots });
         }
+    } else if (value.table().n_slots, value.table().n_endpoints) != (0, 0) {
+        // Its chunks and its rows are others' from the next change on.
+        let first_chunk = turn(&mut value, Range::default(), 0);
+        ops.push(Op::Slots { key: service.key, first_chunk, slots: Vec::new() });
     }
     if present != Some(value) {
         ops.push(Op::Service { key: service.key, value });
     }
     ops
-}
-
-/// Whether the table of a service is its own. One that was the agent's meanwhile has given its slots back.
-fn has_slots(service: Service) -> bool {
-    let [even, odd] = service.halves;
-    even != odd && [even, odd].contains(&service.table().first_chunk)
 }
 
 /// The value of a service, with the tables that it has now.

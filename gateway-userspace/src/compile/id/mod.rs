@@ -144,7 +144,7 @@ impl Ids {
             }
         }
         // After what every service has: a table that nobody looks at any more may be another one's.
-        for (key, numbers) in &mut ids.services {
+        for (key, numbers) in ids.services.iter_mut().filter(|(_, numbers)| numbers.n_slots > 0) {
             let Some(before) = services.get(key).map(Service::idle_table) else { continue };
             let range = Range { first: before.first_chunk, count: SlotChunk::chunks_for(before.n_slots) };
             let is_outgrown = range.count > 0 && !numbers.chunks.contains(&range.first);
@@ -190,7 +190,7 @@ impl Ids {
     pub fn agent_service(&mut self, key: ServiceKey) -> Result<u32, Full> {
         let mut numbers = self.take(&key)?;
         let id = numbers.id;
-        if numbers.n_slots != 0 {
+        if numbers != (Numbers { id, ..Numbers::default() }) {
             self.rest_tables(mem::take(&mut numbers));
         }
         self.services.insert(key, Arc::new(Numbers { id, ..Numbers::default() }));
@@ -303,9 +303,11 @@ impl Free {
         // The number of slots is zero while no endpoint can receive; the room for them follows from the halves.
         let half = second_half.checked_sub(first_half)?;
         let n_slots = SIZE_CLASSES.into_iter().find(|class| SlotChunk::chunks_for(*class) == half);
+        let rows_now = Range { first: table.first_endpoint, count: table.n_endpoints };
         let mut numbers = Numbers {
             id: service.id,
-            rows: Range { first: table.first_endpoint, count: table.n_endpoints },
+            // A service without chunks has given its rows back, too, whatever an earlier agent left in its table.
+            rows: if half > 0 { rows_now } else { Range::default() },
             n_slots: n_slots.unwrap_or(0),
             chunks: service.halves,
             ..Numbers::default()

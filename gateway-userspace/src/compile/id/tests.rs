@@ -202,6 +202,33 @@ fn a_table_that_was_empty_keeps_its_room() {
 }
 
 #[test]
+fn a_service_that_became_the_agents_has_nothing_of_what_its_tables_say() {
+    let mut ids = Ids::new(CAPACITY);
+    ids.balanced_service(key(1), &endpoints(0..3), |_| false).unwrap();
+    let (stale, _) = written(&ids);
+    ids.agent_service(key(1)).unwrap();
+    ids.retain(&keys(1..3));
+    ids.balanced_service(key(2), &endpoints(0..3), |_| false).unwrap();
+    // What the second has was the first's, and its tables still say so.
+    let (mut services, rows) = written(&ids);
+    let service = services.get_mut(&key(1)).unwrap();
+    service.tables = [stale[&key(1)].tables[0]; 2];
+    let found = Ids::found(CAPACITY, &services, &rows);
+    assert_eq!(found.services, ids.services);
+    assert_eq!(found.free, ids.free);
+    // What it says is nobody's is free, and not lost when it becomes the agent's once more.
+    services.remove(&key(2));
+    for halves in [[0, 0], [100, 103]] {
+        services.get_mut(&key(1)).unwrap().halves = halves;
+        let mut found = Ids::found(CAPACITY, &services, &BTreeMap::new());
+        found.agent_service(key(1)).unwrap();
+        found.retain(&BTreeSet::new());
+        found.retain(&BTreeSet::new());
+        assert_eq!(found.free, Ids::new(CAPACITY).free);
+    }
+}
+
+#[test]
 fn numbers_that_cannot_be_are_not_taken_over() {
     let mut ids = Ids::new(CAPACITY);
     ids.balanced_service(key(1), &endpoints(0..1), |_| false).unwrap();

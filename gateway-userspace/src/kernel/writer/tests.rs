@@ -644,6 +644,60 @@ fn a_service_that_was_the_agents_meanwhile_remembers_nothing() {
     assert_eq!(n_changing(&writer), 0);
 }
 
+/// A service of the agent, which has neither chunks nor rows.
+fn agents(registry: &Registry) -> Service {
+    Service {
+        mode: Mode::AGENT,
+        track: Track::NEVER,
+        rows: Range::default(),
+        chunks: [0, 0],
+        n_slots: 0,
+        ..direct(registry, &[])
+    }
+}
+
+#[test]
+fn a_service_of_the_agent_names_neither_slots_nor_rows() {
+    let registry = Registry::default();
+    let mut writer = writer();
+    writer.apply(image([direct(&registry, &[1, 2])])).unwrap();
+    endpoint(&registry, 2).set_weight(3);
+    writer.publish(&registry.changes().take()).unwrap();
+    let before = writer.written().services[&key(1)];
+    writer.apply(image([agents(&registry)])).unwrap();
+    let value = writer.written().services[&key(1)];
+    assert_eq!(value.table(), Table::default());
+    assert_eq!(value.idle_table(), before.table(), "packets that have begun read what they began with");
+    assert_eq!(writer.maps().observe().unwrap().slots[&key(1)], []);
+    writer.clock.advance(WINDOW);
+    assert_eq!(writer.settle().unwrap(), Written::default());
+    assert_eq!(writer.apply(image([agents(&registry)])).unwrap(), Written::default());
+}
+
+#[test]
+fn what_an_earlier_agent_left_in_the_value_of_a_service_is_nobodys() {
+    let registry = Registry::default();
+    let mut first = writer();
+    // The chunks of another service, as if they had been this one's.
+    let other = Service { chunks: [0, 16], ..service(&registry, 2, 8, &[3, 4]) };
+    first.apply(image([direct(&registry, &[1, 2]), other.clone()])).unwrap();
+    let mut maps = first.maps().clone();
+    let mut stale = first.written().services[&key(1)];
+    (stale.mode, stale.track, stale.halves) = (Mode::AGENT, Track::NEVER, [0, 0]);
+    maps.put_service(&key(1), &stale).unwrap();
+    let mut second = writer_over(maps);
+    second.set_ways(ways()).unwrap();
+    assert_eq!(second.written().slots[&key(1)], []);
+    let slots = second.written().slots[&key(2)].clone();
+    // Balanced again at once, with another owner in the first row.
+    let mut again = Service { chunks: [100, 200], ..direct(&registry, &[5, 2]) };
+    again.endpoints[0].generation = 2;
+    second.apply(image([again, other])).unwrap();
+    assert_eq!(n_changing(&second), 0);
+    assert_eq!(second.maps().observe().unwrap().slots[&key(2)], slots);
+    check_whole(second.maps());
+}
+
 #[test]
 fn what_is_remembered_begins_when_it_is_wanted() {
     let registry = Registry::default();
