@@ -165,7 +165,7 @@ async fn echo_at_end() -> Origin {
 async fn each_direction_ends_by_itself_and_a_silent_connection_does() {
     let (origin, addr) = (echo_at_end().await, free_addr());
     let mut snapshot = by_agent(addr, &[origin.addr]);
-    snapshot.listeners[0].idle_timeout = Duration::from_millis(200);
+    snapshot.listeners[0].idle_timeout = Duration::from_secs(1);
     let proxy = Proxy::start(&snapshot);
     let sent: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
     let mut stream = TcpStream::connect(addr).await.unwrap();
@@ -184,9 +184,9 @@ async fn each_direction_ends_by_itself_and_a_silent_connection_does() {
     let mut silent = TcpStream::connect(addr).await.unwrap();
     let mut active = TcpStream::connect(addr).await.unwrap();
     let kept = tokio::spawn(async move {
-        for _ in 0..20 {
+        for _ in 0..30 {
             active.write_all(b"x").await.unwrap();
-            tokio::time::sleep(Duration::from_millis(40)).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         active.shutdown().await.unwrap();
         let mut got = Vec::new();
@@ -196,7 +196,7 @@ async fn each_direction_ends_by_itself_and_a_silent_connection_does() {
     let ended = tokio::time::timeout(Duration::from_secs(5), silent.read_u8()).await.unwrap();
     assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(outcomes(&proxy, addr, "idle"), 1.0);
-    assert_eq!(kept.await.unwrap(), 20, "a connection on which something moves goes on");
+    assert_eq!(kept.await.unwrap(), 30, "a connection on which something moves goes on");
 }
 
 #[tokio::test(flavor = "multi_thread")]

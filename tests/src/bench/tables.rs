@@ -167,11 +167,11 @@ pub fn fill(ebpf: &mut Ebpf, interface: u32, traits: Traits) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a network of each family that no packet is from.
+/// Refuses a network of each family that no packet is from: for documentation (RFC 5737, RFC 9637).
 fn deny(ebpf: &mut Ebpf) -> Result<()> {
     let networks = [
         (Addr::v4([203, 0, 113, 0]), 96 + 24),
-        (Addr::from(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0])), 32),
+        (Addr::from(IpAddr::from([0x3fff, 0, 0, 0, 0, 0, 0, 0])), 32),
     ];
     let mut words = BTreeMap::new();
     for (addr, prefix_bits) in networks {

@@ -387,7 +387,7 @@ impl KernelSide {
                 );
             }
             None if self.shares_ports => {
-                tracing::info!("ports of translation are apart from the node's own again")
+                tracing::info!("ports of translation are apart from the node's own again");
             }
             Some(_) | None => {}
         }
