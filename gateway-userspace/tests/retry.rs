@@ -22,7 +22,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use gateway_userspace::{retry, snapshot::Snapshot};
+use gateway_userspace::{
+    retry,
+    snapshot::{Snapshot, service::UpstreamProtocol},
+};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -32,6 +35,10 @@ use support::{
     origin::Origin,
     proxy::Proxy,
     wanted::simple,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
 };
 
 /// Answers `status` after `delay` so many times, and then 200 with the body at once.
@@ -142,6 +149,50 @@ async fn without_a_word_a_slow_try_is_not_repeated() {
     let _proxy = Proxy::start(&snapshot);
     assert_eq!(client::get(addr, "a.test", "/").await.status, 504);
     assert_eq!(origin.requests(), 1);
+}
+
+/// Sends a body in six pieces, one every tenth of a second; the status line, and how long it took from the last piece on.
+async fn upload(addr: SocketAddr) -> (String, Duration) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nhost: a.test\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.write_all(b"5\r\npiece\r\n").await.unwrap();
+    }
+    stream.write_all(b"0\r\n\r\n").await.unwrap();
+    let ended = Instant::now();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    if answer.starts_with("HTTP/1.1 200") {
+        assert!(answer.ends_with("piecepiecepiecepiecepiecepiece"), "{answer}");
+    }
+    (answer.lines().next().unwrap_or_default().to_owned(), ended.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_longer_than_a_try_is_not_the_endpoints_fault() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
+        let bound = Duration::from_millis(300);
+        let start = |origin: &Origin| {
+            let addr = free_addr();
+            let mut snapshot = simple(addr, &[origin.addr]);
+            timeouts(&mut snapshot, Some(300), None);
+            snapshot.services[0].protocol = protocol;
+            (addr, Proxy::with_workers(&snapshot, 1))
+        };
+        let origin = Origin::named("patient").await;
+        let (addr, _proxy) = start(&origin);
+        let (status, _) = upload(addr).await;
+        assert_eq!(status, "HTTP/1.1 200 OK", "{protocol:?}");
+
+        // From the end of the body on the endpoint has as long as ever, and no longer.
+        let silent = failing(1, 200, Duration::from_secs(5)).await;
+        let (addr, _proxy) = start(&silent);
+        let (status, took) = upload(addr).await;
+        assert!(status.starts_with("HTTP/1.1 504"), "{protocol:?}: {status}");
+        assert!(took >= bound && took < Duration::from_secs(4), "{protocol:?}: {took:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

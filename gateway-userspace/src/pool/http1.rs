@@ -86,7 +86,8 @@ impl Connection {
     }
 }
 
-/// Sends a request, and waits for the head of the response, for no longer than `bound`.
+/// Sends a request, and waits for the head of the response, for no longer than `bound`. While the body is sent, the bound
+/// begins anew with each piece of it, and as long as the client has to send the next one: neither is the endpoint's fault.
 pub(super) async fn send(
     connection: Box<Connection>,
     parts: &Parts,
@@ -97,6 +98,7 @@ pub(super) async fn send(
     let mut receiving = Receiving {
         connection: Some(connection),
         upload: Upload::new(&parts.headers, body.take()),
+        pieces: 0,
         is_broken: false,
         is_reusable: false,
         rest: Rest::End,
@@ -109,12 +111,16 @@ pub(super) async fn send(
         connection.out.fields(&parts.headers);
         connection.out.text(b"\r\n");
     }
-    let mut wait = Wait::default();
+    let (mut wait, mut pieces) = (Wait::default(), 0);
     let head = poll_fn(|cx| {
         let head = receiving.poll_head(cx, &parts.method, interim);
         if head.is_pending()
-            && let (Some(bound), Some(connection)) = (bound, &mut receiving.connection)
+            && let Some(bound) = bound
         {
+            if receiving.pieces != pieces || receiving.waits_for_client() {
+                (wait, pieces) = (Wait::default(), receiving.pieces);
+            }
+            let Some(connection) = &mut receiving.connection else { return head };
             ready!(connection.timer.poll(&mut wait, bound, cx));
             return Poll::Ready(Err(SendError::TimedOut));
         }
@@ -160,6 +166,8 @@ pub struct Receiving {
     /// None when it was given back.
     connection: Option<Box<Connection>>,
     upload: Option<Upload>,
+    /// Pieces of the upload that were taken so far.
+    pieces: u64,
     /// The endpoint takes no more of the request; its answer may still come.
     is_broken: bool,
     is_reusable: bool,
@@ -225,6 +233,7 @@ impl Receiving {
         Self {
             connection: Some(connection),
             upload: None,
+            pieces: 0,
             is_broken: false,
             is_reusable: false,
             rest: Rest::UntilClose,
@@ -288,6 +297,11 @@ impl Receiving {
         }
     }
 
+    /// Whether the endpoint has everything that the client has sent so far, and the client is to send more.
+    fn waits_for_client(&self) -> bool {
+        self.upload.is_some() && self.connection.as_ref().is_some_and(|connection| connection.out.is_empty())
+    }
+
     /// Writes what can be written now. An endpoint that takes no more may have answered already.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<(), SendError> {
         let Some(connection) = &mut self.connection else { return Ok(()) };
@@ -299,6 +313,7 @@ impl Receiving {
             {
                 match upload.poll(out, cx) {
                     Poll::Ready(done) => {
+                        self.pieces = self.pieces.wrapping_add(1);
                         if done? {
                             self.upload = None;
                         }

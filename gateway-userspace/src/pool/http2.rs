@@ -5,6 +5,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use crate::{
         interim::Interim,
         stream::{Received, Sending, Sent},
     },
+    timer::{Timer, Wait},
 };
 
 /// Why a stream came to nothing, and whether that says something about its connection.
@@ -65,14 +67,46 @@ pub(super) fn is_unaccepted(cause: &h2::Error) -> bool {
     cause.get_io().is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
-/// Sends a request, and waits for the head of the response.
+/// How long the endpoint may take.
+#[derive(Debug)]
+struct Patience {
+    bound: Option<Duration>,
+    timer: Timer,
+    wait: Wait,
+}
+
+impl Patience {
+    fn new(bound: Option<Duration>) -> Self {
+        Self { bound, timer: Timer::default(), wait: Wait::default() }
+    }
+
+    /// Begins anew.
+    fn renew(&mut self) {
+        self.wait = Wait::default();
+    }
+
+    /// Ready when it is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failed> {
+        let Some(bound) = self.bound else { return Poll::Pending };
+        self.timer.poll(&mut self.wait, bound, cx).map(|()| Failed::timed_out())
+    }
+}
+
+/// Sends a request, and waits for the head of the response, for no longer than `bound`. While the body is sent, the bound
+/// begins anew with each piece of it, and as long as the client has to send the next one: neither is the endpoint's fault.
 pub(super) async fn send(
     sender: &mut SendRequest<Bytes>,
     head: &Parts,
     body: &mut RequestBody,
     interim: &dyn Interim,
+    bound: Option<Duration>,
 ) -> Result<Response<Receiving>, Failed> {
-    if let Err(cause) = poll_fn(|cx| sender.poll_ready(cx)).await {
+    let mut patience = Patience::new(bound);
+    let is_ready = poll_fn(|cx| match sender.poll_ready(cx) {
+        Poll::Pending => patience.poll(cx).map(Err),
+        Poll::Ready(outcome) => Poll::Ready(Ok(outcome)),
+    });
+    if let Err(cause) = is_ready.await? {
         let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { SendError::Unsent };
         return Err(Failed { error, is_of_connection: true });
     }
@@ -96,14 +130,23 @@ pub(super) async fn send(
     } else if !is_empty {
         upload = Some(Sending::new(body.take(), stream));
     }
+    let mut pieces = None;
     let head = poll_fn(|cx| {
         if let Err(error) = poll_upload(&mut upload, cx) {
             return Poll::Ready(Err(Failed::of_stream(error)));
         }
+        let now = upload.as_ref().map(Sending::pieces);
+        if now != pieces || upload.as_ref().is_some_and(|upload| !upload.is_blocked()) {
+            pieces = now;
+            patience.renew();
+        }
         while let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
             interim.pass(head.into_parts().0);
         }
-        Pin::new(&mut response).poll(cx).map_err(Failed::from)
+        match Pin::new(&mut response).poll(cx) {
+            Poll::Pending => patience.poll(cx).map(Err),
+            Poll::Ready(head) => Poll::Ready(head.map_err(Failed::from)),
+        }
     })
     .await?;
     let (head, stream) = head.into_parts();

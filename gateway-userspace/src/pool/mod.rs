@@ -372,8 +372,9 @@ impl Lease {
         self.pool.key.manner.protocol
     }
 
-    /// Sends a request, and waits for the head of the response; what comes before it goes to `interim`. After `bound` it is given
-    /// up. The head stays with whoever may have to send it again, the body is taken from there when it is time.
+    /// Sends a request, and waits for the head of the response; what comes before it goes to `interim`. It is given up when
+    /// only the endpoint has been waited for, for as long as `bound`. The head stays with whoever may have to send it again,
+    /// the body is taken from there when it is time.
     pub async fn send(
         &mut self,
         head: &Parts,
@@ -384,13 +385,7 @@ impl Lease {
         let sent = match &mut self.wire {
             Wire::Http1(_) => return self.send_http1(head, body, interim, bound).await,
             Wire::Http2(sender, connection) => {
-                let sending = http2::send(sender, head, body, interim);
-                let sent = match bound {
-                    None => sending.await,
-                    Some(bound) => {
-                        tokio::time::timeout(bound, sending).await.unwrap_or(Err(http2::Failed::timed_out()))
-                    }
-                };
+                let sent = http2::send(sender, head, body, interim, bound).await;
                 // The codec forgets why writing failed.
                 let is_unaccepted = connection.is_unaccepted.load(Ordering::Acquire);
                 sent.map_err(|failed| if is_unaccepted { http2::Failed::unaccepted() } else { failed })

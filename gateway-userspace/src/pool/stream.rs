@@ -73,6 +73,8 @@ pub struct Sending<B> {
     pub stream: SendStream<Bytes>,
     /// Read, and not written for want of room.
     waiting: Option<Bytes>,
+    /// Pieces that were read so far.
+    pieces: u64,
 }
 
 /// What became of a body.
@@ -93,12 +95,17 @@ where
 {
     /// Nothing is written yet.
     pub const fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, waiting: None }
+        Self { body, stream, waiting: None, pieces: 0 }
     }
 
     /// Whether the peer is waited for, and not the body.
     pub const fn is_blocked(&self) -> bool {
         self.waiting.is_some()
+    }
+
+    /// Pieces of the body that were read so far.
+    pub const fn pieces(&self) -> u64 {
+        self.pieces
     }
 
     /// Writes what can be written now.
@@ -115,7 +122,9 @@ where
             {
                 return Poll::Ready(Sent::Unwanted);
             }
-            let ended = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            let piece = ready!(Pin::new(&mut self.body).poll_frame(cx));
+            self.pieces = self.pieces.wrapping_add(1);
+            let ended = match piece {
                 None => self.stream.send_data(Bytes::new(), true),
                 Some(Err(cause)) => return Poll::Ready(Sent::Broken(cause.into())),
                 Some(Ok(frame)) => match frame.into_data() {

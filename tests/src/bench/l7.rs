@@ -102,7 +102,7 @@ pub fn run(options: Options) -> Result<Report> {
         time.as_secs()
     ));
     conditions.push(format!(
-        "one worker each, connections kept on both sides, TLS 1.3 with one ECDSA certificate and X25519; nginx, haproxy and envoy without access log; sluice with {ROUTES} routes, metrics, health checks and x-forwarded-for on"
+        "one worker each, connections kept on both sides, TLS 1.3 with one ECDSA certificate and X25519; nginx, haproxy and envoy without access log; sluice with {ROUTES} routes, access log, metrics, health checks, trace context and x-forwarded-for on"
     ));
     Ok(Report { bench: "l7", conditions, figures: series.figures(NGINX) })
 }

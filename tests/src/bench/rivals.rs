@@ -119,11 +119,12 @@ pub fn envoy(dir: &Path, plain: u16, secure: u16) -> String {
     )
 }
 
-/// The agent: one worker, in userspace, with a table of many routes of which the last one is taken.
-pub fn sluice(plain: u16, secure: u16) -> String {
+/// The agent: one worker, in userspace, with a table of many routes of which the last one is taken, and a line in a log for
+/// each request.
+pub fn sluice(plain: u16, secure: u16, log: &Path) -> String {
     let admin = plain + 1_000;
     let mut text = format!(
-        "agent: {{ workers: 1, kernel: {{ mode: off }}, admin: {{ address: '127.0.0.1:{admin}' }} }}
+        "agent: {{ workers: 1, kernel: {{ mode: off }}, admin: {{ address: '127.0.0.1:{admin}' }}, accessLog: {{ output: {} }} }}
 listeners:
   - {{ name: plain, address: 127.0.0.1, port: {plain}, protocol: HTTP }}
   - {{ name: secure, address: 127.0.0.1, port: {secure}, protocol: HTTPS, tls: {{ certificates: [{{ certificateFile: proxy.pem, keyFile: proxy.key }}] }} }}
@@ -133,7 +134,8 @@ services:
 routes:
   - {{ name: all, listeners: [plain, secure], rules: [{{ backends: [{{ service: backend }}] }}] }}
   - {{ name: grpc, listeners: [plain, secure], rules: [{{ matches: [{{ path: {{ type: Exact, value: {GRPC_PATH} }} }}], backends: [{{ service: grpc }}] }}] }}
-"
+",
+        log.display()
     );
     for idx in 2..ROUTES {
         // A text in memory takes everything.

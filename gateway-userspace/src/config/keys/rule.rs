@@ -93,7 +93,8 @@ pub(super) static TIMEOUTS: Table = Table {
             key: "backendRequest",
             shape: TIMEOUT,
             presence: Absent("one minute"),
-            doc: "On each try, until the head of the response; at most `request`.",
+            doc: "On each try, until the head of the response; at most `request`. It begins anew with each piece of the \
+                  request's body, and does not run while the client has to send the next one.",
         },
     ],
     one_of: &[],
