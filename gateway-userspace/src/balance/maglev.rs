@@ -1,6 +1,6 @@
 //! By the flow, with the kernel's hash and the kernel's table, so that both paths agree on the endpoint.
 //!
-//! The table holds active members only, like the kernel's; it is filled again when an endpoint has changed since.
+//! The table names active members only, like the kernel's; it is filled again when an endpoint has changed since.
 
 use arc_swap::ArcSwap;
 use gateway_common::{
@@ -39,8 +39,17 @@ struct Table {
     /// The epoch of the endpoints when the table was last known to be right.
     epoch: u64,
     /// Weights it was filled with.
-    weights: Vec<u32>,
+    weights: Weights,
     slots: Vec<u16>,
+}
+
+/// Weights of members.
+#[derive(Debug, Eq, PartialEq)]
+struct Weights {
+    /// As if all were active.
+    all: Vec<u32>,
+    /// Of those that are.
+    present: Vec<u32>,
 }
 
 impl Maglev {
@@ -95,39 +104,41 @@ fn epoch(members: &[Member]) -> u64 {
 }
 
 /// Weights of the active members; of the draining ones when none is active, as in the kernel.
-fn weights(members: &[Member]) -> Vec<u32> {
-    let of = |wanted: Availability| -> Vec<u32> {
-        let is_draining = wanted == Availability::Draining;
+fn weights(members: &[Member]) -> Weights {
+    let of = |own: &dyn Fn(&Member) -> u32, is_alike: bool| -> Vec<u32> {
         let shares: Vec<maglev::Share<'_>> = members
             .iter()
             .map(|member| maglev::Share {
                 service: member.endpoint.id().service.as_str(),
-                backend: if is_draining { member.backend_weight.max(1) } else { member.backend_weight },
-                own: match (member.endpoint.availability() == wanted, is_draining) {
-                    (false, _) => 0,
-                    (true, true) => 1,
-                    (true, false) => member.weight,
-                },
+                backend: if is_alike { member.backend_weight.max(1) } else { member.backend_weight },
+                own: own(member),
             })
             .collect();
         maglev::weights(&shares)
     };
-    let active = of(Availability::Active);
-    if active.iter().any(|weight| *weight > 0) { active } else { of(Availability::Draining) }
+    let is = |member: &Member, wanted: Availability| member.endpoint.availability() == wanted;
+    let present = of(&|member| if is(member, Availability::Active) { member.weight } else { 0 }, false);
+    if present.iter().any(|weight| *weight > 0) {
+        return Weights { all: of(&|member| member.weight, false), present };
+    }
+    let draining = of(&|member| u32::from(is(member, Availability::Draining)), true);
+    Weights { all: draining.clone(), present: draining }
 }
 
-fn fill(seed: &Seed, members: &[Member], weights: &[u32], n_slots: u32) -> Vec<u16> {
-    let members: Vec<maglev::Member> = (0u16..)
-        .zip(members.iter().zip(weights))
-        .map(|(index, (member, weight))| {
-            let addr = member.endpoint.addr();
-            maglev::Member {
-                addr: Addr::from(addr.ip()),
-                port: Port::new(addr.port()),
-                index,
-                weight: *weight,
-            }
-        })
-        .collect();
-    maglev::table(seed, &members, n_slots)
+fn fill(seed: &Seed, members: &[Member], weights: &Weights, n_slots: u32) -> Vec<u16> {
+    let with = |weights: &[u32]| -> Vec<maglev::Member> {
+        (0u16..)
+            .zip(members.iter().zip(weights))
+            .map(|(index, (member, weight))| {
+                let addr = member.endpoint.addr();
+                maglev::Member {
+                    addr: Addr::from(addr.ip()),
+                    port: Port::new(addr.port()),
+                    index,
+                    weight: *weight,
+                }
+            })
+            .collect()
+    };
+    maglev::table_of(seed, &with(&weights.all), &with(&weights.present), n_slots)
 }

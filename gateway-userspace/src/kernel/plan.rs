@@ -426,35 +426,39 @@ fn state(mode: Mode, row: &Row, way: &Way) -> EndpointState {
 #[derive(Debug, Eq, PartialEq)]
 pub(super) struct Seated {
     n_slots: u32,
+    /// All that the configuration wants there, whatever their state: their slots are theirs when they come back.
     members: Vec<maglev::Member>,
+    present: Vec<maglev::Member>,
 }
 
 impl Seated {
     /// The active endpoints of a service by weight, or the draining ones when none is active.
     pub(super) fn of(service: &image::Service, facts: &Facts, written: &Observed) -> Self {
+        // Packets keep their family on the way, unless it is a tunnel.
+        let is_tunnel = service.mode == Mode::DSR_IPIP || service.mode == Mode::DSR_GUE;
+        let fits = |row: &&Row| {
+            row.local.is_some() && (is_tunnel || row.endpoint.addr().is_ipv4() == service.key.addr.is_v4())
+        };
+        let rows: Vec<&Row> = service.endpoints.iter().filter(fits).collect();
         let in_state = |wanted: EndpointState| -> Vec<&Row> {
-            // Packets keep their family on the way, unless it is a tunnel.
-            let is_tunnel = service.mode == Mode::DSR_IPIP || service.mode == Mode::DSR_GUE;
-            let fits = |row: &&Row| {
-                row.local.is_some()
-                    && (is_tunnel || row.endpoint.addr().is_ipv4() == service.key.addr.is_v4())
-            };
             let is_wanted =
-                |row: &&Row| state(service.forwarding(), row, &way(row, facts, written)) == wanted;
-            service.endpoints.iter().filter(fits).filter(is_wanted).collect()
+                |row: &&&Row| state(service.forwarding(), row, &way(row, facts, written)) == wanted;
+            rows.iter().filter(is_wanted).copied().collect()
         };
         let active = members(&in_state(EndpointState::ACTIVE), false);
-        let members = if active.iter().any(|member| member.weight > 0) {
-            active
+        let (members, present) = if active.iter().any(|member| member.weight > 0) {
+            (members(&rows, false), active)
         } else {
-            members(&in_state(EndpointState::DRAINING), true)
+            // Alike, which the slots of their weights would not be.
+            let draining = members(&in_state(EndpointState::DRAINING), true);
+            (draining.clone(), draining)
         };
-        Self { n_slots: service.n_slots, members }
+        Self { n_slots: service.n_slots, members, present }
     }
 
     /// The endpoint of each slot.
     pub(super) fn table(&self, facts: &Facts) -> Vec<u16> {
-        maglev::table(&facts.seed, &self.members, self.n_slots)
+        maglev::table_of(&facts.seed, &self.members, &self.present, self.n_slots)
     }
 }
 
