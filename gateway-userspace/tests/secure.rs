@@ -13,7 +13,7 @@ mod support;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use gateway_userspace::{
-    pattern::Text,
+    pattern::{Pattern, Text},
     secret::Secret,
     snapshot::{
         Snapshot,
@@ -94,6 +94,9 @@ async fn endpoints_and_routes_learn_who_a_client_is_and_nobody_can_pretend() {
     let who =
         Match { headers: vec![("x-who".parse().unwrap(), Text::Exact("root".to_owned()))], ..prefix("/") };
     snapshot.routes[0].rules.push(rule(who.clone(), &[("named", 1)]));
+    let other_one = Text::Pattern(Pattern::new(".*;Subject=\"CN=other\";.*").unwrap());
+    let others = Match { headers: vec![("x-who".parse().unwrap(), other_one)], ..prefix("/") };
+    snapshot.routes[0].rules.push(rule(others, &[("named", 1)]));
     snapshot.routes.push(route(
         "plain",
         "plain",
@@ -119,6 +122,10 @@ async fn endpoints_and_routes_learn_who_a_client_is_and_nobody_can_pretend() {
         let seen = ask(Client::over_http1(stream).await).await;
         assert!(seen.contains(";Subject=\"CN=app\";URI=\"spiffe://test/app\";DNS=\"app.test\""), "{seen}");
     }
+    let other = with_identity(&authority, "other");
+    let stream = client::tls_with(addr, "a.test", other).await.unwrap();
+    let answer = Client::over_http1(stream).await.get("a.test", "/").await.unwrap();
+    assert_eq!(answer.header("origin"), "b", "a route may ask for who the client is");
 }
 
 #[tokio::test(flavor = "multi_thread")]

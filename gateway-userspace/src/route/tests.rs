@@ -103,6 +103,26 @@ fn conditions_go_by_method_then_headers_then_query_then_order() {
 }
 
 #[test]
+fn more_headers_come_before_fewer_and_more_parameters_too() {
+    let header = |name, value: &str| (HeaderName::from_static(name), Text::Exact(value.to_owned()));
+    let parameter = |name: &str, value: &str| (name.to_owned(), Text::Exact(value.to_owned()));
+    let mut table = Table::default();
+    let headers = vec![header("x-a", "1")];
+    let query = vec![parameter("q", "1"), parameter("r", "1"), parameter("s", "1")];
+    table.add(Host::Any, Path::Prefix("/"), Conditions { headers, query, ..none() }, "one header");
+    let headers = vec![header("x-a", "1"), header("x-b", "1")];
+    table.add(Host::Any, Path::Prefix("/"), Conditions { headers, ..none() }, "two headers");
+    let query = vec![parameter("q", "1")];
+    table.add(Host::Any, Path::Prefix("/"), Conditions { query, ..none() }, "one parameter");
+    let query = vec![parameter("q", "1"), parameter("r", "1")];
+    table.add(Host::Any, Path::Prefix("/"), Conditions { query, ..none() }, "two parameters");
+    check(&table, "GET h /?q=1&r=1&s=1 x-a=1 x-b=1", Some("two headers"));
+    check(&table, "GET h /?q=1&r=1&s=1 x-a=1", Some("one header"));
+    check(&table, "GET h /?q=1&r=1 x-a=1", Some("two parameters"));
+    check(&table, "GET h /?q=1", Some("one parameter"));
+}
+
+#[test]
 fn values_are_compared_as_they_mean() {
     let mut table = Table::default();
     table.add(Host::Any, Path::Prefix("/"), query("a b"), "query");
