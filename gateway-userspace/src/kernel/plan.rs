@@ -440,11 +440,8 @@ impl Seated {
             row.local.is_some() && (is_tunnel || row.endpoint.addr().is_ipv4() == service.key.addr.is_v4())
         };
         let rows: Vec<&Row> = service.endpoints.iter().filter(fits).collect();
-        let in_state = |wanted: EndpointState| -> Vec<&Row> {
-            let is_wanted =
-                |row: &&&Row| state(service.forwarding(), row, &way(row, facts, written)) == wanted;
-            rows.iter().filter(is_wanted).copied().collect()
-        };
+        let state = |row: &Row| state(service.forwarding(), row, &way(row, facts, written));
+        let in_state = |wanted| rows.iter().copied().filter(|row| state(row) == wanted).collect::<Vec<_>>();
         let active = members(&in_state(EndpointState::ACTIVE), false);
         let (members, present) = if active.iter().any(|member| member.weight > 0) {
             (members(&rows, false), active)
