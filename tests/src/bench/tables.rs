@@ -47,8 +47,8 @@ pub const PORT: u16 = 80;
 const RING: u32 = 65_537;
 /// New flows in a second, of a service and of a source: so many that none is refused.
 const RATE: Rate = Rate { per_second: 100_000_000, burst: 100_000_000 };
-/// Events that a processor tells of each reason in a tick, as the agent has it by default.
-const EVENTS: u16 = 8;
+/// Events that a processor tells of each reason in a tick: what `agent.kernel.events` has for a second by default.
+const EVENTS: u16 = 5;
 
 /// The virtual addresses that packets may be for (RFC 2544 and RFC 5180, both for benchmarks), those of IPv4 first.
 pub fn services() -> impl Iterator<Item = IpAddr> {
