@@ -47,15 +47,26 @@ impl SlotChunk {
 
 /// Sizes that a service's slot table may have: primes, as Maglev's permutations ask for (Eisenbud et al.,
 /// "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016).
-pub const SIZE_CLASSES: [u32; 9] = [251, 509, 1_021, 2_039, 4_093, 8_191, 16_381, 32_749, 65_521];
+pub const SIZE_CLASSES: [u32; 9] = [251, 509, 1_021, 2_503, 5_003, 8_191, 16_381, 32_749, 65_521];
 
-/// Slots per endpoint that keep every share within one percentage point of its weight.
-pub const SLOTS_PER_ENDPOINT: u32 = 100;
+/// Slots per endpoint of a table that is not large: when an endpoint is taken out, at most one slot in a hundred of the
+/// others' moves, and every share is within one percentage point of its weight.
+pub const SLOTS_PER_ENDPOINT: u32 = 250;
 
-/// The smallest size class with at least [`SLOTS_PER_ENDPOINT`] slots for each endpoint, or the largest there is.
+/// Slots per endpoint of a large table: the more endpoints, the fewer each needs for the same.
+pub const SLOTS_PER_ENDPOINT_OF_MANY: u32 = 100;
+
+/// The smallest size class with at least [`SLOTS_PER_ENDPOINT`] slots for each endpoint, from 16,381 slots on
+/// [`SLOTS_PER_ENDPOINT_OF_MANY`], or the largest there is.
 pub const fn size_class(n_endpoints: u32) -> u32 {
     let [a, b, c, d, e, f, g, h, i] = SIZE_CLASSES;
-    let wanted = n_endpoints.saturating_mul(SLOTS_PER_ENDPOINT);
+    let for_few = n_endpoints.saturating_mul(SLOTS_PER_ENDPOINT);
+    let for_many = n_endpoints.saturating_mul(SLOTS_PER_ENDPOINT_OF_MANY);
+    let wanted = match (for_few, for_many) {
+        (few, _) if few <= g => few,
+        (_, many) if many <= g => g,
+        (_, many) => many,
+    };
     match wanted {
         _ if wanted <= a => a,
         _ if wanted <= b => b,
@@ -84,8 +95,11 @@ mod tests {
             );
         }
         assert_eq!(size_class(1), 251);
-        assert_eq!(size_class(3), 509);
-        assert_eq!(size_class(10), 1_021);
+        assert_eq!(size_class(3), 1_021);
+        assert_eq!(size_class(10), 2_503);
+        assert_eq!(size_class(65), 16_381);
+        assert_eq!(size_class(163), 16_381);
+        assert_eq!(size_class(164), 32_749);
         assert_eq!(size_class(655), 65_521);
         assert_eq!(size_class(5_000), 65_521);
     }

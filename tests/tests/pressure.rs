@@ -51,7 +51,7 @@ const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 /// Numbers of both services: the first of each family.
-const IDS: [u32; 2] = [0, BUSY];
+const IDS: [u32; 2] = [0, BUSY * 2];
 /// No flow.
 const NONE: u32 = u32::MAX;
 

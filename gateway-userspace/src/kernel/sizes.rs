@@ -43,9 +43,9 @@ fn flows(memory_bytes: u64) -> u32 {
 }
 
 /// Slot chunks of a node: as many as a hundredth of its memory holds, up to what 10,000 services with 10 endpoints each
-/// need (84 MB).
+/// need (201 MB).
 fn slot_chunks(memory_bytes: u64) -> u32 {
-    const MOST: u64 = 1_310_720;
+    const MOST: u64 = 2 * 157 * 10_000;
     let chunks = memory_bytes / 100 / 64;
     u32::try_from(chunks.min(MOST)).unwrap_or(0)
 }
@@ -79,7 +79,8 @@ mod tests {
 
     #[test]
     fn slots_follow_the_memory_of_the_node() {
-        assert_eq!(slot_chunks(8 << 30), 1_310_720);
+        assert_eq!(slot_chunks(8 << 30), 1_342_177);
+        assert_eq!(slot_chunks(64 << 30), 3_140_000);
         assert_eq!(slot_chunks(1 << 30), 167_772);
         assert!(memory_bytes() > 1 << 20);
     }

@@ -28,21 +28,25 @@ pub struct Traffic {
     pub n_flows: u32,
     /// Services that they ask for.
     pub n_services: u32,
+    /// Whether these are the ones with many endpoints.
+    pub is_broad: bool,
     /// Whether the packets are for a service.
     pub is_ours: bool,
 }
 
-const TRAFFIC: [Traffic; 10] = [
-    Traffic { v6: false, n_flows: 1, n_services: 1, is_ours: true },
-    Traffic { v6: false, n_flows: 1_024, n_services: 1, is_ours: true },
-    Traffic { v6: false, n_flows: 1_024, n_services: tables::BUSY, is_ours: true },
-    Traffic { v6: false, n_flows: MANY, n_services: 1, is_ours: true },
-    Traffic { v6: true, n_flows: 1, n_services: 1, is_ours: true },
-    Traffic { v6: true, n_flows: 1_024, n_services: 1, is_ours: true },
-    Traffic { v6: true, n_flows: 1_024, n_services: tables::BUSY, is_ours: true },
-    Traffic { v6: true, n_flows: MANY, n_services: 1, is_ours: true },
-    Traffic { v6: false, n_flows: 1_024, n_services: 1, is_ours: false },
-    Traffic { v6: true, n_flows: 1_024, n_services: 1, is_ours: false },
+const TRAFFIC: [Traffic; 12] = [
+    Traffic { v6: false, n_flows: 1, n_services: 1, is_broad: true, is_ours: true },
+    Traffic { v6: false, n_flows: 1_024, n_services: 1, is_broad: true, is_ours: true },
+    Traffic { v6: false, n_flows: 1_024, n_services: tables::BUSY, is_broad: false, is_ours: true },
+    Traffic { v6: false, n_flows: 1_024, n_services: tables::BUSY, is_broad: true, is_ours: true },
+    Traffic { v6: false, n_flows: MANY, n_services: 1, is_broad: true, is_ours: true },
+    Traffic { v6: true, n_flows: 1, n_services: 1, is_broad: true, is_ours: true },
+    Traffic { v6: true, n_flows: 1_024, n_services: 1, is_broad: true, is_ours: true },
+    Traffic { v6: true, n_flows: 1_024, n_services: tables::BUSY, is_broad: false, is_ours: true },
+    Traffic { v6: true, n_flows: 1_024, n_services: tables::BUSY, is_broad: true, is_ours: true },
+    Traffic { v6: true, n_flows: MANY, n_services: 1, is_broad: true, is_ours: true },
+    Traffic { v6: false, n_flows: 1_024, n_services: 1, is_broad: true, is_ours: false },
+    Traffic { v6: true, n_flows: 1_024, n_services: 1, is_broad: true, is_ours: false },
 ];
 
 /// So many flows that no cache holds them; only with these it is measured what recording one costs.
@@ -60,10 +64,11 @@ type Value = (String, Cost);
 impl Traffic {
     /// The packet of the first flow: TCP in the middle of a connection, from addresses for benchmarks.
     fn packet(self) -> Vec<u8> {
+        let first = if self.is_broad { 1 } else { 1 + tables::BUSY };
         let (source, destination) = match (self.v6, self.is_ours) {
-            (false, true) => ("198.18.64.0:20000", format!("198.18.0.1:{PORT}")),
+            (false, true) => ("198.18.64.0:20000", format!("198.18.0.{first}:{PORT}")),
             (false, false) => ("198.18.64.0:20000", format!("198.18.0.77:{PORT}")),
-            (true, true) => ("[2001:2:0:40::]:20000", format!("[2001:2::1]:{PORT}")),
+            (true, true) => ("[2001:2:0:40::]:20000", format!("[2001:2::{first:x}]:{PORT}")),
             (true, false) => ("[2001:2:0:40::]:20000", format!("[2001:2::77]:{PORT}")),
         };
         packet::tcp(source, &destination).bytes()
@@ -80,7 +85,17 @@ impl Traffic {
             1 => format!("{family}, 1 flow"),
             n if n < 1_000 => format!("{family}, {n} flows"),
             n if self.n_services > 1 => {
-                format!("{family}, {},{:03} flows to {} services", n / 1_000, n % 1_000, self.n_services)
+                let broad = if self.is_broad {
+                    format!(" of {} endpoints", tables::ENDPOINTS)
+                } else {
+                    String::new()
+                };
+                format!(
+                    "{family}, {},{:03} flows to {} services{broad}",
+                    n / 1_000,
+                    n % 1_000,
+                    self.n_services
+                )
             }
             n => format!("{family}, {},{:03} flows", n / 1_000, n % 1_000),
         }
@@ -129,7 +144,8 @@ pub fn run(options: Options) -> Result<Report> {
         options.n_rounds, bench.n_packets
     ));
     conditions.push(format!(
-        "sluice: {} services with {} endpoints of each family's busy ones and 10 of all others, filter, a denied network of each family, limits of new flows for sources and services, events, size of packets against the way, counts by reason, service and endpoint; {}: \
+        "sluice: {} services with 10 endpoints, 16 of each family with {} (those of the lines that do not say 16 services; \
+         100,000 flows need as many for ports), filter, a denied network of each family, limits of new flows for sources and services, events, size of packets against the way, counts by reason, service and endpoint; {}: \
          translation, ports, checksums, an entry for each flow; {}: IP in IP, nothing remembered; {}: the same while every \
          slot has just changed its endpoint, so that every flow is remembered",
         tables::SERVICES,
@@ -189,7 +205,7 @@ impl Bench {
     /// The other way to measure, which needs no link: one packet again and again. Programs that change the packet
     /// cannot be measured so, because the second run would see what the first one made of it.
     fn repeat(&mut self, series: &mut Series) -> Result<()> {
-        let traffic = Traffic { v6: false, n_flows: 1, n_services: 1, is_ours: false };
+        let traffic = Traffic { v6: false, n_flows: 1, n_services: 1, is_broad: true, is_ours: false };
         let mut floor = 0.0;
         for lane in &mut self.lanes {
             let ns = lane.subject.repeat(&traffic.packet(), self.n_packets * 4)?;

@@ -89,8 +89,8 @@ impl Kind {
 
 /// Numbers of the services of a family that packets may be for.
 fn ids(v6: bool) -> std::ops::Range<u32> {
-    let first = if v6 { tables::BUSY } else { 0 };
-    first..first + tables::BUSY
+    let first = if v6 { tables::BUSY * 2 } else { 0 };
+    first..first + tables::BUSY * 2
 }
 
 /// A program under test.

@@ -28,19 +28,19 @@ use gateway_userspace::{
 
 use crate::tables::raw;
 
-/// Endpoints of each service: so many that each of 100,000 flows finds a free port for its translation.
+/// Endpoints of each of the first services of a family: so many that each of 100,000 flows finds a free port for its translation.
 pub const ENDPOINTS: u16 = 256;
 /// Buckets of the flow table: room for a million flows.
 pub const FLOW_BUCKETS: u32 = 1 << 19;
 /// Buckets of the table of replies.
 pub const REPLY_BUCKETS: u32 = 1 << 19;
-/// Services of each family that packets may be for.
+/// Services of each family that packets may be for at once: as many with [`ENDPOINTS`], and behind them as many of all.
 pub const BUSY: u32 = 16;
-/// Services in all, and endpoints of each of those that no packet is for.
+/// Services in all, and endpoints of most of them.
 pub const SERVICES: u32 = 10_000;
-const IDLE_ENDPOINTS: u16 = 10;
+const FEW_ENDPOINTS: u16 = 10;
 /// Chunks of slots: room for all of them.
-pub const CHUNKS: u32 = 1 << 20;
+pub const CHUNKS: u32 = 1 << 21;
 /// Port of the services.
 pub const PORT: u16 = 80;
 /// Slots of the reference's ring.
@@ -54,7 +54,7 @@ const EVENTS: u16 = 5;
 pub fn services() -> impl Iterator<Item = IpAddr> {
     let v4 = (1..).map(|n| IpAddr::from([198, 18, 0, n]));
     let v6 = (1..).map(|n| IpAddr::from([0x2001, 2, 0, 0, 0, 0, 0, n]));
-    let n = usize::try_from(BUSY).unwrap_or(0);
+    let n = usize::try_from(BUSY * 2).unwrap_or(0);
     v4.take(n).chain(v6.take(n))
 }
 
@@ -151,10 +151,11 @@ pub fn fill(ebpf: &mut Ebpf, interface: u32, traits: Traits) -> Result<()> {
         next: Next::default(),
     };
     for (id, addr) in (0_u32..).zip(services()) {
-        made.service(ebpf, &Wanted { seed, id, addr, n_endpoints: ENDPOINTS, interface, traits })?;
+        let n_endpoints = if id % (BUSY * 2) < BUSY { ENDPOINTS } else { FEW_ENDPOINTS };
+        made.service(ebpf, &Wanted { seed, id, addr, n_endpoints, interface, traits })?;
     }
-    for id in BUSY * 2..SERVICES {
-        let wanted = Wanted { seed, id, addr: idle_addr(id), n_endpoints: IDLE_ENDPOINTS, interface, traits };
+    for id in BUSY * 4..SERVICES {
+        let wanted = Wanted { seed, id, addr: idle_addr(id), n_endpoints: FEW_ENDPOINTS, interface, traits };
         made.service(ebpf, &wanted)?;
     }
     for (bucket, entries) in &made.buckets {

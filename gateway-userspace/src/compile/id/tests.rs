@@ -8,7 +8,7 @@ use gateway_common::{
 
 use super::*;
 
-const CAPACITY: Capacity = Capacity { services: 8, rows: 256, chunks: 1_000 };
+const CAPACITY: Capacity = Capacity { services: 8, rows: 256, chunks: 4_000 };
 
 fn key(last: u8) -> ServiceKey {
     ServiceKey::new(Addr::v4([10, 0, 0, last]), Port::new(80), Protocol::TCP)
@@ -125,14 +125,15 @@ fn chunks_that_became_too_few_stay_until_they_do_again() {
     // Found again in the maps, where the other half of the service says so.
     let (mut services, rows) = written(&ids);
     let service = services.get_mut(&key(1)).unwrap();
-    let first = Table { first_chunk: small.first, n_slots: 251, ..service.tables[0] };
+    let half = SlotChunk::chunks_for(size_class(2));
+    let first = Table { first_chunk: small.first, n_slots: size_class(2), ..service.tables[0] };
     service.tables[1] = first;
     let found = Ids::found(CAPACITY, &services, &rows);
-    assert_eq!(found.services()[&key(1)].chunks_before, Range { count: 16, ..small });
+    assert_eq!(found.services()[&key(1)].chunks_before, Range { count: half, ..small });
     // What another service has is that one's.
     let mut other = Service::new(key(2), 7);
-    other.halves = [small.first, small.first + 16];
-    other.tables = [Table { n_slots: 251, first_endpoint: 100, n_endpoints: 8, ..first }; 2];
+    other.halves = [small.first, small.first + half];
+    other.tables = [Table { n_slots: size_class(2), first_endpoint: 100, n_endpoints: 8, ..first }; 2];
     services.insert(key(2), other);
     let found = Ids::found(CAPACITY, &services, &rows);
     assert_eq!(found.services()[&key(1)].chunks_before, Range::default());
@@ -243,7 +244,7 @@ fn numbers_that_cannot_be_are_not_taken_over() {
     };
     check(&|service| service.tables[0].first_endpoint = u32::MAX);
     check(&|service| service.tables[0].first_endpoint = 0);
-    check(&|service| service.halves = [990, 1_006]);
+    check(&|service| service.halves = [3_990, 4_006]);
     check(&|service| service.halves = [5, 2]);
     check(&|service| service.id = 99);
 }
@@ -267,8 +268,8 @@ fn ten_thousand_services_with_ten_endpoints_each_fit() {
     let capacity = Capacity {
         services: map::Services::CAPACITY,
         rows: map::Endpoints::CAPACITY,
-        // What a node with 8 GiB of memory gets.
-        chunks: 1_310_720,
+        // What a node with 20 GiB of memory gets.
+        chunks: 3_140_000,
     };
     let mut ids = Ids::new(capacity);
     for n in 0..10_000_u16 {

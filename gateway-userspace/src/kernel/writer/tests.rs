@@ -175,8 +175,8 @@ fn slots_follow_weights() {
     endpoint(&registry, 2).set_weight(3);
     writer.publish(&registry.changes().take()).unwrap();
     let shares = [n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)];
-    assert_eq!(shares.iter().sum::<usize>(), 251);
-    assert!(shares[0].abs_diff(63) <= 1, "{shares:?}");
+    assert_eq!(shares.iter().sum::<usize>(), 509);
+    assert!(shares[0].abs_diff(127) <= 1, "{shares:?}");
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn draining_endpoints_are_the_last_resort() {
     assert_eq!((state(&writer, 0), n_slots_of(&writer, 1, 0)), (EndpointState::DRAINING, 0));
     endpoint(&registry, 2).set_health(Health::Down);
     writer.publish(&registry.changes().take()).unwrap();
-    assert_eq!(n_slots_of(&writer, 1, 0), 251);
+    assert_eq!(n_slots_of(&writer, 1, 0), 509);
     endpoint(&registry, 1).set_health(Health::Down);
     writer.publish(&registry.changes().take()).unwrap();
     let service = writer.maps().observe().unwrap().services[&key(1)];
@@ -322,7 +322,7 @@ fn without_a_way_there_is_no_endpoint() {
     one.insert(IpAddr::from([10, 1, 0, 2]), Way::default());
     writer.set_ways(one).unwrap();
     assert_eq!([state(&writer, 0), state(&writer, 1)], [EndpointState::ACTIVE, EndpointState::DOWN]);
-    assert_eq!([n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)], [251, 0]);
+    assert_eq!([n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)], [509, 0]);
 }
 
 #[test]
@@ -357,7 +357,7 @@ fn endpoints_of_the_other_family_have_no_slots() {
     let addr = "[2001:db8::2]:8080".parse().unwrap();
     mixed.endpoints[1].endpoint = registry.resolve(&EndpointId { service: ServiceName::new("web"), addr });
     writer.apply(image([mixed])).unwrap();
-    assert_eq!([n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)], [251, 0]);
+    assert_eq!([n_slots_of(&writer, 1, 0), n_slots_of(&writer, 1, 1)], [509, 0]);
 }
 
 #[test]
@@ -395,7 +395,7 @@ fn a_change_ends_after_its_window() {
     endpoint(&registry, 2).set_weight(3);
     writer.publish(&registry.changes().take()).unwrap();
     let n = n_changing(&writer);
-    assert!((50..80).contains(&n), "a quarter of 251 slots: {n}");
+    assert!((100..160).contains(&n), "a quarter of 509 slots: {n}");
     clock.advance(Duration::from_secs(599));
     assert_eq!(writer.settle().unwrap(), Written::default());
     assert_eq!(n_changing(&writer), n);
@@ -550,7 +550,7 @@ fn flows_are_found_over_a_class_of_sizes_and_back() {
     assert!(is_divided(&writer));
     assert_eq!(before(&leads(&writer)), small);
     let n_marked = slots_of(&writer).iter().filter(|slot| slot.former == Slot::ELSEWHERE).count();
-    assert!((50..250).contains(&n_marked), "only those that share flows with slots that differ: {n_marked}");
+    assert!((100..500).contains(&n_marked), "only those that share flows with slots that differ: {n_marked}");
     // What follows within the window leaves the table before where it is.
     let turns = writer.written().services[&key(1)].current;
     for (host, weight) in [(3, 2), (1, 3), (2, 0), (2, 1)] {
@@ -577,7 +577,7 @@ fn flows_are_found_over_a_class_of_sizes_and_back() {
     let mut back = Service { n_slots: size_class(2), ..grown(&registry, &[1, 2, 3]) };
     back.endpoints[2].local = None;
     writer.apply(image([back])).unwrap();
-    assert_eq!(slots_of(&writer).len(), 251);
+    assert_eq!(slots_of(&writer).len(), 509);
     let leads = leads(&writer);
     assert_eq!(before(&leads), large);
     assert!(!now(&leads).contains(&3));
