@@ -121,6 +121,7 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("agent.admin.address: cannot listen on {}", agent.admin))?;
     let metrics = Arc::new(Metrics::new(agent.workers.get()));
+    metrics.watch_tasks("control", &tokio::runtime::Handle::current());
     let kernel = start_kernel(&agent, &metrics)?;
     if let Some(records) = kernel.as_ref().and_then(|kernel| kernel.lock().take_records()) {
         drop(tasks.spawn("kernel records", records.log()));

@@ -286,6 +286,7 @@ impl Thread {
             .build()
             .map_err(Error::Start)?;
         let handle = runtime.handle().clone();
+        settings.metrics.watch_tasks(format!("worker-{idx}"), &handle);
         let (stop, mut stopped) = drain::channel();
         let worker = Arc::new(http::Worker {
             idx,

@@ -13,6 +13,7 @@ pub mod limit;
 pub mod misuse;
 pub mod names;
 pub mod refusal;
+mod runtime;
 pub mod shard;
 pub mod tunnel;
 pub mod verdict;
@@ -24,6 +25,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 
 use crate::metrics::{
     names::{Families, Samples},
+    runtime::Runtimes,
     shard::{Requests, RouteLabels, RouteStats, ServiceStats, Services},
 };
 
@@ -35,6 +37,7 @@ pub struct Metrics {
     requests: Arc<Requests>,
     services: Arc<Services>,
     sampler: Arc<Sampler>,
+    runtimes: Arc<Runtimes>,
     n_shards: usize,
 }
 
@@ -73,12 +76,15 @@ impl Metrics {
         registry.register_collector(Box::new(Arc::clone(&requests)));
         registry.register_collector(Box::new(Arc::clone(&services)));
         registry.register_collector(Box::new(names::Sampled(Arc::clone(&sampler))));
+        let runtimes = Arc::new(Runtimes::default());
+        registry.register_collector(Box::new(Arc::clone(&runtimes)));
         Self {
             registry: Mutex::new(registry),
             families,
             requests,
             services,
             sampler,
+            runtimes,
             n_shards: n_workers.max(1),
         }
     }
@@ -101,6 +107,11 @@ impl Metrics {
     /// Sets what is asked at every scrape.
     pub fn sample_with(&self, sample: impl Fn() -> Samples + Send + Sync + 'static) {
         *self.sampler.0.write() = Some(Box::new(sample));
+    }
+
+    /// Tells of the tasks of a runtime from now on, under the name of its thread.
+    pub fn watch_tasks(&self, thread: impl Into<String>, runtime: &tokio::runtime::Handle) {
+        self.runtimes.add(thread.into(), runtime.metrics());
     }
 
     /// Lets another part of the agent register its own metrics; their names stand in its part of [`names`].
@@ -161,8 +172,12 @@ mod tests {
                 is_out: true,
             }],
         });
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        metrics.watch_tasks("worker-0", runtime.handle());
+        runtime.spawn(std::future::pending::<()>());
         let text = metrics.encode().unwrap();
         for line in [
+            "sluice_tasks{thread=\"worker-0\"} 1",
             "sluice_requests_total{listener=\"web\",route=\"main\",status=\"2xx\"} 1",
             "sluice_requests_total{listener=\"web\",route=\"main\",status=\"5xx\"} 1",
             "sluice_request_duration_seconds_count{listener=\"web\",route=\"main\"} 2",

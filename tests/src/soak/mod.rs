@@ -75,6 +75,7 @@ async fn soak(time: Duration) -> Result<bool> {
     let mut agent = Agent::start(&endpoints).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let descriptors = agent.descriptors().await?;
+    let tasks = agent.metric("sluice_tasks", "").await?;
     let full = Arc::new(Seen::default());
     load(&agent, None, FULL_LOAD, &full).await?.join_all().await;
     let per_second = full.n_good.load(Ordering::Relaxed) / FULL_LOAD.as_secs();
@@ -89,6 +90,9 @@ async fn soak(time: Duration) -> Result<bool> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let left = agent.descriptors().await?;
     let open = agent.metric("sluice_connections_open", "").await?;
+    let pooled = agent.metric("sluice_upstream_connections", "state=\"open\"").await?;
+    // A connection to an endpoint is a task of its own.
+    let tasks_left = agent.metric("sluice_tasks", "").await? - pooled;
     let (ended, warnings) = (agent.end().await?, agent.warnings());
     let (n_good, n_bad) = (seen.n_good.load(Ordering::Relaxed), seen.n_bad.load(Ordering::Relaxed));
     let (early, late) = memory.split_at(memory.len() / 2);
@@ -103,12 +107,14 @@ async fn soak(time: Duration) -> Result<bool> {
     println!(
         "descriptors beside connections: {descriptors} before, {left} after; {open} connections left open"
     );
+    println!("tasks beside those of connections to endpoints: {tasks} before, {tasks_left} after");
     println!("the agent ended within {ended:?}; errors in its log: {warnings:?}");
     Ok(n_bad == 0
         && n_good > 0
         && growth < TOLERANCE
         && (left - descriptors).abs() < 3.0
         && open < 0.5
+        && tasks_left <= tasks
         && ended < Duration::from_secs(10)
         && warnings.is_empty())
 }
