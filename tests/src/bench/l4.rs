@@ -62,8 +62,8 @@ const TRIES: u32 = 20;
 type Value = (String, Cost);
 
 impl Traffic {
-    /// The packet of the first flow: TCP in the middle of a connection, from addresses for benchmarks.
-    fn packet(self) -> Vec<u8> {
+    /// The packet of the first flow: TCP in the middle of a connection, or what opens it, from addresses for benchmarks.
+    fn packet(self, flags: u8) -> Vec<u8> {
         let first = if self.is_broad { 1 } else { 1 + tables::BUSY };
         let (source, destination) = match (self.v6, self.is_ours) {
             (false, true) => ("198.18.64.0:20000", format!("198.18.0.{first}:{PORT}")),
@@ -71,7 +71,7 @@ impl Traffic {
             (true, true) => ("[2001:2:0:40::]:20000", format!("[2001:2::{first:x}]:{PORT}")),
             (true, false) => ("[2001:2:0:40::]:20000", format!("[2001:2::77]:{PORT}")),
         };
-        packet::tcp(source, &destination).bytes()
+        packet::tcp(source, &destination).flags(flags).bytes()
     }
 
     const fn family(self) -> &'static str {
@@ -208,7 +208,7 @@ impl Bench {
         let traffic = Traffic { v6: false, n_flows: 1, n_services: 1, is_broad: true, is_ours: false };
         let mut floor = 0.0;
         for lane in &mut self.lanes {
-            let ns = lane.subject.repeat(&traffic.packet(), self.n_packets * 4)?;
+            let ns = lane.subject.repeat(&traffic.packet(packet::ACK), self.n_packets * 4)?;
             if lane.subject.kind == Kind::Drop {
                 floor = ns;
             }
@@ -256,7 +256,7 @@ impl Turn<'_> {
         self.lane.subject.forget()?;
         let kind = self.lane.subject.kind;
         let new_flows = if is_ours && kind.counts_new() { n_flows } else { 0 };
-        let Some(first) = self.send(n_flows, Order::Ascending, new_flows)? else {
+        let Some(first) = self.send(packet::ACK, n_flows, Order::Ascending, new_flows)? else {
             return Ok(None);
         };
         self.lane.subject.remembers(if is_ours && kind.remembers() {
@@ -269,8 +269,8 @@ impl Turn<'_> {
         }
         let tick = now()?;
         // Programs write to the entries of a flow once in a tick; all that follows finds them fresh.
-        let refreshing = self.send(n_flows.max(WARM_UP), Order::Mixed, 0)?;
-        let known = self.send(self.n_packets, Order::Mixed, 0)?;
+        let refreshing = self.send(packet::ACK, n_flows.max(WARM_UP), Order::Mixed, 0)?;
+        let known = self.send(packet::ACK, self.n_packets, Order::Mixed, 0)?;
         let (Some(refreshing), Some(known)) = (refreshing, known) else { return Ok(None) };
         if now()? != tick {
             return Ok(None);
@@ -280,15 +280,21 @@ impl Turn<'_> {
             let family = self.traffic.family();
             values.push((format!("{family}, a flow's first packet in a second"), refreshing));
             values.push((format!("{family}, first packet of a flow"), first));
+            // The same of what asks the buckets of its source and its service for a token.
+            self.lane.subject.forget()?;
+            let Some(opening) = self.send(packet::SYN, n_flows, Order::Ascending, n_flows)? else {
+                return Ok(None);
+            };
+            values.push((format!("{family}, SYN of a flow, within two limits"), opening));
         }
         Ok(Some(values))
     }
 
     /// Sends packets, and sees to it that they went the way that is measured. Nothing when the link lost some, as it
     /// does when the kernel hands its work to a thread that has to wait.
-    fn send(&mut self, n: u32, order: Order, new_flows: u32) -> Result<Option<Cost>> {
+    fn send(&mut self, flags: u8, n: u32, order: Order, new_flows: u32) -> Result<Option<Cost>> {
         let subject = &mut self.lane.subject;
-        let packet = self.traffic.packet();
+        let packet = self.traffic.packet(flags);
         self.generator.prepare(&packet, self.traffic, order)?;
         let (before, tally) = (subject.cost()?, subject.tally(self.traffic)?);
         self.generator.send(self.ns, self.lane.sender, packet.len(), n)?;
