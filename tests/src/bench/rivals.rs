@@ -124,7 +124,7 @@ pub fn envoy(dir: &Path, plain: u16, secure: u16) -> String {
 pub fn sluice(plain: u16, secure: u16, log: &Path) -> String {
     let admin = plain + 1_000;
     let mut text = format!(
-        "agent: {{ workers: 1, kernel: {{ mode: off }}, admin: {{ address: '127.0.0.1:{admin}' }}, accessLog: {{ output: {} }} }}
+        "agent: {{ workers: 1, kernel: {{ mode: off }}, admin: {{ address: '127.0.0.1:{admin}' }}, accessLog: {{ output: '{}' }} }}
 listeners:
   - {{ name: plain, address: 127.0.0.1, port: {plain}, protocol: HTTP }}
   - {{ name: secure, address: 127.0.0.1, port: {secure}, protocol: HTTPS, tls: {{ certificates: [{{ certificateFile: proxy.pem, keyFile: proxy.key }}] }} }}
