@@ -73,6 +73,10 @@ fn remembered<E: Env>(
         if arrival.wants_reset() && found.is_some() {
             return Err(Reason::NoEndpoint);
         }
+        // Before its client is remembered: a flow too many leaves nothing behind.
+        if found.is_none() {
+            guard::admits(env.maps(), arrival)?;
+        }
         record::seat(env.maps(), arrival, settings)?;
         // Where all endpoints drain, a flow is given back the one that it has.
         if found.as_ref().is_some_and(|found| record::has(env.maps(), arrival, &found.held)) {
@@ -95,7 +99,6 @@ fn remembered<E: Env>(
         arrival.proxied = 0;
         arrival.way_back = packet::way_back(env);
     }
-    guard::admits(env.maps(), arrival)?;
     let port = env.maps().apart(Stage::Record, arrival).get()?;
     if arrival.mode == Mode::NAT && arrival.is_new != 0 && health::is_timed(arrival) {
         let _nothing = env.maps().apart(Stage::Begin, arrival).word();

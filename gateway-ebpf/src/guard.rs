@@ -9,7 +9,7 @@
 use core::{ops::Deref, sync::atomic::AtomicU64};
 
 use gateway_common::{
-    addr::Addr,
+    addr::{Addr, Protocol},
     counter::Reason,
     hash,
     map::{REFUSED_ROWS, SOURCE_BUCKETS},
@@ -20,7 +20,7 @@ use gateway_common::{
 
 use crate::{
     Aligned,
-    arrival::{Arrival, NO_ENTRY},
+    arrival::Arrival,
     env::Maps,
     outcome::{Outcome, Stage},
     packet::Packet,
@@ -82,14 +82,19 @@ pub(crate) fn refuses_message<M: Maps>(
     None
 }
 
-/// Whether a translated flow that nothing remembers may begin: one whose packet says that it begins was asked before.
+/// Whether a flow that nothing remembers may be: one whose packet says that it begins was asked before.
+///
+/// With direct return a packet in the middle of a connection goes on: its connection began at another node, or lost its
+/// entry here, and is where it belongs all the same. Translated, it would be a new one at its endpoint.
 ///
 /// # Errors
 /// [`Reason::SourceLimited`] or [`Reason::ServiceLimited`].
 #[inline(always)]
 pub(crate) fn admits<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
-    let is_flow = arrival.mode == Mode::NAT && arrival.entry == NO_ENTRY;
-    if is_flow && arrival.is_limited() && !arrival.packet.flags.opens() {
+    if arrival.is_limited()
+        && !arrival.packet.flags.opens()
+        && (arrival.mode == Mode::NAT || arrival.packet.key().protocol == Protocol::UDP)
+    {
         maps.apart(Stage::Admit, arrival).get()?;
     }
     Ok(())

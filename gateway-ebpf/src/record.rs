@@ -446,7 +446,7 @@ fn stay<M: Maps>(
 }
 
 /// Remembers the endpoint of a client, or of a flow that is not translated, in the entry that was found or in a new one.
-/// Neither is a flow that may begin only where limits say so: see [`guard::admits`].
+/// Whether it may begin was asked before, where anybody asks: see [`guard::admits`].
 ///
 /// # Errors
 /// [`Reason::BadSlot`], and those of [`table::claim`].

@@ -12,7 +12,7 @@ use gateway_common::{
 };
 use gateway_tests::{
     packet::{Packet, icmp_error, tcp, udp},
-    world::{AGENT4, Id, TCP4, TCP6, TICK_SHIFT, UDP4, World, addr_of},
+    world::{AGENT4, Id, TCP4, TCP6, TICK_SHIFT, UDP4, UDP6, World, addr_of},
 };
 
 use crate::check::{Case, case, check, raw};
@@ -21,6 +21,7 @@ const VIP4: &str = "198.51.100.1:443";
 const AGENT: &str = "198.51.100.1:80";
 const DNS4: &str = "198.51.100.1:53";
 const VIP6: &str = "[2001:db8::1]:443";
+const DNS6: &str = "[2001:db8::1]:53";
 const CLIENT4: &str = "192.0.2.9:40000";
 const CLIENT6: &str = "[2001:db8:9::9]:40000";
 
@@ -233,24 +234,110 @@ fn services_limit_new_flows() {
     ]);
 }
 
+const WAYS: [Mode; 3] = [Mode::DSR_L2, Mode::DSR_IPIP, Mode::DSR_GUE];
+
+/// A packet to a service of direct return that has taken so many flows just now.
+fn direct(
+    name: &'static str,
+    packet: &Packet,
+    id: Id,
+    way: (Mode, Track),
+    flows: u64,
+    reason: Reason,
+) -> Case {
+    let case = case(name, packet, reason).with(move |world| {
+        world.change(id, |service| (service.mode, service.track) = way);
+        taken(world, id, flows);
+    });
+    case.leaves(|_| {}).after(move |world| {
+        let ahead = world.tables.service_rates[&id.0].full_at.wrapping_sub(instant(world));
+        let takes = reason == Reason::Forwarded && flows < 3;
+        assert_eq!(ahead / STEP, flows + u64::from(takes));
+    })
+}
+
 #[test]
-fn direct_return_is_bounded_by_its_syns_alone() {
+fn direct_return_that_forgets_is_bounded_by_its_syns_alone() {
     let mut cases = Vec::new();
-    let ways = [Mode::DSR_L2, Mode::DSR_IPIP, Mode::DSR_GUE];
-    for (mode, track) in ways.into_iter().flat_map(|mode| [(mode, Track::CHANGE), (mode, Track::NEVER)]) {
+    for way in WAYS.into_iter().flat_map(|mode| [(mode, Track::CHANGE), (mode, Track::NEVER)]) {
         for (client, vip, id) in [(CLIENT4, VIP4, TCP4), (CLIENT6, VIP6, TCP6)] {
-            let at = |name, packet: Packet, flows, reason| {
-                case(name, &packet, reason)
-                    .with(move |world| {
-                        world.change(id, |service| (service.mode, service.track) = (mode, track));
-                        taken(world, id, flows);
-                    })
-                    .leaves(|_| {})
-            };
+            let at = |name, packet: Packet, flows, reason| direct(name, &packet, id, way, flows, reason);
             cases.push(at("a syn with a token", tcp(client, vip).syn(), 2, Reason::Forwarded));
             cases.push(at("a syn too many", tcp(client, vip).syn(), 3, Reason::ServiceLimited));
             // Whose handshake it ends is not known here.
             cases.push(at("what follows a syn", tcp(client, vip), 3, Reason::Forwarded));
+        }
+        for (client, vip, id) in [(CLIENT4, DNS4, UDP4), (CLIENT6, DNS6, UDP6)] {
+            // Whether it is its flow's first is not known.
+            cases.push(direct("a datagram", &udp(client, vip), id, way, 3, Reason::Forwarded));
+        }
+    }
+    check(cases);
+}
+
+#[test]
+fn direct_return_that_remembers_is_bounded_in_its_flows() {
+    let mut cases = Vec::new();
+    for way in WAYS.map(|mode| (mode, Track::ALWAYS)) {
+        for (client, vip, id) in [(CLIENT4, VIP4, TCP4), (CLIENT6, VIP6, TCP6)] {
+            let at = |name, packet: Packet, flows, reason| direct(name, &packet, id, way, flows, reason);
+            cases.push(at("a syn with a token", tcp(client, vip).syn(), 2, Reason::Forwarded));
+            cases.push(at("a syn too many", tcp(client, vip).syn(), 3, Reason::ServiceLimited));
+            // Another node may have begun its connection.
+            cases.push(at("a connection that nobody knows", tcp(client, vip), 3, Reason::Forwarded));
+        }
+        for (client, vip, id) in [(CLIENT4, DNS4, UDP4), (CLIENT6, DNS6, UDP6)] {
+            let packet = udp(client, vip);
+            cases.push(direct("a datagram with a token", &packet, id, way, 2, Reason::Forwarded));
+            cases.push(direct("a datagram too many", &packet, id, way, 3, Reason::ServiceLimited));
+            let source = packet.key().source;
+            let of_source = |flows, reason| {
+                case("a datagram of a source", &packet, reason).leaves(|_| {}).with(move |world| {
+                    world.change(id, |service| (service.mode, service.track) = way);
+                    begun(world, id, source, flows);
+                })
+            };
+            cases.push(of_source(2, Reason::Forwarded));
+            cases.push(of_source(3, Reason::SourceLimited).after(move |world| {
+                assert_eq!(refused(world).site, source::site(source));
+                assert_eq!(world.tables.live().count(), 0);
+            }));
+            let known = udp(client, vip);
+            cases.push(case("a flow that is known", &packet, Reason::Forwarded).leaves(|_| {}).with(
+                move |world| {
+                    world.change(id, |service| (service.mode, service.track) = way);
+                    world.flow(&known, id.row(), 0, Phase::OPEN, world.now);
+                    taken(world, id, 3);
+                },
+            ));
+        }
+    }
+    check(cases);
+}
+
+#[test]
+fn a_flow_too_many_leaves_no_client_behind() {
+    let mut cases = Vec::new();
+    for mode in [Mode::NAT, Mode::DSR_L2, Mode::DSR_IPIP, Mode::DSR_GUE] {
+        for (client, vip, id) in [(CLIENT4, DNS4, UDP4), (CLIENT6, DNS6, UDP6)] {
+            let at = |name, flows, reason, entries| {
+                case(name, &udp(client, vip), reason)
+                    .leaves(|_| {})
+                    .with(move |world| {
+                        world.change(id, |service| {
+                            (service.mode, service.track) = (mode, Track::ALWAYS);
+                            (service.flags, service.affinity_ticks) = (Service::AFFINITY, 10);
+                        });
+                        taken(world, id, flows);
+                    })
+                    .after(move |world| {
+                        let held = world.tables.service_flows.get(&id.0).copied().unwrap_or_default();
+                        assert_eq!(held, entries);
+                        assert_eq!(u64::try_from(world.tables.live().count()).unwrap(), entries);
+                    })
+            };
+            cases.push(at("a datagram of a client with a token", 2, Reason::Forwarded, 2));
+            cases.push(at("a datagram of a client too many", 3, Reason::ServiceLimited, 0));
         }
     }
     check(cases);

@@ -48,11 +48,14 @@ pub(super) static SOURCES: Table = Table {
 /// Bounds on new flows of a listener.
 pub(super) static NEW_FLOWS: Table = Table {
     name: "newFlows",
-    doc: "How many flows may begin: connections of TCP, and of what the kernel translates also packets of UDP and TCP that \
-          belong to no flow it knows. Packets beyond are dropped in the kernel, and clients that mean it come again. \
-          UDP that the kernel does not remember is not counted. With direct return it is SYNs that are counted, and nothing \
-          more can be done: the handshake does not come back through this node. Without the kernel side the agent counts connections as it accepts them and \
-          flows of UDP as they begin. The same for all listeners of an address and port.",
+    doc: "How many flows may begin. Always counted: SYNs of TCP. Also, where every flow is remembered (`track: always`, which \
+          `forwarding: nat` and `affinity` bring along): packets of UDP that belong to no flow the kernel knows and, with \
+          `nat`, such packets of TCP. With `track: change` and `track: never` nothing tells the first packet of a flow \
+          of UDP from its others, so that UDP is not bounded there. With direct return a packet in the middle of a connection \
+          always goes on, since another node may have begun it, and the handshake does not come back through this \
+          node, so that nothing is known of how it went. Packets beyond are dropped in the kernel, and clients \
+          that mean it come again. Without the kernel side the agent counts connections as it accepts them and flows of UDP \
+          as they begin. The same for all listeners of an address and port.",
     fields: &[
         Field {
             key: "perSecond",
