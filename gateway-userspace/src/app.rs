@@ -422,7 +422,7 @@ fn sample(
                 .map(|endpoint| EndpointSample {
                     service: endpoint.id().service.to_string(),
                     endpoint: endpoint.addr().to_string(),
-                    up: endpoint.availability() != crate::endpoint::Availability::Down,
+                    up: endpoint.availability_at_worst() != crate::endpoint::Availability::Down,
                     is_out: endpoint.is_out(),
                 })
                 .collect(),

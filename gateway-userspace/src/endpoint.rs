@@ -1,6 +1,6 @@
 //! A live endpoint: the one handle that probes write, balancers read, and the kernel publisher drains.
 //!
-//! States and owners: `health` has one writer, the endpoint's prober; `is_out` has one, the observer of clients' attempts;
+//! States and owners: `health` has one writer for each way to the endpoint, its prober; `is_out` has one, the observer of clients' attempts;
 //! `weight` and `draining` have one, the control loop; `active` and attempts are counted on any worker. Whoever asks
 //! [`Endpoint::availability`] gets all of them in one word, and [`Endpoint::reasons`] says which it was. A handle survives reconfiguration by identity:
 //! [`Registry::resolve`] returns the same handle for the same service and address.
@@ -14,6 +14,7 @@ use std::{
     },
 };
 
+use gateway_common::service::Mode;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -37,6 +38,82 @@ pub enum Health {
     Up,
     /// The last checks failed: nothing is sent there.
     Down,
+}
+
+impl Health {
+    const ALL: [Self; 3] = [Self::Unknown, Self::Up, Self::Down];
+
+    const fn number(self) -> u8 {
+        match self {
+            Self::Unknown => 0,
+            Self::Up => 1,
+            Self::Down => 2,
+        }
+    }
+
+    /// The word of the dump.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// How packets get to an endpoint, as far as one way may work where another does not: each is checked by itself, and who
+/// sends by one asks for that one's health.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Reach {
+    /// Addressed to the endpoint, or to its link-layer address.
+    Straight,
+    /// Through a tunnel, IP in IP.
+    Ipip,
+    /// Through a tunnel over UDP.
+    Gue,
+}
+
+impl Reach {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Straight, Self::Ipip, Self::Gue];
+
+    /// That of packets which are forwarded so.
+    pub fn of(mode: Mode) -> Self {
+        if mode == Mode::DSR_IPIP {
+            Self::Ipip
+        } else if mode == Mode::DSR_GUE {
+            Self::Gue
+        } else {
+            Self::Straight
+        }
+    }
+
+    /// The word of the log and of the dump.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Straight => "straight",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+        }
+    }
+}
+
+/// What checks say of each way.
+#[derive(Debug, Default)]
+struct Checked {
+    straight: AtomicU8,
+    ipip: AtomicU8,
+    gue: AtomicU8,
+}
+
+impl Checked {
+    const fn of(&self, reach: Reach) -> &AtomicU8 {
+        match reach {
+            Reach::Straight => &self.straight,
+            Reach::Ipip => &self.ipip,
+            Reach::Gue => &self.gue,
+        }
+    }
 }
 
 /// May it receive, and what.
@@ -108,7 +185,7 @@ impl Reason {
 #[derive(Debug)]
 pub struct Endpoint {
     id: EndpointId,
-    health: AtomicU8,
+    checked: Checked,
     is_out: AtomicBool,
     draining: AtomicBool,
     weight: AtomicU32,
@@ -132,24 +209,36 @@ impl Endpoint {
         self.id.addr
     }
 
-    /// What active checks say.
+    /// What active checks say to the agent's own connections: those that go straight to the endpoint, or where there are
+    /// none, the worst of the others.
     pub fn health(&self) -> Health {
-        match self.health.load(Ordering::Acquire) {
-            0 => Health::Unknown,
-            1 => Health::Up,
-            _ => Health::Down,
+        match self.health_by(Reach::Straight) {
+            Health::Unknown => self.worst_health(),
+            known @ (Health::Up | Health::Down) => known,
         }
     }
 
-    /// Set by the endpoint's prober.
+    /// What active checks say that take this way.
+    pub fn health_by(&self, reach: Reach) -> Health {
+        let number = self.checked.of(reach).load(Ordering::Acquire);
+        Health::ALL.into_iter().find(|health| health.number() == number).unwrap_or(Health::Unknown)
+    }
+
+    /// What the checks say that are worst off.
+    pub fn worst_health(&self) -> Health {
+        let by_reach = Reach::ALL.map(|reach| self.health_by(reach));
+        by_reach.into_iter().max_by_key(|health| health.number()).unwrap_or(Health::Unknown)
+    }
+
+    /// Set by whoever checks the way straight to the endpoint.
     pub fn set_health(self: &Arc<Self>, health: Health) {
-        let number = match health {
-            Health::Unknown => 0,
-            Health::Up => 1,
-            Health::Down => 2,
-        };
-        if self.health.swap(number, Ordering::AcqRel) != number {
-            if health == Health::Down {
+        self.set_health_by(Reach::Straight, health);
+    }
+
+    /// Set by whoever checks this way to the endpoint.
+    pub fn set_health_by(self: &Arc<Self>, reach: Reach, health: Health) {
+        if self.checked.of(reach).swap(health.number(), Ordering::AcqRel) != health.number() {
+            if self.health() == Health::Down {
                 self.down.notify_waiters();
             }
             self.changed();
@@ -202,9 +291,23 @@ impl Endpoint {
         }
     }
 
-    /// May it receive, and what.
+    /// May it receive connections of the agent's own, and which.
     pub fn availability(&self) -> Availability {
-        match self.health() {
+        self.availability_with(self.health())
+    }
+
+    /// May it receive packets by this way, and which.
+    pub fn availability_by(&self, reach: Reach) -> Availability {
+        self.availability_with(self.health_by(reach))
+    }
+
+    /// What it may receive by every way.
+    pub fn availability_at_worst(&self) -> Availability {
+        self.availability_with(self.worst_health())
+    }
+
+    fn availability_with(&self, health: Health) -> Availability {
+        match health {
             Health::Down => Availability::Down,
             Health::Unknown | Health::Up => {
                 if self.is_out() || self.draining.load(Ordering::Acquire) || self.weight() == 0 {
@@ -216,10 +319,10 @@ impl Endpoint {
         }
     }
 
-    /// Why it is not active; nothing when it is.
+    /// Why it is not active by every way; nothing when it is.
     pub fn reasons(&self) -> impl Iterator<Item = Reason> + use<> {
         let holds = [
-            (self.health() == Health::Down, Reason::Check),
+            (self.worst_health() == Health::Down, Reason::Check),
             (self.is_out(), Reason::Attempts),
             (self.weight() == 0, Reason::Weight),
             (self.draining.load(Ordering::Acquire), Reason::Unwanted),
@@ -321,7 +424,7 @@ impl Registry {
         }
         let endpoint = Arc::new(Endpoint {
             id: id.clone(),
-            health: AtomicU8::new(0),
+            checked: Checked::default(),
             is_out: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             weight: AtomicU32::new(1),
@@ -394,6 +497,26 @@ mod tests {
         endpoint.set_health(Health::Up);
         endpoint.set_out(false);
         assert_eq!((endpoint.availability(), endpoint.reasons().next()), (Availability::Active, None));
+    }
+
+    #[test]
+    fn each_way_has_its_own_health() {
+        let registry = Registry::default();
+        let endpoint = endpoint(&registry);
+        endpoint.set_health_by(Reach::Gue, Health::Down);
+        assert_eq!(registry.changes().take().len(), 1);
+        assert_eq!(endpoint.availability_by(Reach::Gue), Availability::Down);
+        assert_eq!(endpoint.availability_by(Reach::Ipip), Availability::Active);
+        assert_eq!(endpoint.availability_by(Reach::Straight), Availability::Active);
+        assert_eq!(endpoint.health(), Health::Down, "nobody checks the agent's own way");
+        endpoint.set_health_by(Reach::Straight, Health::Up);
+        assert_eq!(endpoint.availability(), Availability::Active);
+        assert_eq!(endpoint.availability_at_worst(), Availability::Down);
+        assert_eq!(endpoint.reasons().collect::<Vec<_>>(), [Reason::Check]);
+        endpoint.set_health_by(Reach::Gue, Health::Up);
+        endpoint.set_health_by(Reach::Straight, Health::Down);
+        assert_eq!(endpoint.availability(), Availability::Down);
+        assert_eq!(endpoint.availability_by(Reach::Gue), Availability::Active);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     client,
     drain::Tasks,
-    endpoint::{Endpoint, EndpointId, Health},
+    endpoint::{Endpoint, EndpointId, Health, Reach},
     health::{Check, Kind, Outcome, Tracker},
     kernel::tunnelled::{Detour, Passage, Tunnelled},
     limits,
@@ -40,7 +40,7 @@ pub struct Probe {
     pub endpoint: Arc<Endpoint>,
     /// How.
     pub check: Arc<Check>,
-    /// Through which tunnel, where clients' packets take one.
+    /// Through which tunnel, where it stands for clients' packets that take one.
     pub detour: Option<Detour>,
     /// How connections are secured; none leaves them in plain text.
     pub tls: Option<Connector>,
@@ -51,7 +51,7 @@ pub struct Probe {
 /// Runs the checks of all endpoints on the runtime that [`Prober::apply`] is called on.
 #[derive(Debug)]
 pub struct Prober {
-    running: Mutex<HashMap<EndpointId, Running>>,
+    running: Mutex<HashMap<(EndpointId, Reach), Running>>,
     tasks: Tasks,
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
@@ -65,6 +65,16 @@ pub struct Path {
     pub options: connect::Options,
     /// Tunnels; none without the kernel side, where no packet goes through one.
     pub tunnelled: Option<Arc<Tunnelled>>,
+}
+
+impl Path {
+    /// What a check speaks for. Without tunnels all ways are the one straight to the endpoint.
+    fn reach(&self, probe: &Probe) -> Reach {
+        match (&self.tunnelled, probe.detour) {
+            (Some(_), Some(detour)) => Reach::of(detour.mode),
+            (Some(_), None) | (None, _) => Reach::Straight,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -89,12 +99,15 @@ impl Prober {
     /// Starts, keeps and ends checks, so that those of `wanted` run. An endpoint that loses its check while it
     /// `is_served` is trusted again.
     pub fn apply(&self, wanted: &[Probe], is_served: impl Fn(&EndpointId) -> bool) {
-        let by_id: HashMap<&EndpointId, &Probe> =
-            wanted.iter().map(|probe| (probe.endpoint.id(), probe)).collect();
-        let services: HashSet<&ServiceName> = by_id.keys().map(|id| &id.service).collect();
+        let by_way: HashMap<(EndpointId, Reach), &Probe> = wanted
+            .iter()
+            .map(|probe| ((probe.endpoint.id().clone(), self.path.reach(probe)), probe))
+            .collect();
+        let services: HashSet<&ServiceName> = by_way.keys().map(|(id, _)| &id.service).collect();
         let mut running = self.running.lock();
-        running.retain(|id, running| {
-            let next = by_id.get(id);
+        running.retain(|way, running| {
+            let next = by_way.get(way);
+            let (id, reach) = way;
             let stays = next.is_some_and(|next| {
                 next.check == running.probe.check
                     && next.detour == running.probe.detour
@@ -103,17 +116,16 @@ impl Prober {
                     && Arc::ptr_eq(&next.endpoint, &running.probe.endpoint)
             });
             if next.is_none() && is_served(id) {
-                running.probe.endpoint.set_health(Health::Unknown);
+                running.probe.endpoint.set_health_by(*reach, Health::Unknown);
             }
             if !services.contains(&id.service) {
                 self.forget(&id.service);
             }
             stays
         });
-        for (id, probe) in by_id {
-            if !running.contains_key(id) {
-                running.insert(id.clone(), self.start(probe.clone()));
-            }
+        for (way, probe) in by_way {
+            let reach = way.1;
+            running.entry(way).or_insert_with(|| self.start(probe.clone(), reach));
         }
     }
 
@@ -130,14 +142,14 @@ impl Prober {
         }
     }
 
-    fn start(&self, probe: Probe) -> Running {
+    fn start(&self, probe: Probe, reach: Reach) -> Running {
         let (permits, path, tasks) = (Arc::clone(&self.permits), self.path.clone(), self.tasks.clone());
         let (metrics, running) = (Arc::clone(&self.metrics), probe.clone());
         let task = self.tasks.spawn("prober", async move {
             let first = Instant::now() + probe.check.interval.mul_f64(fastrand::f64());
             let mut ticks = tokio::time::interval_at(first, probe.check.interval);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            let mut tracker = Tracker::new(probe.endpoint.health());
+            let mut tracker = Tracker::new(probe.endpoint.health_by(reach));
             loop {
                 ticks.tick().await;
                 // The semaphore is never closed.
@@ -151,8 +163,8 @@ impl Prober {
                     .get_or_create(&ProbeLabels { service, outcome: outcome.as_str() })
                     .inc();
                 if let Some(health) = tracker.observe(outcome, probe.check.thresholds) {
-                    report(&probe.endpoint, health, outcome, cause.as_ref());
-                    probe.endpoint.set_health(health);
+                    report(&probe.endpoint, reach, health, &Done { outcome, cause });
+                    probe.endpoint.set_health_by(reach, health);
                 }
             }
         });
@@ -160,12 +172,14 @@ impl Prober {
     }
 }
 
-fn report(endpoint: &Endpoint, health: Health, outcome: Outcome, cause: Option<&io::Error>) {
-    let (service, addr, outcome) = (&endpoint.id().service, endpoint.addr(), outcome.as_str());
-    let cause = cause.map(tracing::field::display);
+fn report(endpoint: &Endpoint, reach: Reach, health: Health, done: &Done) {
+    let (service, addr, outcome) = (&endpoint.id().service, endpoint.addr(), done.outcome.as_str());
+    let (way, cause) = (reach.as_str(), done.cause.as_ref().map(tracing::field::display));
     match health {
-        Health::Down => tracing::warn!(%service, endpoint = %addr, outcome, cause, "endpoint is down"),
-        Health::Unknown | Health::Up => tracing::info!(%service, endpoint = %addr, outcome, "endpoint is up"),
+        Health::Down => tracing::warn!(%service, endpoint = %addr, way, outcome, cause, "endpoint is down"),
+        Health::Unknown | Health::Up => {
+            tracing::info!(%service, endpoint = %addr, way, outcome, "endpoint is up");
+        }
     }
 }
 

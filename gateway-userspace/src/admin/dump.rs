@@ -2,7 +2,7 @@
 //! secrets.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 
 use crate::{
-    endpoint::{Availability, Health, Reason, Registry},
+    endpoint::{Availability, Endpoint, Health, Reach, Reason, Registry},
     kernel::{self, Kernel, probe},
     name::ListenerName,
     snapshot::{Snapshot, listener::Hostname},
@@ -82,12 +82,10 @@ pub fn served(state: &State, registry: &Registry) -> Value {
                 "service": endpoint.id().service.as_str(),
                 "address": endpoint.addr().to_string(),
                 "weight": endpoint.weight(),
-                "health": match endpoint.health() {
-                    Health::Unknown => "unknown",
-                    Health::Up => "up",
-                    Health::Down => "down",
-                },
-                "state": match endpoint.availability() {
+                "health": endpoint.worst_health().as_str(),
+                // By each way that is checked.
+                "ways": checked(endpoint),
+                "state": match endpoint.availability_at_worst() {
                     Availability::Active => "active",
                     Availability::Draining => "draining",
                     Availability::Down => "down",
@@ -99,6 +97,13 @@ pub fn served(state: &State, registry: &Registry) -> Value {
         })
         .collect();
     json!({ "generation": state.generation, "addresses": binds, "endpoints": endpoints })
+}
+
+/// What checks say of an endpoint, by the ways that they took.
+fn checked(endpoint: &Endpoint) -> BTreeMap<&'static str, &'static str> {
+    let by_reach = Reach::ALL.into_iter().map(|reach| (reach, endpoint.health_by(reach)));
+    let known = by_reach.filter(|(_, health)| *health != Health::Unknown);
+    known.map(|(reach, health)| (reach.as_str(), health.as_str())).collect()
 }
 
 /// What stands in the kernel, read in portions: whoever writes the maps waits for one of them at most. What changes meanwhile

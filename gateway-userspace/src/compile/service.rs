@@ -14,7 +14,7 @@ use crate::{
     endpoint::{EndpointId, Registry},
     health::{Check, Kind, Thresholds, passive::Terms},
     kernel::tunnelled::Detour,
-    name::ServiceName,
+    name::{ListenerName, ServiceName},
     observer::Watched,
     pool::Protocol,
     prober::Probe,
@@ -113,15 +113,14 @@ pub(super) fn upstream(definition: Definition, shared: &Shared) -> Upstream {
     Upstream::new(definition, &shared.parts, &shared.seed)
 }
 
-/// One check per endpoint, when the service has any.
+/// A check for each endpoint and each way that packets take to it, when the service has any.
 pub(super) fn probes(
-    snapshot: &Snapshot,
+    ways: &Ways<'_>,
     wanted: &Service,
     tls: Option<&Connector>,
     registry: &Registry,
 ) -> Vec<Probe> {
     let Some(health) = &wanted.health else { return Vec::new() };
-    let tunnels = tunnels(snapshot, wanted);
     let thresholds = Thresholds { unhealthy: health.unhealthy_threshold, healthy: health.healthy_threshold };
     // A session that goes on would pass with a certificate that has expired since.
     let tls = tls.map(Connector::without_resumption);
@@ -131,7 +130,11 @@ pub(super) fn probes(
     wanted
         .endpoints
         .iter()
-        .map(|endpoint| {
+        .flat_map(|endpoint| {
+            let ways = ways.to(&wanted.name, endpoint.addr.ip());
+            ways.into_iter().map(move |detour| (endpoint, detour))
+        })
+        .map(|(endpoint, detour)| {
             let kind = match &health.kind {
                 CheckKind::Tcp => Kind::Tcp,
                 CheckKind::Http { path, host, statuses } => Kind::Http {
@@ -142,7 +145,6 @@ pub(super) fn probes(
                 },
             };
             let id = EndpointId { service: wanted.name.clone(), addr: endpoint.addr };
-            let detour = detour(&tunnels, endpoint.addr.ip());
             Probe {
                 endpoint: registry.resolve(&id),
                 check: check(kind),
@@ -170,25 +172,59 @@ pub(super) fn watched(wanted: &Service, registry: &Registry) -> Option<Watched> 
     Some(Watched { service: wanted.name.clone(), endpoints, terms })
 }
 
-/// The listeners whose packets reach this service through a tunnel, in order of the configuration.
-fn tunnels<'a>(snapshot: &'a Snapshot, service: &Service) -> Vec<&'a Listener> {
-    let leads_there = |rule: &Rule| rule.backends.iter().any(|backend| backend.service == service.name);
-    let is_meant = |listener: &&Listener| {
-        listener.forwarding.is_tunnel()
-            && snapshot
-                .routes
-                .iter()
-                .any(|route| route.listeners.contains(&listener.name) && route.rules.iter().any(leads_there))
-    };
-    snapshot.listeners.iter().filter(is_meant).collect()
+/// How packets and connections reach the services of a snapshot.
+pub(super) struct Ways<'a>(HashMap<&'a ServiceName, Way<'a>>);
+
+/// How they reach one service.
+#[derive(Default)]
+struct Way<'a> {
+    /// Whether anything goes straight to its endpoints.
+    is_straight: bool,
+    /// The listeners whose packets take each kind of tunnel, in order of the configuration.
+    ipip: Vec<&'a Listener>,
+    gue: Vec<&'a Listener>,
+}
+
+impl<'a> Ways<'a> {
+    /// Of all services that a listener leads to.
+    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
+        let mut rules: HashMap<&ListenerName, Vec<&Rule>> = HashMap::new();
+        for route in &snapshot.routes {
+            for name in &route.listeners {
+                rules.entry(name).or_default().extend(&route.rules);
+            }
+        }
+        let mut ways: HashMap<&ServiceName, Way<'_>> = HashMap::new();
+        for listener in &snapshot.listeners {
+            let rules = rules.get(&listener.name).into_iter().flatten();
+            let backends = rules.clone().flat_map(|rule| &rule.backends).map(|backend| &backend.service);
+            let mirrors = rules.flat_map(|rule| &rule.mirrors).map(|mirror| &mirror.service);
+            for service in backends.chain(mirrors).collect::<BTreeSet<_>>() {
+                let way = ways.entry(service).or_default();
+                match listener.forwarding {
+                    Forwarding::DsrIpip => way.ipip.push(listener),
+                    Forwarding::DsrGue => way.gue.push(listener),
+                    Forwarding::Agent | Forwarding::DsrL2 | Forwarding::Nat => way.is_straight = true,
+                }
+            }
+        }
+        Self(ways)
+    }
+
+    /// Those of checks of an endpoint; none is straight to it, which also is the way of a service that nothing leads to.
+    fn to(&self, service: &ServiceName, endpoint: IpAddr) -> Vec<Option<Detour>> {
+        let Some(way) = self.0.get(service) else { return vec![None] };
+        let ipip = detour(Mode::DSR_IPIP, &way.ipip, endpoint);
+        let gue = detour(Mode::DSR_GUE, &way.gue, endpoint);
+        let tunnels = ipip.into_iter().chain(gue).map(Some);
+        way.is_straight.then_some(None).into_iter().chain(tunnels).collect()
+    }
 }
 
 /// The tunnel that checks of an endpoint take: to the first virtual address of its family, or, where there are only those
 /// of the other, to its own address through the same kind of tunnel.
-fn detour(tunnels: &[&Listener], endpoint: IpAddr) -> Option<Detour> {
-    let same = tunnels.iter().find(|listener| listener.addr.is_ipv4() == endpoint.is_ipv4());
-    let listener = same.or(tunnels.first())?;
-    let destination = if same.is_some() { listener.addr.ip() } else { endpoint };
-    let mode = if listener.forwarding == Forwarding::DsrGue { Mode::DSR_GUE } else { Mode::DSR_IPIP };
-    Some(Detour { destination, mode })
+fn detour(mode: Mode, listeners: &[&Listener], endpoint: IpAddr) -> Option<Detour> {
+    let same = listeners.iter().find(|listener| listener.addr.is_ipv4() == endpoint.is_ipv4());
+    same.or(listeners.first())?;
+    Some(Detour { destination: same.map_or(endpoint, |listener| listener.addr.ip()), mode })
 }

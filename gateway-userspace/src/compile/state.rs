@@ -41,9 +41,10 @@ pub fn state(snapshot: &Snapshot, shared: &Shared, previous: Option<&State>) -> 
     let mut services = HashMap::new();
     let mut probes = Vec::new();
     let mut watched = Vec::new();
+    let ways = service::Ways::of(snapshot);
     for wanted in &snapshot.services {
         let connector = connectors.connector(wanted, &shared.tls, &mut faults);
-        probes.extend(service::probes(snapshot, wanted, connector.as_ref(), &shared.parts.registry));
+        probes.extend(service::probes(&ways, wanted, connector.as_ref(), &shared.parts.registry));
         watched.extend(service::watched(wanted, &shared.parts.registry));
         let definition = service::definition(wanted, connector);
         let kept = previous.and_then(|previous| previous.services.get(&wanted.name));

@@ -21,7 +21,7 @@ use gateway_common::{
 };
 
 use crate::{
-    endpoint::Availability,
+    endpoint::{Availability, Reach},
     image::{self, Image, Limits, Range, Row, Way},
     kernel::{
         former,
@@ -414,7 +414,7 @@ fn state(mode: Mode, row: &Row, way: &Way) -> EndpointState {
     if !is_reachable {
         return EndpointState::DOWN;
     }
-    match row.endpoint.availability() {
+    match row.endpoint.availability_by(Reach::of(mode)) {
         // Also for rows that no slot names: flows that began there go on.
         Availability::Active if row.backend_weight > 0 => EndpointState::ACTIVE,
         Availability::Active | Availability::Draining => EndpointState::DRAINING,

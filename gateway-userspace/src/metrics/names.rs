@@ -51,8 +51,10 @@ pub const UPSTREAM_CONNECTIONS: Described = ("upstream_connections", "Pooled con
 /// By service.
 pub const POOL_STEALS: Described = ("pool_steals", "Connections taken from the shard of another worker");
 /// By service and endpoint.
-pub const ENDPOINT_UP: Described =
-    ("endpoint_up", "Whether the endpoint may receive traffic: 1 unless it is down");
+pub const ENDPOINT_UP: Described = (
+    "endpoint_up",
+    "Whether the endpoint may receive traffic: 1 unless it is down by a way that packets take to it",
+);
 /// By service and endpoint.
 pub const ENDPOINT_OUT: Described =
     ("endpoint_out", "One for an endpoint that gets no new flows because clients do not get through to it");

@@ -27,10 +27,15 @@ impl Receiver {
     }
 
     fn start(&mut self, ns: &Ns, peers: &str) {
+        self.start_at(ns, peers, GUE);
+    }
+
+    /// Opens tunnels over UDP at this port.
+    fn start_at(&mut self, ns: &Ns, peers: &str, port: u16) {
         self.agent = None;
         let text = format!(
             "agent:\n  workers: 1\n  kernel:\n    mode: required\n    bpffs: {}\n    interfaces: [none]\n    receive: {{ peers: \
-             [{peers}], interfaces: [up*] }}\nlisteners: []\nroutes: []\nservices: []\n",
+             [{peers}], interfaces: [up*], port: {port} }}\nlisteners: []\nroutes: []\nservices: []\n",
             self.bpffs().display()
         );
         fs::write(self.folder.join("sluice.yaml"), text).unwrap();
@@ -51,6 +56,12 @@ impl Drop for Receiver {
         drop(fs::remove_dir_all(&self.folder));
     }
 }
+
+/// Where balancing nodes send what goes over UDP.
+const GUE: u16 = 6080;
+
+/// Everybody that balances.
+const PEERS: &str = "172.16.0.0/16, \"100::/96\"";
 
 /// Virtual addresses by how their packets get to the endpoint.
 const WAYS: [(&str, &str, &str, &str); 8] = [
@@ -124,7 +135,7 @@ fn tunnels_end_at_an_endpoint_that_opens_them() {
     assert_eq!(ask(&node, WAYS[0].1), None, "nobody opens the tunnel yet");
 
     let mut receiver = Receiver::new(&node.endpoints[0]);
-    receiver.start(&node.endpoints[0], "172.16.0.0/16, \"100::/96\"");
+    receiver.start(&node.endpoints[0], PEERS);
     for (name, vip, ..) in WAYS {
         until(name, Duration::from_secs(3), &node, || ask(&node, vip).is_some());
         let opened = counted(&node, "decapsulated");
@@ -185,7 +196,7 @@ fn health_checks_take_the_tunnel() {
     assert_eq!(straight, 200, "the endpoint's own address answers");
 
     let mut receiver = Receiver::new(&node.endpoints[0]);
-    receiver.start(&node.endpoints[0], "172.16.0.0/16, \"100::/96\"");
+    receiver.start(&node.endpoints[0], PEERS);
     until("the tunnel is open", patience, &node, || both(&node, true));
     for (name, vip, ..) in WAYS {
         assert_eq!(ask(&node, vip).as_deref(), Some("e1"), "{name}");
@@ -210,4 +221,72 @@ fn health_checks_take_the_tunnel() {
     assert!(pins().contains(&"link-tc_probe_out-sl-e1".to_owned()), "{:?}", pins());
     node.write_config(&(node.agent_part("required") + "listeners: []\nroutes: []\nservices: []\n")).unwrap();
     until("the programs are gone", patience, &node, || !pins().iter().any(|pin| pin.contains("tc_probe")));
+}
+
+/// What the balancing node's checks say of an endpoint, by the way that they take.
+fn ways(node: &Node, service: &str) -> BTreeMap<String, String> {
+    let text = node.node.run(|| get("/dump")).map_or(String::new(), |(_, text)| text);
+    let dump: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    let endpoints = dump["served"]["endpoints"].as_array().cloned().unwrap_or_default();
+    let its = endpoints.into_iter().find(|endpoint| endpoint["service"] == service);
+    its.map_or_else(BTreeMap::new, |its| serde_json::from_value(its["ways"].clone()).unwrap())
+}
+
+fn said(ipip: &str, gue: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([("ipip".to_owned(), ipip.to_owned()), ("gue".to_owned(), gue.to_owned())])
+}
+
+#[test]
+fn each_tunnel_is_checked_by_itself() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let mut node = Node::new(1).unwrap();
+    with_addresses(&node);
+    let mut receiver = Receiver::new(&node.endpoints[0]);
+    // What comes over UDP is opened by nobody.
+    receiver.start_at(&node.endpoints[0], PEERS, GUE + 1);
+    let text = config(&node, ", health: { http: { path: /healthz } }");
+    node.start_agent(&text).unwrap();
+    let patience = Duration::from_secs(8);
+    let all = |node: &Node, wanted: &BTreeMap<String, String>| {
+        ["v4", "v6"].iter().all(|service| ways(node, service) == *wanted)
+    };
+    let (up, down) = (said("up", "up"), said("up", "down"));
+    until("one tunnel of two is open", patience, &node, || all(&node, &down));
+    let answers = |node: &Node| -> Vec<(&str, bool)> {
+        WAYS.iter().map(|(name, vip, ..)| (*name, ask(node, vip).is_some())).collect()
+    };
+    let wanted: Vec<_> = WAYS.iter().map(|(name, ..)| (*name, name.contains("ipip"))).collect();
+    assert_eq!(answers(&node), wanted);
+    assert!(!is_up(&node, "v4") && !is_up(&node, "v6"), "somebody gets nothing there");
+    // Whoever asked for an address that no endpoint can be reached for was told.
+    let metrics = node.node.run(|| get("/metrics")).unwrap().1;
+    let name = "sluice_packets_total{hook=\"xdp_balance\",reason=\"reset_sent\"}";
+    assert!(metric(&metrics, name).is_some_and(|n| n >= 4.0), "{metrics}");
+
+    receiver.start(&node.endpoints[0], PEERS);
+    until("both are open", patience, &node, || all(&node, &up));
+    until("all are served", patience, &node, || answers(&node).iter().all(|(_, served)| *served));
+    assert!(is_up(&node, "v4") && is_up(&node, "v6"));
+
+    // Nor is the other way round any different: the address that checks through GUE ask for is gone.
+    node.endpoints[0].ip(&format!("addr del {}/32 dev lo", WAYS[1].1)).unwrap();
+    until("the address is gone", patience, &node, || ways(&node, "v4") == down);
+    assert_eq!(ways(&node, "v6"), up);
+    assert_eq!(ask(&node, WAYS[0].1).as_deref(), Some("e1"));
+
+    // Straight to the endpoint is another way, checked as soon as a listener takes it.
+    let straight = format!(
+        "  - {{ name: straight, address: 10.8.0.9, port: {HTTP}, protocol: TCP }}\nroutes:\n  - {{ name: straight, listeners: \
+         [straight], rules: [ {{ backends: [ {{ service: v4 }} ] }} ] }}\n"
+    );
+    node.write_config(&text.replace("routes:\n", &straight)).unwrap();
+    let mut all_ways = down.clone();
+    all_ways.insert("straight".to_owned(), "up".to_owned());
+    until("three ways are checked", patience, &node, || ways(&node, "v4") == all_ways);
+    assert_eq!(ask(&node, "10.8.0.9").as_deref(), Some("e1"));
+    node.write_config(&text).unwrap();
+    until("two ways are", patience, &node, || ways(&node, "v4") == down);
 }

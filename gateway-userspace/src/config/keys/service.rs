@@ -140,7 +140,8 @@ static ENDPOINT: Table = Table {
 static HEALTH: Table = Table {
     name: "health",
     doc: "An active health check. A refused or reset connection takes an endpoint down at once, a silent or wrong one \
-          after `unhealthyThreshold` checks.",
+          after `unhealthyThreshold` checks. Where listeners lead to the service by different ways (straight, `dsr-ipip`, \
+          `dsr-gue`), each way is checked by itself and decides for its own listeners.",
     fields: &[
         Field {
             key: "http",

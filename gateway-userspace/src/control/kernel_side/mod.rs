@@ -30,7 +30,7 @@ use crate::{
         kernel_side::{hooks::Purpose, own::Announcing},
         sockets::Sockets,
     },
-    endpoint::{Endpoint, EndpointId, Health, Registry},
+    endpoint::{Endpoint, EndpointId, Health, Reach, Registry},
     image::{Image, Way},
     kernel::{AttachMode, Kernel, probe},
     listener::Workers,
@@ -198,14 +198,18 @@ impl KernelSide {
             .map(|service| &service.name)
             .collect();
         let kernel = self.kernel.lock();
-        for row in image.services.iter().flat_map(|service| &service.endpoints) {
+        let rows = image
+            .services
+            .iter()
+            .flat_map(|service| service.endpoints.iter().map(|row| (Reach::of(service.mode), row)));
+        for (reach, row) in rows {
             let id = row.endpoint.id();
             let Some(present) = kernel.written().endpoints.get(&row.row) else { continue };
             // Without a source the row was down for want of a route, which says nothing about the endpoint.
             let had_way = present.is_local() || present.source != Addr::UNSPECIFIED;
             let was_down = present.state == EndpointState::DOWN && IpAddr::from(present.addr) == id.addr.ip();
             if was_down && had_way && checked.contains(&id.service) {
-                row.endpoint.set_health(Health::Down);
+                row.endpoint.set_health_by(reach, Health::Down);
             }
         }
     }

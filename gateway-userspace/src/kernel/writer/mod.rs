@@ -25,7 +25,7 @@ use gateway_common::{
 
 use crate::{
     clock::Clock,
-    endpoint::{Availability, Endpoint},
+    endpoint::{Availability, Endpoint, Reach},
     image::{self, Image, Range, Way},
     kernel::{
         Error, former,
@@ -491,7 +491,8 @@ fn share(flows: u32, n_services: usize) -> u32 {
 
 /// What the endpoints of a service say of themselves, by row.
 fn lives(service: &image::Service) -> impl Iterator<Item = Live> {
-    service.endpoints.iter().map(|row| (row.endpoint.availability(), row.endpoint.weight()))
+    let reach = Reach::of(service.mode);
+    service.endpoints.iter().map(move |row| (row.endpoint.availability_by(reach), row.endpoint.weight()))
 }
 
 #[cfg(test)]
