@@ -212,11 +212,11 @@ pub fn swept(name: &str, prepare: impl Fn(&mut World), freed: u32, after: impl F
     after(&world);
 }
 
-/// Runs packets in the kernel alone, with so much time between them; what the maps of signals say then. Nothing for those
-/// who may not.
+/// Runs packets in the kernel alone, each at its hook, with so much time between them; what the maps of signals say then.
+/// Nothing for those who may not.
 pub fn timed(
     prepare: impl Fn(&mut World),
-    frames: &[Vec<u8>],
+    frames: &[(Hook, Vec<u8>)],
     pause: std::time::Duration,
 ) -> Option<std::collections::BTreeMap<u32, EndpointHealth>> {
     if !privilege::require("running packets through the kernel programs") {
@@ -226,8 +226,8 @@ pub fn timed(
         let mut world = World::new(now());
         prepare(&mut world);
         kernel.fill(&world.tables).unwrap();
-        for frame in frames {
-            kernel.run(Hook::XdpBalance, frame).unwrap();
+        for (hook, frame) in frames {
+            kernel.run(*hook, frame).unwrap();
             std::thread::sleep(pause);
         }
         kernel.health().unwrap()

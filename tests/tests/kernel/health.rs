@@ -8,17 +8,19 @@ use gateway_common::{
     endpoint::EndpointState,
     flow::{Phase, Tick},
     health::EndpointHealth,
-    service::Track,
+    service::{Mode, Track},
 };
 use gateway_tests::{
     packet::{ACK, FIN, Packet, RST, SYN, tcp, udp},
-    world::{TCP4, TCP6, UDP4, World},
+    world::{Id, LOCAL4, LOCAL6, TCP4, TCP6, UDP4, World},
 };
 
 use crate::check::{case, check, steps, swept, timed};
 
 const VIP4: &str = "198.51.100.1:443";
 const DNS4: &str = "198.51.100.1:53";
+const LOCAL_VIP4: &str = "198.51.100.2:443";
+const LOCAL_VIP6: &str = "[2001:db8::2]:443";
 const VIP6: &str = "[2001:db8::1]:443";
 const CLIENT4: &str = "192.0.2.9:40000";
 const CLIENT6: &str = "[2001:db8:9::9]:40000";
@@ -69,7 +71,7 @@ fn packets_tell_of_their_endpoints() {
         .with(|world| {
             world.change(TCP4, |service| {
                 service.track = Track::CHANGE;
-                service.mode = gateway_common::service::Mode::DSR_L2;
+                service.mode = Mode::DSR_L2;
             });
             world.flow(&tcp(CLIENT4, VIP4), TCP4.row() + 1, 0, Phase::OPENING, world.now);
         })
@@ -78,29 +80,97 @@ fn packets_tell_of_their_endpoints() {
     ]);
 }
 
+/// What the answers of endpoints on this node tell is seen where they leave.
 #[test]
-fn handshakes_are_timed_by_sample() {
-    let pause = Duration::from_millis(20);
+fn packets_of_endpoints_on_this_node_tell_of_them() {
+    let nothing = EndpointHealth::default();
+    let mut cases = Vec::new();
+    for (client, vip, endpoint, id) in
+        [(CLIENT4, LOCAL_VIP4, "10.0.0.1:9000", LOCAL4), (CLIENT6, LOCAL_VIP6, "[fd00::1]:9000", LOCAL6)]
+    {
+        let known = move |phase: Phase| {
+            move |world: &mut World| {
+                world.established(&tcp(client, vip), id.row(), 40_000, phase, world.now);
+            }
+        };
+        let told = |name, flags: u8, phase, wanted: EndpointHealth| {
+            case(name, &tcp(endpoint, client).flags(flags), Reason::Replied)
+                .at(Hook::TcEgress)
+                .with(known(phase))
+                .sent(vip, client, 64)
+                .after(move |world| assert_eq!(health(world, id.row()), wanted))
+        };
+        cases.extend([
+            told("refused", RST | ACK, Phase::OPENING, EndpointHealth { refused: 1, ..nothing }),
+            told("reset", RST, Phase::OPEN, EndpointHealth { resets: 1, ..nothing }),
+            told("reset after its end", RST, Phase::CLOSING, nothing),
+            told("ended", FIN | ACK, Phase::OPEN, nothing),
+            told("accepted", SYN | ACK, Phase::OPENING, nothing),
+            case("a SYN once more", &tcp(client, vip).syn(), Reason::ForwardedLocal)
+                .with(known(Phase::OPENING))
+                .sent(client, endpoint, 64)
+                .after(move |world| assert_eq!(health(world, id.row()).syn_retransmits, 1)),
+            // With direct return its packets carry the virtual address from the start, and are nobody's flow.
+            case("refused, of direct return", &tcp(vip, client).flags(RST | ACK), Reason::NotTranslated)
+                .at(Hook::TcEgress)
+                .with(move |world| {
+                    world.change(id, |service| service.mode = Mode::DSR_L2);
+                    world.flow(&tcp(client, vip), id.row(), 0, Phase::OPENING, world.now);
+                })
+                .after(move |world| assert_eq!(health(world, id.row()), nothing)),
+        ]);
+    }
+    check(cases);
+}
+
+/// Connections, each by itself, with so much time between SYN and answer: what is known of the endpoint of those that were
+/// timed. Nothing for those who may not.
+fn handshakes(
+    vip: &str,
+    row: u32,
+    answer: impl Fn(&str) -> (Hook, Packet),
+    pause: Duration,
+) -> Option<EndpointHealth> {
     let mut seen = EndpointHealth::default();
     // One connection of eight: with sixty-four the chance of none is one in 5,000.
-    let clients: Vec<String> = (0..64).map(|host| format!("192.0.2.{}:40000", host + 1)).collect();
-    for client in clients {
-        let syn = tcp(&client, VIP4).syn();
+    for host in 1..=64 {
+        let client = if vip.starts_with('[') {
+            format!("[2001:db8:9::{host:x}]:40000")
+        } else {
+            format!("192.0.2.{host}:40000")
+        };
         let prepare = |world: &mut World| world.tables.settings.n_ports = 1;
-        let port = format!("10.0.0.1:{}", gateway_tests::world::FIRST_PORT);
-        let answer = tcp(FIRST, &port).flags(SYN | ACK);
-        let frames = [syn.bytes(), answer.bytes()];
-        let Some(health) = timed(prepare, &frames, pause) else { return };
-        if let Some(one) = health.get(&TCP4.row()) {
+        let (hook, answer) = answer(&client);
+        let frames = [(Hook::XdpBalance, tcp(&client, vip).syn().bytes()), (hook, answer.bytes())];
+        let health = timed(prepare, &frames, pause)?;
+        if let Some(one) = health.get(&row) {
             seen = seen.and(one);
         }
         if seen.handshakes >= 2 {
             break;
         }
     }
-    assert!(seen.handshakes >= 1, "{seen:?}");
-    let average = Duration::from_micros(seen.handshake_us / seen.handshakes);
-    assert!((pause..pause * 20).contains(&average), "{average:?}");
+    Some(seen)
+}
+
+#[test]
+fn handshakes_are_timed_by_sample() {
+    let pause = Duration::from_millis(20);
+    let port = format!("10.0.0.1:{}", gateway_tests::world::FIRST_PORT);
+    let remote =
+        handshakes(VIP4, TCP4.row(), |_| (Hook::XdpBalance, tcp(FIRST, &port).flags(SYN | ACK)), pause);
+    let local = |vip, id: Id, endpoint: &'static str| {
+        let answer = move |client: &str| (Hook::TcEgress, tcp(endpoint, client).flags(SYN | ACK));
+        handshakes(vip, id.row(), answer, pause)
+    };
+    let local4 = local(LOCAL_VIP4, LOCAL4, "10.0.0.1:9000");
+    let local6 = local(LOCAL_VIP6, LOCAL6, "[fd00::1]:9000");
+    for (what, seen) in [("remote", remote), ("on this node", local4), ("on this node, v6", local6)] {
+        let Some(seen) = seen else { return };
+        assert!(seen.handshakes >= 1, "{what}: {seen:?}");
+        let average = Duration::from_micros(seen.handshake_us / seen.handshakes);
+        assert!((pause..pause * 20).contains(&average), "{what}: {average:?}");
+    }
 }
 
 #[test]
@@ -232,7 +302,7 @@ fn a_service_asks_the_table_no_longer_when_its_entries_are_swept() {
         |world| {
             world.change(TCP4, |service| {
                 service.track = Track::CHANGE;
-                service.mode = gateway_common::service::Mode::DSR_L2;
+                service.mode = Mode::DSR_L2;
             });
         },
         &[tcp(CLIENT4, VIP4).syn().bytes()],
