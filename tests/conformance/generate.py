@@ -54,6 +54,7 @@ CLIENT = {4: "192.0.2.9", 6: "2001:db8:9::9"}
 VIP = {4: "198.51.100.1", 6: "2001:db8::1"}
 NODE = {4: "10.0.0.1", 6: "fd00::1"}
 ENDPOINT = {4: "10.0.0.10", 6: "fd00::10"}
+OTHER = {4: "10.0.0.11", 6: "fd00::11"}
 STRANGER = {4: "203.0.113.77", 6: "2001:db8:ff::1"}
 ROUTER = {4: "203.0.113.1", 6: "2001:db8:77::1"}
 CLIENT_PORT = 40000
@@ -63,6 +64,10 @@ TRANSLATION_PORT = 20000
 AGENT_PORT = 80
 TUNNEL_PORT = 6080
 TUNNEL_TTL = 64
+# Who may send through tunnels to this node, which in a test run is whoever looks.
+PEER = {4: "172.16.7.7", 6: "100::7:7"}
+HERE = {4: "127.0.0.1", 6: "::1"}
+HERE_MAC = "00:00:00:00:00:00"
 # Where the tunnels come from; what is free in them follows in the bytes.
 TUNNEL_SOURCE = {4: "172.16.0.0", 6: "100::"}
 
@@ -254,8 +259,13 @@ class Case:
         self.given = {"service": f"{proto}{family}", "mode": mode, **given}
         self.steps = []
         self.service = collections.Counter()
-        self.endpoint = collections.Counter()
-        self.flows = 0
+        # Why the service dropped packets.
+        self.reasons = collections.Counter()
+        # The service's two endpoints.
+        self.endpoints = [collections.Counter(), collections.Counter()]
+        # Entries of the flow table: flows by endpoint, and clients that keep theirs.
+        self.flows = [0, 0]
+        self.clients = 0
         self.replies = 0
 
     def step(self, hook, reason, verdict, data, out=None, free=(), flow=None):
@@ -267,41 +277,58 @@ class Case:
             step["flow"] = flow
         self.steps.append(step)
 
-    def counted(self, what, data, is_new):
+    def dropped(self, reason):
+        """Counts a packet that the service dropped, or answered because of it."""
+        self.service["dropped"] += 1
+        self.reasons[reason] += 1
+
+    def counted(self, what, data, is_new, nth=0):
         """Counts a packet that was sent on, or back."""
         prefix = "reply_" if what == "reply" else ""
-        for count in (self.service, self.endpoint):
+        for count in (self.service, self.endpoints[nth]):
             count[prefix + "packets"] += 1
             count[prefix + "bytes"] += len(data)
             count["new_flows"] += is_new
 
     def as_dict(self):
         """The case as the file has it."""
+        first, other = (
+            {**count, "open_flows": flows} for count, flows in zip(self.endpoints, self.flows)
+        )
         counts = {
-            "service": {key: value for key, value in sorted(self.service.items()) if value},
-            "endpoint": {key: value for key, value in sorted(self.endpoint.items()) if value},
-            "flows": self.flows,
-            "replies": self.replies,
+            "service": self.service,
+            "reasons": self.reasons,
+            "endpoint": first,
+            "other": other,
         }
+        counts = {
+            what: {key: value for key, value in sorted(count.items()) if value} for what, count in counts.items()
+        }
+        counts = {what: count for what, count in counts.items() if count or what in ("service", "endpoint")}
+        counts.update(flows=sum(self.flows) + self.clients, replies=self.replies)
         return {"name": self.name, "given": self.given, "steps": self.steps, "counts": counts}
 
 
-def client_ends(family, proto, ttl=64, port=CLIENT_PORT):
-    """A packet as the client sends it."""
-    return Ends((CLIENT[family], port), (VIP[family], VIRTUAL_PORT[proto]), ttl, (CLIENT_MAC, NODE_MAC))
+def client_ends(family, proto, ttl=64, port=CLIENT_PORT, to=None):
+    """A packet as the client sends it, to the service's port or to another."""
+    to = VIRTUAL_PORT[proto] if to is None else to
+    return Ends((CLIENT[family], port), (VIP[family], to), ttl, (CLIENT_MAC, NODE_MAC))
 
 
-def forward_ends(case, ttl=63, port=CLIENT_PORT):
+def forward_ends(case, ttl=63, port=CLIENT_PORT, to=None, nth=0):
     """The same packet, as the endpoint gets it."""
     family, proto = case.family, case.proto
     macs = (INNER_MAC, ENDPOINT_MAC)
     if case.mode == "nat":
-        source, to = (NODE[family], TRANSLATION_PORT), (ENDPOINT[family], ENDPOINT_PORT[proto])
-        return Ends(source, to, ttl, macs)
-    return Ends((CLIENT[family], port), (VIP[family], VIRTUAL_PORT[proto]), ttl, macs)
+        endpoint = (ENDPOINT, OTHER)[nth][family]
+        # Where the service takes all ports, an endpoint keeps the packet's.
+        own = to if "any_port" in case.given else ENDPOINT_PORT[proto]
+        return Ends((NODE[family], TRANSLATION_PORT), (endpoint, own), ttl, macs)
+    to = VIRTUAL_PORT[proto] if to is None else to
+    return Ends((CLIENT[family], port), (VIP[family], to), ttl, macs)
 
 
-def tunnelled(case, kind, inner):
+def tunnelled(case, kind, inner, nth=0):
     """A packet inside the outer headers of its tunnel, and what is free in them."""
     outer = 6 if ":" in case.given["endpoint"] else 4
     # What the outer header takes from the packet inside: service class and congestion (RFC 2983, RFC 6040).
@@ -309,7 +336,7 @@ def tunnelled(case, kind, inner):
     packet, pad = (inner[14:-kind.pad], inner[-kind.pad :]) if kind.pad else (inner[14:], b"")
     number = 17 if case.mode == "dsr-gue" else {4: 4, 6: 41}[case.family]
     body = UDP(sport=0xC000, dport=TUNNEL_PORT, chksum=0) / Raw(packet) if number == 17 else Raw(packet)
-    to, source = case.given["endpoint"], TUNNEL_SOURCE[outer]
+    to, source = (case.given["endpoint"], OTHER[outer])[nth], TUNNEL_SOURCE[outer]
     if outer == 4:
         header = IP(src=source, dst=to, tos=tos, id=0, flags="DF", ttl=TUNNEL_TTL, proto=number)
         # The checksum, and the lower half of the source address.
@@ -324,38 +351,44 @@ def tunnelled(case, kind, inner):
     return raw(frame / header / body) + pad, free
 
 
-def send_on(case, hook, kind, ttl=64, port=CLIENT_PORT, first=True):
-    """A client's packet, as it comes and as it goes to the endpoint."""
+def send_on(case, hook, kind, ttl=64, port=CLIENT_PORT, first=True, **other):
+    """A client's packet, as it comes and as it goes to the endpoint, the first one of its flow or a later one.
+
+    Otherwise `to` is its port, `nth` its endpoint, and `records` says whether its flow is to be remembered, which
+    services do that remember all of them."""
     family, proto = case.family, case.proto
-    before, after = client_ends(family, proto, ttl, port), forward_ends(case, ttl - 1, port)
+    to, nth = other.get("to"), other.get("nth", 0)
+    before, after = client_ends(family, proto, ttl, port, to), forward_ends(case, ttl - 1, port, to, nth)
     payload = zero_payload(family, proto, kind, after) if kind.zero_sum else None
     data = build(family, proto, kind, before, payload)
     out, free, flow = build(family, proto, kind, after, payload), (), None
     if case.mode in ("dsr-ipip", "dsr-gue"):
-        out, free = tunnelled(case, kind, out)
-        flow = f"{proto} {CLIENT[family]} {port}"
+        out, free = tunnelled(case, kind, out, nth)
+        flow = f"{proto} {CLIENT[family]} {port}" + (f" to {to}" if to else "")
     case.step(hook, "forwarded", "send", data, out, free, flow)
-    records = case.given.get("track", "always") == "always"
+    track = case.given.get("track", "always")
+    records = other.get("records", track == "always")
     opens = proto == "tcp" and kind.transport.get("flags") == "S"
-    case.counted("forward", data, first if records else opens)
+    # Where only some flows are remembered, what begins a flow is known of the packets that say so, and of datagrams whose
+    # flow is remembered.
+    is_new = first if track == "always" else opens or proto == "udp" and records and first
+    case.counted("forward", data, is_new, nth)
     if records and first:
-        case.flows += 1
+        case.flows[nth] += 1
         case.replies += case.mode == "nat"
 
 
-def send_back(case, hook, kind, ttl=64):
+def send_back(case, hook, kind, ttl=64, to=None, nth=0):
     """A packet of the endpoint, as it comes and as it goes to the client."""
     family, proto = case.family, case.proto
-    before = Ends(
-        (ENDPOINT[family], ENDPOINT_PORT[proto]), (NODE[family], TRANSLATION_PORT), ttl, (ENDPOINT_MAC, INNER_MAC)
-    )
-    after = Ends(
-        (VIP[family], VIRTUAL_PORT[proto]), (CLIENT[family], CLIENT_PORT), ttl - 1, (NODE_MAC, CLIENT_MAC)
-    )
+    endpoint = forward_ends(case, to=to, nth=nth).destination
+    before = Ends(endpoint, (NODE[family], TRANSLATION_PORT), ttl, (ENDPOINT_MAC, INNER_MAC))
+    virtual = (VIP[family], VIRTUAL_PORT[proto] if to is None else to)
+    after = Ends(virtual, (CLIENT[family], CLIENT_PORT), ttl - 1, (NODE_MAC, CLIENT_MAC))
     payload = zero_payload(family, proto, kind, after) if kind.zero_sum else None
     data = build(family, proto, kind, before, payload)
     case.step(hook, "replied", "send", data, build(family, proto, kind, after, payload))
-    case.counted("reply", data, 0)
+    case.counted("reply", data, 0, nth)
 
 
 def answer(family, transport):
@@ -403,7 +436,7 @@ WAYS = [
     ("dsr-gue", 4),
     ("dsr-gue", 6),
 ]
-XDP, TC, EGRESS = "xdp_balance", "tc_ingress", "tc_egress"
+XDP, TC, EGRESS, RECEIVE = "xdp_balance", "tc_ingress", "tc_egress", "tc_receive"
 FLAVORS = [(family, proto) for family in (4, 6) for proto in ("tcp", "udp")]
 
 
@@ -414,7 +447,7 @@ def new_case(what, family, proto, way, hook=XDP, **given):
         given.setdefault("track", "never")
         given["endpoint"] = ENDPOINT[outer or family]
     through = f"{mode} over v{outer}" if outer else mode
-    where = {XDP: "", TC: " at tc", EGRESS: " at tc"}[hook]
+    where = {XDP: "", TC: " at tc", EGRESS: " at tc", RECEIVE: ""}[hook]
     return Case(f"{through}, {proto} over v{family}: {what}{where}", family, proto, mode, **given)
 
 
@@ -449,10 +482,10 @@ def hops():
             case = new_case("the last hop", family, proto, way)
             data = build(family, proto, PLAIN[proto], client_ends(family, proto, 1))
             case.step(XDP, "ttl_expired", "drop", data)
-            case.service["dropped"] += 1
+            case.dropped("ttl_expired")
             if way[0] == "nat":
                 # The flow is recorded before its endpoint is looked at.
-                case.flows, case.replies = 1, 1
+                case.flows, case.replies = [1, 0], 1
             yield case
 
 
@@ -479,7 +512,7 @@ def flows():
         send_on(case, XDP, OPENING[proto])
         data = build(family, proto, OPENING[proto], client_ends(family, proto, port=CLIENT_PORT + 1))
         case.step(XDP, "ports_exhausted", "drop", data)
-        case.service["dropped"] += 1
+        case.dropped("ports_exhausted")
         yield case
 
 
@@ -497,7 +530,7 @@ def replies():
             (ENDPOINT[family], ENDPOINT_PORT[proto]), (NODE[family], TRANSLATION_PORT), 1, (ENDPOINT_MAC, INNER_MAC)
         )
         case.step(XDP, "ttl_expired", "drop", build(family, proto, PLAIN[proto], ends))
-        case.service["dropped"] += 1
+        case.dropped("ttl_expired")
         yield case
         case = new_case("answer", family, proto, ("nat", None), TC)
         send_on(case, TC, OPENING[proto])
@@ -539,7 +572,7 @@ def locals_():
             data = build(family, proto, kind, before)
             case.step(XDP, "forwarded_local", "pass", data, build(family, proto, kind, after))
             case.counted("forward", data, 1)
-            case.flows, case.replies = 1, 1
+            case.flows, case.replies = [1, 0], 1
             macs = (NODE_MAC, CLIENT_MAC)
             before = Ends((NODE[family], ENDPOINT_PORT[proto]), (CLIENT[family], CLIENT_PORT), 64, macs)
             after = Ends((VIP[family], VIRTUAL_PORT[proto]), before.destination, 64, macs)
@@ -647,7 +680,7 @@ def states():
             data = build(family, proto, OPENING[proto], client_ends(family, proto))
             reason, out = ("reset_sent", reset) if proto == "tcp" else ("unreachable_sent", unreachable)
             case.step(XDP, reason, "send", data, out(family, proto, data))
-            case.service["dropped"] += 1
+            case.dropped("no_endpoint")
             yield case
             case = new_case("all endpoints drain", family, proto, way, state="draining")
             send_on(case, XDP, OPENING[proto])
@@ -671,10 +704,10 @@ def sizes():
             kind = Kind("", b"s" * (room + 1))
             data = build(family, proto, kind, client_ends(family, proto))
             case.step(XDP, "too_big_answered", "send", data, too_big(family, data, 1500 - outside))
-            case.service["dropped"] += 1
+            case.dropped("too_big")
             if mode == "nat":
                 # The flow is recorded before its first packet turns out to be too large.
-                case.flows, case.replies = 1, 1
+                case.flows, case.replies = [1, 0], 1
             yield case
 
 
@@ -803,7 +836,8 @@ def wrong_errors():
             send_on(case, XDP, OPENING[proto])
             data = error(family, ROUTER[family], VIP[family], message, quoted, macs, ttl)
             case.step(XDP, reason, verdict, data)
-            case.service["dropped"] += reason == "ttl_expired"
+            if reason == "ttl_expired":
+                case.dropped(reason)
             yield case
 
 
@@ -875,7 +909,7 @@ def fragments_on(case, hook, cuts):
         case.step(hook, "forwarded", "send", data, out, free, flow)
         case.counted("forward", data, records and nth == 0)
     if records:
-        case.flows += 1
+        case.flows[0] += 1
         case.replies += case.mode == "nat"
 
 
@@ -980,16 +1014,254 @@ def other_chains():
 
 
 def tags():
-    """Frames with VLAN tags that nobody has configured pass."""
-    for family, proto in FLAVORS:
-        packet = network(family, proto, PLAIN[proto], client_ends(family, proto), b"sluice")
-        frame = Ether(src=CLIENT_MAC, dst=NODE_MAC)
-        for what, tagged in [
-            ("a VLAN tag", frame / Dot1Q(vlan=5) / packet),
-            ("two VLAN tags", Ether(src=CLIENT_MAC, dst=NODE_MAC, type=0x88A8) / Dot1Q(vlan=6) / Dot1Q(vlan=5) / packet),
-        ]:
-            case = new_case(f"passes, {what}", family, proto, ("nat", None))
-            case.step(XDP, "vlan", "pass", raw(tagged))
+    """Frames with VLAN tags that nobody has configured pass at either hook, whatever the service does with others."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            packet = network(family, proto, PLAIN[proto], client_ends(family, proto), b"sluice")
+            frame = Ether(src=CLIENT_MAC, dst=NODE_MAC)
+            service = Ether(src=CLIENT_MAC, dst=NODE_MAC, type=0x88A8)
+            for what, tagged in [
+                ("a VLAN tag", frame / Dot1Q(vlan=5) / packet),
+                ("a VLAN tag of priority alone", frame / Dot1Q(vlan=0, prio=5) / packet),
+                ("a service VLAN tag", service / Dot1Q(vlan=6) / packet),
+                ("two VLAN tags", service / Dot1Q(vlan=6) / Dot1Q(vlan=5) / packet),
+                ("two VLAN tags of one kind", frame / Dot1Q(vlan=6) / Dot1Q(vlan=5) / packet),
+            ]:
+                for hook in (XDP, TC):
+                    case = new_case(f"passes, {what}", family, proto, way, hook)
+                    case.step(hook, "vlan", "pass", raw(tagged))
+                    yield case
+            if way[0] == "nat":
+                case = new_case("passes, a VLAN tag that is cut", family, proto, way)
+                case.step(XDP, "vlan", "pass", raw(frame / Dot1Q(vlan=5))[:16])
+                yield case
+
+
+def untagged():
+    """The same frames without a tag, so that it was the tag that made them pass."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for hook in (XDP, TC):
+                case = new_case("no VLAN tag", family, proto, way, hook)
+                send_on(case, hook, PLAIN[proto])
+                yield case
+
+
+def changes():
+    """Services that remember flows of slots that change: every slot leads to the first endpoint now, and led to the second
+    before."""
+    for way in WAYS[1:]:
+        for family, proto in FLAVORS:
+            for hook in (XDP, TC):
+                opening, plain = OPENING[proto], PLAIN[proto]
+
+                def changed(what, **given):
+                    outer = way[1] or family
+                    return new_case(what, family, proto, way, hook, track="change", other=OTHER[outer], **given)
+
+                case = changed("nothing changes, nothing is remembered")
+                send_on(case, hook, opening)
+                send_on(case, hook, plain, first=False)
+                yield case
+                if proto == "tcp":
+                    case = changed("a connection begins in a change", former=1)
+                    send_on(case, hook, opening, records=True)
+                    send_on(case, hook, plain, first=False, records=True)
+                    yield case
+                case = changed("a flow goes on in a change", former=1)
+                send_on(case, hook, plain, records=True, nth=1)
+                send_on(case, hook, plain, first=False, records=True, nth=1)
+                yield case
+                case = changed("a flow in a change whose endpoint went down", former=1, other_state="down")
+                send_on(case, hook, plain, records=True)
+                yield case
+                case = changed("a flow in a change whose endpoint drains", former=1, other_state="draining")
+                # A connection stays; datagrams choose again.
+                send_on(case, hook, plain, records=True, nth=int(proto == "tcp"))
+                yield case
+                case = changed("in a change where nothing is remembered", former=1)
+                case.given["track"] = "never"
+                send_on(case, hook, plain)
+                yield case
+
+
+def affinities():
+    """Clients that keep their endpoint: every slot leads to the first one."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for hook in (XDP, TC):
+
+                def client(what, **given):
+                    given = {"track": "always", "affinity": True, "other": OTHER[way[1] or family], **given}
+                    case = new_case(what, family, proto, way, hook, **given)
+                    case.clients = 1
+                    return case
+
+                case = client("the first flow of a client")
+                send_on(case, hook, OPENING[proto])
+                send_on(case, hook, PLAIN[proto], first=False)
+                yield case
+                case = client("a client that has an endpoint", sticks=1)
+                send_on(case, hook, OPENING[proto], nth=1)
+                send_on(case, hook, PLAIN[proto], first=False, nth=1)
+                if way[0] == "nat":
+                    send_back(case, hook, PLAIN[proto], nth=1)
+                else:
+                    send_on(case, hook, OPENING[proto], port=CLIENT_PORT + 1, nth=1)
+                yield case
+                case = client("a client whose endpoint drains", sticks=1, other_state="draining")
+                send_on(case, hook, OPENING[proto])
+                yield case
+                case = client("a client whose endpoint is down", sticks=1, other_state="down")
+                send_on(case, hook, OPENING[proto])
+                yield case
+
+
+def ports():
+    """Services of ranges of ports, and of all of them."""
+    ranges = [[1000, 1009], [2000, 2009]]
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for hook in (XDP, TC):
+                for what, to in [("first", 1000), ("last", 1009), ("last of the second", 2009)]:
+                    if hook == TC and to != 1000:
+                        continue
+                    case = new_case(f"a range of ports, its {what}", family, proto, way, hook, ranges=ranges)
+                    send_on(case, hook, OPENING[proto], to=to)
+                    if way[0] == "nat":
+                        send_back(case, hook, PLAIN[proto], to=to)
+                    yield case
+                for what, to in [("before", 999), ("behind", 1010), ("between", 1999)]:
+                    if hook == TC:
+                        continue
+                    case = new_case(f"a port {what} its ranges", family, proto, way, hook, ranges=ranges)
+                    data = build(family, proto, OPENING[proto], client_ends(family, proto, to=to))
+                    case.step(hook, "no_service", "pass", data)
+                    yield case
+                case = new_case("any port", family, proto, way, hook, any_port=True)
+                send_on(case, hook, OPENING[proto], to=9999)
+                if way[0] == "nat":
+                    send_back(case, hook, PLAIN[proto], to=9999)
+                yield case
+
+
+def limits():
+    """Services that take no more new flows than so many."""
+    for way in WAYS:
+        for family, proto in FLAVORS:
+            for track in ["always"] if way[0] == "nat" else ["always", "change", "never"]:
+                for hook in (XDP, TC):
+
+                    def limited(what, left):
+                        what = f"{what}, track {track}"
+                        return new_case(what, family, proto, way, hook, track=track, flows_left=left)
+
+                    if hook == XDP:
+                        case = limited("the last flow of a burst", 1)
+                        send_on(case, hook, OPENING[proto])
+                        yield case
+                    case = limited("a flow too many", 0)
+                    if proto == "udp" and track != "always":
+                        # Nothing tells the first datagram of a flow from the others.
+                        send_on(case, hook, OPENING[proto])
+                    else:
+                        data = build(family, proto, OPENING[proto], client_ends(family, proto))
+                        case.step(hook, "service_limited", "drop", data)
+                        case.dropped("service_limited")
+                    yield case
+                    if proto == "udp" or hook == TC:
+                        continue
+                    case = limited("a connection that nobody knows", 0)
+                    if way[0] == "nat":
+                        data = build(family, proto, PLAIN[proto], client_ends(family, proto))
+                        case.step(hook, "service_limited", "drop", data)
+                        case.dropped("service_limited")
+                    else:
+                        # Another node began it.
+                        send_on(case, hook, PLAIN[proto])
+                    yield case
+
+
+NOT_ECT, ECT1, ECT0, CE = range(4)
+ECN_NAMES = ["not capable", "ECT(1)", "ECT(0)", "congested"]
+
+
+def classes():
+    """The outer header of a tunnel is marked as the packet inside (RFC 2983, section 4; RFC 6040, section 4.1)."""
+    for way in WAYS[2:]:
+        for family, proto in FLAVORS:
+            for dscp in (0, 10, 46, 63):
+                for ecn, name in enumerate(ECN_NAMES):
+                    field = "tos" if family == 4 else "tc"
+                    kind = Kind("", ip={field: dscp << 2 | ecn})
+                    hook = TC if dscp == 10 else XDP
+                    case = new_case(f"class {dscp}, {name}", family, proto, way, hook)
+                    send_on(case, hook, kind)
+                    yield case
+
+
+def leaving_ecn(inner, outer):
+    """What a packet says that leaves a tunnel (RFC 6040, figure 4); none for one that is dropped."""
+    if inner == NOT_ECT:
+        return None if outer == CE else NOT_ECT
+    if inner == CE or outer == CE:
+        return CE
+    return ECT1 if ECT1 in (inner, outer) else ECT0
+
+
+def shell(mode, family, packet, **outer):
+    """A packet of this family in a tunnel to this node."""
+    over, tos = outer["over"], outer.get("tos", 0)
+    source, to = outer.get("source", PEER[over]), outer.get("to", HERE[over])
+    number = 17 if mode == "dsr-gue" else {4: 4, 6: 41}[family]
+    header = (
+        IP(src=source, dst=to, tos=tos, id=0, flags="DF", ttl=61, proto=number)
+        if over == 4
+        else IPv6(src=source, dst=to, tc=tos, fl=0x777, nh=number, hlim=61)
+    )
+    if number == 17:
+        header = header / UDP(sport=0xC123, dport=outer.get("port", TUNNEL_PORT), chksum=0)
+    return raw(Ether(src=CLIENT_MAC, dst=HERE_MAC) / header / Raw(packet))
+
+
+def opened():
+    """What comes through a tunnel to this node leaves it as its sender sent it, but for what the way marked."""
+    for mode, over in WAYS[2:]:
+        for family, proto in FLAVORS:
+
+            def inside(dscp, ecn):
+                kind = Kind("", ip={"tos" if family == 4 else "tc": dscp << 2 | ecn})
+                ends = Ends((CLIENT[family], CLIENT_PORT), (VIP[family], VIRTUAL_PORT[proto]), 63, (CLIENT_MAC, HERE_MAC))
+                return build(family, proto, kind, ends)
+
+            def open_case(what):
+                return new_case(what, family, proto, (mode, over), RECEIVE, receive=True)
+
+            for dscp, outer_dscp in ((0, 0), (46, 10)):
+                for inner, inner_name in enumerate(ECN_NAMES):
+                    for outer, outer_name in enumerate(ECN_NAMES):
+                        classes = f"class {dscp} {inner_name} inside, class {outer_dscp} {outer_name} outside"
+                        case = open_case(f"opened, {classes}")
+                        data = shell(mode, family, inside(dscp, inner)[14:], over=over, tos=outer_dscp << 2 | outer)
+                        found = leaving_ecn(inner, outer)
+                        if found is None:
+                            case.step(RECEIVE, "tunnel_congested", "drop", data)
+                        else:
+                            case.step(RECEIVE, "decapsulated", "pass", data, inside(dscp, found))
+                        yield case
+            packet = inside(0, 0)[14:]
+            for what, reason, verdict, outer in [
+                ("of no peer", "tunnel_stranger", "drop", {"source": {4: "172.17.0.1", 6: "101::1"}[over]}),
+                ("through another port", "not_tunnelled", "pass", {"port": TUNNEL_PORT + 1}),
+            ]:
+                if "port" in outer and mode != "dsr-gue":
+                    continue
+                case = open_case(f"not opened, {what}")
+                case.step(RECEIVE, reason, verdict, shell(mode, family, packet, over=over, **outer))
+                yield case
+            cut = packet[: 19 if family == 4 else 39]
+            case = open_case("not opened, a header that is cut inside")
+            case.step(RECEIVE, "bad_tunnel", "drop", shell(mode, family, cut, over=over))
             yield case
 
 
@@ -1012,6 +1284,13 @@ GROUPS = [
     chains,
     other_chains,
     tags,
+    untagged,
+    changes,
+    affinities,
+    ports,
+    limits,
+    classes,
+    opened,
 ]
 
 

@@ -212,6 +212,12 @@ impl World {
         self.fill_half(id.0 * chunks * 2 + chunks, Slot { endpoint, former: endpoint });
     }
 
+    /// All current slots of a service lead to the first endpoint, and led to this one before.
+    pub fn changing(&mut self, id: Id, former: u16) {
+        let chunks = SlotChunk::chunks_for(N_SLOTS);
+        self.fill_half(id.0 * chunks * 2 + chunks, Slot { endpoint: 0, former });
+    }
+
     /// The current slots of a service lead to its two endpoints in turns.
     pub fn slots_in_turns(&mut self, id: Id) {
         let chunks = SlotChunk::chunks_for(N_SLOTS);
@@ -283,6 +289,16 @@ impl World {
     pub fn entry(&mut self, key: &FlowKey, flow: Flow) -> u32 {
         let hash = hash::flow(&self.tables.settings.keys, key, !key.source.is_v4());
         self.entry_at(hash, key.protocol, flow)
+    }
+
+    /// Records which endpoint a client of a service has, until this instant.
+    pub fn client(&mut self, client: Addr, id: Id, row: u32, expires: Tick) {
+        let mut key = ServiceKey::new(Addr::UNSPECIFIED, Port::NONE, Protocol::TCP);
+        self.change(id, |service| key = service.key());
+        let hash = hash::client(&self.tables.settings.keys, client, key.addr, !client.is_v4());
+        let mut flow = Flow { client, service: id.0, endpoint: row, expires, ..Flow::default() };
+        (flow.generation, flow.phase) = (self.row(row).generation, Phase::OPEN);
+        self.entry_at(hash, key.protocol, flow);
     }
 
     /// Puts an entry where a flow with this hash stands; returns its number.

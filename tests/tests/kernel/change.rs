@@ -5,7 +5,6 @@ use gateway_common::{
     counter::Reason,
     endpoint::EndpointState,
     flow::{Phase, Tick},
-    hash,
     service::{Mode, Service, Track},
     slot::{Slot, SlotChunk},
 };
@@ -266,14 +265,7 @@ fn places_are_taken_from_whoever_has_too_many() {
 
 /// Where a client's entry stands.
 fn remember_client(world: &mut World, row: u32, expires: Tick) {
-    let packet = client();
-    let key = packet.key();
-    let keys = world.tables.settings.keys;
-    let spot_hash = hash::client(&keys, key.source, key.destination, false);
-    let mut flow = gateway_common::flow::Flow::default();
-    (flow.client, flow.service, flow.endpoint) = (key.source, TCP4.0, row);
-    (flow.generation, flow.expires, flow.phase) = (world.row(row).generation, expires, Phase::OPEN);
-    world.entry_at(spot_hash, key.protocol, flow);
+    world.client(client().key().source, TCP4, row, expires);
 }
 
 #[test]

@@ -6,18 +6,21 @@
 use std::{collections::BTreeMap, sync::Mutex};
 
 use gateway_common::{
-    addr::Addr,
-    counter::{Class, Count, Hook, Reason},
+    addr::{Addr, Port},
+    counter::{Class, Count, Hook, Reason, ServiceReasons},
     endpoint::{Endpoint, EndpointState, NextHop},
     flow::ReplyBucket,
-    service::{Mode, Track},
+    receive::{Peer, Receive},
+    service::{Mode, PortRange, Rate, Service, ServiceKey, Track},
+    settings::Settings,
+    source::ServiceRate,
 };
 use gateway_tests::{
     kernel_run::Kernel,
     memory::{Outcome, Run, Tables},
     packet::checksum,
     privilege,
-    world::{INGRESS, Id, TCP4, TCP6, UDP4, UDP6, World, addr_of},
+    world::{INGRESS, Id, TCP4, TCP6, TICK_SHIFT, UDP4, UDP6, World, addr_of},
 };
 use serde::Deserialize;
 
@@ -26,7 +29,19 @@ use crate::check::now;
 const CASES: &str = include_str!("../../conformance/cases.json");
 
 /// Cases that there are at least.
-const AT_LEAST: usize = 1_600;
+const AT_LEAST: usize = 3_400;
+
+/// The client, as the generator has it.
+const CLIENT4: &str = "192.0.2.9";
+const CLIENT6: &str = "2001:db8:9::9";
+
+/// Who may send through tunnels to this node, and the port of those over UDP.
+const PEERS: [(&str, u8); 2] = [("172.16.0.0", 16), ("100::", 64)];
+const TUNNEL_PORT: u16 = 6_080;
+
+/// Flows that a service with a limit takes at once, and so slow a clock that none is added while a case runs.
+const BURST: u32 = 3;
+const SLOW: u16 = 60_000;
 
 /// The translation's range has one port, so that the case says which it is.
 const N_PORTS: u16 = 1;
@@ -43,6 +58,7 @@ struct Case {
 /// What the tables say.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "words of the file, each of which is there or not")]
 struct Given {
     service: String,
     mode: String,
@@ -50,7 +66,29 @@ struct Given {
     #[serde(default)]
     local: bool,
     track: Option<String>,
+    /// Of both endpoints.
     state: Option<String>,
+    /// The address of the second endpoint, and its state.
+    other: Option<String>,
+    other_state: Option<String>,
+    /// Which endpoint every slot led to before it led to the first.
+    former: Option<u16>,
+    /// Clients keep their endpoint.
+    #[serde(default)]
+    affinity: bool,
+    /// Which one the client has.
+    sticks: Option<u32>,
+    /// The service has these ports, first and last of each range.
+    #[serde(default)]
+    ranges: Vec<(u16, u16)>,
+    /// The service has all ports, and its endpoints keep the packet's.
+    #[serde(default)]
+    any_port: bool,
+    /// How many new flows the service still takes, where it has a limit.
+    flows_left: Option<u64>,
+    /// Tunnels of peers end at this node.
+    #[serde(default)]
+    receive: bool,
 }
 
 /// A packet, and what becomes of it.
@@ -73,7 +111,13 @@ struct Step {
 #[serde(deny_unknown_fields)]
 struct Counts {
     service: BTreeMap<String, u64>,
+    /// Why the service dropped packets.
+    #[serde(default)]
+    reasons: BTreeMap<String, u64>,
     endpoint: BTreeMap<String, u64>,
+    /// Of the second endpoint.
+    #[serde(default)]
+    other: BTreeMap<String, u64>,
     flows: u64,
     replies: usize,
 }
@@ -112,7 +156,9 @@ impl Case {
                 continue;
             }
             let (in_kernel, kernel_tables) = found?;
-            let (on_host, host_tables) = self.on_host(&world)?;
+            let (on_host, mut host_tables) = self.on_host(&world)?;
+            // They hold instants of a finer clock.
+            host_tables.service_rates.clone_from(&world.tables.service_rates);
             if in_kernel != on_host {
                 return Err(format!("kernel and host differ:\n{in_kernel:02x?}\n{on_host:02x?}"));
             }
@@ -162,6 +208,17 @@ impl Case {
         if let Some(state) = &given.state {
             world.state(id, endpoint_state(state));
         }
+        if let Some(other) = &given.other {
+            world.row(id.row() + 1).addr = addr_of(other);
+        }
+        if let Some(state) = &given.other_state {
+            world.row(id.row() + 1).state = endpoint_state(state);
+        }
+        if let Some(former) = given.former {
+            world.changing(id, former);
+        }
+        self.remembers(&mut world);
+        self.listens(&mut world);
         let row = world.row(id.row());
         if let Some(endpoint) = &given.endpoint {
             row.addr = addr_of(endpoint);
@@ -170,6 +227,58 @@ impl Case {
             (row.flags, row.source, row.next_hop) = (Endpoint::LOCAL, Addr::UNSPECIFIED, NextHop::UNKNOWN);
         }
         world
+    }
+
+    /// What the service knows of clients and how many flows it takes.
+    fn remembers(&self, world: &mut World) {
+        let (id, given) = (self.id(), &self.given);
+        if given.affinity {
+            world.change(id, |service| {
+                (service.flags, service.affinity_ticks) = (service.flags | Service::AFFINITY, 40);
+            });
+        }
+        if let Some(nth) = given.sticks {
+            let client = addr_of(if matches!(id, TCP4 | UDP4) { CLIENT4 } else { CLIENT6 });
+            world.client(client, id, id.row() + nth, world.now.after(20));
+        }
+        if let Some(left) = given.flows_left {
+            world.tables.settings.guards |= Settings::RATES;
+            world.tables.settings.interrupts = SLOW;
+            world.change(id, |service| {
+                (service.flags, service.flow_rate) =
+                    (service.flags | Service::LIMITED, Rate { per_second: 1, burst: BURST });
+            });
+            let now = u64::from(world.now.count()) << (32 + u32::from(TICK_SHIFT));
+            let taken = (u64::from(BURST) - left) * (u64::from(SLOW) << 32);
+            world.tables.service_rates.insert(id.0, ServiceRate { full_at: now.wrapping_add(taken) });
+        }
+    }
+
+    /// Which ports the service has, and whose tunnels end here.
+    fn listens(&self, world: &mut World) {
+        let (id, given) = (self.id(), &self.given);
+        let mut key = ServiceKey::new(Addr::UNSPECIFIED, Port::NONE, gateway_common::addr::Protocol::TCP);
+        world.change(id, |service| key = service.key());
+        let all = ServiceKey::new(key.addr, Port::NONE, key.protocol);
+        for (row, (first, last)) in (7..).zip(&given.ranges) {
+            let range = PortRange { first: Port::new(*first), last: Port::new(*last), service: id.0 };
+            world.tables.ranges.insert(row, range);
+        }
+        if !given.ranges.is_empty() {
+            world.tables.range_keys.insert(all, (7, u32::try_from(given.ranges.len()).unwrap()));
+        }
+        if given.any_port {
+            let mut service = world.tables.services.remove(&key).unwrap();
+            service.port = Port::NONE;
+            world.tables.services.insert(all, service);
+            for row in id.row()..id.row() + 2 {
+                world.row(row).port = Port::NONE;
+            }
+        }
+        if given.receive {
+            let peers = PEERS.map(|(addr, bits)| Peer::new(addr_of(addr), bits));
+            world.tables.receive = Receive::new(peers, Port::new(TUNNEL_PORT));
+        }
     }
 
     fn id(&self) -> Id {
@@ -190,10 +299,28 @@ impl Case {
         let id = self.id();
         let service = tables.service_counts.get(&id.0).copied().unwrap_or_default();
         same("counts of the service", &not_zero(service.named()), &self.counts.service)?;
-        let endpoint = tables.endpoint_counts.get(&id.row()).copied().unwrap_or_default();
-        same("counts of the endpoint", &not_zero(endpoint.named()), &self.counts.endpoint)?;
+        let reasons = tables.service_reasons.get(&id.0).copied().unwrap_or_default();
+        same("drops of the service by reason", &by_reason(&reasons), &self.counts.reasons)?;
+        same("all drops of the service", &reasons.packets.iter().sum(), &service.dropped)?;
+        let rows = [id.row(), id.row() + 1];
+        for (what, row, wanted) in
+            [("the endpoint", rows[0], &self.counts.endpoint), ("the other one", rows[1], &self.counts.other)]
+        {
+            let counts = tables.endpoint_counts.get(&row).copied().unwrap_or_default();
+            let mut counts = not_zero(counts.named());
+            let open = tables.endpoint_flows.get(&row).copied().unwrap_or_default();
+            if open != 0 {
+                counts.insert("open_flows".to_owned(), open);
+            }
+            same(&format!("counts of {what}"), &counts, wanted)?;
+        }
         let others = tables.service_counts.keys().any(|service| *service != id.0)
-            || tables.endpoint_counts.keys().any(|row| *row != id.row());
+            || tables.service_reasons.keys().any(|service| *service != id.0)
+            || tables
+                .endpoint_counts
+                .keys()
+                .chain(tables.endpoint_flows.keys())
+                .any(|row| !rows.contains(row));
         if others {
             return Err("another service or endpoint was counted".to_owned());
         }
@@ -361,6 +488,13 @@ fn endpoint_state(name: &str) -> EndpointState {
         "draining" => EndpointState::DRAINING,
         other => panic!("no state {other}"),
     }
+}
+
+/// The drops of a service by the name of their reason.
+fn by_reason(reasons: &ServiceReasons) -> BTreeMap<String, u64> {
+    let name = |place: usize| Reason::OF_SERVICES.get(place).map_or(Reason::OTHER, |reason| reason.name());
+    let counts = reasons.packets.iter().enumerate().filter(|(_, n)| **n != 0);
+    counts.map(|(place, n)| (name(place).to_owned(), *n)).collect()
 }
 
 fn not_zero<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
