@@ -191,7 +191,8 @@ impl Agent {
         service::settle(&snapshot, self.settled.as_ref(), &self.shared.parts.registry);
         let retired = image::left_over(&snapshot, &self.ids);
         let sockets = self.place_sockets(&snapshot);
-        let means = Means { registry: &self.shared.parts.registry, sockets: &sockets, retired: &retired };
+        let registry = &self.shared.parts.registry;
+        let means = Means { registry, sockets: &sockets, retired: &retired, is_written: true };
         let image = image::image(&snapshot, means, &mut self.ids, &mut self.made).expect("there is room");
         self.settled = Some(snapshot);
         let hosts = image.services.iter().flat_map(|service| &service.endpoints);

@@ -84,6 +84,8 @@ enum Edit {
     Restart,
     /// Of the writes of this step, all after so many are refused at first.
     Refuse(usize),
+    /// The same, and nothing is tried again before the next step.
+    Leave(usize),
 }
 
 fn said() -> impl Strategy<Value = Said> {
@@ -112,6 +114,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         1 => (1_u32..25).prop_map(Edit::Pass),
         1 => Just(Edit::Restart),
         1 => (0_usize..30).prop_map(Edit::Refuse),
+        2 => (0_usize..30).prop_map(Edit::Leave),
     ]
 }
 
@@ -233,6 +236,7 @@ impl Agent {
     }
 
     fn take(&mut self, edits: &[Edit]) {
+        let was_behind = self.writer.is_behind();
         for edit in edits {
             match edit {
                 Edit::Say(at, Some(said)) => drop(self.said.insert(*at, said.clone())),
@@ -251,8 +255,8 @@ impl Agent {
                     self.clock.advance(TERMS.change_window / 20 * *twentieths);
                     self.writer.settle().unwrap();
                 }
-                Edit::Restart => self.restart(),
-                Edit::Refuse(_) => {}
+                Edit::Restart => self.restart(was_behind),
+                Edit::Refuse(_) | Edit::Leave(_) => {}
             }
         }
         let next = snapshot(&self.said);
@@ -264,7 +268,8 @@ impl Agent {
                 (SocketAddr::from(([198, 18, 0, n], 80)), Range { first: first * 2, count: 2 })
             })
             .collect();
-        let means = Means { registry: &self.registry, sockets: &sockets, retired: &self.retired };
+        let is_written = !self.writer.is_behind();
+        let means = Means { registry: &self.registry, sockets: &sockets, retired: &self.retired, is_written };
         let mut anew = self.ids.clone();
         let from_nothing = image::image(&next, means, &mut anew, &mut Made::default()).unwrap();
         let made = Arc::new(image::image(&next, means, &mut self.ids, &mut self.made).unwrap());
@@ -272,14 +277,16 @@ impl Agent {
         assert_eq!(made.networks, from_nothing.networks);
         assert_eq!(self.ids, anew);
         service::settle(&next, self.snapshot.as_ref(), &self.registry);
-        let room =
-            edits.iter().find_map(|edit| if let Edit::Refuse(room) = edit { Some(*room) } else { None });
+        let room = edits.iter().find_map(|edit| {
+            if let Edit::Refuse(room) | Edit::Leave(room) = edit { Some(*room) } else { None }
+        });
+        let is_left = edits.iter().any(|edit| matches!(edit, Edit::Leave(_)));
         self.writer.maps_mut().refuse_after(room);
         let ways = self.writer.set_ways(self.ways());
         self.midway = self.leads();
         let is_refused = ways.is_err() | self.writer.apply(Arc::clone(&made)).is_err();
         self.writer.maps_mut().refuse_after(None);
-        if is_refused {
+        if is_refused && !is_left {
             self.writer.reconcile().unwrap();
         }
         self.image = made;
@@ -290,13 +297,13 @@ impl Agent {
     }
 
     /// The agent begins anew, with what it finds. What it knows of endpoints comes back at once.
-    fn restart(&mut self) {
+    fn restart(&mut self, was_behind: bool) {
         let maps = self.writer.maps().clone();
         self.writer = Writer::new(maps, TERMS, self.clock.clone()).unwrap();
         let written = self.writer.written();
         self.ids = Ids::found(CAPACITY, &written.services, &written.endpoints);
         self.made = Made::default();
-        for service in &self.image.services {
+        for service in self.image.services.iter().filter(|_| !was_behind) {
             let found = self.ids.services().get(&service.key).unwrap();
             assert_eq!((found.id, found.rows, found.chunks), (service.id, service.rows, service.chunks));
         }
@@ -355,12 +362,17 @@ impl Agent {
         let before = maps.observe().unwrap();
         let former = self.leads();
         self.writer.maps_mut().take_journal();
+        let was_behind = self.writer.is_behind();
         self.take(edits);
         let journal = self.writer.maps_mut().take_journal();
         self.owns(maps, &journal);
+        if self.writer.is_behind() {
+            return;
+        }
         self.is_whole();
         let has_passed = edits.iter().any(|edit| matches!(edit, Edit::Pass(_)));
-        if !has_passed {
+        // In the middle of a change nobody can say what flows knew.
+        if !has_passed && !was_behind {
             self.remembers(&before, &former);
         }
     }
@@ -408,12 +420,23 @@ impl Agent {
         }
         let after = self.writer.maps().observe().unwrap();
         let written = self.writer.written();
-        assert_eq!((&written.services, &written.endpoints), (&after.services, &after.endpoints));
         let filled = |observed: &Observed| {
             let of = observed.slots.iter().filter(|(_, slots)| !slots.is_empty());
             of.map(|(key, slots)| (*key, slots.clone())).collect::<Vec<_>>()
         };
-        assert_eq!((filled(written), &written.before), (filled(&after), &after.before));
+        if self.writer.is_behind() {
+            // What no entry leads to yet, or any more, is seen by its writer alone.
+            let is_known = |(key, service)| written.services.get(key) == Some(service);
+            assert!(
+                after.services.iter().all(is_known),
+                "{:?} is not {:?}",
+                after.services,
+                written.services
+            );
+        } else {
+            assert_eq!((&written.services, &written.endpoints), (&after.services, &after.endpoints));
+            assert_eq!((filled(written), &written.before), (filled(&after), &after.before));
+        }
         for (key, service) in &after.services {
             for (first, count) in halves(service) {
                 own(key, first, n_slots(count));
@@ -546,4 +569,26 @@ fn a_window_ends_with_its_service() {
     let (key, observed) = (first.key, agent.writer.maps().observe().unwrap());
     assert!(observed.slots[&key].iter().all(|slot| slot.endpoint == slot.former));
     agent.goes_on(&[Edit::Pass(25)]);
+}
+
+/// What a change gave back that was refused: the maps name it still, and so does what waits for the maps.
+#[test]
+fn what_a_refused_change_gave_back_is_nobodys() {
+    let direct = "protocol: TCP, forwarding: dsr-ipip";
+    let first = |agent: &Agent, at: usize| {
+        let service = agent.image.services.iter().find(|one| one.listener.as_str() == format!("l{at}"));
+        service.map(|one| one.chunks[0])
+    };
+    let mut agent = goes_on(&[&[say(0, direct, 0b111), say(5, direct, 0b1)]]);
+    let given_back = first(&agent, 0);
+    // Three changes in a row, of which nothing reaches the maps.
+    agent.goes_on(&[Edit::Leave(0), Edit::Say(0, None)]);
+    for at in 1..3 {
+        agent.goes_on(&[Edit::Leave(0), say(at, direct, 0b11)]);
+        assert_ne!(first(&agent, at), given_back);
+    }
+    agent.goes_on(&[say(3, direct, 0b11)]);
+    assert_ne!(first(&agent, 3), given_back, "the maps named it until this very change");
+    agent.goes_on(&[say(4, direct, 0b11)]);
+    assert_eq!(first(&agent, 4), given_back);
 }

@@ -51,6 +51,9 @@ pub struct Means<'a> {
     pub sockets: &'a SocketRanges,
     /// Endpoints that left.
     pub retired: &'a Retired,
+    /// Whether the image that these numbers were last brought up to date for stands in the maps: what it gave back is
+    /// free then.
+    pub is_written: bool,
 }
 
 /// What the services of the last image were made of: those of which it is the same stay as they are. Empty, it has
@@ -69,7 +72,7 @@ pub fn image(snapshot: &Snapshot, means: Means<'_>, ids: &mut Ids, made: &mut Ma
     let mut former = mem::take(&mut made.services);
     let mut next = ids.clone();
     let keys: BTreeSet<ServiceKey> = snapshot.listeners.iter().map(key).collect();
-    next.retain(&keys);
+    next.retain(&keys, means.is_written);
     let index = Index::of(snapshot);
     let leaving = leaving(means.retired);
     let mut services = HashMap::with_capacity(keys.len());
@@ -277,7 +280,8 @@ mod tests {
 
     fn compiled(snapshot: &Snapshot, ids: &mut Ids, retired: &Retired) -> Image {
         let sockets = SocketRanges::from([(snapshot.listeners[1].addr, Range { first: 4, count: 2 })]);
-        let means = Means { registry: &Registry::default(), sockets: &sockets, retired };
+        let registry = Registry::default();
+        let means = Means { registry: &registry, sockets: &sockets, retired, is_written: true };
         image(snapshot, means, ids, &mut Made::default()).unwrap()
     }
 
@@ -337,8 +341,8 @@ mod tests {
     #[test]
     fn without_room_nothing_changes() {
         let mut ids = Ids::new(Capacity { services: 8, rows: 8, chunks: 64 });
-        let means =
-            Means { registry: &Registry::default(), sockets: &SocketRanges::new(), retired: &Retired::new() };
+        let (registry, sockets, retired) = (Registry::default(), SocketRanges::new(), Retired::new());
+        let means = Means { registry: &registry, sockets: &sockets, retired: &retired, is_written: true };
         let empty = Snapshot { listeners: Vec::new(), ..snapshot(&[1]) };
         image(&empty, means, &mut ids, &mut Made::default()).unwrap();
         let before = ids.clone();

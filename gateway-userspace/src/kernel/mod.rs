@@ -362,6 +362,11 @@ impl Kernel {
         self.writer.gap()
     }
 
+    /// Whether any is missing.
+    pub const fn is_behind(&self) -> bool {
+        self.writer.is_behind()
+    }
+
     /// Room in the maps as they are: a pinned map keeps its size.
     pub const fn capacity(&self) -> Capacity {
         self.writer.maps().capacity()

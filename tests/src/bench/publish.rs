@@ -104,7 +104,8 @@ impl Agent {
     fn compile(&mut self, snapshot: &Arc<Snapshot>) -> Result<Arc<Image>> {
         let retired = left(&Wanted::of(snapshot), &self.image);
         let sockets = SocketRanges::new();
-        let means = Means { registry: &self.registry, sockets: &sockets, retired: &retired };
+        let means =
+            Means { registry: &self.registry, sockets: &sockets, retired: &retired, is_written: true };
         let made = image(snapshot, means, &mut self.ids, &mut self.made);
         settle(snapshot, self.settled.as_deref(), &self.registry);
         self.settled = Some(Arc::clone(snapshot));

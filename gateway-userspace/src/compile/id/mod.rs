@@ -165,9 +165,11 @@ impl Ids {
         &self.services
     }
 
-    /// Begins a change: forgets services that are not wanted. Their numbers are free from the next change on.
-    pub fn retain(&mut self, wanted: &BTreeSet<ServiceKey>) {
-        for given in mem::take(&mut self.resting) {
+    /// Begins a change: forgets services that are not wanted. Their numbers are free from the first change on that begins
+    /// when the last one stands in the maps (`is_written`): until then packets may be sent to what was given back.
+    pub fn retain(&mut self, wanted: &BTreeSet<ServiceKey>, is_written: bool) {
+        let free = if is_written { mem::take(&mut self.resting) } else { Vec::new() };
+        for given in free {
             match given {
                 Given::Id(id) => self.free.ids.give(Range { first: id, count: 1 }),
                 Given::Rows(rows) => self.free.rows.give(rows),

@@ -139,12 +139,12 @@ fn chunks_that_became_too_few_stay_until_they_do_again() {
     assert_eq!(found.services()[&key(1)].chunks_before, Range::default());
     assert_eq!(found.services()[&key(2)].chunks, other.halves);
     for _ in 0..3 {
-        ids.retain(&keys(1..3));
+        ids.retain(&keys(1..3), true);
         let other = ids.balanced_service(key(2), &endpoints(0..2), |_| false).unwrap().chunk_range();
         assert_ne!(other.first, small.first);
     }
     ids.balanced_service(key(1), &endpoints(0..6), |_| false).unwrap();
-    ids.retain(&keys(1..4));
+    ids.retain(&keys(1..4), true);
     let next = ids.balanced_service(key(3), &endpoints(0..2), |_| false).unwrap().chunk_range();
     assert_eq!(next, small);
 }
@@ -153,11 +153,11 @@ fn chunks_that_became_too_few_stay_until_they_do_again() {
 fn what_is_given_back_rests_for_one_change() {
     let mut ids = Ids::new(CAPACITY);
     let first = ids.balanced_service(key(1), &endpoints(0..2), |_| false).unwrap().clone();
-    ids.retain(&keys(2..4));
+    ids.retain(&keys(2..4), true);
     let second = ids.balanced_service(key(2), &endpoints(0..2), |_| false).unwrap().clone();
     assert_ne!((first.id, first.rows, first.chunks[0]), (second.id, second.rows, second.chunks[0]));
     assert!(first.id != second.id && first.rows != second.rows && first.chunks != second.chunks);
-    ids.retain(&keys(2..4));
+    ids.retain(&keys(2..4), true);
     let third = ids.balanced_service(key(3), &endpoints(0..2), |_| false).unwrap().clone();
     assert_eq!((third.id, third.rows, third.chunks), (first.id, first.rows, first.chunks));
 }
@@ -167,14 +167,14 @@ fn nothing_is_lost_when_services_come_and_go() {
     let mut ids = Ids::new(CAPACITY);
     for round in 0..50u8 {
         let wanted = keys(round % 3..4 + round % 3);
-        ids.retain(&wanted);
+        ids.retain(&wanted, true);
         for (n, key) in (0u8..).zip(&wanted) {
             let count = 1 + (round + n) % 9;
             ids.balanced_service(*key, &endpoints(0..count), |_| false).unwrap();
         }
     }
-    ids.retain(&BTreeSet::new());
-    ids.retain(&BTreeSet::new());
+    ids.retain(&BTreeSet::new(), true);
+    ids.retain(&BTreeSet::new(), true);
     assert_eq!(ids.free, Ids::new(CAPACITY).free);
 }
 
@@ -185,10 +185,10 @@ fn what_the_maps_say_is_what_was_given_out() {
     ids.balanced_service(key(5), &endpoints(0..1), |_| false).unwrap();
     ids.balanced_service(key(3), &endpoints(0..3), |_| false).unwrap();
     ids.balanced_service(key(3), &endpoints(0..20), |_| false).unwrap();
-    ids.retain(&keys(0..9));
+    ids.retain(&keys(0..9), true);
     let (services, rows) = written(&ids);
     let mut found = Ids::found(CAPACITY, &services, &rows);
-    found.retain(&keys(0..9));
+    found.retain(&keys(0..9), true);
     assert_eq!(found.services, ids.services);
     assert_eq!(found.free, ids.free, "what rested before the restart is free after it");
 }
@@ -208,7 +208,7 @@ fn a_service_that_became_the_agents_has_nothing_of_what_its_tables_say() {
     ids.balanced_service(key(1), &endpoints(0..3), |_| false).unwrap();
     let (stale, _) = written(&ids);
     ids.agent_service(key(1)).unwrap();
-    ids.retain(&keys(1..3));
+    ids.retain(&keys(1..3), true);
     ids.balanced_service(key(2), &endpoints(0..3), |_| false).unwrap();
     // What the second has was the first's, and its tables still say so.
     let (mut services, rows) = written(&ids);
@@ -223,8 +223,8 @@ fn a_service_that_became_the_agents_has_nothing_of_what_its_tables_say() {
         services.get_mut(&key(1)).unwrap().halves = halves;
         let mut found = Ids::found(CAPACITY, &services, &BTreeMap::new());
         found.agent_service(key(1)).unwrap();
-        found.retain(&BTreeSet::new());
-        found.retain(&BTreeSet::new());
+        found.retain(&BTreeSet::new(), true);
+        found.retain(&BTreeSet::new(), true);
         assert_eq!(found.free, Ids::new(CAPACITY).free);
     }
 }

@@ -67,8 +67,7 @@ pub struct KernelSide {
     /// Interfaces that could not be attached to, and why; said once.
     refused: BTreeMap<(Purpose, String), String>,
     is_steering: bool,
-    /// Nothing was applied yet: what stands in the maps is an earlier agent's.
-    is_new: bool,
+    applied: Applied,
     routes: Routes,
     /// How endpoints are reached, as of the last look.
     ways: HashMap<IpAddr, Way>,
@@ -86,6 +85,17 @@ pub struct KernelSide {
     announcing: BTreeMap<Assignment, Announcing>,
     /// Why processes that should be given endpoints are not.
     disconnected: Option<String>,
+}
+
+/// Which image was applied.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Applied {
+    /// None: what stands in the maps is an earlier agent's.
+    Nothing,
+    /// One before the image that was made last.
+    Former,
+    /// The one that was made last.
+    Last,
 }
 
 impl KernelSide {
@@ -118,7 +128,7 @@ impl KernelSide {
             image: Arc::default(),
             refused: BTreeMap::new(),
             is_steering: false,
-            is_new: true,
+            applied: Applied::Nothing,
             routes: Routes::default(),
             ways: HashMap::new(),
             seen: BTreeSet::new(),
@@ -155,17 +165,23 @@ impl KernelSide {
         let mut ids = self.ids.clone();
         // Where this fails, the next image is made of everything.
         let mut made = std::mem::take(&mut self.made);
-        let means = Means { registry, sockets: &ranges, retired: &keep };
+        // What the last image gave back may be another's when the maps do not name it any more: not while a write is
+        // missing, nor when that image never came here.
+        let is_written = self.applied == Applied::Last && !self.kernel.lock().is_behind();
+        let means = Means { registry, sockets: &ranges, retired: &keep, is_written };
         let image = image::image(snapshot, means, &mut ids, &mut made).map_err(|error| match error {
             Full::Services => full("services", map::Services::NAME),
             Full::Rows => full("endpoints", map::Endpoints::NAME),
             Full::Chunks => full("slots", map::Slots::NAME),
         })?;
         self.place_sockets(workers, &sockets)?;
-        if self.is_new {
+        if self.applied == Applied::Nothing {
             self.believe(&image, snapshot);
         }
         self.ids = ids;
+        if self.applied == Applied::Last {
+            self.applied = Applied::Former;
+        }
         self.made = made;
         self.sockets = sockets;
         self.retired = retired;
@@ -219,7 +235,11 @@ impl KernelSide {
     fn retire(&self, snapshot: &Snapshot, now: Instant) -> BTreeMap<(ServiceKey, EndpointId), Instant> {
         let wanted = Wanted::of(snapshot);
         let mut retired = self.retired.clone();
-        let left = if self.is_new { image::left_over(snapshot, &self.ids) } else { Retired::new() };
+        let left = if self.applied == Applied::Nothing {
+            image::left_over(snapshot, &self.ids)
+        } else {
+            Retired::new()
+        };
         for left in left.into_iter().chain(image::left(&wanted, &self.image)) {
             retired.entry(left).or_insert(now);
         }
@@ -239,7 +259,7 @@ impl KernelSide {
             tracing::warn!("`synCookies` has no effect while net.ipv4.tcp_syncookies is 0: set it to 1");
         }
         self.image = Arc::new(image);
-        self.is_new = false;
+        self.applied = Applied::Last;
         self.write().await;
     }
 

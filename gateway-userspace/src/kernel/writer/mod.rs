@@ -160,12 +160,15 @@ impl<M: Maps> Writer<M> {
         self.image.clone().unwrap_or_default()
     }
 
+    /// Whether a write was refused and waits for another try.
+    pub const fn is_behind(&self) -> bool {
+        self.behind
+    }
+
     /// Writes between the maps and the image: zero unless a write was refused and waits for another try.
     pub fn gap(&self) -> usize {
-        match &self.image {
-            Some(image) if self.behind => plan::whole(image, &self.facts, &self.written).len(),
-            Some(_) | None => 0,
-        }
+        let image = self.image.iter().filter(|_| self.behind);
+        image.map(|image| plan::whole(image, &self.facts, &self.written).len()).sum()
     }
 
     /// Brings the maps to an image.
