@@ -102,7 +102,7 @@ pub(super) static LISTENER: Table = Table {
             presence: Absent("`always` with `nat` or `affinity`, otherwise `change`"),
             doc: "What is remembered about a flow: `always` its endpoint; `change` its endpoint only while the service \
                   changes, so that an open connection stays; `never` nothing, so that a change moves flows. `nat` and \
-                  `affinity` need `always`. Listeners that the kernel forwards only.",
+                  `affinity` need `always`. With `change` and `never`, `newFlows` bounds SYNs alone. Listeners that the kernel forwards only.",
         },
         Field {
             key: "affinity",
