@@ -235,6 +235,7 @@ fn assemble(
         trace: agent.trace,
         overload: agent.overload,
         per_client: agent.per_client,
+        client_timeouts: agent.client_timeouts,
         guard: kernel.is_none().then(|| Arc::new(guard::Sources::new(clock.clone()))),
         heart: kernel.as_ref().map(|kernel| kernel.lock().heart()),
     })?;

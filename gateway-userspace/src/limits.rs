@@ -8,9 +8,8 @@ pub const HEAD_BYTES: usize = 32 * 1024;
 /// Header fields of one request; beyond it the request is refused with 431. As in Envoy's edge profile.
 pub const HEADERS: usize = 100;
 
-/// Time for a client to send a request head, from its first byte; then its connection is closed. Defends against slow
-/// headers.
-pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a client of the operator's window to send a request head; then its connection is closed.
+pub const ADMIN_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Seconds for which a connection waits in the kernel for its client to say something before the agent accepts it, where
 /// clients speak first: as short as the kernel can.
@@ -20,23 +19,8 @@ pub const ACCEPT_DEFERRED_SECONDS: u8 = 1;
 /// way: most come sooner.
 pub const DEPARTURE: Duration = Duration::from_millis(50);
 
-/// Time that a client's connection may wait for its next request; then it is closed, with HTTP/2 after at most twice the
-/// time. As long as nginx: clients that keep connections expect about a minute.
-pub const DOWNSTREAM_IDLE: Duration = Duration::from_secs(75);
-
-/// Time in which a client takes nothing of a response, or sends nothing of a request's body that is wanted; then its
-/// connection is closed. As long as in nginx.
-pub const STALL: Duration = Duration::from_mins(1);
-
-/// Bytes of a body with a length that a client has to send in each second that it is waited for, on average after a minute;
-/// then its connection is closed.
-pub const BODY_BYTES_PER_SECOND: usize = 1_024;
-
 /// Time for an endpoint to begin its response where the route says nothing; then the client gets 504. As long as in nginx.
 pub const BACKEND_REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
-
-/// Time for a client's TLS handshake; then its connection is closed.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that one of the process's own keys makes session tickets, and then opens them as long again.
 pub const TICKET_KEY_USE: Duration = Duration::from_hours(6);
@@ -47,17 +31,11 @@ pub const TICKET_LIFETIME: Duration = Duration::from_hours(12);
 /// Bytes of a session ticket that is looked at: it carries the client's certificates. A longer one counts as none.
 pub const TICKET_BYTES: usize = 64 * 1024;
 
-/// Time for a client's `ClientHello` where TLS ends at the endpoint; then its connection is closed.
-pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Bytes of a client's `ClientHello`, its records included; then its connection is closed. Those of browsers have 2 KiB.
 pub const HELLO_BYTES: usize = 16 * 1024;
 
 /// Time without a byte after which a connection that the agent forwards ends, where the listener says nothing.
 pub const FORWARDED_IDLE: Duration = Duration::from_hours(1);
-
-/// Time for a load balancer in front to send its PROXY protocol header; then its connection is closed.
-pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes of a PROXY protocol header of version 2 after its length; then its connection is closed.
 pub const PROXY_HEADER_BYTES: usize = 4 * 1024;

@@ -17,6 +17,13 @@ pub struct Timer(Option<Pin<Box<Sleep>>>);
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wait(Option<Instant>);
 
+impl Wait {
+    /// How long it has lasted.
+    pub fn lasted(&self) -> Duration {
+        self.0.map_or(Duration::ZERO, |begun| begun.elapsed())
+    }
+}
+
 impl Timer {
     /// Ready when `wait` has lasted for `bound`; else the task is woken by then.
     pub fn poll(&mut self, wait: &mut Wait, bound: Duration, cx: &mut Context<'_>) -> Poll<()> {

@@ -31,6 +31,7 @@ use gateway_userspace::{
         },
         refusal::Refusal,
         shard::RouteLabels,
+        timeout::ClientTimeout,
         tunnel::{TunnelKind, TunnelOutcome},
     },
 };
@@ -148,6 +149,8 @@ fn metrics() {
     writeln!(text, "- `reason` of a refused request: {}", list(reasons)).unwrap();
     let reasons = Misuse::ALL.iter().map(|reason| reason.as_str()).collect();
     writeln!(text, "- `reason` of a misuse of HTTP/2: {}", list(reasons)).unwrap();
+    let timeouts = ClientTimeout::ALL.iter().map(|timeout| timeout.as_str()).collect();
+    writeln!(text, "- `timeout` of a client: {}", list(timeouts)).unwrap();
     let outcomes = ForwardOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
     writeln!(text, "- `outcome` of a forwarded connection: {}", list(outcomes)).unwrap();
     let outcomes = TunnelOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
@@ -182,6 +185,7 @@ fn everything() -> Metrics {
     families.misdirected.get_or_create(&bind).inc();
     families.handshake_failures.get_or_create(&bind).inc();
     families.misuse(Misuse::Control);
+    families.client_timeout(ClientTimeout::Head);
     families.guarded.count(&bind, Refused::Denied.as_str());
     families.verdicts.count("s", "out");
     families.announced.note(std::net::Ipv4Addr::LOCALHOST.into(), true);

@@ -63,7 +63,7 @@ async fn connection(stream: TcpStream, view: Arc<dyn View>, mut drain: Drain) {
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits::HEAD_TIMEOUT)
+        .header_read_timeout(limits::ADMIN_HEAD_TIMEOUT)
         .max_headers(limits::HEADERS)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);

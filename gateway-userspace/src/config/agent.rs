@@ -7,8 +7,8 @@ use gateway_common::{addr::Port, settings::Tunnel};
 use crate::{
     config::{
         AccessField, AccessOutput, AccessSettings, AgentSettings, AnnounceSettings, AttachMode,
-        ClientSettings, ConnectSettings, Interfaces, KernelMode, KernelSettings, LogFormat, LogLevel,
-        LogSettings, OverloadSettings, ReceiveSettings, SeedSource, TraceSettings,
+        ClientSettings, ClientTimeouts, ConnectSettings, Interfaces, KernelMode, KernelSettings, LogFormat,
+        LogLevel, LogSettings, OverloadSettings, ReceiveSettings, SeedSource, TraceSettings,
         files::Files,
         read::{View, Wrong},
         shape,
@@ -42,6 +42,8 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
     let trace = agent.table_or_defaults("trace").and_then(|trace| read_trace(&trace));
     let overload = agent.table_or_defaults("overload").and_then(|overload| read_overload(&overload));
     let per_client = agent.table_or_defaults("perClient").and_then(|view| read_per_client(&view));
+    let client_timeouts =
+        agent.table_or_defaults("clientTimeouts").and_then(|view| read_client_timeouts(&view));
     let kernel = agent.table_or_defaults("kernel").and_then(|kernel| read_kernel(&kernel, files));
     Some(AgentSettings {
         workers: workers?,
@@ -53,6 +55,7 @@ pub fn read(root: &View<'_>, files: &Files) -> Option<AgentSettings> {
         trace: trace?,
         overload: overload?,
         per_client: per_client?,
+        client_timeouts: client_timeouts?,
         kernel: kernel?,
     })
 }
@@ -71,6 +74,22 @@ fn read_overload(overload: &View<'_>) -> Option<OverloadSettings> {
 fn read_per_client(view: &View<'_>) -> Option<ClientSettings> {
     let (connections, streams) = (view.integer("connections"), view.integer("streams"));
     Some(ClientSettings { connections: connections?.value, streams: streams?.value })
+}
+
+fn read_client_timeouts(view: &View<'_>) -> Option<ClientTimeouts> {
+    let (proxy_header, hello) = (view.duration("proxyHeader"), view.duration("hello"));
+    let (handshake, head) = (view.duration("handshake"), view.duration("head"));
+    let (idle, stall) = (view.duration("idle"), view.duration("stall"));
+    let bytes_per_second = view.integer("bytesPerSecond");
+    Some(ClientTimeouts {
+        proxy_header: proxy_header?.value,
+        hello: hello?.value,
+        handshake: handshake?.value,
+        head: head?.value,
+        idle: idle?.value,
+        stall: stall?.value,
+        bytes_per_second: bytes_per_second?.value,
+    })
 }
 
 fn read_log(log: &View<'_>) -> Option<LogSettings> {

@@ -49,6 +49,8 @@ pub struct AgentSettings {
     pub overload: OverloadSettings,
     /// What one client may hold.
     pub per_client: ClientSettings,
+    /// How long clients are waited for.
+    pub client_timeouts: ClientTimeouts,
     /// What the agent does in the kernel.
     pub kernel: KernelSettings,
 }
@@ -60,6 +62,26 @@ pub struct ClientSettings {
     pub connections: usize,
     /// Streams of HTTP/2, of all its connections.
     pub streams: usize,
+}
+
+/// How long clients are waited for, by what they are to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct ClientTimeouts {
+    /// A load balancer in front to send its PROXY protocol header.
+    pub proxy_header: Duration,
+    /// A `ClientHello` to arrive, where TLS ends at the endpoint.
+    pub hello: Duration,
+    /// A TLS handshake to end.
+    pub handshake: Duration,
+    /// A first request to begin, and the head of any to end.
+    pub head: Duration,
+    /// The next request to begin.
+    pub idle: Duration,
+    /// Any piece of a request's body to arrive, or any of a response to be taken.
+    pub stall: Duration,
+    /// Bytes that a client sends of a body, or takes of a response over HTTP/2, for each second that it is waited for
+    /// beyond `stall`.
+    pub bytes_per_second: u32,
 }
 
 /// When there is too much to do; requests are refused then.

@@ -25,7 +25,7 @@ use crate::{
         tunnel::{Opening, Wanted},
     },
     limits,
-    metrics::shard::RouteStats,
+    metrics::{shard::RouteStats, timeout::ClientTimeout},
     pool::interim::Interim,
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule, State},
@@ -66,6 +66,9 @@ pub(super) async fn run(
         Err(fault) => Err(fault),
     };
     let mut response = done.unwrap_or_else(|fault| {
+        if fault.kind == Kind::SlowBody {
+            worker.metrics.families.client_timeout(ClientTimeout::Body);
+        }
         counted.fault(worker.idx, fault.kind);
         if let Some(line) = &mut line {
             line.display(AccessField::Fault, fault.kind.as_str());

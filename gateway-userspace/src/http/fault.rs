@@ -191,7 +191,7 @@ pub static TABLE: [Row; Kind::COUNT] = [
         retry_after_s: None,
         text: "the request broke off\n",
         meaning: "The client went away or its body broke off.",
-        remedy: "None; a client in a hurry, or a slow one.",
+        remedy: "None; a client in a hurry.",
     },
     Row {
         kind: Kind::Connect,
@@ -357,6 +357,17 @@ pub static TABLE: [Row; Kind::COUNT] = [
         text: "the gateway has too much to do\n",
         meaning: "A bound of the gateway is reached; `sluice_limit_reached_total` says which.",
         remedy: "Send less, or give the agent more cores and memory; bounds that can be written are in the configuration.",
+    },
+    Row {
+        kind: Kind::SlowBody,
+        side: Side::Downstream,
+        retry: Retry::Never,
+        status: StatusCode::REQUEST_TIMEOUT,
+        grpc: Grpc::CANCELLED,
+        retry_after_s: None,
+        text: "the body of the request did not come in time\n",
+        meaning: "The client sent nothing of its body for too long, or too little of it.",
+        remedy: "None where it is an attack; for clients behind slow links raise `stall`, or lower `bytesPerSecond`, of `agent.clientTimeouts`.",
     },
     Row {
         kind: Kind::TryTimeout,

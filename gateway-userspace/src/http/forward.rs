@@ -242,6 +242,7 @@ impl Forward<'_> {
         }
         let fault = Fault::new(match cause {
             SendError::Body => Kind::ClientGone,
+            SendError::Stalled => Kind::SlowBody,
             SendError::Protocol => Kind::Protocol,
             SendError::Refused => Kind::Refused,
             SendError::Unsupported => Kind::Unsupported,
@@ -255,9 +256,11 @@ impl Forward<'_> {
             // The endpoint may have done what it was asked for.
             SendError::Closed => (message.is_idempotent(), !is_down),
             SendError::Refused => (true, true),
-            SendError::Body | SendError::Protocol | SendError::Unsupported | SendError::TimedOut => {
-                (false, false)
-            }
+            SendError::Body
+            | SendError::Stalled
+            | SendError::Protocol
+            | SendError::Unsupported
+            | SendError::TimedOut => (false, false),
         };
         let burden = match (is_kept, is_seen) {
             (true, _) => Burden::SameEndpoint,

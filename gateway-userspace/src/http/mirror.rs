@@ -80,7 +80,7 @@ pub(super) fn copy(
             }
         }));
     }
-    if queues.is_empty() { body } else { RequestBody::new(Tapped { body, queues }) }
+    if queues.is_empty() { body } else { body.wrapped(|body| Tapped { body, queues }) }
 }
 
 async fn send(

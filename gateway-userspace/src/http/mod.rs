@@ -21,17 +21,18 @@ mod tunnel;
 use std::{net::SocketAddr, sync::Arc};
 
 use gateway_common::{addr::Protocol, flow::FlowKey};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, request::Parts};
 use tokio::sync::Semaphore;
 
 use crate::{
     access, balance,
     clock::Clock,
-    config::TraceSettings,
+    config::{ClientTimeouts, TraceSettings},
     drain::Tasks,
+    http::fault::Language,
     metrics::Metrics,
     net::clients::{Clients, Streams},
-    pool::{own::Own, registry::Client},
+    pool::{own::Own, pace::Terms, registry::Client},
     state::{BindKey, HttpBind, Published, State},
     tls::client::Identity,
 };
@@ -51,6 +52,8 @@ pub struct Worker {
     pub access: Option<Arc<access::Log>>,
     /// Trace context of requests.
     pub trace: TraceSettings,
+    /// How long clients are waited for.
+    pub timeouts: ClientTimeouts,
     /// Places for copies of requests that are under way.
     pub mirrors: Arc<Semaphore>,
     /// What clients hold, of all workers.
@@ -59,6 +62,17 @@ pub struct Worker {
     pub load: Arc<load::Load>,
     /// Runs the streams of HTTP/2.
     pub tasks: Tasks,
+}
+
+impl Worker {
+    /// How slow a client may be with the body behind this head.
+    fn terms(&self, head: &Parts) -> Terms {
+        Terms {
+            stall: self.timeouts.stall,
+            bytes_per_second: self.timeouts.bytes_per_second,
+            is_conversation: Language::of(head) == Language::Grpc,
+        }
+    }
 }
 
 /// How a client reached us.

@@ -11,7 +11,7 @@ use crate::{
         Downstream, Worker, h1, h2,
         stream::{self, Guarded, Spoken},
     },
-    limits,
+    metrics::timeout::ClientTimeout,
 };
 
 /// What serves a connection to its end.
@@ -37,15 +37,22 @@ where
         // Also what was agreed on has to begin in time.
         None | Some(Spoken::Http2) => {
             let detecting = Box::pin(stream::detect(&mut stream));
-            match tokio::time::timeout(limits::HEAD_TIMEOUT, detecting).await {
+            match tokio::time::timeout(worker.timeouts.head, detecting).await {
                 Ok(Ok((Spoken::Http1, _))) if spoken.is_some() => return None,
                 Ok(Ok(detected)) => detected,
-                Ok(Err(_)) | Err(_) => return None,
+                Ok(Err(_)) => return None,
+                Err(_) => {
+                    worker.metrics.families.client_timeout(ClientTimeout::Head);
+                    return None;
+                }
             }
         }
     };
     Some(match spoken {
         Spoken::Http1 => Box::pin(h1::serve(worker, downstream, stream, ahead, drain)),
-        Spoken::Http2 => Box::pin(h2::serve(worker, downstream, Guarded::new(stream, ahead), drain)),
+        Spoken::Http2 => {
+            let stream = Guarded::new(stream, ahead, worker.timeouts.stall);
+            Box::pin(h2::serve(worker, downstream, stream, drain))
+        }
     })
 }

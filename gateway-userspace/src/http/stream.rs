@@ -14,8 +14,6 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::limits;
-
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Spoken {
@@ -60,9 +58,9 @@ pub struct Guarded<S> {
 }
 
 impl<S> Guarded<S> {
-    /// `ahead` was read before.
-    pub const fn new(stream: S, ahead: BytesMut) -> Self {
-        Self { stream, ahead, stall_timeout: limits::STALL, stall: None }
+    /// `ahead` was read before; the client has to take something within `stall_timeout`.
+    pub const fn new(stream: S, ahead: BytesMut, stall_timeout: Duration) -> Self {
+        Self { stream, ahead, stall_timeout, stall: None }
     }
 
     /// A write that waits for the client must not wait for ever: the codec does not ask a body for its deadline meanwhile.
@@ -140,8 +138,7 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_takes_nothing_is_left() {
         let (client, server) = tokio::io::duplex(64);
-        let mut stream = Guarded::new(server, BytesMut::new());
-        stream.stall_timeout = TIMEOUT;
+        let mut stream = Guarded::new(server, BytesMut::new(), TIMEOUT);
         let written = tokio::time::timeout(TIMEOUT * 20, stream.write_all(&[0; 1_024])).await.unwrap();
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(client);
@@ -160,7 +157,7 @@ mod tests {
             let mut server = server;
             let (detected, ahead) = detect(&mut server).await.unwrap();
             assert_eq!(detected, spoken);
-            let mut stream = Guarded::new(server, ahead);
+            let mut stream = Guarded::new(server, ahead, TIMEOUT);
             let mut all = Vec::new();
             stream.read_to_end(&mut all).await.unwrap();
             assert_eq!(all, text);

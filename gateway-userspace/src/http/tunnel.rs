@@ -173,7 +173,7 @@ impl Opening {
         fields::interim(&mut parts);
         self.open.open();
         let moved = Arc::clone(self.open.moved());
-        incoming.open(RequestBody::new(Counted { body: client.patient(), moved }).patient());
+        incoming.open(RequestBody::new(Counted { body: client.patient(), moved }));
         let look = self.tunnels.idle_timeout / LOOKS;
         let tunnel = Box::new(Tunnel { open: self.open, look, still: None, grace: None });
         let body = ResponseBody::tunnel(incoming, forwarded.lease, forwarded.active, tunnel);

@@ -9,8 +9,10 @@ use crate::{
     drain::{Drain, Tasks},
     guard::{Refused, Sources},
     http::{self, Downstream, Scheme, stream::Spoken},
-    limits,
-    metrics::names::{BindLabels, Limit},
+    metrics::{
+        names::{BindLabels, Limit},
+        timeout::ClientTimeout,
+    },
     net::{
         accepted::{Accepted, Listener},
         proxy_protocol,
@@ -163,7 +165,12 @@ async fn serve(
     let serving = match served {
         Served::Forwarded => {
             let Ok(stream) = stream.watched() else { return Ok(()) };
-            Box::pin(tcp::forward(&worker.published, &worker.metrics.families, bind, stream, peer)).await;
+            let terms = tcp::Terms {
+                published: &worker.published,
+                families: &worker.metrics.families,
+                hello_timeout: worker.timeouts.hello,
+            };
+            Box::pin(tcp::forward(terms, bind, stream, peer)).await;
             return Ok(());
         }
         Served::Http(None) => {
@@ -171,7 +178,13 @@ async fn serve(
             Box::pin(http::serve::begin(worker, downstream, stream, None, drain)).await
         }
         Served::Http(Some(acceptor)) => {
-            let accepted = Box::pin(acceptor.accept(stream, limits::HANDSHAKE_TIMEOUT)).await?;
+            let accepted = Box::pin(acceptor.accept(stream, worker.timeouts.handshake)).await;
+            let accepted = accepted.inspect_err(|cause| {
+                // The kernel's own word for a client that is gone has a number.
+                if cause.kind() == io::ErrorKind::TimedOut && cause.raw_os_error().is_none() {
+                    worker.metrics.families.client_timeout(ClientTimeout::Handshake);
+                }
+            })?;
             worker.metrics.families.handshakes.count(bind.addr, accepted.is_resumed);
             let spoken = match accepted.spoken {
                 accept::Spoken::Http1 => Spoken::Http1,
@@ -202,10 +215,13 @@ async fn client(
         return Some(peer);
     }
     // In room of its own: few connections need it.
-    match Box::pin(proxy_protocol::read(stream, limits::PROXY_HEADER_TIMEOUT)).await {
+    match Box::pin(proxy_protocol::read(stream, worker.timeouts.proxy_header)).await {
         Ok(ends) => Some(ends.map_or(peer, |ends| ends.source)),
         Err(cause) => {
             tracing::debug!(%cause, %peer, %bind, "no PROXY protocol header");
+            if cause.kind() == io::ErrorKind::TimedOut && cause.raw_os_error().is_none() {
+                worker.metrics.families.client_timeout(ClientTimeout::ProxyHeader);
+            }
             worker.metrics.families.forwarded.no_header(bind.addr);
             None
         }

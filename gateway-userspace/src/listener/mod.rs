@@ -21,7 +21,7 @@ use tokio::{runtime::Handle, sync::Semaphore};
 use crate::{
     access,
     clock::Clock,
-    config::{ClientSettings, OverloadSettings, TraceSettings},
+    config::{ClientSettings, ClientTimeouts, OverloadSettings, TraceSettings},
     drain::{self, Tasks, Trigger},
     guard::{Refused, Sources},
     http::{self, load::Load},
@@ -61,6 +61,8 @@ pub struct Settings {
     pub overload: OverloadSettings,
     /// What one client may hold.
     pub per_client: ClientSettings,
+    /// How long clients are waited for.
+    pub client_timeouts: ClientTimeouts,
     /// What is remembered of sources, where no kernel program guards the addresses.
     pub guard: Option<Arc<Sources>>,
     /// Where workers tell the kernel programs that they are alive.
@@ -295,6 +297,7 @@ impl Thread {
             clock: settings.clock.clone(),
             access: settings.access.clone(),
             trace: settings.trace,
+            timeouts: settings.client_timeouts,
             clients: Arc::clone(clients),
             load: Arc::new(Load::new(&settings.overload, settings.n_workers)),
             mirrors: Arc::new(Semaphore::new(limits::MIRRORS)),

@@ -37,6 +37,8 @@ pub enum FaultKind {
     RequestTimeout,
     /// A bound of the gateway is reached.
     Shed,
+    /// The client did not send its body in time.
+    SlowBody,
     /// The time for one try was over.
     TryTimeout,
     /// A method or a protocol change that is not served.
@@ -48,7 +50,7 @@ impl FaultKind {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::BadRequest,
         Self::ClientGone,
         Self::Connect,
@@ -66,6 +68,7 @@ impl FaultKind {
         Self::Reset,
         Self::RequestTimeout,
         Self::Shed,
+        Self::SlowBody,
         Self::TryTimeout,
         Self::Unsupported,
     ];
@@ -90,6 +93,7 @@ impl FaultKind {
             Self::Reset => "reset",
             Self::RequestTimeout => "request_timeout",
             Self::Shed => "shed",
+            Self::SlowBody => "slow_body",
             Self::TryTimeout => "try_timeout",
             Self::Unsupported => "unsupported",
         }

@@ -16,6 +16,7 @@ pub mod names;
 pub mod refusal;
 mod runtime;
 pub mod shard;
+pub mod timeout;
 pub mod tunnel;
 pub mod verdict;
 

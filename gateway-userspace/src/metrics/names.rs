@@ -9,10 +9,6 @@ use prometheus_client::{
     registry::Registry,
 };
 
-pub use crate::metrics::{
-    fault::FaultKind,
-    limit::{Limit, LimitLabels},
-};
 use crate::metrics::{
     Sampler,
     announcement::Announcements,
@@ -22,8 +18,13 @@ use crate::metrics::{
     kernel,
     misuse::{Misuse, MisuseLabels},
     refusal::{Refusal, RefusalLabels},
+    timeout::{ClientTimeout, ClientTimeoutLabels},
     tunnel::Tunnels,
     verdict::Verdicts,
+};
+pub use crate::metrics::{
+    fault::FaultKind,
+    limit::{Limit, LimitLabels},
 };
 
 /// What every name begins with.
@@ -133,6 +134,8 @@ pub struct Families {
     pub refused: Family<RefusalLabels, Counter>,
     /// Connections of HTTP/2 that were ended because of what the client did.
     pub misused: Family<MisuseLabels, Counter>,
+    /// Clients that were not waited for any longer.
+    pub client_timeouts: Family<ClientTimeoutLabels, Counter>,
     /// Times a bound was reached.
     pub limits: Family<LimitLabels, Counter>,
     /// Announcements of virtual addresses.
@@ -187,6 +190,11 @@ impl Families {
             "Connections of HTTP/2 that were ended because of what the client did",
             families.misused.clone(),
         );
+        registry.register(
+            "client_timeouts",
+            "Clients that were not waited for any longer, by what they did not do in time",
+            families.client_timeouts.clone(),
+        );
         registry.register("limit_reached", "Times a bound of the agent was reached", families.limits.clone());
         registry.register(
             "config_generation",
@@ -215,6 +223,11 @@ impl Families {
     /// Counts that a connection of HTTP/2 was ended because of what the client did.
     pub fn misuse(&self, reason: Misuse) {
         self.misused.get_or_create(&MisuseLabels { reason }).inc();
+    }
+
+    /// Counts that a client was not waited for any longer.
+    pub fn client_timeout(&self, timeout: ClientTimeout) {
+        self.client_timeouts.get_or_create(&ClientTimeoutLabels { timeout }).inc();
     }
 
     /// Forgets an address, so that labels never outnumber what is configured.

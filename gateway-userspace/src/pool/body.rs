@@ -13,9 +13,12 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use tokio::time::{Instant, Sleep};
 
-use crate::limits;
+use crate::{
+    limits,
+    pool::pace::{Pace, Terms},
+    timer::{Timer, Wait},
+};
 
 /// A request body.
 #[derive(Debug)]
@@ -23,11 +26,12 @@ pub struct RequestBody {
     source: Source,
     /// As announced.
     hint: SizeHint,
-    /// Runs while the client is waited for.
-    stall: Option<Pin<Box<Sleep>>>,
+    /// How slow the client may be; none lets it be silent for as long as it wants.
+    terms: Option<Terms>,
     pace: Pace,
-    /// The client may be silent for as long as it wants.
-    is_patient: bool,
+    timer: Timer,
+    /// Lasts while the client is waited for.
+    wait: Wait,
 }
 
 #[derive(Debug)]
@@ -36,36 +40,6 @@ enum Source {
     Own(Stream),
     /// Shared with whoever may take it back; none once that happened.
     Lent(Arc<Mutex<Option<Stream>>>),
-}
-
-/// How fast a client sends, not counting the time in which nobody asked it to.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pace {
-    n_bytes: usize,
-    waited: Duration,
-    /// What the wait that runs may take.
-    bound: Duration,
-}
-
-impl Pace {
-    /// How long the next piece may take.
-    fn bound(&mut self, is_announced: bool) -> Duration {
-        let earned = Duration::from_secs(
-            u64::try_from(self.n_bytes / limits::BODY_BYTES_PER_SECOND).unwrap_or(u64::MAX),
-        );
-        let left = (limits::STALL + earned).saturating_sub(self.waited);
-        self.bound = if is_announced { left.min(limits::STALL) } else { limits::STALL };
-        self.bound
-    }
-
-    /// A piece has arrived, after this wait.
-    fn arrived(&mut self, n_bytes: usize, wait: Option<Pin<Box<Sleep>>>) {
-        self.n_bytes = self.n_bytes.saturating_add(n_bytes);
-        if let Some(wait) = wait {
-            let left = wait.deadline().saturating_duration_since(Instant::now());
-            self.waited += self.bound.saturating_sub(left);
-        }
-    }
 }
 
 /// A body as its codec reads it.
@@ -134,24 +108,19 @@ impl Stream {
     }
 }
 
-/// The way to get a lent body back.
+/// The way to get a lent body back. It is given up when the response has begun.
 #[derive(Debug)]
 pub struct Keeper {
     stream: Arc<Mutex<Option<Stream>>>,
     hint: SizeHint,
+    terms: Option<Terms>,
 }
 
 impl Keeper {
     /// The body, whole; none when too much of it has been passed on.
     pub fn take_back(self) -> Option<RequestBody> {
         let stream = self.stream.lock().take()?.rewind()?;
-        Some(RequestBody {
-            source: Source::Own(stream),
-            hint: self.hint,
-            stall: None,
-            pace: Pace::default(),
-            is_patient: false,
-        })
+        Some(RequestBody::of(Source::Own(stream), self.hint, self.terms))
     }
 }
 
@@ -162,7 +131,7 @@ impl From<Incoming> for RequestBody {
 }
 
 impl RequestBody {
-    /// What a codec reads.
+    /// What a codec reads, waited for as long as it takes: somebody else looks after the time.
     pub fn new<B>(incoming: B) -> Self
     where
         B: Body<Data = Bytes> + Send + 'static,
@@ -170,24 +139,33 @@ impl RequestBody {
     {
         let hint = incoming.size_hint();
         let client = Box::pin(http_body_util::BodyExt::map_err(incoming, Into::into));
-        Self {
-            source: Source::Own(Stream::new(client)),
-            hint,
-            stall: None,
-            pace: Pace::default(),
-            is_patient: false,
-        }
+        Self::of(Source::Own(Stream::new(client)), hint, None)
     }
 
     /// No body.
     pub fn empty() -> Self {
-        Self {
-            source: Source::Empty,
-            hint: SizeHint::with_exact(0),
-            stall: None,
-            pace: Pace::default(),
-            is_patient: false,
-        }
+        Self::of(Source::Empty, SizeHint::with_exact(0), None)
+    }
+
+    fn of(source: Source, hint: SizeHint, terms: Option<Terms>) -> Self {
+        Self { source, hint, terms, pace: Pace::default(), timer: Timer::default(), wait: Wait::default() }
+    }
+
+    /// Breaks off where the client is slower than this.
+    #[must_use]
+    pub fn within(self, terms: Terms) -> Self {
+        Self { terms: Some(terms), ..self }
+    }
+
+    /// The body as `wrap` passes it on, on the same terms.
+    #[must_use]
+    pub fn wrapped<B>(mut self, wrap: impl FnOnce(Self) -> B) -> Self
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let terms = self.terms.take();
+        Self { terms, ..Self::new(wrap(self)) }
     }
 
     /// The body, with none left in its place.
@@ -199,7 +177,7 @@ impl RequestBody {
     /// Waits for the client as long as it takes: somebody else looks after the time.
     #[must_use]
     pub fn patient(self) -> Self {
-        Self { is_patient: true, ..self }
+        Self { terms: None, ..self }
     }
 
     /// Whether there is nothing to send, so that it can be sent any number of times.
@@ -209,20 +187,33 @@ impl RequestBody {
 
     /// Lends the body: what is sent, and the way to get it back.
     pub fn lend(self) -> (Self, Option<Keeper>) {
-        match self.source {
+        let Self { source, hint, terms, .. } = self;
+        match source {
             Source::Own(stream) => {
                 let stream = Arc::new(Mutex::new(Some(stream)));
                 let source = Source::Lent(Arc::clone(&stream));
-                let keeper = Keeper { stream, hint: self.hint };
-                (
-                    Self { source, hint: self.hint, stall: None, pace: Pace::default(), is_patient: false },
-                    Some(keeper),
-                )
+                (Self::of(source, hint, terms), Some(Keeper { stream, hint, terms }))
             }
-            source @ (Source::Empty | Source::Lent(_)) => (
-                Self { source, hint: self.hint, stall: None, pace: Pace::default(), is_patient: false },
-                None,
-            ),
+            source @ (Source::Empty | Source::Lent(_)) => (Self::of(source, hint, terms), None),
+        }
+    }
+
+    /// How long the client may take for what comes next; none lets it take as long as it wants.
+    ///
+    /// Whoever says how long its body is owes all of it. A body without a length may be a conversation as soon as the
+    /// endpoint has begun to speak; one of gRPC is, and may then be silent for as long as the call lasts, which the client
+    /// could have by saying that it ends, too.
+    fn bound(&self) -> Option<Duration> {
+        let terms = self.terms.as_ref()?;
+        let is_answered = match &self.source {
+            Source::Lent(shared) => Arc::strong_count(shared) == 1,
+            Source::Own(_) | Source::Empty => false,
+        };
+        let is_announced = self.hint.exact().is_some();
+        match (is_announced, terms.is_conversation, is_answered) {
+            (false, true, true) => None,
+            (false, true, false) | (false, false, true) => Some(terms.stall),
+            (true, ..) | (false, false, false) => Some(self.pace.bound(terms.stall, terms.bytes_per_second)),
         }
     }
 }
@@ -288,17 +279,12 @@ impl Body for RequestBody {
             },
         };
         let Poll::Ready(frame) = polled else {
-            if this.is_patient {
-                return Poll::Pending;
-            }
-            // Of a body without a length nobody knows when it should be there: it may be a conversation.
-            let is_announced = this.hint.exact().is_some();
-            let mut bound = || this.pace.bound(is_announced);
-            ready!(this.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(bound()))).as_mut().poll(cx));
+            let Some(bound) = this.bound() else { return Poll::Pending };
+            ready!(this.timer.poll(&mut this.wait, bound, cx));
             return Poll::Ready(Some(Err(Box::new(Stalled))));
         };
         let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        this.pace.arrived(len, this.stall.take());
+        this.pace.moved(len, std::mem::take(&mut this.wait).lasted());
         Poll::Ready(frame.map(|frame| frame.map_err(|cause| BoxError::from(Broken(cause)))))
     }
 
@@ -320,25 +306,103 @@ impl Body for RequestBody {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
-    fn wait(pace: &mut Pace, waited: Duration) {
-        // As if the wait had begun so long ago.
-        let bound = pace.bound(true);
-        pace.arrived(1, Some(Box::pin(tokio::time::sleep(bound.saturating_sub(waited)))));
+    const STALL: Duration = Duration::from_millis(300);
+    const TERMS: Terms = Terms { stall: STALL, bytes_per_second: 1_024, is_conversation: false };
+    const GRPC: Terms = Terms { is_conversation: true, ..TERMS };
+    /// Often enough not to be silent, and too long between them.
+    const OFTEN: Duration = Duration::from_millis(100);
+    const SELDOM: Duration = Duration::from_millis(450);
+
+    /// A body of which a byte comes at a time, with this time between two of them.
+    struct Trickle {
+        pause: Duration,
+        timer: Timer,
+        wait: Wait,
+        hint: SizeHint,
+    }
+
+    impl Body for Trickle {
+        type Data = Bytes;
+        type Error = BoxError;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+            let this = self.get_mut();
+            ready!(this.timer.poll(&mut this.wait, this.pause, cx));
+            this.wait = Wait::default();
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"a")))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            self.hint
+        }
+    }
+
+    fn trickle(pause: Duration, length: Option<u64>, terms: Terms) -> RequestBody {
+        let hint = length.map_or_else(SizeHint::default, SizeHint::with_exact);
+        RequestBody::new(Trickle { pause, timer: Timer::default(), wait: Wait::default(), hint })
+            .within(terms)
+    }
+
+    /// Whoever got the response gives up the way back.
+    fn answered(body: RequestBody) -> RequestBody {
+        let (lent, keeper) = body.lend();
+        drop(keeper);
+        lent
+    }
+
+    /// Whether a body is given up: then at the bound, and else not in four times as long.
+    async fn is_given_up(mut body: RequestBody) -> bool {
+        let begun = tokio::time::Instant::now();
+        let read = async {
+            loop {
+                if let Err(cause) = body.frame().await.unwrap() {
+                    assert!(cause.is::<Stalled>());
+                    assert!(begun.elapsed() >= STALL, "after {:?}", begun.elapsed());
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(STALL * 4, read).await.is_ok()
     }
 
     #[tokio::test]
-    async fn a_body_that_trickles_is_given_up_and_one_that_streams_is_not() {
-        let mut pace = Pace::default();
-        let step = Duration::from_secs(20);
-        for left in [60, 60, 40, 20] {
-            assert!(pace.bound(true).as_secs() <= left);
-            wait(&mut pace, step);
-        }
-        assert!(pace.bound(true) < Duration::from_secs(1), "three bytes in a minute");
-        assert_eq!(pace.bound(false), limits::STALL, "nobody knows how long it should take");
-        pace.arrived(100 * limits::BODY_BYTES_PER_SECOND, None);
-        assert_eq!(pace.bound(true), limits::STALL, "it was fast otherwise");
+    async fn a_body_that_trickles_is_given_up_with_and_without_a_length() {
+        let announced = Some(1_000_000);
+        assert!(is_given_up(trickle(OFTEN, announced, TERMS)).await);
+        assert!(is_given_up(trickle(OFTEN, None, TERMS)).await);
+        assert!(is_given_up(trickle(SELDOM, None, TERMS)).await);
+        let slow = Terms { bytes_per_second: 1, ..TERMS };
+        assert!(!is_given_up(trickle(OFTEN, None, slow)).await, "it is as fast as it must");
+        assert!(is_given_up(trickle(OFTEN, announced, GRPC)).await, "whoever says how much owes it");
+    }
+
+    #[tokio::test]
+    async fn a_conversation_goes_on_when_the_endpoint_has_begun_to_speak() {
+        assert!(!is_given_up(answered(trickle(OFTEN, None, TERMS))).await);
+        assert!(is_given_up(answered(trickle(SELDOM, None, TERMS))).await, "but not in silence");
+        assert!(is_given_up(answered(trickle(OFTEN, Some(1_000_000), TERMS))).await);
+        let (lent, keeper) = trickle(OFTEN, None, TERMS).lend();
+        assert!(is_given_up(lent).await, "it may still be sent again");
+        drop(keeper);
+    }
+
+    #[tokio::test]
+    async fn a_call_of_grpc_is_a_conversation_and_may_be_silent_when_it_is_answered() {
+        assert!(!is_given_up(trickle(OFTEN, None, GRPC)).await);
+        assert!(is_given_up(trickle(SELDOM, None, GRPC)).await, "nobody has answered yet");
+        assert!(!is_given_up(answered(trickle(SELDOM, None, GRPC))).await);
+    }
+
+    #[tokio::test]
+    async fn nobody_hurries_a_body_that_is_looked_after_elsewhere() {
+        assert!(!is_given_up(trickle(SELDOM, None, TERMS).patient()).await);
+        assert!(is_given_up(trickle(OFTEN, None, TERMS).wrapped(|body| body)).await);
     }
 }

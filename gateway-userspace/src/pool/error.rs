@@ -7,6 +7,8 @@ use std::io;
 pub enum SendError {
     /// The body came from a client that broke off.
     Body,
+    /// The client sent its body too slowly, or nothing of it for too long.
+    Stalled,
     /// The connection ended before the response; how far the request got is unknown.
     Closed,
     /// There was no response in time.

@@ -25,7 +25,7 @@ use crate::{
     },
     pool::{
         SendError,
-        body::{BoxError, RequestBody},
+        body::{BoxError, RequestBody, Stalled},
         handshake::Counted,
         interim::Interim,
         link::Link,
@@ -155,6 +155,7 @@ impl Upload {
                 Err(frame) if out.end(self.form, frame.trailers_ref()) => Ok(true),
                 Err(_) => Err(SendError::Body),
             },
+            Some(Err(cause)) if cause.is::<Stalled>() => Err(SendError::Stalled),
             None | Some(Err(_)) => Err(SendError::Body),
         })
     }
@@ -336,8 +337,10 @@ impl Receiving {
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let broken = || Poll::Ready(Some(Err(BoxError::from(BrokenOff))));
-        if self.poll_upload(cx).is_err() {
-            return broken();
+        match self.poll_upload(cx) {
+            Ok(()) => {}
+            Err(SendError::Stalled) => return Poll::Ready(Some(Err(Box::new(Stalled)))),
+            Err(_) => return broken(),
         }
         loop {
             let Some(connection) = &mut self.connection else { return Poll::Ready(None) };

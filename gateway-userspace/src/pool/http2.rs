@@ -17,7 +17,7 @@ use crate::{
     limits,
     pool::{
         SendError,
-        body::{BoxError, RequestBody},
+        body::{BoxError, RequestBody, Stalled},
         interim::Interim,
         stream::{Received, Sending, Sent},
     },
@@ -160,10 +160,11 @@ fn poll_upload(upload: &mut Option<Sending<RequestBody>>, cx: &mut Context<'_>) 
     match sending.poll(cx) {
         Poll::Pending => return Ok(()),
         Poll::Ready(Sent::Whole | Sent::Unwanted) => {}
-        Poll::Ready(Sent::Broken(_)) => {
+        Poll::Ready(Sent::Broken(cause)) => {
             sending.stream.send_reset(Reason::CANCEL);
             *upload = None;
-            return Err(SendError::Body);
+            let is_slow = cause.is::<Stalled>();
+            return Err(if is_slow { SendError::Stalled } else { SendError::Body });
         }
     }
     *upload = None;
@@ -216,8 +217,10 @@ impl Body for Receiving {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        if poll_upload(&mut this.upload, cx).is_err() {
-            return Poll::Ready(Some(Err("the request broke off".into())));
+        match poll_upload(&mut this.upload, cx) {
+            Ok(()) => {}
+            Err(SendError::Stalled) => return Poll::Ready(Some(Err(Box::new(Stalled)))),
+            Err(_) => return Poll::Ready(Some(Err("the request broke off".into()))),
         }
         Poll::Ready(match ready!(Pin::new(&mut this.received).poll_frame(cx)) {
             // The response is whole, the endpoint just wants no more of the request (RFC 9113, section 8.1).

@@ -17,6 +17,7 @@ pub mod incoming;
 pub mod interim;
 pub mod link;
 pub mod own;
+pub mod pace;
 pub mod registry;
 pub mod stream;
 

@@ -11,7 +11,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, header};
 use http_body::{Body, Frame, SizeHint};
 
-use crate::{h1, pool::body::BoxError};
+use crate::{h1, limits, pool::body::BoxError};
 
 /// A body that the peer sends. What was taken makes room for more, so whoever takes it waits for its own reader.
 #[derive(Debug)]
@@ -73,8 +73,12 @@ pub struct Sending<B> {
     pub stream: SendStream<Bytes>,
     /// Read, and not written for want of room.
     waiting: Option<Bytes>,
+    /// What waits is the last of the body.
+    is_last: bool,
     /// Pieces that were read so far.
     pieces: u64,
+    /// Bytes that were handed to the codec.
+    n_bytes: u64,
 }
 
 /// What became of a body.
@@ -95,12 +99,17 @@ where
 {
     /// Nothing is written yet.
     pub const fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, waiting: None, pieces: 0 }
+        Self { body, stream, waiting: None, is_last: false, pieces: 0, n_bytes: 0 }
     }
 
     /// Whether the peer is waited for, and not the body.
     pub const fn is_blocked(&self) -> bool {
         self.waiting.is_some()
+    }
+
+    /// Bytes of the body that the codec has taken: those that the peer had room for, and at most one piece more.
+    pub const fn n_bytes(&self) -> u64 {
+        self.n_bytes
     }
 
     /// Pieces of the body that were read so far.
@@ -111,16 +120,12 @@ where
     /// Writes what can be written now.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Sent> {
         loop {
-            while self.waiting.is_some() && self.stream.capacity() == 0 {
-                match ready!(self.stream.poll_capacity(cx)) {
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(Sent::Unwanted),
+            if self.waiting.is_some() {
+                match ready!(self.poll_waiting(cx)) {
+                    Ok(()) if self.is_last => return Poll::Ready(Sent::Whole),
+                    Ok(()) => {}
+                    Err(Unwanted) => return Poll::Ready(Sent::Unwanted),
                 }
-            }
-            if let Some(data) = self.waiting.take()
-                && self.stream.send_data(data, false).is_err()
-            {
-                return Poll::Ready(Sent::Unwanted);
             }
             let piece = ready!(Pin::new(&mut self.body).poll_frame(cx));
             self.pieces = self.pieces.wrapping_add(1);
@@ -128,13 +133,9 @@ where
                 None => self.stream.send_data(Bytes::new(), true),
                 Some(Err(cause)) => return Poll::Ready(Sent::Broken(cause.into())),
                 Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if self.body.is_end_stream() => self.stream.send_data(data, true),
                     Ok(data) => {
-                        if !data.is_empty() {
-                            // The codec asks for the rest by itself; a claim on more would keep it from other streams.
-                            self.stream.reserve_capacity(1);
-                            self.waiting = Some(data);
-                        }
+                        self.is_last = self.body.is_end_stream();
+                        self.waiting = Some(data).filter(|data| !data.is_empty() || self.is_last);
                         continue;
                     }
                     Err(frame) => self.stream.send_trailers(frame.into_trailers().unwrap_or_default()),
@@ -143,4 +144,44 @@ where
             return Poll::Ready(if ended.is_ok() { Sent::Whole } else { Sent::Unwanted });
         }
     }
+
+    /// Hands a piece to the codec: as much as the peer has room for, and where that is plenty, more, which then waits in the
+    /// codec. Not the end of a piece: nobody waits for what the codec holds when a body is over, and a peer that takes nothing
+    /// has to be waited for.
+    fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Unwanted>> {
+        while let Some(data) = &mut self.waiting {
+            // Claimed here it is used at once; more would be kept from other streams.
+            self.stream.reserve_capacity(data.len().min(limits::STREAM_SEND_BYTES));
+            let room = self.stream.capacity();
+            if room == 0 && !data.is_empty() {
+                match ready!(self.stream.poll_capacity(cx)) {
+                    Some(Ok(_)) => continue,
+                    Some(Err(_)) | None => return Poll::Ready(Err(Unwanted)),
+                }
+            }
+            let len = match data.len().checked_sub(END_BYTES) {
+                _ if room >= data.len() => data.len(),
+                // The codec says no more than that there is as much; what is behind it goes with it.
+                Some(len) if room >= limits::STREAM_SEND_BYTES => len,
+                Some(_) | None => room,
+            };
+            let now = data.split_to(len);
+            let is_done = data.is_empty();
+            self.n_bytes = self.n_bytes.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
+            if is_done {
+                self.waiting = None;
+            }
+            if self.stream.send_data(now, is_done && self.is_last).is_err() {
+                return Poll::Ready(Err(Unwanted));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
 }
+
+/// The peer takes no more of a body.
+struct Unwanted;
+
+/// Bytes of a piece that the peer must have room for when they are handed to the codec. There is room as soon as it has taken
+/// everything before them, so a short end costs no further wait where all goes well.
+const END_BYTES: usize = 1_024;

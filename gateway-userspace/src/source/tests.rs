@@ -13,8 +13,9 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::{
     config::{
-        AccessField, AccessOutput, AccessSettings, AttachMode, ClientSettings, InterfacePattern, Interfaces,
-        KernelMode, LogFormat, LogLevel, OverloadSettings, SeedSource, TraceSettings,
+        AccessField, AccessOutput, AccessSettings, AttachMode, ClientSettings, ClientTimeouts,
+        InterfacePattern, Interfaces, KernelMode, LogFormat, LogLevel, OverloadSettings, SeedSource,
+        TraceSettings,
         fault::Collector,
         keys, read,
         schema::json_schema,
@@ -48,6 +49,22 @@ fn sound(name: &str) -> Loaded {
 fn faults(text: &str) -> Vec<String> {
     let faults = parse(Path::new("f.yaml"), text).expect_err("a fault");
     faults.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_full_file_says_how_long_clients_are_waited_for() {
+    let agent = sound("full.yaml").config.agent;
+    let seconds = Duration::from_secs;
+    let timeouts = ClientTimeouts {
+        proxy_header: seconds(1),
+        hello: seconds(2),
+        handshake: seconds(3),
+        head: seconds(4),
+        idle: seconds(5),
+        stall: seconds(6),
+        bytes_per_second: 500,
+    };
+    assert_eq!(agent.client_timeouts, timeouts);
 }
 
 #[test]

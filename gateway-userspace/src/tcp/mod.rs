@@ -15,7 +15,7 @@ use crate::{
     balance::Tried,
     endpoint::Active,
     limits,
-    metrics::{forwarded::ForwardOutcome, names::Families},
+    metrics::{forwarded::ForwardOutcome, names::Families, timeout::ClientTimeout},
     net::{
         connect,
         proxy_protocol::{self, Ends},
@@ -31,25 +31,25 @@ const READ_BYTES: usize = 4 * 1024;
 /// Answers a name that nobody serves (RFC 6066, section 3): fatal, `unrecognized_name`.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// Forwards one connection until both sides have ended it, it is idle for too long, or its endpoint goes down.
-pub async fn forward(
-    published: &Published,
-    families: &Families,
-    bind: BindKey,
-    client: TcpStream,
-    peer: SocketAddr,
-) {
-    let outcome = run(published, families, bind, client, peer).await;
-    families.forwarded.ended(bind.addr, outcome);
+/// What connections are forwarded with.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The state that is served now.
+    pub published: &'a Published,
+    /// Numbers.
+    pub families: &'a Families,
+    /// Time for a client's `ClientHello`, where TLS ends at the endpoint.
+    pub hello_timeout: Duration,
 }
 
-async fn run(
-    published: &Published,
-    families: &Families,
-    bind: BindKey,
-    mut client: TcpStream,
-    peer: SocketAddr,
-) -> ForwardOutcome {
+/// Forwards one connection until both sides have ended it, it is idle for too long, or its endpoint goes down.
+pub async fn forward(terms: Terms<'_>, bind: BindKey, client: TcpStream, peer: SocketAddr) {
+    let outcome = run(terms, bind, client, peer).await;
+    terms.families.forwarded.ended(bind.addr, outcome);
+}
+
+async fn run(terms: Terms<'_>, bind: BindKey, mut client: TcpStream, peer: SocketAddr) -> ForwardOutcome {
+    let Terms { published, families, hello_timeout } = terms;
     let is_passthrough = match published.load().binds.get(&bind) {
         Some(Bind::Passthrough(_)) => true,
         Some(Bind::Balanced(_)) => false,
@@ -58,9 +58,13 @@ async fn run(
     let mut hello = Vec::new();
     let mut name = None;
     if is_passthrough {
-        match tokio::time::timeout(limits::HELLO_TIMEOUT, read_hello(&mut client)).await {
+        match tokio::time::timeout(hello_timeout, read_hello(&mut client)).await {
             Ok(Ok(seen)) => (hello, name) = seen,
-            Ok(Err(_)) | Err(_) => return ForwardOutcome::NoHello,
+            Ok(Err(_)) => return ForwardOutcome::NoHello,
+            Err(_) => {
+                families.client_timeout(ClientTimeout::Hello);
+                return ForwardOutcome::NoHello;
+            }
         }
     }
     // The state of now: the hello may have taken its time.

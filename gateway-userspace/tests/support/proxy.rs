@@ -13,7 +13,7 @@ use gateway_userspace::{
         Faults,
         state::{Shared, state},
     },
-    config::{AccessSettings, ClientSettings, OverloadSettings, TraceSettings},
+    config::{AccessSettings, ClientSettings, ClientTimeouts, OverloadSettings, TraceSettings},
     drain::Tasks,
     endpoint::{EndpointId, Registry},
     guard::Sources,
@@ -36,6 +36,21 @@ pub const CALM: OverloadSettings =
 
 /// More than any test's client holds.
 pub const GENEROUS: ClientSettings = ClientSettings { connections: 100_000, streams: 100_000 };
+
+/// As long as agents wait for clients that nothing else is written for.
+pub const PATIENT: ClientTimeouts = ClientTimeouts {
+    proxy_header: Duration::from_secs(5),
+    hello: Duration::from_secs(10),
+    handshake: Duration::from_secs(10),
+    head: Duration::from_secs(10),
+    idle: Duration::from_secs(75),
+    stall: Duration::from_mins(1),
+    bytes_per_second: 1_024,
+};
+
+/// What is bounded for clients.
+type Bounds = (OverloadSettings, ClientSettings, ClientTimeouts);
+const FREE: Bounds = (CALM, GENEROUS, PATIENT);
 
 pub struct Proxy {
     pub published: Arc<Published>,
@@ -63,21 +78,26 @@ impl Proxy {
 
     /// With a log of requests.
     pub fn logged(snapshot: &Snapshot, settings: &AccessSettings) -> Self {
-        Self::all(Place::Virtual, snapshot, 2, Some(settings), (CALM, GENEROUS))
+        Self::all(Place::Virtual, snapshot, 2, Some(settings), FREE)
     }
 
     /// One worker with these bounds.
     pub fn bounded(snapshot: &Snapshot, overload: OverloadSettings) -> Self {
-        Self::all(Place::Virtual, snapshot, 1, None, (overload, GENEROUS))
+        Self::all(Place::Virtual, snapshot, 1, None, (overload, GENEROUS, PATIENT))
     }
 
     /// Two workers whose clients may hold as much.
     pub fn sharing(snapshot: &Snapshot, per_client: ClientSettings) -> Self {
-        Self::all(Place::Virtual, snapshot, 2, None, (CALM, per_client))
+        Self::all(Place::Virtual, snapshot, 2, None, (CALM, per_client, PATIENT))
+    }
+
+    /// One worker that waits so long for its clients.
+    pub fn waiting(snapshot: &Snapshot, timeouts: ClientTimeouts) -> Self {
+        Self::all(Place::Virtual, snapshot, 1, None, (CALM, GENEROUS, timeouts))
     }
 
     fn at(place: Place, snapshot: &Snapshot, n_workers: usize) -> Self {
-        Self::all(place, snapshot, n_workers, None, (CALM, GENEROUS))
+        Self::all(place, snapshot, n_workers, None, FREE)
     }
 
     fn all(
@@ -85,7 +105,7 @@ impl Proxy {
         snapshot: &Snapshot,
         n_workers: usize,
         access: Option<&AccessSettings>,
-        (overload, per_client): (OverloadSettings, ClientSettings),
+        (overload, per_client, client_timeouts): Bounds,
     ) -> Self {
         let metrics = Arc::new(Metrics::new(n_workers));
         let registry = Arc::new(Registry::default());
@@ -118,6 +138,7 @@ impl Proxy {
             trace: TraceSettings { is_created: true, sampled_percent: 100 },
             overload,
             per_client,
+            client_timeouts,
             heart: None,
         };
         let workers = Mutex::new(Some(Workers::start(&settings).unwrap()));

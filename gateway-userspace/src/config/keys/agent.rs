@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use gateway_common::flow::Reply;
 
-use super::{NETWORK, PORT, SEED_FILE};
+use super::{
+    NETWORK, PORT, SEED_FILE,
+    bounds::{CLIENT_TIMEOUTS, OVERLOAD, PER_CLIENT},
+};
 use crate::{
     config::shape::{
         Field, List,
@@ -88,61 +91,16 @@ pub(super) static AGENT: Table = Table {
             doc: "What one client may hold.",
         },
         Field {
+            key: "clientTimeouts",
+            shape: Shape::Table(&CLIENT_TIMEOUTS),
+            presence: Absent("every setting has its default"),
+            doc: "How long clients are waited for.",
+        },
+        Field {
             key: "kernel",
             shape: Shape::Table(&KERNEL),
             presence: Absent("every setting has its default"),
             doc: "What the agent does in the kernel.",
-        },
-    ],
-    one_of: &[],
-};
-
-static OVERLOAD: Table = Table {
-    name: "overload",
-    doc: "Beyond these bounds requests are answered with 503 and `retry-after` before anything is done for them, until there is \
-          less to do; `sluice_limit_reached_total` says which bound it was.",
-    fields: &[
-        Field {
-            key: "requests",
-            shape: Shape::Integer { min: 1, max: 10_000_000 },
-            presence: Default("16384"),
-            doc: "Requests under way, from their head to the last byte of their response; each worker has its share.",
-        },
-        Field {
-            key: "delay",
-            shape: Shape::Duration { min: Duration::from_millis(10), max: Duration::from_mins(1) },
-            presence: Default("2s"),
-            doc: "How late a worker may come to what is due, on average over some looks: the time that everything in its queue \
-                  waits.",
-        },
-        Field {
-            key: "memoryMib",
-            shape: Shape::Integer { min: 16, max: 16_777_216 },
-            presence: Absent("nine tenths of what the process may use"),
-            doc: "Memory of the process, in MiB.",
-        },
-    ],
-    one_of: &[],
-};
-
-static PER_CLIENT: Table = Table {
-    name: "perClient",
-    doc: "What one client may hold, on all listeners together: an IPv4 address, or the first 64 bits of an IPv6 address. Behind \
-          `proxyProtocol` it is the client that the load balancer names. Where many come from one address, such as a load \
-          balancer that does not say for whom, set both as high as they may be.",
-    fields: &[
-        Field {
-            key: "connections",
-            shape: Shape::Integer { min: 1, max: 10_000_000 },
-            presence: Default("16384"),
-            doc: "Connections; further ones are closed before anything is read.",
-        },
-        Field {
-            key: "streams",
-            shape: Shape::Integer { min: 1, max: 10_000_000 },
-            presence: Default("4096"),
-            doc: "Requests over HTTP/2 that are under way; further ones are refused (`REFUSED_STREAM`), and clients may send them \
-                  again.",
         },
     ],
     one_of: &[],

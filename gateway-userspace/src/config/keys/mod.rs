@@ -15,6 +15,7 @@ macro_rules! text {
 }
 
 mod agent;
+mod bounds;
 mod filter;
 mod rule;
 mod service;

@@ -40,8 +40,8 @@ use crate::{
         tunnel::Named,
     },
     limits,
-    metrics::refusal::Refusal,
-    pool::body::RequestBody,
+    metrics::{refusal::Refusal, timeout::ClientTimeout},
+    pool::body::{RequestBody, Stalled},
     timer::{Timer, Wait},
 };
 
@@ -153,8 +153,11 @@ where
                 }
                 // The first head has to come at once, the others after a while; each has to end in time.
                 let is_short = is_in_head || self.is_first;
-                let bound = if is_short { limits::HEAD_TIMEOUT } else { limits::DOWNSTREAM_IDLE };
+                let timeouts = &self.worker.timeouts;
+                let bound = if is_short { timeouts.head } else { timeouts.idle };
                 ready!(self.timer.poll(wait, bound, cx));
+                let missed = if is_short { ClientTimeout::Head } else { ClientTimeout::Idle };
+                self.worker.metrics.families.client_timeout(missed);
                 if !is_in_head {
                     return Poll::Ready(Err(End::Close));
                 }
@@ -188,7 +191,11 @@ where
             }
             wire.is_read() && !may_tunnel
         };
-        let body = if is_empty { RequestBody::empty() } else { RequestBody::new(Uploaded::new(&self.wire)) };
+        let body = if is_empty {
+            RequestBody::empty()
+        } else {
+            RequestBody::new(Uploaded::new(&self.wire)).within(self.worker.terms(&head.parts))
+        };
         let mut message = Message::new(head.parts, body);
         let response = self.response(&mut message).await?;
         if response.body().is_tunnel() {
@@ -269,7 +276,14 @@ where
             {
                 // Not with the lock: whoever gets a response may still be reading the request.
                 match Pin::new(body).poll_frame(cx) {
-                    Poll::Ready(frame) => reply.push(&mut self.wire.lock(), frame)?,
+                    Poll::Ready(frame) => {
+                        if let Some(Err(cause)) = &frame
+                            && cause.is::<Stalled>()
+                        {
+                            self.worker.metrics.families.client_timeout(ClientTimeout::Body);
+                        }
+                        reply.push(&mut self.wire.lock(), frame)?;
+                    }
                     Poll::Pending => is_waiting = true,
                 }
             }
@@ -278,7 +292,8 @@ where
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Cut)),
                 Poll::Pending => {
                     // A client that takes nothing is left.
-                    ready!(self.timer.poll(wait, limits::STALL, cx));
+                    ready!(self.timer.poll(wait, self.worker.timeouts.stall, cx));
+                    self.worker.metrics.families.client_timeout(ClientTimeout::Response);
                     return Poll::Ready(Err(End::Cut));
                 }
             }

@@ -136,7 +136,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Batched<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::{future::poll_fn, time::Duration};
 
     use bytes::BytesMut;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -145,7 +145,7 @@ mod tests {
 
     fn batched(room: usize) -> (Batched<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
         let (near, far) = tokio::io::duplex(room);
-        (Batched::new(Guarded::new(near, BytesMut::new()), Arc::default()), far)
+        (Batched::new(Guarded::new(near, BytesMut::new(), Duration::from_mins(1)), Arc::default()), far)
     }
 
     /// What the connection does whenever it runs.
@@ -166,7 +166,7 @@ mod tests {
             near.flush().await.unwrap();
         }
         let mut room = [0; 64];
-        let early = tokio::time::timeout(std::time::Duration::from_millis(20), far.read(&mut room)).await;
+        let early = tokio::time::timeout(Duration::from_millis(20), far.read(&mut room)).await;
         early.expect_err("nothing was written yet");
         poll_fn(|cx| near.poll_out(cx)).await.unwrap();
         let n = far.read(&mut room).await.unwrap();

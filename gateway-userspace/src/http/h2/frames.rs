@@ -175,13 +175,15 @@ pub(super) struct Watched<S> {
     stream: Batched<S>,
     seen: Arc<Seen>,
     walker: Walker,
+    head_timeout: Duration,
     /// Runs while a head is incomplete.
     head: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Watched<S> {
-    pub(super) fn new(stream: Batched<S>, seen: Arc<Seen>) -> Self {
-        Self { stream, seen, walker: Walker::new(), head: None }
+    /// A head has to end within `head_timeout`.
+    pub(super) fn new(stream: Batched<S>, seen: Arc<Seen>, head_timeout: Duration) -> Self {
+        Self { stream, seen, walker: Walker::new(), head_timeout, head: None }
     }
 
     /// Accuses a client that does not end a head.
@@ -190,7 +192,8 @@ impl<S> Watched<S> {
             self.head = None;
             return;
         }
-        let head = self.head.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::HEAD_TIMEOUT)));
+        let timeout = self.head_timeout;
+        let head = self.head.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         if head.as_mut().poll(cx).is_ready() {
             self.seen.accuse(Misuse::Slow);
         }

@@ -12,6 +12,7 @@ mod stream;
 
 use std::{
     future::{Future, poll_fn},
+    io,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -41,15 +42,15 @@ use crate::{
         stream::Guarded,
     },
     limits,
-    metrics::{misuse::Misuse, names::Limit},
+    metrics::{misuse::Misuse, names::Limit, timeout::ClientTimeout},
     net::clients::Streams,
 };
 
-/// How often a connection is looked at: one without requests ends after three looks, one whose client said nothing since
-/// the last look is asked whether it still is there, and ends at the next look if there is no answer.
+/// How often a connection is looked at, at least, and how often it is until it is idle: one without requests ends then, one
+/// whose client said nothing since the last look is asked whether it still is there, and ends at the next look if there is
+/// no answer.
 const LOOK: Duration = Duration::from_secs(25);
 const LOOKS: u32 = 3;
-const _: () = assert!(LOOK.as_secs() * 3 == limits::DOWNSTREAM_IDLE.as_secs(), "that is what idle means");
 
 /// Time for a client without requests to close its connection after it was told that it ends.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -69,11 +70,18 @@ pub(super) async fn serve<S>(
     let seen = Arc::new(Seen::default());
     let gather = Arc::new(Gather::default());
     let stream = Batched::new(stream, Arc::clone(&gather));
-    let opening = Box::pin(open(stream.clone(), Arc::clone(&seen), Arc::clone(&gather)));
-    let Ok(Some(mut connection)) = tokio::time::timeout(limits::HEAD_TIMEOUT, opening).await else { return };
     let families = worker.metrics.families.clone();
+    let timeouts = worker.timeouts;
+    let watched = Watched::new(stream.clone(), Arc::clone(&seen), timeouts.head);
+    let opening = Box::pin(open(watched, stream.clone(), Arc::clone(&gather)));
+    let mut connection = match tokio::time::timeout(timeouts.head, opening).await {
+        Ok(Some(connection)) => connection,
+        Ok(None) => return,
+        Err(_) => return families.client_timeout(ClientTimeout::Head),
+    };
     let pings = connection.ping_pong();
-    let look = Box::pin(tokio::time::sleep(LOOK));
+    let pause = (timeouts.idle / LOOKS).min(LOOK);
+    let look = Box::pin(tokio::time::sleep(pause));
     let activity = Arc::new(Activity::new(Arc::clone(&seen), downstream.streams.clone()));
     let mut served = Served {
         connection,
@@ -85,6 +93,7 @@ pub(super) async fn serve<S>(
         pings,
         waker: Waker::from(Arc::clone(&gather)),
         gather,
+        pause,
         look,
         last: Last::default(),
         is_asked: false,
@@ -96,13 +105,16 @@ pub(super) async fn serve<S>(
         if let Some(misuse) = misuse(&cause) {
             families.misuse(misuse);
         }
+        if cause.get_io().is_some_and(is_untaken) {
+            families.client_timeout(ClientTimeout::Response);
+        }
     }
 }
 
 /// Begins a connection; none when the client does not speak HTTP/2.
 async fn open<S>(
+    watched: Watched<S>,
     stream: Batched<S>,
-    seen: Arc<Seen>,
     gather: Arc<Gather>,
 ) -> Option<Box<Connection<Watched<S>, Bytes>>>
 where
@@ -117,7 +129,7 @@ where
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .enable_connect_protocol()
         .max_local_error_reset_streams(Some(limits::FAULTY_STREAMS))
-        .handshake::<_, Bytes>(Watched::new(stream.clone(), seen));
+        .handshake::<_, Bytes>(watched);
     poll_fn(|cx| {
         gather.begin(cx);
         let opened = Pin::new(&mut opening).poll(cx);
@@ -166,6 +178,11 @@ fn misuse(cause: &h2::Error) -> Option<Misuse> {
     })
 }
 
+/// Whether this is the guard of the stream, whose client takes nothing; the kernel's own word has a number.
+fn is_untaken(cause: &io::Error) -> bool {
+    cause.kind() == io::ErrorKind::TimedOut && cause.raw_os_error().is_none()
+}
+
 /// What a client is told.
 const fn reason(misuse: Misuse) -> Reason {
     match misuse {
@@ -200,6 +217,8 @@ struct Served<S> {
     /// Wakes the connection for what its streams send.
     gather: Arc<Gather>,
     waker: Waker,
+    /// Between two looks.
+    pause: Duration,
     look: Pin<Box<Sleep>>,
     last: Last,
     /// The client was asked whether it still is there.
@@ -222,6 +241,9 @@ where
             {
                 self.is_cut = true;
                 self.worker.metrics.families.misuse(misuse);
+                if misuse == Misuse::Slow {
+                    self.worker.metrics.families.client_timeout(ClientTimeout::Head);
+                }
                 self.connection.abrupt_shutdown(reason(misuse));
             }
             if self.poll_look(cx).is_ready() {
@@ -249,6 +271,9 @@ where
         // Everything that the streams had to say, at once.
         if let Poll::Ready(Err(cause)) = self.stream.poll_out(cx) {
             tracing::debug!(%cause, "a client takes nothing more");
+            if is_untaken(&cause) {
+                self.worker.metrics.families.client_timeout(ClientTimeout::Response);
+            }
             return Poll::Ready(Ok(()));
         }
         Poll::Pending
@@ -270,10 +295,14 @@ where
         }
         while self.look.as_mut().poll(cx).is_ready() {
             let is_idle = self.activity.n_active.load(Ordering::Relaxed) == 0;
-            if self.is_asked || (self.is_ending && is_idle) {
+            if self.is_asked {
+                self.worker.metrics.families.client_timeout(ClientTimeout::Silent);
                 return Poll::Ready(());
             }
-            self.look.as_mut().reset(Instant::now() + LOOK);
+            if self.is_ending && is_idle {
+                return Poll::Ready(());
+            }
+            self.look.as_mut().reset(Instant::now() + self.pause);
             let Last { begun, reads, idle } = self.last;
             self.last = Last {
                 begun: self.activity.n_begun.load(Ordering::Relaxed),
@@ -283,7 +312,10 @@ where
             if self.last.begun != begun {
                 self.last.idle = u32::from(is_idle);
             }
-            if self.last.idle >= LOOKS {
+            if self.pause * self.last.idle >= self.worker.timeouts.idle {
+                if !self.is_ending {
+                    self.worker.metrics.families.client_timeout(ClientTimeout::Idle);
+                }
                 self.end();
             } else if self.last.reads == reads && !is_idle {
                 let ping = self.pings.as_mut().map(|pings| pings.send_ping(Ping::opaque()));
@@ -353,6 +385,11 @@ impl Activity {
 }
 
 impl Serving {
+    /// Requests that are under way on the connection.
+    fn n_active(&self) -> u32 {
+        u32::try_from(self.0.n_active.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
+    }
+
     /// The client does not want its answer any more. Each such request is work for nothing, here and at an endpoint.
     fn taken_back(&self) {
         let (now, n_begun) = (Instant::now(), self.0.n_begun.load(Ordering::Relaxed));

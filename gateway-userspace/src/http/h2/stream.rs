@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,10 +15,10 @@ use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, response::Parts};
 use http_body::Body as _;
 use parking_lot::Mutex;
-use tokio::time::Sleep;
 
 use crate::{
     clock,
+    config::ClientTimeouts,
     drain::Drain,
     h1::date,
     http::{
@@ -29,13 +29,14 @@ use crate::{
         h2::Serving,
         header as fields,
     },
-    limits,
-    metrics::{refusal::Refusal, tunnel::TunnelOutcome},
+    metrics::{refusal::Refusal, timeout::ClientTimeout, tunnel::TunnelOutcome},
     pool::{
-        body::{BoxError, RequestBody},
+        body::{RequestBody, Stalled},
         interim::Interim,
+        pace::Pace,
         stream::{Received, Sending, Sent},
     },
+    timer::{Timer, Wait},
 };
 
 /// Serves one stream to its end.
@@ -68,7 +69,7 @@ pub(super) async fn serve(
     let body = if stream.is_end_stream() && method != Method::CONNECT {
         RequestBody::empty()
     } else {
-        RequestBody::new(Received::new(stream, &parts.headers))
+        RequestBody::new(Received::new(stream, &parts.headers)).within(worker.terms(&parts))
     };
     let mut message = Message::new(parts, body);
     let Some(response) = respond_to(&worker, &downstream, &mut message, &client).await else {
@@ -79,7 +80,7 @@ pub(super) async fn serve(
     match client.respond.into_inner().send_response(head, is_bodiless) {
         Ok(_) if is_bodiless => {}
         Ok(stream) if body.is_tunnel() => tunnel(body, stream, drain).await,
-        Ok(stream) => send(body, stream).await,
+        Ok(stream) => send(&worker, &serving, body, stream).await,
         Err(cause) => tracing::debug!(%cause, "a response cannot be sent"),
     }
 }
@@ -137,28 +138,34 @@ fn head(mut parts: Parts, method: &Method, body: &ResponseBody) -> (Response<()>
     (Response::from_parts(parts, ()), has_none || body.is_end_stream())
 }
 
-/// Sends a body to its end, unless the client leaves it or takes nothing of it.
-async fn send(body: ResponseBody, stream: SendStream<Bytes>) {
+/// Sends a body to its end, unless the client leaves it or takes it too slowly.
+async fn send(worker: &Worker, serving: &Serving, body: ResponseBody, stream: SendStream<Bytes>) {
     let mut sending = Sending::new(body, stream);
-    let mut stall = Stall::default();
+    let mut reader = Reader::default();
     let sent = poll_fn(|cx| {
         if sending.stream.poll_reset(cx).is_ready() {
             return Poll::Ready(Sent::Unwanted);
         }
         let sent = sending.poll(cx);
-        if sent.is_pending() && stall.poll(sending.is_blocked(), sending.stream.capacity(), cx).is_ready() {
-            return Poll::Ready(Sent::Broken(BoxError::from("the client takes nothing of the response")));
+        if sent.is_pending() && reader.poll(&sending, (&worker.timeouts, serving), cx).is_ready() {
+            return Poll::Ready(Sent::Broken(Box::new(Untaken)));
         }
         sent
     })
     .await;
     if let Sent::Broken(cause) = sent {
         tracing::debug!(%cause, "a response broke off");
+        let slow = cause.is::<Untaken>().then_some(ClientTimeout::Response);
+        let slow = slow.or(cause.is::<Stalled>().then_some(ClientTimeout::Body));
+        if let Some(slow) = slow {
+            worker.metrics.families.client_timeout(slow);
+        }
+        let calm = slow.map(|_| Reason::ENHANCE_YOUR_CALM);
         // Clients of gRPC read an endpoint's reason.
         let reason = cause.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
         // Which they take for their deadline, where that is over.
         let late = cause.is::<TooLate>().then_some(Reason::CANCEL);
-        sending.stream.send_reset(reason.or(late).unwrap_or(Reason::INTERNAL_ERROR));
+        sending.stream.send_reset(reason.or(late).or(calm).unwrap_or(Reason::INTERNAL_ERROR));
     }
 }
 
@@ -202,17 +209,48 @@ async fn tunnel(body: ResponseBody, stream: SendStream<Bytes>, mut drain: Drain)
     }
 }
 
-/// Bounds the time in which a client takes nothing of one stream: its connection may be busy with others.
-#[derive(Debug, Default)]
-struct Stall(Option<Pin<Box<Sleep>>>);
+/// The client takes nothing of its response, or too little.
+#[derive(Debug)]
+struct Untaken;
 
-impl Stall {
-    fn poll(&mut self, is_blocked: bool, capacity: usize, cx: &mut Context<'_>) -> Poll<()> {
-        if !is_blocked || capacity > 0 {
-            self.0 = None;
+impl std::fmt::Display for Untaken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the client does not take the response")
+    }
+}
+
+impl std::error::Error for Untaken {}
+
+/// Bounds the time in which a client takes nothing of one stream, or too little: its connection may be busy with others.
+/// While there is nothing to take, as in a stream that waits for events, no time passes.
+#[derive(Debug, Default)]
+struct Reader {
+    pace: Pace,
+    timer: Timer,
+    wait: Wait,
+    n_bytes: u64,
+}
+
+impl Reader {
+    /// Ready when the client was waited for too long.
+    fn poll(
+        &mut self,
+        sending: &Sending<ResponseBody>,
+        (timeouts, serving): (&ClientTimeouts, &Serving),
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        let n_bytes = sending.n_bytes();
+        if n_bytes != self.n_bytes {
+            let moved = usize::try_from(n_bytes - self.n_bytes).unwrap_or(usize::MAX);
+            self.n_bytes = n_bytes;
+            self.pace.moved(moved, std::mem::take(&mut self.wait).lasted());
+        }
+        if !sending.is_blocked() {
             return Poll::Pending;
         }
-        self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(limits::STALL))).as_mut().poll(cx)
+        // The streams of a connection share its link, and what is asked of it.
+        let share = timeouts.bytes_per_second / serving.n_active().max(1);
+        self.timer.poll(&mut self.wait, self.pace.bound(timeouts.stall, share), cx)
     }
 }
 
