@@ -39,6 +39,7 @@ use crate::{
     kernel::{self, Kernel},
     limits,
     listener::{Settings, Workers},
+    memory::Memory,
     metrics::{
         Metrics,
         names::{EndpointSample, ModeLabels, Samples},
@@ -234,6 +235,7 @@ fn assemble(
         access,
         trace: agent.trace,
         overload: agent.overload,
+        memory: Memory::watched(agent.overload.memory_bytes, &metrics.families, tasks),
         per_client: agent.per_client,
         client_timeouts: agent.client_timeouts,
         guard: kernel.is_none().then(|| Arc::new(guard::Sources::new(clock.clone()))),
@@ -250,9 +252,8 @@ fn assemble(
         None => None,
     };
     let tls = tls::Context::new()?;
-    let stapler = stapler(agent, metrics, tasks, options, &tls)?;
     Ok(Control {
-        stapler,
+        stapler: stapler(agent, metrics, tasks, options, &tls)?,
         shared: Shared { parts, tls, seed, is_guarding: kernel.is_none() },
         published,
         wanted: Arc::new(ArcSwap::from_pointee(Snapshot::default())),

@@ -35,6 +35,7 @@ pub mod kernel;
 pub mod limits;
 pub mod listener;
 pub mod maglev;
+pub mod memory;
 pub mod metrics;
 pub mod name;
 pub mod net;

@@ -53,17 +53,6 @@ async fn requests_beyond_the_bound_are_refused_before_anything_is_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_is_too_large_refuses_requests() {
-    let origin = Origin::named("a").await;
-    let addr = free_addr();
-    let overload = OverloadSettings { memory_bytes: Some(1), ..CALM };
-    let proxy = Proxy::bounded(&simple(addr, &[origin.addr]), overload);
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(client::get(addr, "a", "/").await.status, 503);
-    assert!(proxy.metric("sluice_limit_reached_total{limit=\"memory\"} ") > 0.5);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn slow_clients_of_every_kind_hold_up_nobody_else() {
     const EACH: usize = 250;
     let handler = |_| async { Response::new(Full::new(Bytes::from(vec![b'a'; 64 * 1024]))) };

@@ -100,6 +100,12 @@ impl Loop {
         self.worker.published.load().guards.refuse(self.bind, peer.ip(), sources)
     }
 
+    /// Whether clients here can be told why they are refused, at the cost of a short answer.
+    fn speaks_plainly(&self) -> bool {
+        let state = self.worker.published.load();
+        matches!(state.binds.get(&self.bind), Some(Bind::Http(http)) if http.tls.is_none())
+    }
+
     fn connection(
         &self,
         stream: Accepted,
@@ -119,6 +125,12 @@ impl Loop {
         if let Some(refused) = self.refuses(peer) {
             families.guarded.count(&self.labels, refused.as_str());
             // As if nobody were here.
+            stream.reset();
+            return;
+        }
+        if self.worker.load.refuses_connections(|| self.speaks_plainly()) {
+            families.limit(Limit::MemoryConnections);
+            // Before anything is read: a handshake takes more memory than most requests.
             stream.reset();
             return;
         }

@@ -27,6 +27,7 @@ use crate::{
     http::{self, load::Load},
     kernel::heart::Heart,
     limits,
+    memory::Memory,
     metrics::{Metrics, names::BindLabels},
     net::{
         accepted::Listener,
@@ -59,6 +60,8 @@ pub struct Settings {
     pub trace: TraceSettings,
     /// When there is too much to do.
     pub overload: OverloadSettings,
+    /// The memory of the process.
+    pub memory: Arc<Memory>,
     /// What one client may hold.
     pub per_client: ClientSettings,
     /// How long clients are waited for.
@@ -299,7 +302,7 @@ impl Thread {
             trace: settings.trace,
             timeouts: settings.client_timeouts,
             clients: Arc::clone(clients),
-            load: Arc::new(Load::new(&settings.overload, settings.n_workers)),
+            load: Arc::new(Load::new(&settings.overload, settings.n_workers, Arc::clone(&settings.memory))),
             mirrors: Arc::new(Semaphore::new(limits::MIRRORS)),
             tasks: Tasks::default(),
         });

@@ -21,8 +21,10 @@ pub enum Limit {
     Events,
     /// Interim responses that are passed on.
     Interims,
-    /// Memory of the process.
+    /// Memory of the process, in requests that were refused.
     Memory,
+    /// Memory of the process, in connections that were refused.
+    MemoryConnections,
     /// Copies of requests, in number or in bytes that wait.
     Mirrors,
     /// Interfaces of pods.
@@ -43,7 +45,7 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AccessLog,
         Self::ClientConnections,
         Self::ClientStreams,
@@ -52,6 +54,7 @@ impl Limit {
         Self::Events,
         Self::Interims,
         Self::Memory,
+        Self::MemoryConnections,
         Self::Mirrors,
         Self::Pods,
         Self::PoolIdle,
@@ -71,6 +74,7 @@ impl Limit {
             Self::Connections => "connections",
             Self::Delay => "delay",
             Self::Memory => "memory",
+            Self::MemoryConnections => "memory_connections",
             Self::Requests => "requests",
             Self::Events => "events",
             Self::Interims => "interims",

@@ -11,6 +11,7 @@ pub mod guard;
 pub mod handshake;
 pub mod kernel;
 pub mod limit;
+pub mod memory;
 pub mod misuse;
 pub mod names;
 pub mod refusal;

@@ -16,6 +16,7 @@ use crate::metrics::{
     guard::Guarded,
     handshake::Handshakes,
     kernel,
+    memory::MemoryGauges,
     misuse::{Misuse, MisuseLabels},
     refusal::{Refusal, RefusalLabels},
     timeout::{ClientTimeout, ClientTimeoutLabels},
@@ -136,6 +137,8 @@ pub struct Families {
     pub misused: Family<MisuseLabels, Counter>,
     /// Clients that were not waited for any longer.
     pub client_timeouts: Family<ClientTimeoutLabels, Counter>,
+    /// The memory of the process.
+    pub memory: MemoryGauges,
     /// Times a bound was reached.
     pub limits: Family<LimitLabels, Counter>,
     /// Announcements of virtual addresses.
@@ -179,6 +182,7 @@ impl Families {
         families.tunnels.register(registry);
         families.verdicts.register(registry);
         families.announced.register(registry);
+        families.memory.register(registry);
         registry.register("probes", "Finished health checks", families.probes.clone());
         registry.register(
             "requests_refused",

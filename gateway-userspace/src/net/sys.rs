@@ -1,7 +1,8 @@
-//! What no library wraps: frames that go out as they are, and listening sockets whose connections the runtime does not watch.
+//! What no library wraps: frames that go out as they are, listening sockets whose connections the runtime does not watch,
+//! and memory that the allocator keeps.
 #![expect(
     unsafe_code,
-    reason = "sendto(2) takes raw pointers, and the runtime trusts whoever names a descriptor"
+    reason = "sendto(2) takes raw pointers, the runtime trusts whoever names a descriptor, and the allocator is foreign"
 )]
 
 use std::{io, os::fd::AsRawFd};
@@ -32,6 +33,14 @@ pub fn defer_accept(socket: &impl AsRawFd, seconds: u8) -> io::Result<()> {
     // SAFETY: the value lives until the call returns, and has its true size.
     let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, len) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Gives memory that was freed, and that the allocator keeps for later, back to the kernel. Who allocates meanwhile may wait
+/// for some milliseconds.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the allocator's own locks, and touches nothing that is in use.
+    let _was_some = unsafe { libc::malloc_trim(0) };
 }
 
 /// Sends frames as they are, and receives none.

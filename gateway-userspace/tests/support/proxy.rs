@@ -18,6 +18,7 @@ use gateway_userspace::{
     endpoint::{EndpointId, Registry},
     guard::Sources,
     listener::{Settings, Workers},
+    memory::Memory,
     metrics::Metrics,
     name::ServiceName,
     net::{connect, listen::Place},
@@ -121,11 +122,15 @@ impl Proxy {
             registry: Arc::clone(&registry),
             pools: Arc::clone(&pools),
             metrics: Arc::clone(&metrics),
-            tasks,
+            tasks: tasks.clone(),
             options: connect::Options::default(),
         };
         let shared = Shared { parts, tls: tls::Context::new().unwrap(), seed: SEED, is_guarding: true };
         let published = Arc::new(Published::default());
+        let memory = match overload.memory_bytes {
+            Some(_) => Memory::watched(overload.memory_bytes, &metrics.families, &tasks),
+            None => Arc::new(Memory::new(None, metrics.families.clone())),
+        };
         let settings = Settings {
             n_workers,
             n_connections: 1_024,
@@ -137,6 +142,7 @@ impl Proxy {
             access: access.map(|settings| access::Log::start(settings, &metrics).unwrap()),
             trace: TraceSettings { is_created: true, sampled_percent: 100 },
             overload,
+            memory,
             per_client,
             client_timeouts,
             heart: None,

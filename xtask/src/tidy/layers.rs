@@ -13,7 +13,7 @@ const LAYERS: [&[&str]; 9] = [
         "source", "kernel", "address", "net", "tls", "health", "balance", "pool", "route", "client",
         "access", "guard",
     ],
-    &["upstream", "prober", "observer", "stapler"],
+    &["upstream", "prober", "observer", "stapler", "memory"],
     &["state"],
     &["compile", "http", "tcp", "udp"],
     &["listener", "admin"],

@@ -29,8 +29,9 @@ pub(super) static OVERLOAD: Table = Table {
         Field {
             key: "memoryMib",
             shape: Shape::Integer { min: 16, max: 16_777_216 },
-            presence: Absent("nine tenths of what the process may use"),
-            doc: "Memory of the process, in MiB.",
+            presence: Absent("nine tenths of what the control group may use, or else of the node's memory"),
+            doc: "Memory of the process, in MiB. Beyond it connections of TLS and those that the agent forwards are refused before \
+                  anything is read, too, and others end with their request; a twentieth beyond it, every connection is refused.",
         },
     ],
     one_of: &[],

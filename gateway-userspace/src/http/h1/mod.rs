@@ -251,6 +251,7 @@ where
                 // Whoever was not told to send its body may do so or not, and nobody can tell which.
                 && !wire.awaits_continue()
                 && !self.drain.has_begun()
+                && !self.worker.load.is_memory_scarce()
                 && (is_wanted || wire.skip());
             let form = reply::head(&mut wire.out, asked, &mut parts, &body.size_hint(), keeps_alive);
             spare::keep_fields(parts.headers);

@@ -1,0 +1,234 @@
+//! How much memory this process has, against what it may have: near the bound nothing new is begun, so that the kernel does
+//! not end it and what is under way comes to its end.
+//!
+//! Looked at twice a second, off the data path; workers read one word of it. There are two steps: at the bound whoever can be
+//! told is answered that there is too much to do, and nobody else is let in; a twentieth above it, nobody is.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{drain::Tasks, metrics::names::Families, net::sys};
+
+/// How often it is looked at. New connections take some kilobytes each, those of TLS some tens: even ten thousand of them in
+/// a second are a fraction of what is between the bound and what there is.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Looks between two at which the allocator is asked for what it keeps, while there is too little.
+const GIVE_BACK_LOOKS: u32 = 10;
+
+/// How near the bound is.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Level {
+    /// There is enough.
+    Enough,
+    /// The bound is passed: requests are refused, and connections of clients that cannot be told why.
+    Scarce,
+    /// So is a twentieth more: every connection is refused.
+    Gone,
+}
+
+/// The memory of this process.
+#[derive(Debug)]
+pub struct Memory {
+    /// The bound; none where nobody says how much there is.
+    most_bytes: Option<u64>,
+    level: AtomicU8,
+    families: Families,
+}
+
+impl Memory {
+    /// With a bound in bytes; without one, nine tenths of what the process may use.
+    pub fn new(most_bytes: Option<u64>, families: Families) -> Self {
+        let most_bytes = most_bytes.or_else(|| Some(usable()? / 10 * 9));
+        families.memory.bound.set(signed(most_bytes.unwrap_or(0)));
+        Self { most_bytes, level: AtomicU8::new(number(Level::Enough)), families }
+    }
+
+    /// The same, looked at from now on by a task of the runtime that the caller is in.
+    pub fn watched(most_bytes: Option<u64>, families: &Families, tasks: &Tasks) -> Arc<Self> {
+        let memory = Arc::new(Self::new(most_bytes, families.clone()));
+        let watched = Arc::clone(&memory);
+        drop(tasks.spawn("memory", async move { watched.watch().await }));
+        memory
+    }
+
+    /// How near the bound is, or was at the last look.
+    pub fn level(&self) -> Level {
+        match self.level.load(Ordering::Relaxed) {
+            0 => Level::Enough,
+            1 => Level::Scarce,
+            _ => Level::Gone,
+        }
+    }
+
+    /// Looks at it, for ever.
+    pub async fn watch(&self) {
+        let mut ticks = tokio::time::interval(LOOK);
+        let mut n_looks = 0_u32;
+        loop {
+            ticks.tick().await;
+            let Some(most) = self.most_bytes else { return };
+            let mut used = resident().unwrap_or(0);
+            if used > most {
+                // What was freed may still be held: then it counts, and would for as long as nothing is begun.
+                if n_looks.is_multiple_of(GIVE_BACK_LOOKS) {
+                    sys::give_back();
+                    used = resident().unwrap_or(0);
+                }
+                n_looks = n_looks.wrapping_add(1);
+            } else {
+                n_looks = 0;
+            }
+            self.look(used, most);
+        }
+    }
+
+    fn look(&self, used: u64, most: u64) {
+        let before = self.level();
+        let now = next(before, used, most);
+        self.families.memory.resident.set(signed(used));
+        self.level.store(number(now), Ordering::Relaxed);
+        if (before == Level::Enough) != (now == Level::Enough) {
+            let (used_mib, most_mib) = (used >> 20, most >> 20);
+            if now == Level::Enough {
+                tracing::info!(used_mib, most_mib, "there is enough memory again");
+            } else {
+                tracing::warn!(used_mib, most_mib, "memory is scarce: requests and connections are refused");
+            }
+        }
+    }
+}
+
+/// Each step is left only well below where it was entered, so that it does not flicker.
+fn next(before: Level, used: u64, most: u64) -> Level {
+    let (much_more, nearly) = (most.saturating_add(most / 20), most / 10 * 9);
+    if used > much_more || (before == Level::Gone && used > most) {
+        Level::Gone
+    } else if used > most || (before != Level::Enough && used > nearly) {
+        Level::Scarce
+    } else {
+        Level::Enough
+    }
+}
+
+const fn number(level: Level) -> u8 {
+    match level {
+        Level::Enough => 0,
+        Level::Scarce => 1,
+        Level::Gone => 2,
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// Bytes that the process may use: of its control group and those above it, where one of them has a bound, else of the node.
+fn usable() -> Option<u64> {
+    let node = kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")?;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Some(of_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(node, |group| group.min(node)))
+}
+
+/// The least bound on memory of the groups that these lines name (cgroups(7)), in a file system that is mounted at `root`.
+fn of_groups(lines: &str, root: &Path) -> Option<u64> {
+    let bounds = lines.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let (mount, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => return Vec::new(),
+        };
+        // In a namespace of its own a process may see a path from outside: what it is mounted at is its group then.
+        let group = PathBuf::from(path.trim_start_matches('/'));
+        let folders = group.ancestors().map(|folder| mount.join(folder).join(file));
+        folders.filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok()).collect()
+    });
+    bounds.min()
+}
+
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1_024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_step_has_its_bound_and_is_left_below_it() {
+        let mut level = Level::Enough;
+        for (used, expected) in [
+            (1_000, Level::Enough),
+            (1_001, Level::Scarce),
+            (1_050, Level::Scarce),
+            (1_051, Level::Gone),
+            (1_001, Level::Gone),
+            (1_000, Level::Scarce),
+            (901, Level::Scarce),
+            (900, Level::Enough),
+            (1_000, Level::Enough),
+            (2_000, Level::Gone),
+            (0, Level::Enough),
+        ] {
+            level = next(level, used, 1_000);
+            assert_eq!(level, expected, "{used}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_too_large_is_seen_at_once_and_counted() {
+        let families = Families::default();
+        let small = Memory::new(Some(1_024), families.clone());
+        assert_eq!(small.level(), Level::Enough);
+        drop(tokio::time::timeout(LOOK / 2, small.watch()).await);
+        assert_eq!(small.level(), Level::Gone);
+        assert!(families.memory.resident.get() > 1 << 20 && families.memory.bound.get() == 1_024);
+        let usual = Memory::new(None, families.clone());
+        drop(tokio::time::timeout(LOOK / 2, usual.watch()).await);
+        assert_eq!(usual.level(), Level::Enough);
+        assert!(families.memory.resident.get() < families.memory.bound.get());
+    }
+
+    #[test]
+    fn the_least_bound_of_a_group_and_those_above_it_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let of = |lines: &str| of_groups(lines, root.path());
+        assert_eq!(of("0::/a/b\n"), None);
+        write("a/b/memory.max", "max\n");
+        assert_eq!(of("0::/a/b\n"), None);
+        write("a/memory.max", "3000\n");
+        assert_eq!(of("0::/a/b\n"), Some(3_000));
+        write("a/b/memory.max", "2000\n");
+        assert_eq!(of("0::/a/b\n"), Some(2_000));
+        assert_eq!(of("0::/a\n"), Some(3_000));
+        write("memory.max", "1000\n");
+        assert_eq!(of("0::/elsewhere/that/is/not/here\n"), Some(1_000));
+        // The first version, beside the second one.
+        write("memory/c/memory.limit_in_bytes", "500\n");
+        assert_eq!(of("12:cpu,cpuacct:/c\n4:memory:/c\n0::/\n"), Some(500));
+        assert_eq!(of("12:cpu:/c\n"), None);
+        assert_eq!(kibibytes("VmPeak:\t 9 kB\nVmRSS:\t  12 kB\n", "VmRSS:"), Some(12_288));
+    }
+}
