@@ -30,7 +30,7 @@ use gateway_userspace::{
 };
 use support::{
     authority::{Authority, Pair},
-    eventually, free_addr,
+    built, eventually, free_addr,
     proxy::Proxy,
     wanted::{exact, rule, simple},
 };
@@ -69,8 +69,8 @@ struct Suite {
 
 impl Suite {
     fn find() -> Option<Self> {
-        let client = std::env::var_os("SLUICE_GRPC_CLIENT")?;
-        let server = std::env::var_os("SLUICE_GRPC_SERVER")?;
+        let client = built("SLUICE_GRPC_CLIENT", "google.golang.org/grpc/interop/client@v1.83.2")?;
+        let server = built("SLUICE_GRPC_SERVER", "google.golang.org/grpc/interop/server@v1.83.2")?;
         let (authority, folder) = (Authority::new("ours"), tempfile::tempdir().unwrap());
         fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
         Some(Self { client, server, authority, folder })

@@ -30,7 +30,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, SerialNumber,
 };
-use support::{eventually, free_addr, origin::Origin, proxy::Proxy, wanted};
+use support::{eventually, free_addr, has, origin::Origin, proxy::Proxy, wanted};
 
 /// An authority, files of which are in a folder, and a certificate of its own that names a responder.
 struct Scene {
@@ -185,6 +185,9 @@ const GOOD: &str = "Cert Status: good";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn authorities_are_asked_and_clients_are_told_what_they_sign() {
+    if !has("openssl", "openssl") {
+        return;
+    }
     let scene = Scene::new();
     let (origin, addr) = (Origin::named("a").await, free_addr());
     let proxy = Proxy::start(&scene.snapshot(addr, origin.addr));
@@ -229,6 +232,9 @@ async fn authorities_are_asked_and_clients_are_told_what_they_sign() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_still_hold_outlive_a_restart() {
+    if !has("openssl", "openssl") {
+        return;
+    }
     let scene = Scene::new();
     scene.signer("stranger", None, true);
     let (origin, state) = (Origin::named("a").await, tempfile::tempdir().unwrap());
@@ -289,6 +295,9 @@ async fn sends_to(addr: SocketAddr, status: u16, location: String) -> Origin {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn responders_may_send_us_elsewhere_but_not_in_circles() {
+    if !has("openssl", "openssl") {
+        return;
+    }
     let scene = Scene::new();
     let (origin, addr, elsewhere) = (Origin::named("a").await, free_addr(), free_addr());
     let proxy = Proxy::start(&scene.snapshot(addr, origin.addr));

@@ -2,11 +2,7 @@
 //! reason in `docs/decisions/scanners.md`, or is a fault.
 
 #![cfg(test)]
-#![expect(
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    reason = "a test says why it was skipped; its tasks end with it"
-)]
+#![expect(clippy::disallowed_methods, reason = "the tasks of a test end with it")]
 
 mod support;
 
@@ -17,20 +13,9 @@ use gateway_userspace::{
     snapshot::listener::{Certificate, Protocol},
 };
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256};
-use support::{free_addr, proxy::Proxy, wanted::simple};
+use support::{free_addr, has, proxy::Proxy, wanted::simple};
 
 const REASONS: &str = include_str!("../../docs/decisions/scanners.md");
-
-/// Whether a program is there; one that is missing is a fault where all tests are wanted.
-fn has(program: &str, package: &str) -> bool {
-    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
-    let is_there = found.is_ok_and(|found| found.status.success());
-    if !is_there {
-        assert!(std::env::var_os("SLUICE_TESTS").is_none(), "all tests are wanted: install {package}");
-        println!("skipped: needs {program} of the package {package}");
-    }
-    is_there
-}
 
 fn certificate(algorithm: &'static rcgen::SignatureAlgorithm) -> Certificate {
     let key = KeyPair::generate_for(algorithm).unwrap();

@@ -30,7 +30,7 @@ use rustls::{
 use support::{
     authority::Authority,
     client::{self, Client},
-    eventually, free_addr,
+    eventually, free_addr, has,
     origin::Origin,
     proxy::Proxy,
     wanted::{self, prefix, route, rule, simple},
@@ -258,6 +258,9 @@ async fn staple(addr: SocketAddr) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_are_told_what_the_authority_says_as_long_as_it_is_good() {
+    if !has("openssl", "openssl") {
+        return;
+    }
     let file =
         |name: &str| std::fs::read(format!("{}/../tests/testdata/ocsp/{name}", env!("CARGO_MANIFEST_DIR")));
     let (origin, addr) = (Origin::named("a").await, free_addr());

@@ -2,11 +2,7 @@
 //! process, while other clients and the operator's window are watched.
 
 #![cfg(test)]
-#![expect(
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    reason = "a test says what went wrong by failing, and why it was skipped"
-)]
+#![expect(clippy::disallowed_methods, reason = "a test says what went wrong by failing")]
 
 mod support;
 
@@ -22,7 +18,7 @@ use http::Response;
 use http_body_util::{BodyExt as _, Full};
 use support::{
     client::{self, Client},
-    eventually, free_addr,
+    eventually, free_addr, has,
     origin::Origin,
 };
 use tokio::{
@@ -135,10 +131,7 @@ const CONNECTIONS: u32 = 800;
 /// percentile of 0.6 ms in one minute and of 9 ms in the next one, without any attack. What the attack takes of the cores
 /// themselves both agents feel.
 async fn attack(mode: &str, options: &[&str]) {
-    let found = Command::new("sh").args(["-c", "command -v slowhttptest"]).output();
-    if !found.is_ok_and(|found| found.status.success()) {
-        assert!(std::env::var_os("SLUICE_TESTS").is_none(), "all tests are wanted: install slowhttptest");
-        println!("skipped: needs slowhttptest");
+    if !has("slowhttptest", "slowhttptest") {
         return;
     }
     let handler = |request: http::Request<hyper::body::Incoming>| async {

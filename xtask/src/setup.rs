@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use crate::{
     apt::{self, Package, Proof},
+    go,
     toolchain::{self, Compiler},
     workspace::Workspace,
 };
@@ -53,6 +54,9 @@ pub(crate) fn ensure(workspace: &Workspace, purposes: &[Purpose]) -> Result<Tool
     let linker = toolchain::linker(workspace)?;
     for purpose in purposes {
         install(*purpose)?;
+        if *purpose == Purpose::Test {
+            go::ensure(workspace)?;
+        }
     }
     Ok(Tools { compiler, linker })
 }

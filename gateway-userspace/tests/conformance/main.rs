@@ -23,6 +23,7 @@ use std::{
 use cases::Case;
 use gateway_userspace::snapshot::listener::Protocol;
 use support::{
+    built,
     frames::{
         ACK, COMPRESSION, FLOW_CONTROL, FRAME_SIZE, GOAWAY, HEADERS, NO_ERROR, PING, PREFACE, Peer,
         RST_STREAM, frame, settings,
@@ -243,7 +244,8 @@ fn reason(case: &Case, ours: &str, outcome: &str) -> &'static str {
 /// h2spec (`go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible`) over TLS; `SLUICE_H2SPEC` names it.
 #[tokio::test(flavor = "multi_thread")]
 async fn h2spec_finds_nothing() {
-    let Some(program) = std::env::var_os("SLUICE_H2SPEC") else { return };
+    let module = "github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible";
+    let Some(program) = built("SLUICE_H2SPEC", module) else { return };
     let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), |_| async {
         http::Response::new(http_body_util::Full::new(bytes::Bytes::from_static(&[b'a'; 256])))
     })
