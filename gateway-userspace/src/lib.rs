@@ -25,6 +25,7 @@ pub mod control;
 pub mod drain;
 pub mod duration;
 pub mod endpoint;
+pub mod field;
 pub mod filter;
 pub mod guard;
 pub mod h1;

@@ -14,6 +14,7 @@ use http::HeaderName;
 
 use crate::{
     balance::{self, Balancer},
+    field,
     filter::{BackendFilters, Filters},
     guard::{Bounds, Lists, Refused, Sources},
     metrics::shard::RouteStats,
@@ -170,6 +171,8 @@ pub struct HttpListener {
     pub name: ListenerName,
     /// What is done with paths that applications read differently.
     pub paths: target::Rules,
+    /// What becomes of fields with an underscore in their names.
+    pub underscores: field::Underscores,
     /// Proxies in front of this one whose word about the client is taken.
     pub trusted_hops: usize,
     /// Its routes.

@@ -13,6 +13,8 @@ pub struct Rules {
     pub repeated: Repeated,
     /// `%2F`, `%5C` and `\`.
     pub escaped: Escaped,
+    /// `%3B`, `%3F`, `%23` and `%25`.
+    pub delimiters: Delimiters,
 }
 
 /// What becomes of several slashes in a row.
@@ -31,11 +33,32 @@ pub enum Escaped {
     Reject,
     /// They stay escaped, and end no segment.
     Keep,
+    /// They become slashes, and whoever asked is told to ask for that path.
+    Redirect,
+}
+
+/// What becomes of the escapes of characters that would end a path, a segment's name, or begin an escape. Unescaped they would
+/// name something else, so that there is nothing to send a client to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Delimiters {
+    /// The request is refused.
+    Reject,
+    /// They stay escaped.
+    Keep,
 }
 
 impl Rules {
     /// What holds where nothing is configured.
-    pub const DEFAULT: Self = Self { repeated: Repeated::Merge, escaped: Escaped::Reject };
+    pub const DEFAULT: Self =
+        Self { repeated: Repeated::Merge, escaped: Escaped::Reject, delimiters: Delimiters::Keep };
+
+    /// Whether a client has to ask again for the one form of a path, instead of being served under it.
+    pub fn sends_on(self, path: &str) -> bool {
+        let is_escape =
+            |escape: &[u8]| escape.eq_ignore_ascii_case(b"%2f") || escape.eq_ignore_ascii_case(b"%5c");
+        self.escaped == Escaped::Redirect
+            && (path.contains('\\') || path.as_bytes().windows(3).any(is_escape))
+    }
 }
 
 /// Why a path has no form that everybody reads alike.
@@ -43,6 +66,8 @@ impl Rules {
 pub enum Refusal {
     /// A dot segment with parameters, which some applications take for a dot segment.
     DotParameters,
+    /// An escaped `;`, `?`, `#` or `%`.
+    EscapedDelimiter,
     /// An escaped slash or backslash, or a bare backslash.
     EscapedSlash,
     /// A `%` that no two hexadecimal digits follow.
@@ -57,6 +82,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::DotParameters => "it has a dot segment with parameters",
+            Self::EscapedDelimiter => "it has an escaped ;, ?, # or %",
             Self::EscapedSlash => "it has an escaped slash or a backslash",
             Self::Escape => "a % in it is not followed by two digits",
             Self::Null => "it has an escaped zero byte",
@@ -74,7 +100,7 @@ pub fn normal(path: &str, rules: Rules) -> Result<Cow<'_, str>, Refusal> {
     if is_normal(path.as_bytes(), rules.repeated) {
         return Ok(Cow::Borrowed(path));
     }
-    let spelled = spell(path, rules.escaped)?;
+    let spelled = spell(path, rules)?;
     Ok(Cow::Owned(resolve(&spelled, rules.repeated)?))
 }
 
@@ -109,7 +135,7 @@ const fn is_unreserved(byte: u8) -> bool {
 }
 
 /// Every character in its one spelling.
-fn spell(path: &str, escaped: Escaped) -> Result<String, Refusal> {
+fn spell(path: &str, rules: Rules) -> Result<String, Refusal> {
     let mut spelled = String::with_capacity(path.len() + 8);
     let mut rest = path.bytes();
     while let Some(byte) = rest.next() {
@@ -125,9 +151,14 @@ fn spell(path: &str, escaped: Escaped) -> Result<String, Refusal> {
         };
         match value {
             0 => return Err(Refusal::Null),
-            b'\\' if escaped == Escaped::Reject => return Err(Refusal::EscapedSlash),
-            b'/' if is_escape && escaped == Escaped::Reject => return Err(Refusal::EscapedSlash),
             b'/' if !is_escape => spelled.push('/'),
+            b'/' | b'\\' if rules.escaped == Escaped::Reject => return Err(Refusal::EscapedSlash),
+            b'/' | b'\\' if rules.escaped == Escaped::Redirect => spelled.push('/'),
+            b';' | b'?' | b'#' | b'%'
+                if (is_escape || !is_plain(value)) && rules.delimiters == Delimiters::Reject =>
+            {
+                return Err(Refusal::EscapedDelimiter);
+            }
             byte if is_unreserved(byte) || (!is_escape && is_plain(byte)) => spelled.push(char::from(byte)),
             byte => {
                 spelled.push('%');
@@ -178,7 +209,9 @@ mod tests {
 
     use super::*;
 
-    const KEEP: Rules = Rules { repeated: Repeated::Keep, escaped: Escaped::Keep };
+    const KEEP: Rules =
+        Rules { repeated: Repeated::Keep, escaped: Escaped::Keep, delimiters: Delimiters::Keep };
+    const REDIRECT: Rules = Rules { escaped: Escaped::Redirect, ..Rules::DEFAULT };
 
     #[track_caller]
     fn check(path: &str, rules: Rules, expected: Result<&str, Refusal>) {
@@ -234,10 +267,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn escaped_delimiters_are_refused_where_that_is_asked_for() {
+        let rules = Rules { delimiters: Delimiters::Reject, ..Rules::DEFAULT };
+        for path in ["/a%3bb", "/%3F", "/a/%23", "/100%25", "/%2561"] {
+            check(path, rules, Err(Refusal::EscapedDelimiter));
+        }
+        check("/a;b=c/%20", rules, Ok("/a;b=c/%20"));
+    }
+
+    #[test]
+    fn escaped_slashes_are_slashes_to_whom_is_sent_on() {
+        for (path, expected) in [
+            ("/a%2fb", "/a/b"),
+            ("/a%5Cb", "/a/b"),
+            ("/a\\b", "/a/b"),
+            ("/%2f/evil.test", "/evil.test"),
+            ("/a/%2e%2e%2f%2e%2e%2Fb", "/b"),
+            ("/a%252fb", "/a%252fb"),
+        ] {
+            check(path, REDIRECT, Ok(expected));
+            // Whoever follows is served.
+            check(expected, REDIRECT, Ok(expected));
+            assert_eq!(REDIRECT.sends_on(path), path != expected, "{path}");
+            assert!(!REDIRECT.sends_on(expected), "{expected}");
+            assert!(!Rules::DEFAULT.sends_on(path) && !KEEP.sends_on(path), "{path}");
+        }
+        check("/a%2f..;/b", REDIRECT, Err(Refusal::DotParameters));
+        let keep = Rules { repeated: Repeated::Keep, ..REDIRECT };
+        check("/a%2f%2fb", keep, Ok("/a//b"));
+    }
+
     fn rules() -> impl Strategy<Value = Rules> {
-        (any::<bool>(), any::<bool>()).prop_map(|(merge, reject)| Rules {
+        let escaped = prop_oneof![Just(Escaped::Reject), Just(Escaped::Keep), Just(Escaped::Redirect)];
+        (any::<bool>(), escaped, any::<bool>()).prop_map(|(merge, escaped, reject)| Rules {
             repeated: if merge { Repeated::Merge } else { Repeated::Keep },
-            escaped: if reject { Escaped::Reject } else { Escaped::Keep },
+            escaped,
+            delimiters: if reject { Delimiters::Reject } else { Delimiters::Keep },
         })
     }
 
@@ -246,7 +312,7 @@ mod tests {
 
         #[test]
         fn any_path_is_normal_once_it_was_made_so(
-            path in "/(a|%2[eEfF]|%5C|%61|%C3|%00|%|\\.|\\.\\.|/|;|\\\\|ä| |\\?|[!-~]){0,12}",
+            path in "/(a|%2[eEfF]|%5C|%3[bF]|%2[35]|%61|%C3|%00|%|\\.|\\.\\.|/|;|\\\\|ä| |\\?|[!-~]){0,12}",
             rules in rules(),
         ) {
             if let Ok(once) = normal(&path, rules) {
@@ -255,6 +321,7 @@ mod tests {
                 let segments: Vec<&str> = once.split('/').collect();
                 prop_assert!(!segments.contains(&"..") && !segments.contains(&"."));
                 prop_assert!(rules.repeated == Repeated::Keep || !once.contains("//"));
+                prop_assert!(!rules.sends_on(&once), "a client is sent on in circles");
                 prop_assert!(http::uri::PathAndQuery::try_from(&*once).is_ok_and(|path| path.as_str() == once));
             }
         }

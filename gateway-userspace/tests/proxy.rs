@@ -180,7 +180,8 @@ mod target {
         let (strict, lax) = (free_addr(), free_addr());
         let mut snapshot = simple(strict, &[open.addr]);
         snapshot.listeners.push(listener("lax", lax, Protocol::Http));
-        snapshot.listeners[1].paths = Rules { repeated: Repeated::Keep, escaped: Escaped::Keep };
+        snapshot.listeners[1].paths =
+            Rules { repeated: Repeated::Keep, escaped: Escaped::Keep, ..Rules::DEFAULT };
         snapshot.routes[0].listeners.push(snapshot.listeners[1].name.clone());
         snapshot.routes[0].rules.push(rule(prefix("/admin"), &[("secret", 1)]));
         snapshot.services.push(service("secret", &[secret.addr]));

@@ -212,6 +212,7 @@ mod tests {
             syn_cookies: None,
             fails_open: false,
             paths: crate::target::Rules::DEFAULT,
+            underscores: crate::field::Underscores::DEFAULT,
             trusted_hops: 0,
         }
     }

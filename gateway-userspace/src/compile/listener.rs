@@ -93,6 +93,7 @@ fn http(snapshot: &Snapshot, shared: &Shared, services: &Services, listeners: &[
         let compiled = HttpListener {
             name: listener.name.clone(),
             paths: listener.paths,
+            underscores: listener.underscores,
             trusted_hops: listener.trusted_hops,
             table,
             unmatched: stats,

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, Response, StatusCode, header as names, request::Parts, uri::PathAndQuery};
+use http::{HeaderValue, Method, Response, StatusCode, header as names, request::Parts, uri::PathAndQuery};
 use tokio::time::Sleep;
 
 use crate::{
     access::Line,
     config::AccessField,
+    field::Underscored,
     http::{
         Downstream, Scheme, Worker,
         body::ResponseBody,
@@ -25,7 +26,7 @@ use crate::{
         tunnel::{Opening, Wanted},
     },
     limits,
-    metrics::{shard::RouteStats, timeout::ClientTimeout},
+    metrics::{refusal::Refusal, shard::RouteStats, timeout::ClientTimeout},
     pool::interim::Interim,
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule, State},
@@ -50,22 +51,30 @@ pub(super) async fn run(
     };
     trace::propagate(&mut parts.headers, worker.trace);
     let mut line = begin(worker, downstream, parts, started);
-    let (routed, counted) = find(&state, bind, downstream, (parts, n_fields));
+    let (routed, counted) = find(worker, &state, bind, downstream, (parts, n_fields));
     let routed = routed.map(|routed| Routed { wanted, ..routed });
     let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
     let filters = filters.map(|filters| (filters, Remembered::of(filters, &parts.method, &parts.headers)));
     let mut under_way = None;
     let done = match routed.and_then(|routed| {
-        under_way = Some(begin_request(worker)?);
+        under_way = Some(begin_request(worker).map_err(Stop::Fault)?);
         Ok(routed)
     }) {
         Ok(routed) => {
             let client = Client { downstream, interim };
-            serve(worker, client, routed, message, &mut line).await
+            serve(worker, client, routed, message, &mut line).await.map_err(Stop::Fault)
         }
-        Err(fault) => Err(fault),
+        Err(stop) => Err(stop),
     };
-    let mut response = done.unwrap_or_else(|fault| {
+    let mut response = done.unwrap_or_else(|stop| {
+        let fault = match stop {
+            Stop::Fault(fault) => fault,
+            Stop::Elsewhere(location) => {
+                let mut response = filtered::bare(StatusCode::TEMPORARY_REDIRECT);
+                response.headers_mut().insert(names::LOCATION, location);
+                return response;
+            }
+        };
         if fault.kind == Kind::SlowBody {
             worker.metrics.families.client_timeout(ClientTimeout::Body);
         }
@@ -130,21 +139,36 @@ struct Routed<'s> {
     wanted: Option<Wanted>,
 }
 
+/// Why a request goes nowhere.
+enum Stop {
+    Fault(Fault),
+    /// The client finds what it wants there.
+    Elsewhere(HeaderValue),
+}
+
 /// Route: the most specific listener for the host name, then its most specific route.
 fn find<'s>(
+    worker: &Worker,
     state: &State,
     bind: &'s HttpBind,
     downstream: &Downstream,
     (parts, n_fields): (&mut Parts, usize),
-) -> (Result<Routed<'s>, Fault>, &'s RouteStats) {
-    let fault = |kind, counted: &'s Arc<RouteStats>| (Err(Fault::new(kind)), counted.as_ref());
+) -> (Result<Routed<'s>, Stop>, &'s RouteStats) {
+    let fault = |kind, counted: &'s Arc<RouteStats>| (Err(Stop::Fault(Fault::new(kind))), counted.as_ref());
+    let refuse = |reason, kind, counted: &'s Arc<RouteStats>| {
+        worker.metrics.families.refuse(reason);
+        fault(kind, counted)
+    };
     // The codec of HTTP/1 refuses more by itself; HTTP/2 counts bytes only.
     if n_fields > limits::HEADERS {
-        return fault(Kind::HeadTooLarge, &bind.unmatched);
+        return refuse(Refusal::HeadTooLarge, Kind::HeadTooLarge, &bind.unmatched);
     }
     let authority = header::authority(parts).unwrap_or_default();
-    if !header::is_sound(authority) || !header::is_web(&parts.uri) {
-        return fault(Kind::BadRequest, &bind.unmatched);
+    if !header::is_sound(authority) {
+        return refuse(Refusal::Host, Kind::BadRequest, &bind.unmatched);
+    }
+    if !header::is_web(&parts.uri) {
+        return refuse(Refusal::Target, Kind::BadRequest, &bind.unmatched);
     }
     let listener = bind.listeners.lookup(&header::host_name(authority)).next();
     if downstream.scheme == Scheme::Https && !is_of_connection(bind, downstream, listener) {
@@ -153,6 +177,14 @@ fn find<'s>(
     let Some(listener) = listener else {
         return fault(Kind::NoRoute, &bind.unmatched);
     };
+    match listener.underscores.apply(&mut parts.headers) {
+        Ok(0) => {}
+        Ok(n_gone) => {
+            let n_gone = u64::try_from(n_gone).unwrap_or(u64::MAX);
+            worker.metrics.families.underscored.inc_by(n_gone);
+        }
+        Err(Underscored) => return refuse(Refusal::Underscore, Kind::BadRequest, &listener.unmatched),
+    }
     // Before routes are looked at: they may ask for an identity like for any field, and shall not go by claims.
     if listener.trusted_hops == 0 {
         forwarded::forget(&mut parts.headers);
@@ -160,8 +192,15 @@ fn find<'s>(
     downstream.identify(state, bind, &mut parts.headers);
     // CONNECT has no path (RFC 9110, section 9.3.6).
     let is_connect = parts.method == Method::CONNECT;
-    if !is_connect && let Err(refused) = header::normalize(parts, listener.paths) {
-        return (Err(refused), &listener.unmatched);
+    if !is_connect {
+        match header::normalize(parts, listener.paths) {
+            Ok(false) => {}
+            Ok(true) => {
+                let elsewhere = header::location(parts).map_or_else(Stop::Fault, Stop::Elsewhere);
+                return (Err(elsewhere), &listener.unmatched);
+            }
+            Err(_) => return refuse(Refusal::Path, Kind::BadRequest, &listener.unmatched),
+        }
     }
     let request = route::Request {
         host: &header::host_name(header::authority(parts).unwrap_or_default()),

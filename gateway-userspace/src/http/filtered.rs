@@ -64,7 +64,7 @@ pub fn answer(
     }
 }
 
-fn bare(status: StatusCode) -> Response<ResponseBody> {
+pub(super) fn bare(status: StatusCode) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::text(bytes::Bytes::new()));
     *response.status_mut() = status;
     response

@@ -34,19 +34,31 @@ static OF_A_CONNECTION: [HeaderName; 5] =
     [KEEP_ALIVE, PROXY_CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE];
 
 /// Brings the path of a request to its one form, which is then matched and sent. `*` and the authority of CONNECT are none.
-pub fn normalize(parts: &mut Parts, rules: target::Rules) -> Result<(), Fault> {
+///
+/// `true` where the client has to ask for that form by itself.
+pub fn normalize(parts: &mut Parts, rules: target::Rules) -> Result<bool, Fault> {
     let bad = Fault::new(Kind::BadRequest);
     let path = parts.uri.path();
     if path == "*" && parts.method == Method::OPTIONS {
-        return Ok(());
+        return Ok(false);
     }
     // A target such as `http://a?b` has no path but means `/`, which has to be written (RFC 9112, section 3.2.1).
     let is_written = parts.uri.path_and_query().is_some_and(|whole| whole.as_str().starts_with('/'));
     let normal = match target::normal(path, rules).map_err(|_| bad)? {
-        Cow::Borrowed(_) if is_written => return Ok(()),
+        Cow::Borrowed(_) if is_written => return Ok(false),
         normal @ (Cow::Borrowed(_) | Cow::Owned(_)) => normal.into_owned(),
     };
-    set_path(parts, normal)
+    let is_sent_on = rules.sends_on(path);
+    set_path(parts, normal)?;
+    Ok(is_sent_on)
+}
+
+/// Where a client finds the path of a request that was made normal.
+pub fn location(parts: &Parts) -> Result<HeaderValue, Fault> {
+    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    // Two slashes in front would name a host (RFC 3986, section 4.2).
+    let dot = if target.starts_with("//") { "/." } else { "" };
+    HeaderValue::try_from(format!("{dot}{target}")).map_err(|_| Fault::new(Kind::BadRequest))
 }
 
 /// Gives a request another path; its query stays.

@@ -131,8 +131,10 @@ pub struct Families {
     pub verdicts: Verdicts,
     /// Finished probes.
     pub probes: Family<ProbeLabels, Counter>,
-    /// Requests of HTTP/1 whose bytes were refused.
+    /// Requests that were refused for what their bytes say.
     pub refused: Family<RefusalLabels, Counter>,
+    /// Header fields that went no further because their names have an underscore.
+    pub underscored: Counter,
     /// Connections of HTTP/2 that were ended because of what the client did.
     pub misused: Family<MisuseLabels, Counter>,
     /// Clients that were not waited for any longer.
@@ -186,8 +188,13 @@ impl Families {
         registry.register("probes", "Finished health checks", families.probes.clone());
         registry.register(
             "requests_refused",
-            "Requests of HTTP/1 whose bytes were refused",
+            "Requests that were refused for what their bytes say",
             families.refused.clone(),
+        );
+        registry.register(
+            "fields_underscored",
+            "Header fields of requests that went no further because their names have an underscore",
+            families.underscored.clone(),
         );
         registry.register(
             "http2_misuse",

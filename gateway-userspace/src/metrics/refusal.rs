@@ -1,4 +1,4 @@
-//! Why bytes are no request: the closed set that the codec of HTTP/1 refuses by and that is counted.
+//! Why bytes are no request: the closed set that requests are refused by and that is counted.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub enum Refusal {
     Field,
     /// The head has too many bytes or fields.
     HeadTooLarge,
-    /// No `host`, or more than one.
+    /// No `host`, more than one, or one that is more than a host and a port.
     Host,
     /// `content-length` is repeated or not a number, or stands beside `transfer-encoding`.
     Length,
@@ -25,17 +25,21 @@ pub enum Refusal {
     Line,
     /// A line does not end with carriage return and line feed.
     LineEnd,
+    /// The path has a spelling that applications read differently, and that `paths` of the listener refuses.
+    Path,
     /// The head did not end in time.
     Slow,
     /// The target has a form or a character that it must not have.
     Target,
+    /// The name of a field has an underscore, which `underscores` of the listener refuses.
+    Underscore,
     /// A version that is not spoken.
     Version,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Chunk,
         Self::Coding,
         Self::Expect,
@@ -45,8 +49,10 @@ impl Refusal {
         Self::Length,
         Self::Line,
         Self::LineEnd,
+        Self::Path,
         Self::Slow,
         Self::Target,
+        Self::Underscore,
         Self::Version,
     ];
 
@@ -62,8 +68,10 @@ impl Refusal {
             Self::Length => "length",
             Self::Line => "line",
             Self::LineEnd => "line_end",
+            Self::Path => "path",
             Self::Slow => "slow",
             Self::Target => "target",
+            Self::Underscore => "underscore",
             Self::Version => "version",
         }
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    duration,
+    duration, field,
     filter::{Answer, rewrite::PathRewrite},
     limits,
     pattern::Text,
@@ -320,6 +320,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         syn_cookies,
         fails_open,
         paths,
+        underscores,
         trusted_hops,
     } = draft;
     let tls = tls.map(|tls| tls.value).unwrap_or_default();
@@ -345,6 +346,7 @@ fn listener(draft: DraftListener) -> Result<Listener, Place> {
         syn_cookies: syn_cookies.and_then(|cookies| cookies.value),
         fails_open: fails_open.is_some_and(|fails_open| fails_open.value),
         paths: paths.map_or(target::Rules::DEFAULT, |paths| paths.value),
+        underscores: underscores.map_or(field::Underscores::DEFAULT, |it| it.value),
         trusted_hops: trusted_hops.map_or(0, |hops| hops.value),
     })
 }

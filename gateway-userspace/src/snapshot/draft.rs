@@ -8,6 +8,7 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use gateway_common::service::Track;
 
 use crate::{
+    field,
     filter::Filters,
     name::{ListenerName, RouteName, ServiceName},
     network::Network,
@@ -74,6 +75,8 @@ pub struct DraftListener {
     pub fails_open: Option<Located<bool>>,
     /// What is done with paths, if it is written.
     pub paths: Option<Located<target::Rules>>,
+    /// What becomes of fields with an underscore in their names, if it is written.
+    pub underscores: Option<Located<field::Underscores>>,
     /// Trusted proxies in front, if they are written.
     pub trusted_hops: Option<Located<usize>>,
 }

@@ -4,7 +4,9 @@ use std::{fmt, net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use gateway_common::service::Track;
 
-use crate::{name::ListenerName, network::Network, secret::Secret, snapshot::sources::NewFlows, target};
+use crate::{
+    field, name::ListenerName, network::Network, secret::Secret, snapshot::sources::NewFlows, target,
+};
 
 /// An address we accept on, and what to do there.
 #[derive(Clone, Debug)]
@@ -42,6 +44,8 @@ pub struct Listener {
     pub fails_open: bool,
     /// What is done with paths that applications read differently.
     pub paths: target::Rules,
+    /// What becomes of fields with an underscore in their names.
+    pub underscores: field::Underscores,
     /// Proxies in front of this one whose word about the client is taken.
     pub trusted_hops: usize,
 }

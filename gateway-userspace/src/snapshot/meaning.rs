@@ -48,6 +48,7 @@ pub(super) fn check(listener: &DraftListener, problems: &mut Problems) {
         let remedy = "remove it: packets carry no path";
         meaningless(listener.paths.as_ref().map(|it| it.place), "paths", remedy);
         let remedy = "remove it: packets carry no header fields";
+        meaningless(listener.underscores.as_ref().map(|it| it.place), "underscores", remedy);
         meaningless(listener.trusted_hops.as_ref().map(|it| it.place), "trustedHops", remedy);
     }
     let by_kernel = is_packets && forwarding.is_none_or(|it| it.value != Forwarding::Agent);

@@ -22,6 +22,7 @@ use crate::{
         shape::{Shape, Table},
         yaml::{Document, Value},
     },
+    field::Underscores,
     limits,
     pattern::Text,
     place::Place,
@@ -33,8 +34,11 @@ use crate::{
         service::{CheckKind, HealthCheck, Policy, UpstreamProtocol},
     },
     source::file::{Loaded, load, parse},
-    target::{Escaped, Repeated, Rules},
+    target::{Delimiters, Escaped, Repeated, Rules},
 };
+
+const KEEPING: Rules =
+    Rules { repeated: Repeated::Keep, escaped: Escaped::Keep, delimiters: Delimiters::Reject };
 
 fn good(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/testdata/good").join(name)
@@ -88,8 +92,8 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(agent.kernel.translation_ports, 50_000..=60_000);
     let SeedSource::Given(seed) = &agent.kernel.seed else { panic!("a seed is written") };
     assert_eq!(seed.expose(), (0..16).collect::<Vec<u8>>());
-    assert_eq!((agent.kernel.flows, agent.kernel.events), (Some(65_536), 20));
-    assert_eq!(agent.kernel.pods, [InterfacePattern::new("lxc*")]);
+    let kernel = (agent.kernel.flows, agent.kernel.events, agent.kernel.pods);
+    assert_eq!(kernel, (Some(65_536), 20, vec![InterfacePattern::new("lxc*")]));
     let receive = agent.kernel.receive.unwrap();
     assert_eq!((receive.peers.len(), receive.peers[1].prefix_bits, receive.port), (2, 96, 6_081));
     let Interfaces::Matching(patterns) = &receive.interfaces else { panic!("interfaces are written") };
@@ -97,8 +101,8 @@ fn the_full_file_comes_to_what_it_says() {
 
     let [web, secure, dns, dns_tcp] = snapshot.listeners.as_slice() else { panic!("four listeners") };
     assert_eq!((web.addr.to_string().as_str(), web.protocol), ("10.0.0.10:80", Protocol::Http));
-    assert_eq!((web.paths.repeated, web.paths.escaped), (Repeated::Keep, Escaped::Keep));
-    assert_eq!((web.trusted_hops, secure.trusted_hops, secure.paths), (2, 0, Rules::DEFAULT));
+    let rules = [web, secure].map(|one| (one.paths, one.underscores, one.trusted_hops));
+    assert_eq!(rules, [(KEEPING, Underscores::Drop, 2), (Rules::DEFAULT, Underscores::DEFAULT, 0)]);
     assert_eq!(secure.hostname, Some(Hostname::Wildcard("example.org".to_owned())));
     assert!(secure.certificates[0].chain_pem.starts_with(b"-----BEGIN CERTIFICATE-----"));
     assert!(secure.certificates[0].key_pem.expose().starts_with(b"-----BEGIN PRIVATE KEY-----"));

@@ -15,6 +15,7 @@ use crate::{
         read::{View, Wrong},
         text::{network, unicast},
     },
+    field,
     name::{ListenerName, RouteName, ServiceName},
     pattern::Text,
     place::Located,
@@ -106,6 +107,7 @@ fn listener(view: &View<'_>, files: &Files) -> DraftListener {
         fails_open: fail_mode(view),
         syn_cookies: view.table("synCookies").map(|cookies| sources::syn_cookies(&cookies)),
         paths,
+        underscores: underscores(view),
         trusted_hops: if view.has("trustedHops") { view.integer("trustedHops") } else { None },
     }
 }
@@ -114,6 +116,15 @@ fn fail_mode(view: &View<'_>) -> Option<Located<bool>> {
     view.word("failMode", |word| match word {
         "closed" => Some(false),
         "open" => Some(true),
+        _ => None,
+    })
+}
+
+fn underscores(view: &View<'_>) -> Option<Located<field::Underscores>> {
+    view.word("underscores", |word| match word {
+        "reject" => Some(field::Underscores::Reject),
+        "drop" => Some(field::Underscores::Drop),
+        "allow" => Some(field::Underscores::Allow),
         _ => None,
     })
 }
@@ -127,9 +138,16 @@ fn path_rules(view: &View<'_>) -> Option<Located<target::Rules>> {
     let escaped = view.word("escapedSlashes", |word| match word {
         "reject" => Some(target::Escaped::Reject),
         "keep" => Some(target::Escaped::Keep),
+        "redirect" => Some(target::Escaped::Redirect),
         _ => None,
     });
-    let value = target::Rules { repeated: repeated?.value, escaped: escaped?.value };
+    let delimiters = view.word("escapedDelimiters", |word| match word {
+        "keep" => Some(target::Delimiters::Keep),
+        "reject" => Some(target::Delimiters::Reject),
+        _ => None,
+    });
+    let value =
+        target::Rules { repeated: repeated?.value, escaped: escaped?.value, delimiters: delimiters?.value };
     Some(Located { value, place: view.place() })
 }
 

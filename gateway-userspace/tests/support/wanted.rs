@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use gateway_userspace::{
+    field,
     name::{ListenerName, RouteName, ServiceName},
     retry,
     secret::Secret,
@@ -34,6 +35,7 @@ pub fn listener(name: &str, addr: SocketAddr, protocol: Protocol) -> Listener {
         syn_cookies: None,
         fails_open: false,
         paths: target::Rules::DEFAULT,
+        underscores: field::Underscores::DEFAULT,
         trusted_hops: 0,
     }
 }

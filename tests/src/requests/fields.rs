@@ -17,13 +17,13 @@ use gateway_userspace::{
     limits,
     pool::Protocol,
     state::{BindKey, Transport},
-    target::{self, Escaped, Repeated, Rules},
+    target::{self, Delimiters, Escaped, Repeated, Rules},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header as names, request::Parts};
 
 use crate::requests::{Choices, wire};
 
-/// Judges the path of a request; the first byte says what is done with slashes.
+/// Judges the path of a request; the first bytes say what is done with slashes and delimiters.
 ///
 /// # Panics
 /// When something does not hold.
@@ -31,7 +31,12 @@ pub fn path(data: &[u8]) {
     let mut choices = Choices(data);
     let rules = Rules {
         repeated: if choices.flag() { Repeated::Merge } else { Repeated::Keep },
-        escaped: if choices.flag() { Escaped::Reject } else { Escaped::Keep },
+        escaped: match choices.byte() % 3 {
+            0 => Escaped::Keep,
+            1 => Escaped::Reject,
+            _ => Escaped::Redirect,
+        },
+        delimiters: if choices.flag() { Delimiters::Reject } else { Delimiters::Keep },
     };
     let Ok(path) = std::str::from_utf8(choices.0) else { return };
     let once = target::normal(path, rules);
@@ -43,9 +48,13 @@ pub fn path(data: &[u8]) {
     assert!(!once.split('/').any(|segment| matches!(segment, "." | "..")), "{once:?}");
     assert!(rules.repeated == Repeated::Keep || !once.contains("//"), "{once:?}");
     assert!(!once.contains("%00") && !once.contains(['\\', '?', '#', ' ']), "{once:?}");
-    if rules.escaped == Escaped::Reject {
+    if rules.escaped != Escaped::Keep {
         assert!(!once.contains("%2F") && !once.contains("%5C"), "{once:?}");
     }
+    if rules.delimiters == Delimiters::Reject {
+        assert!(!["%3B", "%3F", "%23", "%25"].iter().any(|escape| once.contains(escape)), "{once:?}");
+    }
+    assert!(!rules.sends_on(&once), "{once:?} sends a client in circles");
     let sent = http::uri::PathAndQuery::try_from(&*once).expect("it can be sent");
     assert_eq!(sent.path(), &*once, "what is sent is what was matched");
 }

@@ -6,7 +6,7 @@ use super::{Fault, source::Source};
 const LAYERS: [&[&str]; 9] = [
     &[
         "name", "limits", "clock", "timer", "drain", "secret", "metrics", "place", "duration", "network",
-        "pattern", "target", "filter", "retry", "tunnel", "ocsp",
+        "pattern", "target", "field", "filter", "retry", "tunnel", "ocsp",
     ],
     &["config", "snapshot", "endpoint", "maglev", "image", "h1"],
     &[

@@ -160,6 +160,14 @@ pub(super) static LISTENER: Table = Table {
             doc: "What is done with paths that applications read differently. HTTP and HTTPS only.",
         },
         Field {
+            key: "underscores",
+            shape: Shape::Word(&["reject", "drop", "allow"]),
+            presence: Absent("`reject`"),
+            doc: "What becomes of header fields with an underscore in their names, such as `x_real_ip`, which applications \
+                  behind CGI and its like take for `x-real-ip`: a request that has one is refused with 400, or they are \
+                  dropped, or they go on. HTTP and HTTPS only.",
+        },
+        Field {
             key: "trustedHops",
             shape: Shape::Integer { min: 0, max: 16 },
             presence: Default("0"),
@@ -211,10 +219,17 @@ static PATHS: Table = Table {
         },
         Field {
             key: "escapedSlashes",
-            shape: Shape::Word(&["reject", "keep"]),
+            shape: Shape::Word(&["reject", "keep", "redirect"]),
             presence: Default("reject"),
             doc: "Whether a request with `%2F`, `%5C` or a backslash is refused with 400, or these stay escaped and end no \
-                  segment.",
+                  segment, or the client is sent with 307 to the path in which they are slashes.",
+        },
+        Field {
+            key: "escapedDelimiters",
+            shape: Shape::Word(&["keep", "reject"]),
+            presence: Default("keep"),
+            doc: "Whether `%3B`, `%3F`, `%23` and `%25` stay escaped, or a request with one is refused with 400. They are never \
+                  unescaped: a path in which they are `;`, `?`, `#` or `%` names something else.",
         },
     ],
     one_of: &[],

@@ -387,7 +387,9 @@ const fn status(refusal: Refusal) -> StatusCode {
         | Refusal::Length
         | Refusal::Line
         | Refusal::LineEnd
-        | Refusal::Target => StatusCode::BAD_REQUEST,
+        | Refusal::Path
+        | Refusal::Target
+        | Refusal::Underscore => StatusCode::BAD_REQUEST,
         Refusal::Expect => StatusCode::EXPECTATION_FAILED,
         Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Refusal::Slow => StatusCode::REQUEST_TIMEOUT,

@@ -100,8 +100,10 @@ pub(super) fn refuse(out: &mut Out, refusal: Refusal) {
         }
         Refusal::Line => "bad request: the request line is malformed\n",
         Refusal::LineEnd => "bad request: a line does not end with carriage return and line feed\n",
+        Refusal::Path => "bad request: the path has no form that everybody reads alike\n",
         Refusal::Slow => "the request took too long\n",
         Refusal::Target => "bad request: the target is malformed\n",
+        Refusal::Underscore => "bad request: the name of a field has an underscore\n",
         Refusal::Version => "HTTP/1.1 and HTTP/1.0 are spoken here\n",
     };
     out.status(Version::HTTP_11, status);
