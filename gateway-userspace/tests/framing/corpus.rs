@@ -5,8 +5,11 @@
 pub(crate) enum Expected {
     /// The endpoint gets these: method, target and body.
     Taken(Vec<(String, String, String)>),
-    /// The client gets this status, and it counts under this reason.
+    /// The client gets this status, it counts once and under this reason, and the connection ends: nobody can tell what the
+    /// bytes behind it belong to.
     Refused(u16, &'static str),
+    /// The same, but the connection goes on: where the request ends is in no doubt.
+    Answered(u16, &'static str),
 }
 
 #[derive(Debug)]
@@ -19,6 +22,10 @@ pub(crate) const SENTINEL: &str = "GET /sentinel HTTP/1.1\r\nHost: a\r\nConnecti
 
 fn refused(bytes: impl AsRef<[u8]>, status: u16, reason: &'static str) -> Case {
     Case { bytes: bytes.as_ref().to_vec(), expected: Expected::Refused(status, reason) }
+}
+
+fn answered(bytes: impl AsRef<[u8]>, reason: &'static str) -> Case {
+    Case { bytes: bytes.as_ref().to_vec(), expected: Expected::Answered(400, reason) }
 }
 
 fn taken(bytes: impl AsRef<[u8]>, requests: &[(&str, &str, &str)]) -> Case {
@@ -41,21 +48,21 @@ pub(crate) fn chunked(body: &str) -> String {
 
 fn lines() -> Vec<Case> {
     let mut cases = Vec::new();
-    for line in [
-        "GET / HTTP/1.1 ",
-        "GET  / HTTP/1.1",
-        "GET /  HTTP/1.1",
-        "GET\t/ HTTP/1.1",
-        " GET / HTTP/1.1",
-        "GET /a b HTTP/1.1",
-        "GET HTTP/1.1",
-        "G(T / HTTP/1.1",
-        "G:T / HTTP/1.1",
-        "\"GET\" / HTTP/1.1",
-        "G\x7fT / HTTP/1.1",
-        "G\0T / HTTP/1.1",
+    for (line, reason) in [
+        ("GET / HTTP/1.1 ", "line"),
+        ("GET  / HTTP/1.1", "line"),
+        ("GET /  HTTP/1.1", "line"),
+        ("GET\t/ HTTP/1.1", "line"),
+        (" GET / HTTP/1.1", "line"),
+        ("GET /a b HTTP/1.1", "line"),
+        ("GET HTTP/1.1", "line"),
+        ("G(T / HTTP/1.1", "line"),
+        ("G:T / HTTP/1.1", "line"),
+        ("\"GET\" / HTTP/1.1", "line"),
+        ("G\x7fT / HTTP/1.1", "line"),
+        ("G\0T / HTTP/1.1", "line"),
     ] {
-        cases.push(refused(format!("{line}\r\nHost: a\r\n\r\n"), 400, ""));
+        cases.push(refused(format!("{line}\r\nHost: a\r\n\r\n"), 400, reason));
     }
     for version in ["HTTP/1.2", "HTTP/2.0", "HTTP/0.9", "HTTP/3.0"] {
         cases.push(refused(format!("GET / {version}\r\nHost: a\r\n\r\n"), 505, "version"));
@@ -86,6 +93,9 @@ fn lines() -> Vec<Case> {
         "javascript:1",
     ] {
         cases.push(refused(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"), 400, "target"));
+    }
+    for target in ["/%00", "/%2f", "/a%5Cb", "/a/..;/b", "/%", "/%zz", "/a/%2e%2e;x/"] {
+        cases.push(answered(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"), "path"));
     }
     for target in ["/", "/a/b?c=d&e=%20", "/%41", "/a;b=c", "/a//b", "/?", "/~!$&'()*+,=:@"] {
         let mut case = taken(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"), &[("GET", target, "")]);
@@ -156,14 +166,20 @@ fn fields() -> Vec<Case> {
         cases.push(refused(get(&format!("{field}\r\n")), 400, "field"));
     }
     cases.push(refused("GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400, "field"));
-    cases.push(refused("GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400, ""));
-    for field in ["X:1", "X:  1  ", "X:", "X: \t", "X: \u{e9}", "x-y_z.~!: 1"] {
+    cases.push(refused("GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400, "field"));
+    for field in ["X:1", "X:  1  ", "X:", "X: \t", "X: \u{e9}", "x-y.z~!: 1"] {
         cases.push(taken(get(&format!("{field}\r\n")), &[("GET", "/", "")]));
     }
     for hosts in
         ["", "Host: a\r\nHost: a\r\n", "Host: a\r\nHost: b\r\n", "HOST: a\r\nhost: b\r\n", "X-Host: a\r\n"]
     {
         cases.push(refused(format!("GET / HTTP/1.1\r\n{hosts}\r\n"), 400, "host"));
+    }
+    for field in ["x_y: 1", "_: 1", "Content_Length: 5", "Transfer_Encoding: chunked"] {
+        cases.push(answered(get(&format!("{field}\r\n")), "underscore"));
+    }
+    for host in ["u@a", "a:b", "a:80:80", "a, b", "a/b", "[::1", "a\\b"] {
+        cases.push(answered(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), "host"));
     }
     cases.push(refused(get("Expect: 200-ok\r\n"), 417, "expect"));
     cases.push(refused(get(&format!("X: {}\r\n", "x".repeat(33_000))), 431, "head_too_large"));
@@ -310,32 +326,32 @@ pub(crate) fn corpus() -> Vec<Case> {
         .collect()
 }
 
-/// Bodies in chunks that are none.
-pub(crate) fn malformed() -> Vec<&'static str> {
+/// Bodies in chunks that are none, and the reason that each counts under.
+pub(crate) fn malformed() -> Vec<(&'static str, &'static str)> {
     vec![
-        "x\r\n",
-        "\r\n",
-        "-1\r\na\r\n",
-        "0x2\r\nab\r\n",
-        " 2\r\nab\r\n",
-        "2 \r\nab\r\n",
-        "2\r\nabc\r\n",
-        "2\nab\r\n",
-        "2\r\nab\n0\r\n\r\n",
-        "2;a\rb\r\nab\r\n",
-        "0000000000000002\r\nab\r\n",
-        "fffffffffffffffff\r\n",
-        "ffffffffffffffff\r\n",
-        "1g\r\n",
-        "2,\r\nab\r\n",
-        "+2\r\nab\r\n",
-        "0\r\nX : 1\r\n\r\n",
-        "0\r\nX: 1\n\r\n",
-        "0\r\nContent-Length: 5\r\n\r\n",
-        "0\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "0\r\nHost: b\r\n\r\n",
-        "0\r\n X: 1\r\n\r\n",
-        "0\n\r\n",
-        "0\r\n\n",
+        ("x\r\n", "chunk"),
+        ("\r\n", "chunk"),
+        ("-1\r\na\r\n", "chunk"),
+        ("0x2\r\nab\r\n", "chunk"),
+        (" 2\r\nab\r\n", "chunk"),
+        ("2 \r\nab\r\n", "chunk"),
+        ("2\r\nabc\r\n", "chunk"),
+        ("2\nab\r\n", "line_end"),
+        ("2\r\nab\n0\r\n\r\n", "chunk"),
+        ("2;a\rb\r\nab\r\n", "chunk"),
+        ("0000000000000002\r\nab\r\n", "chunk"),
+        ("fffffffffffffffff\r\n", "chunk"),
+        ("ffffffffffffffff\r\n", "chunk"),
+        ("1g\r\n", "chunk"),
+        ("2,\r\nab\r\n", "chunk"),
+        ("+2\r\nab\r\n", "chunk"),
+        ("0\r\nX : 1\r\n\r\n", "field"),
+        ("0\r\nX: 1\n\r\n", "line_end"),
+        ("0\r\nContent-Length: 5\r\n\r\n", "field"),
+        ("0\r\nTransfer-Encoding: chunked\r\n\r\n", "field"),
+        ("0\r\nHost: b\r\n\r\n", "field"),
+        ("0\r\n X: 1\r\n\r\n", "field"),
+        ("0\n\r\n", "line_end"),
+        ("0\r\n\n", "line_end"),
     ]
 }

@@ -133,10 +133,28 @@ fn refusal(cause: httparse::Error, bytes: &[u8]) -> Refusal {
     match cause {
         httparse::Error::TooManyHeaders => Refusal::HeadTooLarge,
         httparse::Error::Version if names_a_version(bytes) => Refusal::Version,
-        httparse::Error::NewLine => Refusal::LineEnd,
-        httparse::Error::Version | httparse::Error::Token | httparse::Error::Status => Refusal::Line,
+        httparse::Error::Token if has_method(bytes) => Refusal::Target,
+        httparse::Error::NewLine if has_bare_return(bytes) => Refusal::LineEnd,
+        // The ends of lines were looked at before: something stands behind the version.
+        httparse::Error::NewLine
+        | httparse::Error::Version
+        | httparse::Error::Token
+        | httparse::Error::Status => Refusal::Line,
         httparse::Error::HeaderName | httparse::Error::HeaderValue => Refusal::Field,
     }
+}
+
+/// Whether the first line begins with a method, so that what is no token in it is the target.
+fn has_method(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let method = words.next().is_some_and(|word| Method::from_bytes(word).is_ok());
+    method && words.next().is_some_and(|target| !target.is_empty()) && words.next().is_some()
+}
+
+/// Whether a carriage return stands where no line feed follows.
+fn has_bare_return(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| matches!(pair, [b'\r', next] if *next != b'\n'))
 }
 
 /// Whether the first line ends with a version, though none that is spoken here.
