@@ -453,6 +453,29 @@ fn streams() -> Vec<Case> {
         ),
         case(
             "8.1",
+            "trailers with a pseudo-field of the static table",
+            upload(&[data(0, b"x"), frame(HEADERS, END_STREAM | END_HEADERS, 1, [0x84])]),
+            Malformed,
+        ),
+        case(
+            "8.1",
+            "trailers with a pseudo-field that the head has stored",
+            [
+                // A name of the static table with a value of its own, to be stored (RFC 7541, section 6.2.1).
+                frame(
+                    HEADERS,
+                    END_HEADERS,
+                    1,
+                    [&block(&[POST[0], POST[1], POST[3]])[..], &[0x44], &string(b"/stored")].concat(),
+                ),
+                data(0, b"x"),
+                frame(HEADERS, END_STREAM | END_HEADERS, 1, [0xbe]),
+            ]
+            .concat(),
+            Malformed,
+        ),
+        case(
+            "8.1",
             "DATA behind trailers",
             upload(&[trailers(END_STREAM, &[("x-sum", "1")]), data(END_STREAM, b"x")]),
             CLOSED,

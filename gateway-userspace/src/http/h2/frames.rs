@@ -1,6 +1,9 @@
 //! The frames of a client's connection, as they arrive: the codec answers each of them, so somebody has to see that most of
 //! them are good for something, and that heads end in time.
 //!
+//! The codec says `PROTOCOL_ERROR` of whatever it cannot read. Where the specification has another word for it that can be said
+//! without decoding heads, it is said here, and the codec gets nothing of that frame.
+//!
 //! A frame that carries nothing costs one point. Requests and data earn points, and so does what is written to the client:
 //! whoever receives data sends PING and updates of windows. When nothing is left, the connection ends.
 
@@ -18,7 +21,11 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use crate::{http::h2::batch::Batched, limits, metrics::misuse::Misuse};
+use crate::{
+    http::h2::{batch::Batched, payload::Payload},
+    limits,
+    metrics::misuse::Misuse,
+};
 
 /// Points that a connection may save up, and gets back in a second when it has none.
 const MOST_POINTS: u32 = 10 * limits::CONTROL_FRAMES;
@@ -73,6 +80,9 @@ struct Walker {
     n_unpaid: usize,
     /// The settings of the client have arrived, which come before anything else (RFC 9113, section 3.4).
     has_settings: bool,
+    /// The last stream that the client has opened.
+    last_stream: u32,
+    payload: Payload,
 }
 
 const HEADER_BYTES: usize = 9;
@@ -81,8 +91,12 @@ const PREFACE_BYTES: usize = 24;
 /// Types and flags of frames (RFC 9113, section 6).
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
@@ -100,17 +114,24 @@ impl Walker {
             refilled: Instant::now(),
             n_unpaid: 0,
             has_settings: false,
+            last_stream: 0,
+            payload: Payload::Any,
         }
     }
 
-    fn read(&mut self, mut bytes: &[u8]) -> Result<(), Misuse> {
+    /// An error comes with the number of bytes in front of what is wrong.
+    fn read(&mut self, whole: &[u8]) -> Result<(), (usize, Misuse)> {
+        let mut bytes = whole;
         while !bytes.is_empty() {
-            let skipped = self.skip.min(bytes.len());
-            bytes = bytes.get(skipped..).unwrap_or_default();
-            self.skip -= skipped;
+            let n_good = whole.len() - bytes.len();
+            let (skipped, rest) = bytes.split_at_checked(self.skip).unwrap_or((bytes, &[]));
+            self.payload.see(skipped).map_err(|misuse| (n_good, misuse))?;
+            bytes = rest;
+            self.skip -= skipped.len();
             if self.skip == 0 {
                 self.is_in_head &= !std::mem::take(&mut self.ends_head);
             }
+            let n_good = whole.len() - bytes.len();
             let room = self.header.get_mut(self.n_header..).unwrap_or_default();
             let n = room.len().min(bytes.len());
             room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
@@ -118,7 +139,7 @@ impl Walker {
             self.n_header += n;
             if self.n_header == HEADER_BYTES {
                 self.n_header = 0;
-                self.frame()?;
+                self.frame().map_err(|misuse| (n_good, misuse))?;
             }
         }
         Ok(())
@@ -126,12 +147,19 @@ impl Walker {
 
     /// The header of a frame is whole.
     fn frame(&mut self) -> Result<(), Misuse> {
-        let [a, b, c, kind, flags, ..] = self.header;
+        let [a, b, c, kind, flags, id @ ..] = self.header;
         if !self.has_settings && (kind != SETTINGS || flags & ACK != 0) {
             return Err(Misuse::Protocol);
         }
         self.has_settings = true;
         self.skip = usize::try_from(u32::from_be_bytes([0, a, b, c])).unwrap_or(usize::MAX);
+        // Within a head, nothing but its rest is allowed, whatever its size.
+        if !self.is_in_head && !has_size(kind, flags, self.skip) {
+            return Err(Misuse::FrameSize);
+        }
+        if kind != CONTINUATION {
+            self.payload = self.payload_of(kind, flags, u32::from_be_bytes(id) & 0x7fff_ffff);
+        }
         if matches!(kind, HEADERS | CONTINUATION) {
             let is_last = flags & END_HEADERS != 0;
             self.is_in_head = !is_last || self.skip > 0;
@@ -145,6 +173,19 @@ impl Walker {
             _ => return self.pay(),
         }
         Ok(())
+    }
+
+    /// What is looked for in the payload of a frame.
+    fn payload_of(&mut self, kind: u8, flags: u8, stream: u32) -> Payload {
+        match kind {
+            SETTINGS if flags & ACK == 0 => Payload::settings(),
+            HEADERS if stream > self.last_stream => {
+                self.last_stream = stream;
+                Payload::Any
+            }
+            HEADERS => Payload::trailers(flags),
+            _ => Payload::Any,
+        }
     }
 
     fn earn(&mut self, points: u32) {
@@ -166,6 +207,19 @@ impl Walker {
         self.n_unpaid += n_bytes;
         self.earn(u32::try_from(self.n_unpaid / BYTES_PER_POINT).unwrap_or(u32::MAX));
         self.n_unpaid %= BYTES_PER_POINT;
+    }
+}
+
+/// Whether a frame of this kind may be of this size (RFC 9113, section 6).
+const fn has_size(kind: u8, flags: u8, len: usize) -> bool {
+    match kind {
+        PRIORITY => len == 5,
+        RST_STREAM | WINDOW_UPDATE => len == 4,
+        SETTINGS if flags & ACK != 0 => len == 0,
+        SETTINGS => len.is_multiple_of(6),
+        PING => len == 8,
+        GOAWAY => len >= 8,
+        _ => true,
     }
 }
 
@@ -212,8 +266,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let new = buf.filled().get(before..).unwrap_or_default();
         if !new.is_empty() {
             this.seen.0.lock().n_reads += 1;
-            if let Err(misuse) = this.walker.read(new) {
+            if let Err((n_good, misuse)) = this.walker.read(new) {
                 this.seen.accuse(misuse);
+                buf.set_filled(before + n_good);
+                if n_good == 0 {
+                    // Nothing would be the end of the connection.
+                    return Poll::Pending;
+                }
             }
         }
         this.poll_head(cx);
@@ -302,8 +361,8 @@ mod tests {
     fn settings_are_first() {
         for (first, expected) in [
             (frame(SETTINGS, 0, 0), Ok(())),
-            (frame(SETTINGS, ACK, 0), Err(Misuse::Protocol)),
-            (frame(HEADERS, END_HEADERS, 1), Err(Misuse::Protocol)),
+            (frame(SETTINGS, ACK, 0), Err((PREFACE_BYTES, Misuse::Protocol))),
+            (frame(HEADERS, END_HEADERS, 1), Err((PREFACE_BYTES, Misuse::Protocol))),
         ] {
             let bytes = [vec![0; PREFACE_BYTES], first].concat();
             assert_eq!(Walker::new().read(&bytes), expected);
@@ -311,8 +370,41 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_is_kept_from_the_codec() {
+        let good = frame(PING, 0, 8);
+        let large_window = [&frame(SETTINGS, 0, 6)[..HEADER_BYTES], &[0, 4, 0x80, 0, 0, 0]].concat();
+        for (bad, n_more, misuse) in [
+            (frame(PING, 0, 7), 0, Misuse::FrameSize),
+            (frame(SETTINGS, ACK, 6), 0, Misuse::FrameSize),
+            (frame(SETTINGS, 0, 7), 0, Misuse::FrameSize),
+            (frame(RST_STREAM, 0, 5), 0, Misuse::FrameSize),
+            (frame(GOAWAY, 0, 7), 0, Misuse::FrameSize),
+            (large_window, HEADER_BYTES, Misuse::FlowControl),
+        ] {
+            let expected = Err((good.len() + n_more, misuse));
+            assert_eq!(walker().read(&[&good[..], &bad, &good].concat()), expected, "{bad:?}");
+        }
+        // The codec has a word for what stands within a head.
+        assert_eq!(walker().read(&[frame(HEADERS, 0, 3), frame(PING, 0, 7)].concat()), Ok(()));
+        // Fields of a request, and then behind it.
+        let headers = |payload: u8| {
+            let mut headers = frame(HEADERS, END_HEADERS, 1);
+            headers[HEADER_BYTES] = payload;
+            headers
+        };
+        let (head, trailers) = (headers(0x82), headers(0x8f));
+        assert_eq!(walker().read(&[&head[..], &trailers].concat()), Ok(()));
+        let expected = Err((2 * HEADER_BYTES + 1, Misuse::Protocol));
+        assert_eq!(walker().read(&[&head[..], &head].concat()), expected);
+        // In the rest of a head whose first frame is empty.
+        let mut rest = head.clone();
+        rest[3] = CONTINUATION;
+        let split = [&head[..], &frame(HEADERS, 0, 0), &rest].concat();
+        assert_eq!(walker().read(&split), Err((3 * HEADER_BYTES + 1, Misuse::Protocol)));
+    }
+
+    #[test]
     fn what_carries_nothing_is_paid_for() {
-        const PING: u8 = 6;
         let fresh = walker;
         for empty in [frame(PING, 0, 8), frame(DATA, 0, 0), frame(CONTINUATION, 0, 0), frame(77, 0, 3)] {
             let mut walker = fresh();

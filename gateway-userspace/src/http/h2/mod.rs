@@ -8,6 +8,7 @@
 mod batch;
 mod frames;
 mod gather;
+mod payload;
 mod stream;
 
 use std::{
