@@ -23,7 +23,8 @@ use bytes::Bytes;
 use gateway_userspace::{
     drain::Tasks,
     health::Outcome,
-    net::proxy_protocol,
+    net::proxy_protocol::{self, Ends},
+    network::Network,
     prober,
     snapshot::{
         Snapshot,
@@ -43,7 +44,7 @@ use support::{
     wanted::{check, simple},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 
@@ -139,6 +140,41 @@ async fn every_client_has_connections_of_its_own_and_they_end_with_it() {
         let (mut client, word) = clients.remove(0);
         assert_eq!(client.get("a.test", "/").await.unwrap().body, word.as_bytes());
         assert_eq!(endpoint.origin.connections(), 4, "{protocol:?}: the others' are not touched");
+    }
+}
+
+/// Many clients behind one load balancer, which says who they are: what is theirs is no other one's.
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_a_load_balancer_names_have_connections_of_their_own_too() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
+        let endpoint = told(None).await;
+        let addr = free_addr();
+        let mut snapshot = announced(addr, &endpoint, protocol);
+        snapshot.listeners[0].proxies = vec![Network { addr: "127.0.0.0".parse().unwrap(), prefix_bits: 8 }];
+        let proxy = Proxy::start(&snapshot);
+        let mut clients = Vec::new();
+        for (n, is_http2) in [(1, true), (2, true), (3, false), (1, true)] {
+            let source = SocketAddr::from(([192, 0, 2, n], 1_000 + u16::from(n)));
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            let header = proxy_protocol::write_v2(&Ends { source, destination: addr });
+            stream.write_all(&header).await.unwrap();
+            let client =
+                if is_http2 { Client::over_http2(stream).await } else { Client::over_http1(stream).await };
+            clients.push((client, format!("{source} for {addr}")));
+        }
+        for _ in 0..3 {
+            for (client, word) in &mut clients {
+                let answer = client.get("a.test", "/").await.unwrap();
+                assert_eq!(String::from_utf8_lossy(&answer.body), *word, "{protocol:?}");
+            }
+        }
+        // Two that say the same have theirs together.
+        assert_eq!(endpoint.origin.connections(), 3, "{protocol:?}");
+        assert_eq!(proxy.pools.samples().iter().map(|sample| sample.open).collect::<Vec<_>>(), [3]);
+        clients.truncate(2);
+        let open = || endpoint.open.load(Ordering::SeqCst) == 2;
+        eventually("those of clients that left are closed", Duration::from_secs(5), open).await;
+        assert_eq!(proxy.pools.samples().iter().map(|sample| sample.open).collect::<Vec<_>>(), [2]);
     }
 }
 

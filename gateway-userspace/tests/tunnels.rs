@@ -16,11 +16,21 @@ use std::{
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gateway_userspace::{
-    snapshot::{Snapshot, service::UpstreamProtocol},
+    snapshot::{
+        Snapshot,
+        listener::Protocol,
+        service::{EndpointTls, Trust, UpstreamProtocol},
+    },
     tunnel::Tunnels,
 };
 use http::{Method, Request, Response, StatusCode, Version};
-use support::{client, eventually, free_addr, origin::Origin, proxy::Proxy, wanted::simple};
+use support::{
+    authority::Authority,
+    client, eventually, free_addr,
+    origin::Origin,
+    proxy::Proxy,
+    wanted::{self, simple},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     net::TcpStream,
@@ -63,6 +73,8 @@ where
             socket.send(message).await.unwrap();
         }
     }
+    // Behind TLS, an end without a word would be one that somebody else may have made.
+    drop(socket.get_mut().shutdown().await);
 }
 
 async fn websocket_origin() -> Origin {
@@ -76,25 +88,28 @@ async fn websocket_origin() -> Origin {
 
 /// The same over HTTP/2, by extended CONNECT.
 async fn websocket_h2_origin() -> Origin {
-    Origin::raw(|stream| async move {
-        let mut builder = h2::server::Builder::new();
-        let mut connection = builder.enable_connect_protocol().handshake::<_, Bytes>(stream).await.unwrap();
-        while let Some(Ok((request, mut respond))) = connection.accept().await {
-            let named =
-                request.extensions().get::<h2::ext::Protocol>().map(|named| named.as_str().to_owned());
-            if request.method() != Method::CONNECT || named.as_deref() != Some("websocket") {
-                respond.send_response(Response::builder().status(418).body(()).unwrap(), true).unwrap();
-                continue;
-            }
-            assert!(request.headers().get("sec-websocket-key").is_none());
-            let sending = respond.send_response(Response::new(()), false).unwrap();
-            let stream = pump(sending, request.into_body());
-            tokio::spawn(async move {
-                echo(WebSocketStream::from_raw_socket(stream, Role::Server, None).await).await;
-            });
+    Origin::raw(serve_h2).await
+}
+
+async fn serve_h2<S>(stream: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let mut builder = h2::server::Builder::new();
+    let mut connection = builder.enable_connect_protocol().handshake::<_, Bytes>(stream).await.unwrap();
+    while let Some(Ok((request, mut respond))) = connection.accept().await {
+        let named = request.extensions().get::<h2::ext::Protocol>().map(|named| named.as_str().to_owned());
+        if request.method() != Method::CONNECT || named.as_deref() != Some("websocket") {
+            respond.send_response(Response::builder().status(418).body(()).unwrap(), true).unwrap();
+            continue;
         }
-    })
-    .await
+        assert!(request.headers().get("sec-websocket-key").is_none());
+        let sending = respond.send_response(Response::new(()), false).unwrap();
+        let stream = pump(sending, request.into_body());
+        tokio::spawn(async move {
+            echo(WebSocketStream::from_raw_socket(stream, Role::Server, None).await).await;
+        });
+    }
 }
 
 /// A stream of HTTP/2 as one of bytes.
@@ -131,7 +146,13 @@ async fn over_h2(
     addr: SocketAddr,
     protocol: &'static str,
 ) -> Result<WebSocketStream<DuplexStream>, StatusCode> {
-    let stream = TcpStream::connect(addr).await.unwrap();
+    on_h2(TcpStream::connect(addr).await.unwrap(), protocol).await
+}
+
+async fn on_h2<S>(stream: S, protocol: &'static str) -> Result<WebSocketStream<DuplexStream>, StatusCode>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
     let (sender, mut connection) = h2::client::handshake(stream).await.unwrap();
     let pings = connection.ping_pong();
     tokio::spawn(async move { drop(connection.await) });
@@ -185,6 +206,7 @@ where
     socket.send(Message::Close(Some(farewell.clone()))).await.unwrap();
     assert_eq!(socket.next().await.unwrap().unwrap(), Message::Close(Some(farewell)));
     assert!(socket.next().await.is_none());
+    drop(socket.get_mut().shutdown().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,6 +230,63 @@ async fn websocket_over_every_version_on_both_sides() {
         let bytes =
             proxy.metric(&format!("sluice_tunnel_bytes_total{{address=\"{addr}\",from=\"client\"}} "));
         assert!((6_000_000.0..6_010_000.0).contains(&bytes), "{bytes}");
+    }
+}
+
+/// An endpoint of WebSocket behind TLS, over the version that the client chooses.
+async fn secured_websocket_origin(terms: rustls::ServerConfig) -> Origin {
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(terms));
+    Origin::raw(move |stream| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(stream) = acceptor.accept(stream).await else { return };
+            if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+                serve_h2(stream).await;
+            } else if let Ok(socket) = tokio_tungstenite::accept_async(stream).await {
+                echo(socket).await;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websocket_behind_tls_on_either_side_and_on_both() {
+    let ours = Authority::new("ours");
+    for (protocol, alpn) in [(UpstreamProtocol::Http1, "http/1.1"), (UpstreamProtocol::H2, "h2")] {
+        let origin = secured_websocket_origin(ours.terms("app.internal", &[alpn], None)).await;
+        let (plain, secure) = (free_addr(), free_addr());
+        let mut snapshot = simple(plain, &[origin.addr]);
+        snapshot.services[0].protocol = protocol;
+        snapshot.services[0].tls = Some(EndpointTls {
+            server_name: "app.internal".to_owned(),
+            trust: Trust {
+                origin: "ca.pem".to_owned(),
+                pem: ours.pem.as_bytes().into(),
+                is_of_system: false,
+            },
+            certificate: None,
+        });
+        let mut https = wanted::listener("secure", secure, Protocol::Https);
+        https.certificates = vec![wanted::certificate("a.test")];
+        snapshot.routes[0].listeners.push(https.name.clone());
+        snapshot.listeners.push(https);
+        let proxy = Proxy::with_workers(&snapshot, 1);
+        tokio::time::timeout(6 * SOON, async {
+            converse(over_h1(plain).await).await;
+            converse(over_h2(plain, "websocket").await.unwrap()).await;
+            let stream = client::tls(secure, "a.test", &["http/1.1"]).await.unwrap();
+            converse(tokio_tungstenite::client_async("wss://a.test/chat", stream).await.unwrap().0).await;
+            let stream = client::tls(secure, "a.test", &["h2"]).await.unwrap();
+            converse(on_h2(stream, "websocket").await.unwrap()).await;
+        })
+        .await
+        .unwrap();
+        for addr in [plain, secure] {
+            let ended =
+                format!("sluice_tunnels_total{{address=\"{addr}\",kind=\"websocket\",outcome=\"ended\"}} ");
+            eventually("both ended", SOON, || proxy.metric(&ended) > 1.5).await;
+        }
     }
 }
 

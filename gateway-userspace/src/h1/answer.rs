@@ -69,8 +69,9 @@ pub fn parse(bytes: &Bytes, method: &Method) -> Result<Answer, Malformed> {
         (false, None) => Framing::UntilClose,
     };
     let is_kept = !facts.closes && (!is_old || facts.keeps_alive);
-    // With both, somebody in between may have read the other one (RFC 9112, section 6.3).
-    let is_clear = !(facts.is_chunked && facts.length.is_some());
+    // With both, somebody in between may have read the other one (RFC 9112, section 6.3), and HTTP/1.0 has no chunks, so that
+    // its message may end elsewhere for whoever wrote it (section 6.1).
+    let is_clear = !facts.is_chunked || (facts.length.is_none() && !is_old);
     let (mut parts, ()) = Response::new(()).into_parts();
     (parts.status, parts.headers) = (status, headers);
     parts.version = if is_old { Version::HTTP_10 } else { Version::HTTP_11 };

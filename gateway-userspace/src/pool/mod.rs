@@ -171,7 +171,7 @@ impl Pool {
         }
     }
 
-    /// The pool of one client: without shards, because one worker serves it.
+    /// The pool of one client: without shards, because one worker serves it, or few.
     fn of_client(&self, key: Key) -> Self {
         let shared = Shared { n_shards: 1, ..self.shared.clone() };
         let mut pool = Self::new(key, Arc::clone(&self.endpoint), shared);
@@ -180,7 +180,7 @@ impl Pool {
     }
 
     /// Whether it is the pool of one client beside this one.
-    fn is_beside(&self, pool: &Self) -> bool {
+    pub(super) fn is_beside(&self, pool: &Self) -> bool {
         let manner = Manner { client: None, ..self.key.manner };
         Arc::ptr_eq(&self.total, &pool.total) && manner == pool.key.manner
     }

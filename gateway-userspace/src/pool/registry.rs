@@ -97,9 +97,14 @@ impl Pools {
     /// The pool of one client beside that of all: its connections count towards the same cap.
     pub(super) fn resolve_own(&self, pool: &Arc<Pool>, client: Client) -> Arc<Pool> {
         let key = Key { manner: Manner { client: Some(client), ..pool.key.manner }, ..pool.key.clone() };
+        let mut pools = self.pools.lock();
+        // A load balancer may have several connections for one client. What is there may also be of an earlier state.
+        let there = pools.get(&key).and_then(Weak::upgrade);
+        if let Some(own) = there.filter(|own| own.is_beside(pool)) {
+            return own;
+        }
         let own = Arc::new(pool.of_client(key.clone()));
-        // Another of the same client may be there: on the same connection, but of an earlier state.
-        self.pools.lock().insert(key, Arc::downgrade(&own));
+        pools.insert(key, Arc::downgrade(&own));
         own
     }
 

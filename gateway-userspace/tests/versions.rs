@@ -1,0 +1,422 @@
+//! What versions of HTTP have to do with each other: HTTP/1.0 on either side, fields behind a body, several requests in one
+//! segment, and a side that reads nothing.
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    reason = "a test says what went wrong by failing, and its tasks end with it"
+)]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use gateway_userspace::snapshot::service::UpstreamProtocol;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::Full;
+use support::{client, client::Client, free_addr, origin::Origin, proxy::Proxy, wanted::simple};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn start(endpoint: SocketAddr, protocol: UpstreamProtocol) -> (SocketAddr, Proxy) {
+    let addr = free_addr();
+    let mut snapshot = simple(addr, &[endpoint]);
+    snapshot.services[0].protocol = protocol;
+    (addr, Proxy::with_workers(&snapshot, 1))
+}
+
+/// Reads until what was read ends so.
+async fn read_until(stream: &mut TcpStream, end: &str) -> String {
+    let mut read = Vec::new();
+    while !read.ends_with(end.as_bytes()) {
+        let byte = tokio::time::timeout(SOON, stream.read_u8()).await;
+        assert!(byte.is_ok(), "nothing follows {}", String::from_utf8_lossy(&read));
+        read.push(byte.unwrap().unwrap());
+    }
+    String::from_utf8(read).unwrap()
+}
+
+/// Whether the other side has ended the connection without another word.
+async fn is_ended(stream: &mut TcpStream) -> bool {
+    let read = tokio::time::timeout(Duration::from_millis(200), stream.read(&mut [0; 8])).await;
+    read.is_ok_and(|read| read.unwrap() == 0)
+}
+
+/// An endpoint that reads heads, and answers each with these bytes; it ends the connection where that is asked for.
+async fn answering(answer: &'static str, ends: bool) -> Origin {
+    Origin::raw(move |mut stream| async move {
+        let mut head = Vec::new();
+        while let Ok(byte) = stream.read_u8().await {
+            head.push(byte);
+            if head.ends_with(b"\r\n\r\n") {
+                head.clear();
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                if ends {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_http_1_0_is_served_once_unless_it_asks_for_more() {
+    let origin = Origin::named("a").await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
+        let (addr, _proxy) = start(origin.addr, protocol);
+        // It need not say for whom the request is.
+        let answer = client::raw(addr, b"GET /x HTTP/1.0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("seen-target: /x\r\n"), "{answer}");
+        assert!(!answer.contains("transfer-encoding") && !answer.contains("keep-alive"), "{answer}");
+        let post =
+            b"POST /x HTTP/1.0\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nbodyGET /late HTTP/1.0\r\n\r\n";
+        let answer = client::raw(addr, post).await;
+        assert!(answer.ends_with("\r\n\r\nbody"), "nothing follows: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "the second was not asked for: {answer}");
+
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        for n in 0..3 {
+            let request = format!(
+                "PUT /{n} HTTP/1.0\r\nHost: a.test\r\nConnection: keep-alive\r\nContent-Length: 4\r\n\r\nbody"
+            );
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let answer = read_until(&mut stream, "body").await;
+            // Else it would wait for the end of the connection.
+            assert!(answer.contains("connection: keep-alive\r\n"), "{answer}");
+            assert!(answer.contains("content-length: 4\r\n"), "{answer}");
+            assert!(answer.contains(&format!("seen-target: /{n}\r\n")), "{answer}");
+        }
+        stream.write_all(b"GET /last HTTP/1.0\r\n\r\n").await.unwrap();
+        let answer = read_until(&mut stream, "\r\n\r\n").await;
+        assert!(answer.contains("seen-target: /last\r\n"), "{answer}");
+        assert!(is_ended(&mut stream).await, "this one did not ask for more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_http_1_0_gets_what_has_no_length_until_the_end_of_the_connection() {
+    let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n4\r\n two\r\n0\r\nx-behind: 1\r\n\r\n";
+    let origin = answering(chunks, false).await;
+    let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1);
+    for option in ["", "Connection: keep-alive\r\n"] {
+        let request = format!("GET / HTTP/1.0\r\nHost: a.test\r\n{option}\r\n");
+        let answer = client::raw(addr, request.as_bytes()).await;
+        assert!(answer.ends_with("\r\n\r\none two"), "{answer}");
+        for field in ["transfer-encoding", "content-length", "keep-alive", "x-behind"] {
+            assert!(!answer.to_lowercase().contains(field), "{field}: {answer}");
+        }
+    }
+    assert_eq!(origin.connections(), 1, "towards the endpoint it is one connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_of_http_1_0_is_understood_and_reused_only_where_it_says_so() {
+    for (answer, ends, n_connections) in [
+        // Until the end of the connection.
+        ("HTTP/1.0 200 OK\r\n\r\nbody", true, 4),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nbody", true, 4),
+        // It would go on, but did not say so.
+        ("HTTP/1.0 200 OK\r\nContent-Length: 4\r\n\r\nbody", false, 4),
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 4\r\n\r\nbody", false, 1),
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive, close\r\nContent-Length: 4\r\n\r\nbody", false, 4),
+        // Chunks are not spoken there (RFC 9112, section 6.1), whatever it says.
+        (
+            "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+            false,
+            4,
+        ),
+        // One that says so, and then ends without a length.
+        ("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\nbody", true, 4),
+    ] {
+        let origin = answering(answer, ends).await;
+        let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1);
+        for mut client in [Client::http1(addr).await, Client::http2(addr).await] {
+            for _ in 0..2 {
+                let got = client.get("a.test", "/").await.unwrap();
+                assert_eq!((got.status.as_u16(), &got.body[..]), (200, &b"body"[..]), "{answer:?}");
+            }
+        }
+        assert_eq!(origin.connections(), n_connections, "{answer:?}");
+    }
+}
+
+/// What an endpoint got: fields in front of a body and fields behind it.
+type Got = Arc<Mutex<Vec<(String, String)>>>;
+
+/// Reads a body in chunks with fields behind it, and answers in the same way.
+async fn trailing_h1(got: Got) -> Origin {
+    Origin::raw(move |mut stream| {
+        let got = Arc::clone(&got);
+        async move {
+            while let Some(head) = head(&mut stream).await {
+                let body = read_until(&mut stream, "0\r\n").await;
+                assert!(body.starts_with("4\r\nbody\r\n"), "{body:?}");
+                let behind = read_until(&mut stream, "\r\n\r\n").await;
+                got.lock().unwrap().push((head, behind));
+                let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-answer: 42\r\nx-more: 1\r\n\r\n";
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+async fn head(stream: &mut TcpStream) -> Option<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.ok()?);
+    }
+    Some(String::from_utf8(head).unwrap())
+}
+
+/// The same over HTTP/2.
+async fn trailing_h2(got: Got) -> Origin {
+    Origin::raw(move |stream| {
+        let got = Arc::clone(&got);
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let got = Arc::clone(&got);
+                tokio::spawn(async move {
+                    let (parts, mut body) = request.into_parts();
+                    let mut bytes = Vec::new();
+                    while let Some(data) = body.data().await {
+                        bytes.extend_from_slice(&data.unwrap());
+                    }
+                    assert_eq!(bytes, b"body");
+                    let trailers = body.trailers().await.unwrap().unwrap_or_default();
+                    got.lock().unwrap().push((text(&parts.headers), text(&trailers)));
+                    let mut stream = respond.send_response(Response::new(()), false).unwrap();
+                    stream.send_data(Bytes::from_static(b"ok"), false).unwrap();
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("x-answer", HeaderValue::from_static("42"));
+                    trailers.insert("x-more", HeaderValue::from_static("1"));
+                    stream.send_trailers(trailers).unwrap();
+                });
+            }
+        }
+    })
+    .await
+}
+
+fn text(fields: &HeaderMap) -> String {
+    let line = |(name, value): (&http::HeaderName, &HeaderValue)| {
+        [name.as_str(), ": ", value.to_str().unwrap(), "\r\n"].concat()
+    };
+    fields.iter().map(line).collect()
+}
+
+/// What is in front of the body of the response, the body, and what is behind it.
+async fn send_h1(addr: SocketAddr) -> (String, String, String) {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let request = "POST / HTTP/1.1\r\nHost: a.test\r\nTE: trailers\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-sum: 7\r\nx-next: 8\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let head = read_until(&mut stream, "\r\n\r\n").await;
+    let body = read_until(&mut stream, "\r\n0\r\n").await;
+    (head, body, read_until(&mut stream, "\r\n\r\n").await)
+}
+
+async fn send_h2(addr: SocketAddr) -> (String, String, String) {
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(async move { drop(connection.await) });
+    let request = Request::post("http://a.test/").header("te", "trailers").header("trailer", "x-sum");
+    let (response, mut stream) =
+        sender.ready().await.unwrap().send_request(request.body(()).unwrap(), false).unwrap();
+    stream.send_data(Bytes::from_static(b"body"), false).unwrap();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-sum", HeaderValue::from_static("7"));
+    trailers.insert("x-next", HeaderValue::from_static("8"));
+    stream.send_trailers(trailers).unwrap();
+    let (parts, mut body) = response.await.unwrap().into_parts();
+    let mut bytes = Vec::new();
+    while let Some(data) = body.data().await {
+        bytes.extend_from_slice(&data.unwrap());
+    }
+    let trailers = body.trailers().await.unwrap().unwrap_or_default();
+    (text(&parts.headers), String::from_utf8(bytes).unwrap(), text(&trailers))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_behind_a_body_stay_behind_it_in_both_directions_and_every_version() {
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
+        let got = Got::default();
+        let origin = match protocol {
+            UpstreamProtocol::Http1 => trailing_h1(Arc::clone(&got)).await,
+            UpstreamProtocol::H2c | UpstreamProtocol::H2 => trailing_h2(Arc::clone(&got)).await,
+        };
+        let (addr, _proxy) = start(origin.addr, protocol);
+        for version in [1, 2] {
+            let sent = async { if version == 1 { send_h1(addr).await } else { send_h2(addr).await } };
+            let (head, body, behind) = tokio::time::timeout(SOON, sent).await.unwrap();
+            let what = format!("HTTP/{version} to {protocol:?}");
+            assert!(!head.contains("x-answer") && !head.contains("x-more"), "{what}: {head}");
+            assert_eq!(body, if version == 1 { "2\r\nok\r\n0\r\n" } else { "ok" }, "{what}");
+            assert!(
+                behind.contains("x-answer: 42\r\n") && behind.contains("x-more: 1\r\n"),
+                "{what}: {behind}"
+            );
+            let (head, behind) = got.lock().unwrap().pop().unwrap();
+            assert!(!head.contains("x-sum:") && !head.contains("x-next"), "{what}: {head}");
+            assert!(head.contains("trailer: x-sum\r\n"), "whoever wants to know is told: {what}: {head}");
+            assert!(behind.contains("x-sum: 7\r\n") && behind.contains("x-next: 8\r\n"), "{what}: {behind}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_one_segment_are_answered_in_their_order_also_when_the_first_is_slow() {
+    const SLOW: Duration = Duration::from_millis(300);
+    let under_way = Arc::new(AtomicUsize::new(0));
+    let (counter, most) = (Arc::clone(&under_way), Arc::new(AtomicUsize::new(0)));
+    let top = Arc::clone(&most);
+    let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), move |request| {
+        let (counter, top) = (Arc::clone(&counter), Arc::clone(&top));
+        async move {
+            let path = request.uri().path().to_owned();
+            top.fetch_max(counter.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            if path.ends_with("slow") {
+                tokio::time::sleep(SLOW).await;
+            }
+            counter.fetch_sub(1, Ordering::SeqCst);
+            Response::new(Full::new(Bytes::from(format!("<{path}>"))))
+        }
+    })
+    .await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
+        let (addr, _proxy) = start(origin.addr, protocol);
+        let paths = ["/slow", "/1", "/2/slow", "/3", "/4"];
+        let mut bytes: String = paths
+            .iter()
+            .map(|path| match *path {
+                "/3" => format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"),
+                _ => format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"),
+            })
+            .collect();
+        bytes.push_str("GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let started = Instant::now();
+        let answer = client::raw(addr, bytes.as_bytes()).await;
+        assert!(started.elapsed() >= 2 * SLOW, "{:?}", started.elapsed());
+        let order: Vec<&str> =
+            answer.split('<').skip(1).map(|rest| rest.split('>').next().unwrap()).collect();
+        assert_eq!(order, ["/slow", "/1", "/2/slow", "/3", "/4", "/last"], "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 6, "{answer}");
+    }
+    // What a client may not have meant to be sent, should an earlier answer end the connection, is not begun with.
+    assert_eq!(most.load(Ordering::SeqCst), 1, "one after the other");
+}
+
+/// Bytes that are sent in a test of who reads nothing: more than the buffers of two connections hold.
+const MUCH: usize = 96 * 1024 * 1024;
+/// Bytes that the kernel's buffers of two connections on loopback and the agent's may hold together.
+const HELD: usize = 40 * 1024 * 1024;
+
+/// The number once it stops growing.
+async fn settled(n_bytes: &AtomicUsize) -> usize {
+    let (mut before, started) = (usize::MAX, Instant::now());
+    loop {
+        let now = n_bytes.load(Ordering::SeqCst);
+        if now == before && now > 0 {
+            return now;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "it does not stop: {now}");
+        before = now;
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+}
+
+/// Writes so much, and counts.
+async fn pour(stream: &mut (impl tokio::io::AsyncWrite + Unpin), n_bytes: &AtomicUsize) {
+    let piece = vec![b'x'; 64 * 1024];
+    let mut left = MUCH;
+    while left > 0 {
+        let n = stream.write(&piece[..left.min(piece.len())]).await.unwrap();
+        left -= n;
+        n_bytes.fetch_add(n, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_stops_the_endpoint_over_http_1() {
+    let n_written = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&n_written);
+    let origin = Origin::raw(move |mut stream| {
+        let counter = Arc::clone(&counter);
+        async move {
+            head(&mut stream).await.unwrap();
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {MUCH}\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            pour(&mut stream, &counter).await;
+        }
+    })
+    .await;
+    let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1);
+    let mut client = TcpStream::connect(addr).await.unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let held = settled(&n_written).await;
+    assert!(held < HELD, "{held} bytes are held for a client that reads nothing");
+    // Nothing is lost when it does.
+    let answer = read_until(&mut client, "\r\n\r\n").await;
+    assert!(answer.contains(&format!("content-length: {MUCH}\r\n")), "{answer}");
+    let (mut room, mut n_read) = (vec![0; 256 * 1024], 0);
+    while n_read < MUCH {
+        let n = tokio::time::timeout(SOON, client.read(&mut room)).await.unwrap().unwrap();
+        assert!(n > 0 && room[..n].iter().all(|byte| *byte == b'x'), "after {n_read} bytes");
+        n_read += n;
+    }
+    assert_eq!((n_read, n_written.load(Ordering::SeqCst)), (MUCH, MUCH));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_reads_nothing_stops_the_client_over_http_1() {
+    let may_read = Arc::new(tokio::sync::Notify::new());
+    let wake = Arc::clone(&may_read);
+    let origin = Origin::raw(move |mut stream| {
+        let wake = Arc::clone(&wake);
+        async move {
+            head(&mut stream).await.unwrap();
+            wake.notified().await;
+            let (mut room, mut n_read) = (vec![0; 256 * 1024], 0);
+            while n_read < MUCH {
+                let n = stream.read(&mut room).await.unwrap();
+                assert!(n > 0, "after {n_read} bytes");
+                n_read += n;
+            }
+            let answer = format!("HTTP/1.1 200 OK\r\nX-Read: {n_read}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1);
+    let (mut from, mut to) = TcpStream::connect(addr).await.unwrap().into_split();
+    let request = format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {MUCH}\r\n\r\n");
+    to.write_all(request.as_bytes()).await.unwrap();
+    let n_written = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&n_written);
+    let pouring = tokio::spawn(async move {
+        pour(&mut to, &counter).await;
+        to
+    });
+    let held = settled(&n_written).await;
+    assert!(held < HELD, "{held} bytes are held for an endpoint that reads nothing");
+    may_read.notify_one();
+    let _to = tokio::time::timeout(4 * SOON, pouring).await.unwrap().unwrap();
+    let mut answer = vec![0; 4096];
+    let n = tokio::time::timeout(SOON, from.read(&mut answer)).await.unwrap().unwrap();
+    let answer = String::from_utf8_lossy(&answer[..n]).to_lowercase();
+    assert!(answer.starts_with("http/1.1 200 ok") && answer.contains(&format!("x-read: {MUCH}")), "{answer}");
+}
