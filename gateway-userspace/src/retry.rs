@@ -17,6 +17,8 @@ pub struct Policy {
     pub attempts: usize,
     /// Statuses of endpoints that call for another try.
     pub statuses: Vec<RangeInclusive<u16>>,
+    /// Statuses of calls of gRPC that call for another try, whatever the method.
+    pub calls: Calls,
     /// Wait before the first retry; it doubles with each, up to tenfold.
     pub backoff: Duration,
     /// Whether somebody asked for retries: then also a try that took too long is repeated, and endpoints that were tried
@@ -29,13 +31,19 @@ impl Policy {
     pub const DEFAULT: Self = Self {
         attempts: limits::RETRIES,
         statuses: Vec::new(),
+        calls: Calls::NONE,
         backoff: limits::RETRY_BACKOFF,
         is_written: false,
     };
 
     /// Once, whatever comes of it.
-    pub const NEVER: Self =
-        Self { attempts: 0, statuses: Vec::new(), backoff: limits::RETRY_BACKOFF, is_written: false };
+    pub const NEVER: Self = Self {
+        attempts: 0,
+        statuses: Vec::new(),
+        calls: Calls::NONE,
+        backoff: limits::RETRY_BACKOFF,
+        is_written: false,
+    };
 
     /// Whether this status calls for another try.
     pub fn includes(&self, status: u16) -> bool {
@@ -52,6 +60,41 @@ impl Policy {
         } else {
             least.mul_f64(fastrand::f64())
         }
+    }
+}
+
+/// Statuses of gRPC, as a set of their numbers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Calls(u32);
+
+impl Calls {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+
+    /// Words for those that a call may be repeated after, and their numbers (gRPC's document `statuscodes.md`).
+    pub const WORDS: [(&str, u8); 5] = [
+        ("cancelled", 1),
+        ("deadline-exceeded", 4),
+        ("internal", 13),
+        ("resource-exhausted", 8),
+        ("unavailable", 14),
+    ];
+
+    /// With one more.
+    #[must_use]
+    pub const fn with(self, number: u8) -> Self {
+        Self(self.0 | (1 << (number % 32)))
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether a value of `grpc-status` is one of them.
+    pub fn includes(self, value: &[u8]) -> bool {
+        let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<u8>().ok());
+        number.is_some_and(|number| number < 32 && self.0 & (1 << number) != 0)
     }
 }
 
@@ -137,6 +180,17 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statuses_of_calls_are_numbers() {
+        let calls = Calls::NONE.with(14).with(1);
+        for (value, expected) in
+            [("14", true), ("1", true), ("0", false), ("4", false), ("33", false), ("46", false), ("", false)]
+        {
+            assert_eq!(calls.includes(value.as_bytes()), expected, "{value}");
+        }
+        assert!(Calls::NONE.is_empty() && !calls.is_empty() && !Calls::NONE.includes(b"0"));
+    }
     use crate::clock::Clock;
 
     fn granted(budget: &Budget, worker: usize, now: Instant) -> usize {

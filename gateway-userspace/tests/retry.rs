@@ -65,6 +65,7 @@ fn policy(attempts: usize, statuses: &[u16]) -> retry::Policy {
     retry::Policy {
         attempts,
         statuses: statuses.iter().map(|status| *status..=*status).collect(),
+        calls: retry::Calls::NONE,
         backoff: Duration::from_millis(10),
         is_written: true,
     }
@@ -261,5 +262,84 @@ async fn a_long_body_is_sent_once() {
             Request::put("/").header("host", "a.test").body(Full::new(Bytes::from(vec![b'x'; len]))).unwrap();
         let _answer = Client::http1(addr).await.send(request).await;
         assert_eq!(origin.requests(), n_requests, "{len} bytes");
+    }
+}
+
+/// Refuses so many calls with this status of gRPC, in a head alone or behind a message, and then answers.
+async fn refusing(n: usize, status: &'static str, is_alone: bool) -> Origin {
+    let left = Arc::new(AtomicUsize::new(n));
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&requests);
+    let mut origin = Origin::raw(move |stream| {
+        let (left, counter) = (Arc::clone(&left), Arc::clone(&counter));
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                counter.fetch_add(1, Ordering::SeqCst);
+                let fails =
+                    left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+                tokio::spawn(async move {
+                    let mut body = request.into_body();
+                    let mut message = Vec::new();
+                    while let Some(Ok(data)) = body.data().await {
+                        message.extend_from_slice(&data);
+                    }
+                    let head = Response::builder().header("content-type", "application/grpc");
+                    if fails && is_alone {
+                        let head = head.header("grpc-status", status).body(()).unwrap();
+                        respond.send_response(head, true).unwrap();
+                        return;
+                    }
+                    let mut stream = respond.send_response(head.body(()).unwrap(), false).unwrap();
+                    stream.send_data(Bytes::from(message), false).unwrap();
+                    let mut trailers = http::HeaderMap::new();
+                    let status = if fails { status } else { "0" };
+                    trailers.insert("grpc-status", http::HeaderValue::from_static(status));
+                    stream.send_trailers(trailers).unwrap();
+                });
+            }
+        }
+    })
+    .await;
+    origin.requests = requests;
+    origin
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_repeated_after_listed_statuses_of_grpc_where_nothing_stood_in_front() {
+    const UNAVAILABLE: &str = "14";
+    const NOT_FOUND: &str = "5";
+    for (n, status, is_alone, kind, is_listed, n_requests) in [
+        (2, UNAVAILABLE, true, "application/grpc", true, 3),
+        (2, UNAVAILABLE, true, "application/grpc+proto", true, 3),
+        (5, UNAVAILABLE, true, "application/grpc", true, 4),
+        // Not listed, and listed nowhere.
+        (2, NOT_FOUND, true, "application/grpc", true, 1),
+        (2, UNAVAILABLE, true, "application/grpc", false, 1),
+        // A message is on its way to the client.
+        (2, UNAVAILABLE, false, "application/grpc", true, 1),
+        // Whoever does not speak gRPC may mean something else by that field.
+        (2, UNAVAILABLE, true, "text/plain", true, 1),
+    ] {
+        let (origin, addr) = (refusing(n, status, is_alone).await, free_addr());
+        let mut policy = policy(3, &[503]);
+        if is_listed {
+            policy.calls = retry::Calls::NONE.with(14).with(1);
+        }
+        let mut snapshot = with(addr, &[origin.addr], &policy);
+        snapshot.services[0].protocol = UpstreamProtocol::H2c;
+        let proxy = Proxy::with_workers(&snapshot, 1);
+        let request = Request::post("http://a.test/api.Shop/Buy").header("content-type", kind);
+        let request = request.body(Full::new(Bytes::from_static(b"\0\0\0\0\x01m"))).unwrap();
+        let answer = Client::http2(addr).await.send(request).await.unwrap();
+        let what = format!("{n} times {status}, {kind}");
+        assert_eq!((answer.status.as_u16(), origin.requests()), (200, n_requests), "{what}");
+        let is_done = n_requests == n + 1;
+        let is_told = if is_done || !is_alone { "" } else { status };
+        assert_eq!(answer.header("grpc-status"), is_told, "{what}");
+        let message: &[u8] = if is_done || !is_alone { b"\0\0\0\0\x01m" } else { b"" };
+        assert_eq!(answer.body, message, "{what}: every try has the whole message");
+        let retries = "sluice_upstream_retries_total{service=\"api\"}";
+        assert_eq!(proxy.metric(retries), (n_requests - 1) as f64, "{what}");
     }
 }

@@ -4,6 +4,7 @@ use std::{io, time::Duration};
 
 use futures_util::FutureExt as _;
 use http::{Response, request::Parts};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     http::{
         Downstream, Worker,
         body::ResponseBody,
-        fault::{Fault, Kind, Retry},
+        fault::{Fault, Kind, Language, Retry},
         header,
         interim::Bounded,
     },
@@ -210,8 +211,11 @@ impl Forward<'_> {
         n_retries: usize,
     ) -> Result<Forwarded, Failed> {
         let retry = self.retry;
-        let is_wanted = n_retries < retry.attempts && retry.includes(forwarded.response.status().as_u16());
-        if !is_wanted || !message.is_idempotent() || !self.withdraw() || !message.restore(keeper) {
+        let response = &forwarded.response;
+        let is_wanted = n_retries < retry.attempts
+            && ((retry.includes(response.status().as_u16()) && message.is_idempotent())
+                || (!retry.calls.is_empty() && message.is_refused_call(response, retry.calls)));
+        if !is_wanted || !self.withdraw() || !message.restore(keeper) {
             spare::keep_fields(std::mem::take(&mut message.head.headers));
             return Ok(forwarded);
         }
@@ -300,6 +304,15 @@ impl Message {
     /// A request as the endpoint gets it.
     pub(super) const fn new(head: Parts, body: RequestBody) -> Self {
         Self { head, body }
+    }
+
+    /// Whether a call of gRPC came to nothing but one of these statuses, in a head that ends the response: whoever lists them
+    /// says that calls may be repeated then, which their method does not tell.
+    fn is_refused_call(&self, response: &Response<Incoming>, calls: retry::Calls) -> bool {
+        let status = response.headers().get("grpc-status");
+        status.is_some_and(|status| calls.includes(status.as_bytes()))
+            && response.body().is_end_stream()
+            && Language::of(&self.head) == Language::Grpc
     }
 
     fn is_idempotent(&self) -> bool {

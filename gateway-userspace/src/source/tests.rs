@@ -37,6 +37,8 @@ use crate::{
     target::{Delimiters, Escaped, Repeated, Rules},
 };
 
+const LATER: Duration = Duration::from_millis(100);
+const CALLS: retry::Calls = retry::Calls::NONE.with(14).with(1);
 const KEEPING: Rules =
     Rules { repeated: Repeated::Keep, escaped: Escaped::Keep, delimiters: Delimiters::Reject };
 
@@ -115,7 +117,7 @@ fn the_full_file_comes_to_what_it_says() {
     assert_eq!(rule.matches[0].query, [("v".to_owned(), Text::Exact("2".to_owned()))]);
     assert_eq!((rule.backends[0].weight, rule.backends[1].weight), (3, 1));
     assert_eq!(rule.request_timeout, Some(Duration::from_secs(10)));
-    assert_eq!((rule.retry.attempts, rule.retry.backoff), (3, Duration::from_millis(100)));
+    assert_eq!((rule.retry.attempts, rule.retry.backoff, rule.retry.calls), (3, LATER, CALLS));
     assert!(rule.retry.includes(503) && rule.retry.includes(500) && !rule.retry.includes(501));
     assert_eq!(snapshot.routes[0].rules[1].retry, retry::Policy::DEFAULT);
     let tunnels = rule.tunnels;

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use crate::{
     config::read::Wrong,
     pattern::{self, Pattern},
+    retry::Calls,
     snapshot::listener::Hostname,
     target,
 };
@@ -256,6 +257,15 @@ pub fn statuses(text: &str) -> Result<RangeInclusive<u16>, Wrong> {
         return Err(Wrong::new("it ends before it begins", format!("write {last}-{first}")));
     }
     Ok(first..=last)
+}
+
+/// The number of a status of gRPC that a call may be repeated after.
+pub fn call_status(text: &str) -> Result<u8, Wrong> {
+    let known = Calls::WORDS.iter().find(|(word, _)| *word == text);
+    known.map(|(_, number)| *number).ok_or_else(|| {
+        let words = Calls::WORDS.map(|(word, _)| word).join(", ");
+        Wrong::new("calls are not repeated after such a status", format!("write one of {words}"))
+    })
 }
 
 /// Letters of a name, as DNS and Kubernetes have it.

@@ -238,10 +238,12 @@ fn tunnel_rules(view: &View<'_>) -> Option<Located<Tunnels>> {
 fn retry_policy(view: &View<'_>) -> Option<Located<retry::Policy>> {
     let attempts = view.integer("attempts");
     let statuses = view.texts("statuses", text::statuses);
+    let calls = view.texts("grpcStatuses", text::call_status);
     let backoff = view.duration("backoff");
     let value = retry::Policy {
         attempts: attempts?.value,
         statuses: statuses.into_iter().map(|range| range.value).collect(),
+        calls: calls.into_iter().fold(retry::Calls::NONE, |calls, number| calls.with(number.value)),
         backoff: backoff?.value,
         is_written: true,
     };

@@ -15,6 +15,14 @@ const TIMEOUT: Shape = Shape::Duration { min: Duration::ZERO, max: Duration::fro
 
 text!(STATUSES, "a status or a range of statuses", "502-504", "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$", true);
 
+text!(
+    GRPC_STATUSES,
+    "a status of gRPC",
+    "unavailable",
+    "^(cancelled|deadline-exceeded|internal|resource-exhausted|unavailable)$",
+    false
+);
+
 /// When requests are sent again.
 pub(super) static RETRY: Table = Table {
     name: "retry",
@@ -34,6 +42,15 @@ pub(super) static RETRY: Table = Table {
             shape: Shape::List(&List { item: Shape::Text(&STATUSES), min: 1, max: 16 }),
             presence: Absent("no status"),
             doc: "Statuses of endpoints that call for another try.",
+        },
+        Field {
+            key: "grpcStatuses",
+            shape: Shape::List(&List { item: Shape::Text(&GRPC_STATUSES), min: 1, max: 5 }),
+            presence: Absent("no status"),
+            doc: "Statuses of endpoints that call for another try of a call of gRPC, where nothing stood in front of them: \
+                  `cancelled`, `deadline-exceeded`, `internal`, `resource-exhausted`, `unavailable`. All calls are POST, so \
+                  that nobody can tell whether doing one twice does harm: write this only for methods of which you know that \
+                  it does none.",
         },
         Field {
             key: "backoff",
