@@ -1,5 +1,5 @@
 //! Connections that belong to one client, because they begin with a word about who that is. They are held by the client's
-//! own connection, and end with it.
+//! own connection, and end with it; where a load balancer has several connections for one client, with the last of these.
 
 use std::sync::Arc;
 

@@ -158,7 +158,11 @@ async fn a_client_keeps_its_pools_to_a_bound_and_they_count_with_that_of_all() {
     let own = own::Own::new(ends);
     let first = own.resolve(&bench.pools, &bench.pool);
     assert!(Arc::ptr_eq(&first, &own.resolve(&bench.pools, &bench.pool)));
-    assert!(!Arc::ptr_eq(&first, &own::Own::new(ends).resolve(&bench.pools, &bench.pool)));
+    let same = own::Own::new(ends).resolve(&bench.pools, &bench.pool);
+    assert!(Arc::ptr_eq(&first, &same), "another connection of the same client");
+    let other = Client { destination: SocketAddr::from(([127, 0, 0, 1], 1)), ..ends };
+    assert!(!Arc::ptr_eq(&first, &own::Own::new(other).resolve(&bench.pools, &bench.pool)));
+    drop(same);
     assert_eq!((first.client(), bench.pool.client()), (Some(ends), None));
     let lease = first.open(1, connect(bench.addr)).await.unwrap();
     assert_eq!((first.open_count(), bench.pool.open_count()), (1, 0));
@@ -172,7 +176,7 @@ async fn a_client_keeps_its_pools_to_a_bound_and_they_count_with_that_of_all() {
         let endpoint = registry.resolve(&EndpointId { service: ServiceName::new("s"), addr });
         own.resolve(&bench.pools, &bench.pools.resolve(&endpoint, Protocol::Http1.into()));
     }
-    assert!(!Arc::ptr_eq(&first, &own.resolve(&bench.pools, &bench.pool)), "it was given up");
+    assert_eq!(Arc::strong_count(&first), 1, "it was given up");
     drop((first, own));
     assert_eq!(bench.pool.total.load(Ordering::Relaxed), 0, "its connections end with the last who holds it");
 }
