@@ -185,6 +185,8 @@ impl Reason {
 #[derive(Debug)]
 pub struct Endpoint {
     id: EndpointId,
+    /// Its address and port, printed.
+    text: Box<str>,
     checked: Checked,
     is_out: AtomicBool,
     draining: AtomicBool,
@@ -202,6 +204,11 @@ impl Endpoint {
     /// Service and address.
     pub const fn id(&self) -> &EndpointId {
         &self.id
+    }
+
+    /// Address and port as text, which the log of every request has.
+    pub const fn addr_text(&self) -> &str {
+        &self.text
     }
 
     /// Address and port.
@@ -424,6 +431,7 @@ impl Registry {
         }
         let endpoint = Arc::new(Endpoint {
             id: id.clone(),
+            text: id.addr.to_string().into_boxed_str(),
             checked: Checked::default(),
             is_out: AtomicBool::new(false),
             draining: AtomicBool::new(false),

@@ -26,7 +26,7 @@ use crate::{
 /// Lines on their way to the output.
 #[derive(Debug)]
 pub struct Log {
-    fields: Fields,
+    keys: Keys,
     sample_percent: u32,
     shards: Box<[Shard]>,
     signal: Signal,
@@ -52,17 +52,18 @@ struct State {
     is_closed: bool,
 }
 
-/// Which fields a line has.
-#[derive(Clone, Copy, Debug)]
-struct Fields(u32);
+/// How each field of a line begins: comma, name and colon. Nothing for a field that lines do not have.
+#[derive(Debug)]
+struct Keys(Box<[Option<Box<[u8]>>]>);
 
-impl Fields {
+impl Keys {
     fn new(fields: &[AccessField]) -> Self {
-        Self(fields.iter().fold(0, |bits, field| bits | 1 << field.index()))
+        let key = |field: &AccessField| format!(",\"{}\":", field.as_str()).into_bytes().into_boxed_slice();
+        Self(AccessField::ALL.iter().map(|field| fields.contains(field).then(|| key(field))).collect())
     }
 
-    const fn has(self, field: AccessField) -> bool {
-        self.0 & 1 << field.index() != 0
+    fn of(&self, field: AccessField) -> Option<&[u8]> {
+        self.0.get(field.index())?.as_deref()
     }
 }
 
@@ -79,7 +80,7 @@ impl Log {
 
     fn new(settings: &AccessSettings, metrics: &Arc<Metrics>) -> Self {
         Self {
-            fields: Fields::new(&settings.fields),
+            keys: Keys::new(&settings.fields),
             sample_percent: settings.sample_percent,
             shards: (0..metrics.n_workers()).map(|_| Shard::default()).collect(),
             signal: Signal::default(),

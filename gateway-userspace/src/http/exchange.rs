@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Method, Response, StatusCode, header as names, request::Parts, uri::PathAndQuery};
+use http::{
+    HeaderValue, Method, Response, StatusCode, Version, header as names, request::Parts, uri::PathAndQuery,
+};
 use tokio::time::Sleep;
 
 use crate::{
@@ -80,7 +82,7 @@ pub(super) async fn run(
         }
         counted.fault(worker.idx, fault.kind);
         if let Some(line) = &mut line {
-            line.display(AccessField::Fault, fault.kind.as_str());
+            line.word(AccessField::Fault, fault.kind.as_str());
         }
         fault.response(language)
     });
@@ -120,7 +122,7 @@ fn begin(worker: &Worker, downstream: &Downstream, parts: &Parts, started: Insta
     }
     let target = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
     line.text(AccessField::Target, target.as_bytes());
-    line.display(AccessField::Protocol, format_args!("{:?}", parts.version));
+    line.word(AccessField::Protocol, version(parts.version));
     if let Some(agent) = parts.headers.get(names::USER_AGENT) {
         line.text(AccessField::UserAgent, agent.as_bytes());
     }
@@ -238,6 +240,15 @@ struct Client<'a> {
     interim: &'a dyn Interim,
 }
 
+/// A version of HTTP, as the access log names it.
+const fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "HTTP/1.0",
+        Version::HTTP_2 => "HTTP/2.0",
+        _ => "HTTP/1.1",
+    }
+}
+
 /// Answers, or makes what the endpoint gets and sends it.
 async fn serve(
     worker: &Worker,
@@ -250,8 +261,8 @@ async fn serve(
     let Routed { listener, rule, prefix_bytes, wanted } = routed;
     let parts = &mut message.head;
     if let Some(line) = line {
-        line.display(AccessField::Listener, &listener.name);
-        line.display(AccessField::Route, &rule.route);
+        line.word(AccessField::Listener, listener.name.as_str());
+        line.word(AccessField::Route, rule.route.as_str());
     }
     let timeout = deadline::of(rule.request_timeout, parts);
     let filters = rule.filters.as_deref();
@@ -264,7 +275,7 @@ async fn serve(
     let backend = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
     let service = &backend.service;
     if let Some(line) = line {
-        line.display(AccessField::Service, &service.definition().name);
+        line.word(AccessField::Service, service.definition().name.as_str());
     }
     let onward = header::Onward {
         downstream,
@@ -303,7 +314,7 @@ async fn serve(
 
 fn note(line: &mut Option<Box<Line>>, forwarded: &Forwarded) {
     if let Some(line) = line {
-        line.display(AccessField::Endpoint, forwarded.lease.endpoint().addr());
+        line.word(AccessField::Endpoint, forwarded.lease.endpoint().addr_text());
         line.number(AccessField::Retries, u64::try_from(forwarded.n_retries).unwrap_or(u64::MAX));
     }
 }

@@ -14,11 +14,14 @@ const LEN: usize = 55;
 pub fn propagate(headers: &mut HeaderMap, settings: TraceSettings) {
     let mut values = headers.get_all(TRACEPARENT).iter();
     let (first, second) = (values.next(), values.next());
+    let is_there = first.is_some();
     if second.is_none() && first.is_some_and(|value| is_valid(value.as_bytes())) {
         return;
     }
+    if is_there {
+        headers.remove(TRACEPARENT);
+    }
     // The state belongs to a context that cannot be read (section 3.3.1).
-    headers.remove(TRACEPARENT);
     headers.remove(TRACESTATE);
     if settings.is_created {
         let flags = u8::from(fastrand::u32(..100) < settings.sampled_percent);

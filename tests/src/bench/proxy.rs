@@ -353,7 +353,10 @@ fn bare(ns: &Ns, dir: &Path, plain: u16, secure: u16) -> Result<Process> {
 
 fn sluice(ns: &Ns, dir: &Path, name: &str, program: &Path, plain: u16, secure: u16) -> Result<Process> {
     let file = dir.join(format!("{plain}.yaml"));
-    fs::write(&file, rivals::sluice(plain, secure, &dir.join(format!("{name}.access.log"))))?;
+    // Not beside the file that the agent watches, where nobody has logs either.
+    let logs = dir.join("logs");
+    fs::create_dir_all(&logs)?;
+    fs::write(&file, rivals::sluice(plain, secure, &logs.join(format!("{name}.access.log"))))?;
     let (program, file) = (program.display().to_string(), file.display().to_string());
     Process::start(ns, CORE, &[&program, "agent", "--config", &file], &dir.join(format!("{name}.log")))
 }
