@@ -71,20 +71,14 @@ impl Memory {
     /// Looks at it, for ever.
     pub async fn watch(&self) {
         let mut ticks = tokio::time::interval(LOOK);
-        let mut n_looks = 0_u32;
+        let mut giving = GiveBack::default();
         loop {
             ticks.tick().await;
             let Some(most) = self.most_bytes else { return };
             let mut used = resident().unwrap_or(0);
-            if used > most {
-                // What was freed may still be held: then it counts, and would for as long as nothing is begun.
-                if n_looks.is_multiple_of(GIVE_BACK_LOOKS) {
-                    sys::give_back();
-                    used = resident().unwrap_or(0);
-                }
-                n_looks = n_looks.wrapping_add(1);
-            } else {
-                n_looks = 0;
+            if giving.is_due(self.level(), used > most) {
+                sys::give_back();
+                used = resident().unwrap_or(0);
             }
             self.look(used, most);
         }
@@ -103,6 +97,26 @@ impl Memory {
                 tracing::warn!(used_mib, most_mib, "memory is scarce: requests and connections are refused");
             }
         }
+    }
+}
+
+/// When the allocator is asked for what it keeps. What was freed may still be held: then it counts, and would for as long as
+/// nothing is begun.
+#[derive(Debug, Default)]
+struct GiveBack {
+    n_looks: u32,
+}
+
+impl GiveBack {
+    /// Until there is enough again, not only above the bound: a step is left well below it, and what is held may lie between.
+    const fn is_due(&mut self, level: Level, is_above: bool) -> bool {
+        if matches!(level, Level::Enough) && !is_above {
+            self.n_looks = 0;
+            return false;
+        }
+        let is_due = self.n_looks.is_multiple_of(GIVE_BACK_LOOKS);
+        self.n_looks = self.n_looks.wrapping_add(1);
+        is_due
     }
 }
 
@@ -190,6 +204,22 @@ mod tests {
             level = next(level, used, 1_000);
             assert_eq!(level, expected, "{used}");
         }
+    }
+
+    #[test]
+    fn the_allocator_is_asked_until_there_is_enough_again() {
+        let mut giving = GiveBack::default();
+        let mut asked = |level, is_above, n_looks| {
+            (0..n_looks).filter(|_| giving.is_due(level, is_above)).count()
+        };
+        assert_eq!(asked(Level::Enough, false, 100), 0);
+        assert_eq!(asked(Level::Enough, true, 1), 1, "at once");
+        assert_eq!(asked(Level::Scarce, true, GIVE_BACK_LOOKS - 1), 0, "and seldom");
+        assert_eq!(asked(Level::Scarce, false, 2 * GIVE_BACK_LOOKS), 2, "below the bound, too");
+        assert_eq!(asked(Level::Gone, false, GIVE_BACK_LOOKS), 1);
+        assert_eq!(asked(Level::Scarce, false, 5), 1);
+        assert_eq!(asked(Level::Enough, false, 1), 0);
+        assert_eq!(asked(Level::Enough, true, 1), 1, "another time");
     }
 
     #[tokio::test]
