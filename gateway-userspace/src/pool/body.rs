@@ -213,7 +213,7 @@ impl RequestBody {
         match (is_announced, terms.is_conversation, is_answered) {
             (false, true, true) => None,
             (false, true, false) | (false, false, true) => Some(terms.stall),
-            (true, ..) | (false, false, false) => Some(self.pace.bound(terms.stall, terms.bytes_per_second)),
+            (true, ..) | (false, false, false) => Some(self.pace.bound(terms.stall)),
         }
     }
 }
@@ -284,7 +284,8 @@ impl Body for RequestBody {
             return Poll::Ready(Some(Err(Box::new(Stalled))));
         };
         let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        this.pace.moved(len, std::mem::take(&mut this.wait).lasted());
+        let rate = this.terms.as_ref().map_or(0, |terms| terms.bytes_per_second);
+        this.pace.moved(len, std::mem::take(&mut this.wait).lasted(), rate);
         Poll::Ready(frame.map(|frame| frame.map_err(|cause| BoxError::from(Broken(cause)))))
     }
 

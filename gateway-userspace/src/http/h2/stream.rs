@@ -239,18 +239,18 @@ impl Reader {
         (timeouts, serving): (&ClientTimeouts, &Serving),
         cx: &mut Context<'_>,
     ) -> Poll<()> {
+        // The streams of a connection share its link, and what is asked of it.
+        let share = timeouts.bytes_per_second / serving.n_active().max(1);
         let n_bytes = sending.n_bytes();
         if n_bytes != self.n_bytes {
             let moved = usize::try_from(n_bytes - self.n_bytes).unwrap_or(usize::MAX);
             self.n_bytes = n_bytes;
-            self.pace.moved(moved, std::mem::take(&mut self.wait).lasted());
+            self.pace.moved(moved, std::mem::take(&mut self.wait).lasted(), share);
         }
         if !sending.is_blocked() {
             return Poll::Pending;
         }
-        // The streams of a connection share its link, and what is asked of it.
-        let share = timeouts.bytes_per_second / serving.n_active().max(1);
-        self.timer.poll(&mut self.wait, self.pace.bound(timeouts.stall, share), cx)
+        self.timer.poll(&mut self.wait, self.pace.bound(timeouts.stall), cx)
     }
 }
 
