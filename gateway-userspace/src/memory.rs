@@ -209,9 +209,8 @@ mod tests {
     #[test]
     fn the_allocator_is_asked_until_there_is_enough_again() {
         let mut giving = GiveBack::default();
-        let mut asked = |level, is_above, n_looks| {
-            (0..n_looks).filter(|_| giving.is_due(level, is_above)).count()
-        };
+        let mut asked =
+            |level, is_above, n_looks| (0..n_looks).filter(|_| giving.is_due(level, is_above)).count();
         assert_eq!(asked(Level::Enough, false, 100), 0);
         assert_eq!(asked(Level::Enough, true, 1), 1, "at once");
         assert_eq!(asked(Level::Scarce, true, GIVE_BACK_LOOKS - 1), 0, "and seldom");

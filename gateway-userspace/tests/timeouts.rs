@@ -44,6 +44,8 @@ use tokio::{
 const SHORT: Duration = Duration::from_millis(300);
 /// Nothing but the bound itself ends a test's connection as soon.
 const SOON: Duration = Duration::from_secs(4);
+/// Half of it until a silent client is asked whether it is there, and half for its answer.
+const PATIENCE: Duration = Duration::from_secs(50);
 
 /// How often clients were given up for this reason; nobody was for another.
 fn given_up(proxy: &Proxy, timeout: &str) -> u32 {
@@ -374,13 +376,14 @@ async fn a_head_of_http2_that_does_not_end_ends_its_connection() {
 async fn a_client_of_http2_that_answers_no_ping_is_gone() {
     let (addr, (origin, permits)) = (free_addr(), Origin::held().await);
     let proxy = Proxy::waiting(&simple(addr, &[origin.addr]), ClientTimeouts { idle: SHORT, ..PATIENT });
+    let started = Instant::now();
     let mut peer = Peer::connect(addr).await;
     peer.send(&get(1)).await;
-    eventually("it is given up", SOON, || given_up(&proxy, "silent") == 1).await;
     // One that answers waits for its response as long as it takes.
     let waiting = tokio::spawn(async move { Client::http2(addr).await.get("a", "/").await.unwrap().status });
     eventually("both are under way", SOON, || origin.requests() == 2).await;
-    tokio::time::sleep(SHORT * 4).await;
+    eventually("it is given up", PATIENCE + SOON, || given_up(&proxy, "silent") == 1).await;
+    assert!(started.elapsed() >= PATIENCE, "{:?}, which is what connections may be idle", started.elapsed());
     permits.add_permits(10);
     assert_eq!(waiting.await.unwrap(), 200);
     assert_eq!(given_up(&proxy, "silent"), 1);

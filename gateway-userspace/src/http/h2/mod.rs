@@ -9,6 +9,7 @@ mod batch;
 mod frames;
 mod gather;
 mod payload;
+mod presence;
 mod stream;
 
 use std::{
@@ -39,6 +40,7 @@ use crate::{
             batch::Batched,
             frames::{Seen, Watched},
             gather::Gather,
+            presence::{Presence, Verdict},
         },
         stream::Guarded,
     },
@@ -47,9 +49,8 @@ use crate::{
     net::clients::Streams,
 };
 
-/// How often a connection is looked at, at least, and how often it is until it is idle: one without requests ends then, one
-/// whose client said nothing since the last look is asked whether it still is there, and ends at the next look if there is
-/// no answer.
+/// How often a connection is looked at, at least, and how often it is until it is idle: one without requests ends then. For
+/// one with requests see [`presence`].
 const LOOK: Duration = Duration::from_secs(25);
 const LOOKS: u32 = 3;
 
@@ -97,7 +98,7 @@ pub(super) async fn serve<S>(
         pause,
         look,
         last: Last::default(),
-        is_asked: false,
+        presence: Presence::new(Instant::now()),
         is_ending: false,
         is_cut: false,
     };
@@ -199,7 +200,6 @@ const fn reason(misuse: Misuse) -> Reason {
 #[derive(Clone, Copy, Debug, Default)]
 struct Last {
     begun: u64,
-    reads: u64,
     idle: u32,
 }
 
@@ -222,8 +222,8 @@ struct Served<S> {
     pause: Duration,
     look: Pin<Box<Sleep>>,
     last: Last,
-    /// The client was asked whether it still is there.
-    is_asked: bool,
+    /// Of the client, while streams are under way.
+    presence: Presence,
     /// The client was told to send no more requests.
     is_ending: bool,
     /// The client was told why it is not served any more.
@@ -291,23 +291,25 @@ where
 
     /// Ready when nobody is there any more, or when whoever is there does not go.
     fn poll_look(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.is_asked && self.pings.as_mut().is_some_and(|pings| pings.poll_pong(cx).is_ready()) {
-            self.is_asked = false;
+        if self.presence.is_asked() && self.pings.as_mut().is_some_and(|pings| pings.poll_pong(cx).is_ready())
+        {
+            self.presence.answered();
         }
         while self.look.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
             let is_idle = self.activity.n_active.load(Ordering::Relaxed) == 0;
-            if self.is_asked {
+            let verdict = self.presence.look(now, self.activity.seen.n_reads(), is_idle);
+            if verdict == Verdict::Gone {
                 self.worker.metrics.families.client_timeout(ClientTimeout::Silent);
                 return Poll::Ready(());
             }
             if self.is_ending && is_idle {
                 return Poll::Ready(());
             }
-            self.look.as_mut().reset(Instant::now() + self.pause);
-            let Last { begun, reads, idle } = self.last;
+            self.look.as_mut().reset(self.presence.next(now, self.pause));
+            let Last { begun, idle } = self.last;
             self.last = Last {
                 begun: self.activity.n_begun.load(Ordering::Relaxed),
-                reads: self.activity.seen.n_reads(),
                 idle: if is_idle { idle + 1 } else { 0 },
             };
             if self.last.begun != begun {
@@ -318,9 +320,10 @@ where
                     self.worker.metrics.families.client_timeout(ClientTimeout::Idle);
                 }
                 self.end();
-            } else if self.last.reads == reads && !is_idle {
-                let ping = self.pings.as_mut().map(|pings| pings.send_ping(Ping::opaque()));
-                self.is_asked = matches!(ping, Some(Ok(())));
+            } else if verdict == Verdict::Ask
+                && let Some(Ok(())) = self.pings.as_mut().map(|pings| pings.send_ping(Ping::opaque()))
+            {
+                self.presence.asked(now);
             }
         }
         Poll::Pending
