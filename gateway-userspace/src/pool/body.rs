@@ -29,6 +29,8 @@ pub struct RequestBody {
     /// How slow the client may be; none lets it be silent for as long as it wants.
     terms: Option<Terms>,
     pace: Pace,
+    /// A piece of it has come.
+    has_begun: bool,
     timer: Timer,
     /// Lasts while the client is waited for.
     wait: Wait,
@@ -148,7 +150,8 @@ impl RequestBody {
     }
 
     fn of(source: Source, hint: SizeHint, terms: Option<Terms>) -> Self {
-        Self { source, hint, terms, pace: Pace::default(), timer: Timer::default(), wait: Wait::default() }
+        let (pace, timer, wait) = (Pace::default(), Timer::default(), Wait::default());
+        Self { source, hint, terms, pace, has_begun: false, timer, wait }
     }
 
     /// Breaks off where the client is slower than this.
@@ -201,8 +204,8 @@ impl RequestBody {
     /// How long the client may take for what comes next; none lets it take as long as it wants.
     ///
     /// Whoever says how long its body is owes all of it. A body without a length may be a conversation as soon as the
-    /// endpoint has begun to speak; one of gRPC is, and may then be silent for as long as the call lasts, which the client
-    /// could have by saying that it ends, too.
+    /// endpoint has begun to speak. One of gRPC is as soon as the client has said something: endpoints send their head with
+    /// their first message, so nothing tells whose turn it is, and the bounds of the rule hold for the call.
     fn bound(&self) -> Option<Duration> {
         let terms = self.terms.as_ref()?;
         let is_answered = match &self.source {
@@ -212,6 +215,7 @@ impl RequestBody {
         let is_announced = self.hint.exact().is_some();
         match (is_announced, terms.is_conversation, is_answered) {
             (false, true, true) => None,
+            (false, true, false) if self.has_begun => None,
             (false, true, false) | (false, false, true) => Some(terms.stall),
             (true, ..) | (false, false, false) => Some(self.pace.bound(terms.stall)),
         }
@@ -285,6 +289,7 @@ impl Body for RequestBody {
         };
         let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
         let rate = this.terms.as_ref().map_or(0, |terms| terms.bytes_per_second);
+        this.has_begun |= len > 0;
         this.pace.moved(len, std::mem::take(&mut this.wait).lasted(), rate);
         Poll::Ready(frame.map(|frame| frame.map_err(|cause| BoxError::from(Broken(cause)))))
     }
@@ -397,8 +402,23 @@ mod tests {
     #[tokio::test]
     async fn a_call_of_grpc_is_a_conversation_and_may_be_silent_when_it_is_answered() {
         assert!(!is_given_up(trickle(OFTEN, None, GRPC)).await);
-        assert!(is_given_up(trickle(SELDOM, None, GRPC)).await, "nobody has answered yet");
+        assert!(is_given_up(trickle(SELDOM, None, GRPC)).await, "nobody has said anything yet");
         assert!(!is_given_up(answered(trickle(SELDOM, None, GRPC))).await);
+    }
+
+    #[tokio::test]
+    async fn a_call_of_grpc_that_has_begun_may_be_silent_before_it_is_answered() {
+        let later = |announced| {
+            let mut body = trickle(SELDOM, announced, GRPC);
+            body.has_begun = true;
+            body
+        };
+        assert!(!is_given_up(later(None)).await);
+        assert!(is_given_up(later(Some(1_000_000))).await, "whoever says how much owes it");
+        let mut body = trickle(OFTEN, None, GRPC);
+        assert!(!body.has_begun);
+        body.frame().await.unwrap().unwrap();
+        assert!(body.has_begun);
     }
 
     #[tokio::test]
