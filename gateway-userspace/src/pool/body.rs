@@ -290,7 +290,10 @@ impl Body for RequestBody {
         let len = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
         let rate = this.terms.as_ref().map_or(0, |terms| terms.bytes_per_second);
         this.has_begun |= len > 0;
-        this.pace.moved(len, std::mem::take(&mut this.wait).lasted(), rate);
+        // Nobody may have asked for what was there: the client is not to blame for more than it was allowed.
+        let lasted = std::mem::take(&mut this.wait).lasted();
+        let waited = this.bound().map_or(Duration::ZERO, |bound| lasted.min(bound));
+        this.pace.moved(len, waited, rate);
         Poll::Ready(frame.map(|frame| frame.map_err(|cause| BoxError::from(Broken(cause)))))
     }
 
@@ -419,6 +422,18 @@ mod tests {
         assert!(!body.has_begun);
         body.frame().await.unwrap().unwrap();
         assert!(body.has_begun);
+    }
+
+    #[tokio::test]
+    async fn time_in_which_nobody_asks_for_a_body_costs_the_client_no_more_than_it_was_allowed() {
+        let fast = Terms { bytes_per_second: 4, ..TERMS };
+        let mut body = trickle(OFTEN, Some(1_000_000), fast);
+        tokio::time::timeout(OFTEN / 2, body.frame()).await.expect_err("it has to wait");
+        // Its endpoint is busy with something else.
+        tokio::time::sleep(STALL * 4).await;
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(body.bound(), Some(Duration::from_millis(250)), "its byte has earned something");
+        body.frame().await.unwrap().unwrap();
     }
 
     #[tokio::test]
