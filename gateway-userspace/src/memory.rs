@@ -1,11 +1,15 @@
 //! How much memory this process has, against what it may have: near the bound nothing new is begun, so that the kernel does
 //! not end it and what is under way comes to its end.
 //!
+//! Where the bound is that of a control group, what is charged to the group counts, too, if it is more: buffers of sockets,
+//! maps, and whatever else runs in it.
+//!
 //! Looked at twice a second, off the data path; workers read one word of it. There are two steps: at the bound whoever can be
 //! told is answered that there is too much to do, and nobody else is let in; a twentieth above it, nobody is.
 
 use std::{
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -23,6 +27,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Looks between two at which the allocator is asked for what it keeps, while there is too little.
 const GIVE_BACK_LOOKS: u32 = 10;
 
+/// Bytes that are read of a file of a control group; those of `memory.stat` have a few thousand.
+const STAT_BYTES: u64 = 16 * 1_024;
+
 /// How near the bound is.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Level {
@@ -39,6 +46,8 @@ pub enum Level {
 pub struct Memory {
     /// The bound; none where nobody says how much there is.
     most_bytes: Option<u64>,
+    /// Whose bound it is a part of, where it is a group's.
+    group: Option<Group>,
     level: AtomicU8,
     families: Families,
 }
@@ -46,9 +55,15 @@ pub struct Memory {
 impl Memory {
     /// With a bound in bytes; without one, nine tenths of what the process may use.
     pub fn new(most_bytes: Option<u64>, families: Families) -> Self {
-        let most_bytes = most_bytes.or_else(|| Some(usable()? / 10 * 9));
+        let (most_bytes, group) = match most_bytes {
+            Some(_) => (most_bytes, None),
+            None => node().map_or((None, None), |node| {
+                let (usable, group) = usable(node, Path::new("/sys/fs/cgroup"), &own_groups());
+                (Some(usable / 10 * 9), group)
+            }),
+        };
         families.memory.bound.set(signed(most_bytes.unwrap_or(0)));
-        Self { most_bytes, level: AtomicU8::new(number(Level::Enough)), families }
+        Self { most_bytes, group, level: AtomicU8::new(number(Level::Enough)), families }
     }
 
     /// The same, looked at from now on by a task of the runtime that the caller is in.
@@ -75,19 +90,25 @@ impl Memory {
         loop {
             ticks.tick().await;
             let Some(most) = self.most_bytes else { return };
-            let mut used = resident().unwrap_or(0);
+            let mut used = self.used();
             if giving.is_due(self.level(), used > most) {
                 sys::give_back();
-                used = resident().unwrap_or(0);
+                used = self.used();
             }
             self.look(used, most);
         }
     }
 
+    /// The worse of what the process has and what its group is charged: the bound is the same for both.
+    fn used(&self) -> u64 {
+        let resident = resident().unwrap_or(0);
+        self.families.memory.resident.set(signed(resident));
+        resident.max(self.group.as_ref().and_then(Group::charged).unwrap_or(0))
+    }
+
     fn look(&self, used: u64, most: u64) {
         let before = self.level();
         let now = next(before, used, most);
-        self.families.memory.resident.set(signed(used));
         self.level.store(number(now), Ordering::Relaxed);
         if (before == Level::Enough) != (now == Level::Enough) {
             let (used_mib, most_mib) = (used >> 20, most >> 20);
@@ -149,31 +170,93 @@ fn resident() -> Option<u64> {
     kibibytes(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
+/// Bytes of the node.
+fn node() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
+}
+
+fn own_groups() -> String {
+    fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
+}
+
 /// Bytes that the process may use: of its control group and those above it, where one of them has a bound, else of the node.
-fn usable() -> Option<u64> {
-    let node = kibibytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")?;
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Some(of_groups(&groups, Path::new("/sys/fs/cgroup")).map_or(node, |group| group.min(node)))
+/// And the group whose bound it is.
+fn usable(node: u64, root: &Path, groups: &str) -> (u64, Option<Group>) {
+    match of_groups(groups, root) {
+        Some((bound, group)) if bound < node => (bound, Some(group)),
+        Some(_) | None => (node, None),
+    }
+}
+
+/// A control group with a bound on its memory.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Group {
+    folder: PathBuf,
+    /// The version of its files.
+    version: Version,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Version {
+    First,
+    Second,
+}
+
+impl Version {
+    const fn bound(self) -> &'static str {
+        match self {
+            Self::First => "memory.limit_in_bytes",
+            Self::Second => "memory.max",
+        }
+    }
+
+    /// What is charged, and the line of `memory.stat` for pages of files that the kernel takes back before it ends anybody;
+    /// each with the groups below.
+    const fn charged(self) -> (&'static str, &'static str) {
+        match self {
+            Self::First => ("memory.usage_in_bytes", "total_inactive_file"),
+            Self::Second => ("memory.current", "inactive_file"),
+        }
+    }
+}
+
+impl Group {
+    fn read(&self, name: &str) -> Option<String> {
+        let mut text = String::new();
+        fs::File::open(self.folder.join(name)).ok()?.take(STAT_BYTES).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    fn bound(&self) -> Option<u64> {
+        self.read(self.version.bound())?.trim().parse().ok()
+    }
+
+    /// Bytes that the group has, and that nobody would give back for the asking.
+    fn charged(&self) -> Option<u64> {
+        let (current, inactive) = self.version.charged();
+        let charged: u64 = self.read(current)?.trim().parse().ok()?;
+        let stat = self.read("memory.stat").unwrap_or_default();
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let files = lines.find_map(|(name, value)| (name == inactive).then(|| value.trim().parse().ok())?);
+        Some(charged.saturating_sub(files.unwrap_or(0)))
+    }
 }
 
 /// The least bound on memory of the groups that these lines name (cgroups(7)), in a file system that is mounted at `root`.
-fn of_groups(lines: &str, root: &Path) -> Option<u64> {
-    let bounds = lines.lines().flat_map(|line| {
+fn of_groups(lines: &str, root: &Path) -> Option<(u64, Group)> {
+    let groups = lines.lines().flat_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let (mount, file) = match controllers {
-            "" => (root.to_owned(), "memory.max"),
-            _ if controllers.split(',').any(|name| name == "memory") => {
-                (root.join("memory"), "memory.limit_in_bytes")
-            }
+        let (mount, version) = match controllers {
+            "" => (root.to_owned(), Version::Second),
+            _ if controllers.split(',').any(|name| name == "memory") => (root.join("memory"), Version::First),
             _ => return Vec::new(),
         };
         // In a namespace of its own a process may see a path from outside: what it is mounted at is its group then.
-        let group = PathBuf::from(path.trim_start_matches('/'));
-        let folders = group.ancestors().map(|folder| mount.join(folder).join(file));
-        folders.filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok()).collect()
+        let path = PathBuf::from(path.trim_start_matches('/'));
+        path.ancestors().map(|path| Group { folder: mount.join(path), version }).collect()
     });
-    bounds.min()
+    groups.filter_map(|group| Some((group.bound()?, group))).min_by_key(|(bound, _)| *bound)
 }
 
 fn kibibytes(text: &str, name: &str) -> Option<u64> {
@@ -243,7 +326,7 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        let of = |lines: &str| of_groups(lines, root.path());
+        let of = |lines: &str| of_groups(lines, root.path()).map(|(bound, _)| bound);
         assert_eq!(of("0::/a/b\n"), None);
         write("a/b/memory.max", "max\n");
         assert_eq!(of("0::/a/b\n"), None);
@@ -259,5 +342,41 @@ mod tests {
         assert_eq!(of("12:cpu,cpuacct:/c\n4:memory:/c\n0::/\n"), Some(500));
         assert_eq!(of("12:cpu:/c\n"), None);
         assert_eq!(kibibytes("VmPeak:\t 9 kB\nVmRSS:\t  12 kB\n", "VmRSS:"), Some(12_288));
+    }
+
+    #[test]
+    fn what_is_charged_to_the_group_counts_where_the_bound_is_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let most = 1 << 40;
+        write("a/memory.max", &format!("{most}\n"));
+        write("a/b/memory.max", "max\n");
+        let (bound, group) = usable(u64::MAX, root.path(), "0::/a/b\n");
+        let group = group.unwrap();
+        assert_eq!((bound, group.folder.as_path()), (most, root.path().join("a").as_path()));
+        assert_eq!(usable(most, root.path(), "0::/a/b\n"), (most, None), "the node has no more");
+        assert_eq!(group.charged(), None);
+        write("a/memory.current", &format!("{}\n", most + 1_000));
+        assert_eq!(group.charged(), Some(most + 1_000));
+        write("a/memory.stat", "anon 1\ninactive_anon 7\ninactive_file 500\nactive_file 9\n");
+        assert_eq!(group.charged(), Some(most + 500));
+        // The process itself is far from it.
+        let mut memory = Memory::new(Some(most), Families::default());
+        memory.look(memory.used(), most);
+        assert_eq!(memory.level(), Level::Enough);
+        memory.group = Some(group);
+        memory.look(memory.used(), most);
+        assert_eq!(memory.level(), Level::Scarce);
+        assert!(memory.families.memory.resident.get() < 1 << 39, "what is told is that of the process");
+
+        write("memory/c/memory.limit_in_bytes", "3000\n");
+        write("memory/c/memory.usage_in_bytes", "2000\n");
+        write("memory/c/memory.stat", "inactive_file 1\ntotal_inactive_file 700\n");
+        let (bound, group) = of_groups("4:memory:/c\n", root.path()).unwrap();
+        assert_eq!((bound, group.charged()), (3_000, Some(1_300)));
     }
 }
