@@ -66,7 +66,7 @@ mod tests {
         for _ in 0..100 {
             pace.moved(1_024, Duration::from_secs(10), RATE / 10);
         }
-        assert!(pace.bound(STALL) > STALL - Duration::from_secs(1), "{:?}", pace.bound(STALL));
+        assert!(pace.bound(STALL).as_secs() >= 59, "{:?}", pace.bound(STALL));
         // It is alone now, and as slow as before.
         for _ in 0..6 {
             pace.moved(1_024, Duration::from_secs(10), RATE);

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 const SILENCE: Duration = Duration::from_secs(25);
 
 /// Time for its answer: a link may be full, or be gone and come back.
-pub(super) const ANSWER: Duration = Duration::from_secs(25);
+const ANSWER: Duration = Duration::from_secs(25);
 
 /// What is known of it.
 #[derive(Debug)]
@@ -98,11 +98,11 @@ mod tests {
     fn a_silent_client_is_asked_late_and_has_time_however_soon_idle_connections_end() {
         let begun = Instant::now();
         let (mut presence, mut now) = (Presence::new(begun), begun);
-        let early = looks(&mut presence, &mut now, SILENCE - PAUSE);
+        let early = looks(&mut presence, &mut now, SILENCE.saturating_sub(PAUSE));
         assert!(early.iter().all(|verdict| *verdict == Verdict::Fine), "{early:?}");
         let asked = looks(&mut presence, &mut now, PAUSE * 2);
         assert!(asked.contains(&Verdict::Ask) && presence.is_asked(), "{asked:?}");
-        let waited = looks(&mut presence, &mut now, ANSWER - PAUSE * 3);
+        let waited = looks(&mut presence, &mut now, ANSWER.saturating_sub(PAUSE * 3));
         assert!(waited.iter().all(|verdict| *verdict == Verdict::Fine), "{waited:?}");
         let gone = looks(&mut presence, &mut now, PAUSE * 3);
         assert_eq!(gone.last(), Some(&Verdict::Gone), "{gone:?}");
