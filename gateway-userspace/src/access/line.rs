@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    access::{Log, wall},
+    access::{Desk, wall},
     clock::Clock,
     config::AccessField,
 };
@@ -15,8 +15,7 @@ use crate::{
 /// The line of a request that is being served. Dropped, it is whole.
 #[derive(Debug)]
 pub struct Line {
-    log: Arc<Log>,
-    worker: usize,
+    desk: Arc<Desk>,
     clock: Clock,
     started: Instant,
     text: Vec<u8>,
@@ -25,10 +24,10 @@ pub struct Line {
 }
 
 impl Line {
-    pub(super) fn new(log: Arc<Log>, worker: usize, clock: Clock, started: Instant) -> Self {
+    pub(super) fn new(desk: Arc<Desk>, clock: Clock, started: Instant) -> Self {
         let mut text = Vec::with_capacity(512);
         text.push(b'{');
-        let mut line = Self { log, worker, clock, started, text, n_sent: 0, is_whole: false };
+        let mut line = Self { desk, clock, started, text, n_sent: 0, is_whole: false };
         if line.key(AccessField::Time) {
             write_time(&mut line.text, wall());
         }
@@ -75,7 +74,7 @@ impl Line {
 
     /// Begins a field, if lines have it.
     fn key(&mut self, field: AccessField) -> bool {
-        let Some(key) = self.log.keys.of(field) else { return false };
+        let Some(key) = self.desk.keys.of(field) else { return false };
         // The first one has no comma.
         let from = usize::from(self.text.len() == 1);
         self.text.extend_from_slice(key.get(from..).unwrap_or_default());
@@ -92,7 +91,7 @@ impl Drop for Line {
             self.text.extend_from_slice(if self.is_whole { b"true" } else { b"false" });
         }
         self.text.extend_from_slice(b"}\n");
-        self.log.push(self.worker, &self.text);
+        self.desk.log.push(self.desk.worker, &self.text);
     }
 }
 

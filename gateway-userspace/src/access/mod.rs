@@ -23,10 +23,29 @@ use crate::{
     metrics::{Metrics, names::Limit},
 };
 
+/// Where one worker puts its lines: what each line refers to is the worker's own, so that no two processors count
+/// references to the same place.
+#[derive(Debug)]
+pub struct Desk {
+    log: Arc<Log>,
+    worker: usize,
+    keys: Keys,
+}
+
+impl Desk {
+    /// Begins the line of a request, unless it is not in the sample.
+    pub fn begin(self: &Arc<Self>, clock: &Clock, started: Instant) -> Option<Box<Line>> {
+        if self.log.sample_percent < 100 && fastrand::u32(..100) >= self.log.sample_percent {
+            return None;
+        }
+        Some(Box::new(Line::new(Arc::clone(self), clock.clone(), started)))
+    }
+}
+
 /// Lines on their way to the output.
 #[derive(Debug)]
 pub struct Log {
-    keys: Keys,
+    fields: Vec<AccessField>,
     sample_percent: u32,
     shards: Box<[Shard]>,
     signal: Signal,
@@ -80,7 +99,7 @@ impl Log {
 
     fn new(settings: &AccessSettings, metrics: &Arc<Metrics>) -> Self {
         Self {
-            keys: Keys::new(&settings.fields),
+            fields: settings.fields.clone(),
             sample_percent: settings.sample_percent,
             shards: (0..metrics.n_workers()).map(|_| Shard::default()).collect(),
             signal: Signal::default(),
@@ -88,12 +107,9 @@ impl Log {
         }
     }
 
-    /// Begins the line of a request, unless it is not in the sample.
-    pub fn begin(self: &Arc<Self>, worker: usize, clock: &Clock, started: Instant) -> Option<Box<Line>> {
-        if self.sample_percent < 100 && fastrand::u32(..100) >= self.sample_percent {
-            return None;
-        }
-        Some(Box::new(Line::new(Arc::clone(self), worker, clock.clone(), started)))
+    /// What a worker begins its lines at.
+    pub fn desk(self: &Arc<Self>, worker: usize) -> Arc<Desk> {
+        Arc::new(Desk { log: Arc::clone(self), worker, keys: Keys::new(&self.fields) })
     }
 
     /// Takes a whole line.
@@ -164,7 +180,7 @@ mod tests {
     }
 
     fn one(log: &Arc<Log>, worker: usize, clock: &Clock, target: &str) {
-        if let Some(mut line) = log.begin(worker, clock, clock.now()) {
+        if let Some(mut line) = log.desk(worker).begin(clock, clock.now()) {
             line.text(AccessField::Target, target.as_bytes());
         }
     }

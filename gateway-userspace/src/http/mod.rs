@@ -49,7 +49,7 @@ pub struct Worker {
     /// Measures time.
     pub clock: Clock,
     /// The log of requests.
-    pub access: Option<Arc<access::Log>>,
+    pub access: Option<Arc<access::Desk>>,
     /// Trace context of requests.
     pub trace: TraceSettings,
     /// How long clients are waited for.

@@ -298,7 +298,7 @@ impl Thread {
             published: Arc::clone(&settings.published),
             metrics: Arc::clone(&settings.metrics),
             clock: settings.clock.clone(),
-            access: settings.access.clone(),
+            access: settings.access.as_ref().map(|log| log.desk(idx)),
             trace: settings.trace,
             timeouts: settings.client_timeouts,
             clients: Arc::clone(clients),
