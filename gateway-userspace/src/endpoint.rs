@@ -188,6 +188,8 @@ pub struct Endpoint {
     /// Its address and port, printed.
     text: Box<str>,
     checked: Checked,
+    /// Whether a check goes straight to it, be it without a verdict yet.
+    is_straight: AtomicBool,
     is_out: AtomicBool,
     draining: AtomicBool,
     weight: AtomicU32,
@@ -220,9 +222,15 @@ impl Endpoint {
     /// none, the worst of the others.
     pub fn health(&self) -> Health {
         match self.health_by(Reach::Straight) {
-            Health::Unknown => self.worst_health(),
-            known @ (Health::Up | Health::Down) => known,
+            Health::Unknown if !self.is_straight.load(Ordering::Acquire) => self.worst_health(),
+            health @ (Health::Unknown | Health::Up | Health::Down) => health,
         }
+    }
+
+    /// Set by the prober: whether a check goes straight to the endpoint. Until that one has a verdict, what others say of
+    /// their ways is nothing to connections that go straight.
+    pub fn set_straight(&self, is_straight: bool) {
+        self.is_straight.store(is_straight, Ordering::Release);
     }
 
     /// What active checks say that take this way.
@@ -433,6 +441,7 @@ impl Registry {
             id: id.clone(),
             text: id.addr.to_string().into_boxed_str(),
             checked: Checked::default(),
+            is_straight: AtomicBool::new(false),
             is_out: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             weight: AtomicU32::new(1),
@@ -517,6 +526,8 @@ mod tests {
         assert_eq!(endpoint.availability_by(Reach::Ipip), Availability::Active);
         assert_eq!(endpoint.availability_by(Reach::Straight), Availability::Active);
         assert_eq!(endpoint.health(), Health::Down, "nobody checks the agent's own way");
+        endpoint.set_straight(true);
+        assert_eq!(endpoint.health(), Health::Unknown, "somebody checks it, and has no verdict yet");
         endpoint.set_health_by(Reach::Straight, Health::Up);
         assert_eq!(endpoint.availability(), Availability::Active);
         assert_eq!(endpoint.availability_at_worst(), Availability::Down);

@@ -104,6 +104,9 @@ impl Prober {
             .map(|probe| ((probe.endpoint.id().clone(), self.path.reach(probe)), probe))
             .collect();
         let services: HashSet<&ServiceName> = by_way.keys().map(|(id, _)| &id.service).collect();
+        for ((id, _), probe) in &by_way {
+            probe.endpoint.set_straight(by_way.contains_key(&(id.clone(), Reach::Straight)));
+        }
         let mut running = self.running.lock();
         running.retain(|way, running| {
             let next = by_way.get(way);
