@@ -265,6 +265,47 @@ async fn a_long_body_is_sent_once() {
     }
 }
 
+/// An answer that would be asked for again, to a body of which too much has gone, is the answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_early_answer_to_a_long_body_is_whole() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        let mut n_read = 0;
+        while n_read < 150_000 {
+            n_read += stream.read(&mut bytes).await.unwrap();
+        }
+        stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 13\r\n\r\nfai").await.unwrap();
+        // The rest when the client has sent more.
+        while n_read < 250_000 {
+            n_read += stream.read(&mut bytes).await.unwrap();
+        }
+        stream.write_all(b"led wholly").await.unwrap();
+    });
+    let addr = free_addr();
+    let proxy = Proxy::with_workers(&with(addr, &[origin], &policy(3, &[503])), 1);
+    let mut client = TcpStream::connect(addr).await.unwrap();
+    let head = b"PUT / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 300000\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    client.write_all(&vec![b'x'; 200_000]).await.unwrap();
+    let (mut reader, mut writer) = client.into_split();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"fai") {
+        assert!(reader.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    writer.write_all(&vec![b'x'; 100_000]).await.unwrap();
+    while !answer.ends_with(b"failed wholly") {
+        if reader.read_buf(&mut answer).await.unwrap() == 0 {
+            break;
+        }
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("failed wholly"), "{answer}");
+    assert_eq!(proxy.metric("sluice_upstream_retries_total{service=\"origin\"}"), 0.0);
+}
+
 /// Refuses so many calls with this status of gRPC, in a head alone or behind a message, and then answers.
 async fn refusing(n: usize, status: &'static str, is_alone: bool) -> Origin {
     let left = Arc::new(AtomicUsize::new(n));

@@ -14,7 +14,7 @@ use tokio::time::Sleep;
 use crate::{
     access::Line,
     config::AccessField,
-    field::Underscored,
+    field::{Underscored, Underscores},
     http::{
         Downstream, Scheme, Worker,
         body::ResponseBody,
@@ -111,7 +111,7 @@ fn begin_request(worker: &Worker) -> Result<UnderWay, Fault> {
 
 /// Begins the line of the access log with what the client said.
 fn begin(worker: &Worker, downstream: &Downstream, parts: &Parts, started: Instant) -> Option<Box<Line>> {
-    let mut line = worker.access.as_ref()?.begin(worker.idx, &worker.clock, started)?;
+    let mut line = worker.access.as_ref()?.begin(&worker.clock, started)?;
     line.text(AccessField::Client, downstream.client.as_bytes());
     if !downstream.server_name.is_empty() {
         line.text(AccessField::ServerName, downstream.server_name.as_bytes());
@@ -259,6 +259,10 @@ async fn serve(
 ) -> Result<Response<ResponseBody>, Fault> {
     let Client { downstream, interim } = client;
     let Routed { listener, rule, prefix_bytes, wanted } = routed;
+    message.body.clean_trailers(match listener.underscores {
+        Underscores::Allow => header::clean_trailers,
+        Underscores::Drop | Underscores::Reject => header::clean_trailers_of_underscores,
+    });
     let parts = &mut message.head;
     if let Some(line) = line {
         line.word(AccessField::Listener, listener.name.as_str());

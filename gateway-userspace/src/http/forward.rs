@@ -215,7 +215,9 @@ impl Forward<'_> {
         let is_wanted = n_retries < retry.attempts
             && ((retry.includes(response.status().as_u16()) && message.is_idempotent())
                 || (!retry.calls.is_empty() && message.is_refused_call(response, retry.calls)));
-        if !is_wanted || !self.withdraw() || !message.restore(keeper) {
+        // Asked first: a body that cannot be sent again costs no token.
+        let is_possible = keeper.as_ref().is_none_or(Keeper::is_whole);
+        if !is_wanted || !is_possible || !self.withdraw() || !message.restore(keeper) {
             spare::keep_fields(std::mem::take(&mut message.head.headers));
             return Ok(forwarded);
         }

@@ -10,6 +10,7 @@ use http::{
 };
 
 use crate::{
+    field::Underscores,
     http::{
         Downstream,
         fault::{Fault, Kind},
@@ -255,6 +256,24 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in &OF_A_CONNECTION {
         headers.remove(name);
     }
+}
+
+/// Fields behind a body that say nothing but what may stand there (RFC 9110, section 6.5.1): whoever puts them among those
+/// of the head would take them for ours.
+pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
+    const NOT_BEHIND: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::TRANSFER_ENCODING];
+    strip_hop_by_hop(trailers);
+    for name in &NOT_BEHIND {
+        trailers.remove(name);
+    }
+    forwarded::forget(trailers);
+}
+
+/// The same where names have no underscores.
+pub(super) fn clean_trailers_of_underscores(trailers: &mut HeaderMap) {
+    clean_trailers(trailers);
+    // Dropping never refuses.
+    let _n_gone = Underscores::Drop.apply(trailers);
 }
 
 /// HTTP/2 may split cookies, HTTP/1.1 must not (RFC 9113, section 8.2.3).

@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -57,6 +58,8 @@ struct Stream {
     n_passed: usize,
     /// Nothing of what was passed on is lost.
     is_whole: bool,
+    /// What looks over the fields behind the body.
+    trailers: Option<fn(&mut HeaderMap)>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -67,14 +70,29 @@ impl std::fmt::Debug for Stream {
 
 impl Stream {
     const fn new(incoming: Client) -> Self {
-        Self { incoming, again: VecDeque::new(), passed: VecDeque::new(), n_passed: 0, is_whole: true }
+        Self {
+            incoming,
+            again: VecDeque::new(),
+            passed: VecDeque::new(),
+            n_passed: 0,
+            is_whole: true,
+            trailers: None,
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = match self.again.pop_front() {
             Some(data) => Frame::data(data),
             None => match ready!(self.incoming.as_mut().poll_frame(cx)) {
-                Some(Ok(frame)) => frame,
+                Some(Ok(mut frame)) => {
+                    if let (Some(trailers), Some(clean)) = (frame.trailers_mut(), self.trailers) {
+                        clean(trailers);
+                        if trailers.is_empty() {
+                            return Poll::Ready(None);
+                        }
+                    }
+                    frame
+                }
                 other => return Poll::Ready(other),
             },
         };
@@ -101,12 +119,11 @@ impl Stream {
         self.again.is_empty() && self.incoming.is_end_stream()
     }
 
-    /// From the beginning.
-    fn rewind(mut self) -> Option<Self> {
-        let is_whole = self.is_whole;
+    /// From the beginning, of which nothing is missing.
+    fn rewind(mut self) -> Self {
         self.passed.append(&mut self.again);
         let again = std::mem::take(&mut self.passed);
-        is_whole.then(|| Self { again, ..Self::new(self.incoming) })
+        Self { again, trailers: self.trailers, ..Self::new(self.incoming) }
     }
 }
 
@@ -119,10 +136,15 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// The body, whole; none when too much of it has been passed on.
+    /// Whether all of the body is still there.
+    pub fn is_whole(&self) -> bool {
+        self.stream.lock().as_ref().is_some_and(|stream| stream.is_whole)
+    }
+
+    /// The body, whole; none when too much of it has been passed on, which then goes on being sent.
     pub fn take_back(self) -> Option<RequestBody> {
-        let stream = self.stream.lock().take()?.rewind()?;
-        Some(RequestBody::of(Source::Own(stream), self.hint, self.terms))
+        let stream = self.stream.lock().take_if(|stream| stream.is_whole)?;
+        Some(RequestBody::of(Source::Own(stream.rewind()), self.hint, self.terms))
     }
 }
 
@@ -175,6 +197,13 @@ impl RequestBody {
     #[must_use]
     pub fn take(&mut self) -> Self {
         std::mem::replace(self, Self::empty())
+    }
+
+    /// Lets `clean` look over the fields behind the body before anybody gets them.
+    pub fn clean_trailers(&mut self, clean: fn(&mut HeaderMap)) {
+        if let Source::Own(stream) = &mut self.source {
+            stream.trailers = Some(clean);
+        }
     }
 
     /// Waits for the client as long as it takes: somebody else looks after the time.

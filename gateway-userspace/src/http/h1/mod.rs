@@ -197,22 +197,33 @@ where
             RequestBody::new(Uploaded::new(&self.wire)).within(self.worker.terms(&head.parts))
         };
         let mut message = Message::new(head.parts, body);
-        let response = self.response(&mut message).await?;
+        let response = match self.response(&mut message).await {
+            Ok(response) => response,
+            Err(end) => {
+                self.count_refusal();
+                return Err(end);
+            }
+        };
         if response.body().is_tunnel() {
             let (parts, body) = response.into_parts();
             reply::tunnel(&mut self.wire.lock().out, &parts);
             return Err(self.tunnel(body).await);
         }
-        let keeps_alive = self.reply(&asked, response).await?;
-        let mut wire = self.wire.lock();
-        let is_read = wire.skip();
-        if let Some(refusal) = wire.refusal() {
-            self.worker.metrics.families.refuse(refusal);
-        }
-        match (keeps_alive, is_read) {
+        let replied = self.reply(&asked, response).await;
+        let is_read = self.wire.lock().skip();
+        // Also where the response broke off for it.
+        self.count_refusal();
+        match (replied?, is_read) {
             (true, true) => Ok(()),
             (false, true) => Err(End::Close),
             (_, false) => Err(End::Linger),
+        }
+    }
+
+    /// Counts what was wrong with the body, if anything was.
+    fn count_refusal(&self) {
+        if let Some(refusal) = self.wire.lock().refusal() {
+            self.worker.metrics.families.refuse(refusal);
         }
     }
 

@@ -48,7 +48,8 @@ pub(super) async fn serve(
     (serving, drain): (Serving, Drain),
 ) {
     let (parts, stream) = request.into_parts();
-    if !is_sound(&parts) {
+    if let Err(refusal) = check(&parts) {
+        worker.metrics.families.refuse(refusal);
         respond.send_reset(Reason::PROTOCOL_ERROR);
         return;
     }
@@ -85,8 +86,8 @@ pub(super) async fn serve(
     }
 }
 
-/// What the codec lets through and the specification does not.
-fn is_sound(parts: &http::request::Parts) -> bool {
+/// Looks for what the codec lets through and the specification does not.
+fn check(parts: &http::request::Parts) -> Result<(), Refusal> {
     // Two names for the host are none (RFC 9113, section 8.3.1).
     let is_for_one_host = match (parts.uri.authority(), parts.headers.get(header::HOST)) {
         (Some(authority), Some(host)) => host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()),
@@ -99,7 +100,15 @@ fn is_sound(parts: &http::request::Parts) -> bool {
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let has_ends =
         |value: &HeaderValue| is_blank(value.as_bytes().first()) || is_blank(value.as_bytes().last());
-    is_for_one_host && has_one_length && !parts.headers.values().any(has_ends)
+    if !is_for_one_host {
+        Err(Refusal::Host)
+    } else if !has_one_length {
+        Err(Refusal::Length)
+    } else if parts.headers.values().any(has_ends) {
+        Err(Refusal::Field)
+    } else {
+        Ok(())
+    }
 }
 
 /// Waits for the response; none when the client does not want it any more.
@@ -272,5 +281,25 @@ impl Interim for Client {
         if let Err(cause) = self.respond.lock().send_informational(response) {
             tracing::debug!(%cause, "an interim response cannot be sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_codec_lets_through_is_refused_by_its_reason() {
+        let parts = |fields: &[(&str, &'static str)]| {
+            let mut request = Request::get("http://a.test/");
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            request.body(()).unwrap().into_parts().0
+        };
+        assert_eq!(check(&parts(&[("host", "A.test"), ("content-length", "1")])), Ok(()));
+        assert_eq!(check(&parts(&[("host", "b.test")])), Err(Refusal::Host));
+        assert_eq!(check(&parts(&[("content-length", "1"), ("content-length", "1")])), Err(Refusal::Length));
+        assert_eq!(check(&parts(&[("x-a", "b "), ("x-b", "c")])), Err(Refusal::Field));
     }
 }
