@@ -124,8 +124,14 @@ fn median(mut windows: Vec<Duration>) -> Duration {
 
 const CONNECTIONS: u32 = 800;
 
+/// What the attacked agent may wait longer at most where twice the time is less: a turn of another process. It is the one
+/// that `slowhttptest` wakes, and that stands behind it on a core: where nobody else used the machine, the 99th percentiles
+/// were 0.9 ms without and up to 2.3 ms with the attack, and on a busy one 10 ms and 10 ms. The scheduler gives a turn of
+/// about 3 ms.
+const TURN: Duration = Duration::from_millis(4);
+
 /// Runs a mode of `slowhttptest` against one of two agents: its other clients take less than twice as long as those of the
-/// agent that is left alone.
+/// agent that is left alone, or at most a [turn](TURN) longer.
 ///
 /// A baseline from before is of another machine: on one of two cores that others used, the same requests had a 99th
 /// percentile of 0.6 ms in one minute and of 9 ms in the next one, without any attack. What the attack takes of the cores
@@ -155,7 +161,7 @@ async fn attack(mode: &str, options: &[&str]) {
     assert!(windows.len() >= LEAST, "{mode}: there were only {} windows", windows.len());
     let [attacked, alone] = [0, 1].map(|which| median(windows.iter().map(|window| window[which]).collect()));
     println!("{mode}: {attacked:?}, and {alone:?} where there is no attack");
-    assert!(attacked < alone * 2, "{mode}: {attacked:?} instead of {alone:?}");
+    assert!(attacked < (alone * 2).max(alone + TURN), "{mode}: {attacked:?} instead of {alone:?}");
 }
 
 /// Windows that began and ended while `slowhttptest` was at it.
