@@ -1,8 +1,9 @@
 //! How much memory this process has, against what it may have: near the bound nothing new is begun, so that the kernel does
 //! not end it and what is under way comes to its end.
 //!
-//! Where the bound is that of a control group, what is charged to the group counts, too, if it is more: buffers of sockets,
-//! maps, and whatever else runs in it.
+//! Where the bound is that of the process's own control group, what is charged to the group counts, too, if it is more:
+//! buffers of sockets, maps, and whatever else runs in it. What a group above it is charged is others' as well, who would
+//! take away from this process what it may serve.
 //!
 //! Looked at twice a second, off the data path; workers read one word of it. There are two steps: at the bound whoever can be
 //! told is answered that there is too much to do, and nobody else is let in; a twentieth above it, nobody is.
@@ -46,7 +47,7 @@ pub enum Level {
 pub struct Memory {
     /// The bound; none where nobody says how much there is.
     most_bytes: Option<u64>,
-    /// Whose bound it is a part of, where it is a group's.
+    /// Whose bound it is a part of, where it is that of the process's own group.
     group: Option<Group>,
     level: AtomicU8,
     families: Families,
@@ -180,10 +181,10 @@ fn own_groups() -> String {
 }
 
 /// Bytes that the process may use: of its control group and those above it, where one of them has a bound, else of the node.
-/// And the group whose bound it is.
+/// And the group whose bound it is, if that is the process's own.
 fn usable(node: u64, root: &Path, groups: &str) -> (u64, Option<Group>) {
     match of_groups(groups, root) {
-        Some((bound, group)) if bound < node => (bound, Some(group)),
+        Some((bound, group)) if bound < node => (bound, Some(group).filter(|group| group.is_own)),
         Some(_) | None => (node, None),
     }
 }
@@ -192,6 +193,8 @@ fn usable(node: u64, root: &Path, groups: &str) -> (u64, Option<Group>) {
 #[derive(Clone, Debug, Eq, PartialEq)]
 struct Group {
     folder: PathBuf,
+    /// Whether the process is in this very group, not in one below it.
+    is_own: bool,
     /// The version of its files.
     version: Version,
 }
@@ -210,12 +213,12 @@ impl Version {
         }
     }
 
-    /// What is charged, and the line of `memory.stat` for pages of files that the kernel takes back before it ends anybody;
-    /// each with the groups below.
-    const fn charged(self) -> (&'static str, &'static str) {
+    /// What is charged, and the lines of `memory.stat` for pages of files, which the kernel takes back before it ends anybody
+    /// (those of the access log, for one); each with the groups below.
+    const fn charged(self) -> (&'static str, [&'static str; 2]) {
         match self {
-            Self::First => ("memory.usage_in_bytes", "total_inactive_file"),
-            Self::Second => ("memory.current", "inactive_file"),
+            Self::First => ("memory.usage_in_bytes", ["total_inactive_file", "total_active_file"]),
+            Self::Second => ("memory.current", ["inactive_file", "active_file"]),
         }
     }
 }
@@ -233,12 +236,13 @@ impl Group {
 
     /// Bytes that the group has, and that nobody would give back for the asking.
     fn charged(&self) -> Option<u64> {
-        let (current, inactive) = self.version.charged();
+        let (current, of_files) = self.version.charged();
         let charged: u64 = self.read(current)?.trim().parse().ok()?;
         let stat = self.read("memory.stat").unwrap_or_default();
-        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
-        let files = lines.find_map(|(name, value)| (name == inactive).then(|| value.trim().parse().ok())?);
-        Some(charged.saturating_sub(files.unwrap_or(0)))
+        let lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let files = lines.filter(|(name, _)| of_files.contains(name));
+        let files = files.filter_map(|(_, value)| value.trim().parse::<u64>().ok());
+        Some(charged.saturating_sub(files.fold(0, u64::saturating_add)))
     }
 }
 
@@ -254,7 +258,8 @@ fn of_groups(lines: &str, root: &Path) -> Option<(u64, Group)> {
         };
         // In a namespace of its own a process may see a path from outside: what it is mounted at is its group then.
         let path = PathBuf::from(path.trim_start_matches('/'));
-        path.ancestors().map(|path| Group { folder: mount.join(path), version }).collect()
+        let folders = path.ancestors().map(|path| mount.join(path)).filter(|folder| folder.is_dir());
+        folders.enumerate().map(|(n_above, folder)| Group { folder, is_own: n_above == 0, version }).collect()
     });
     groups.filter_map(|group| Some((group.bound()?, group))).min_by_key(|(bound, _)| *bound)
 }
@@ -355,14 +360,15 @@ mod tests {
         let most = 1 << 40;
         write("a/memory.max", &format!("{most}\n"));
         write("a/b/memory.max", "max\n");
-        let (bound, group) = usable(u64::MAX, root.path(), "0::/a/b\n");
+        assert_eq!(usable(u64::MAX, root.path(), "0::/a/b\n"), (most, None), "others are in it, too");
+        let (bound, group) = usable(u64::MAX, root.path(), "0::/a\n");
         let group = group.unwrap();
         assert_eq!((bound, group.folder.as_path()), (most, root.path().join("a").as_path()));
-        assert_eq!(usable(most, root.path(), "0::/a/b\n"), (most, None), "the node has no more");
+        assert_eq!(usable(most, root.path(), "0::/a\n"), (most, None), "the node has no more");
         assert_eq!(group.charged(), None);
         write("a/memory.current", &format!("{}\n", most + 1_000));
         assert_eq!(group.charged(), Some(most + 1_000));
-        write("a/memory.stat", "anon 1\ninactive_anon 7\ninactive_file 500\nactive_file 9\n");
+        write("a/memory.stat", "anon 1\ninactive_anon 7\ninactive_file 491\nactive_file 9\n");
         assert_eq!(group.charged(), Some(most + 500));
         // The process itself is far from it.
         let mut memory = Memory::new(Some(most), Families::default());
