@@ -80,13 +80,14 @@ fn read_client_timeouts(view: &View<'_>) -> Option<ClientTimeouts> {
     let (proxy_header, hello) = (view.duration("proxyHeader"), view.duration("hello"));
     let (handshake, head) = (view.duration("handshake"), view.duration("head"));
     let (idle, stall) = (view.duration("idle"), view.duration("stall"));
-    let bytes_per_second = view.integer("bytesPerSecond");
+    let (answer, bytes_per_second) = (view.duration("answer"), view.integer("bytesPerSecond"));
     Some(ClientTimeouts {
         proxy_header: proxy_header?.value,
         hello: hello?.value,
         handshake: handshake?.value,
         head: head?.value,
         idle: idle?.value,
+        answer: answer?.value,
         stall: stall?.value,
         bytes_per_second: bytes_per_second?.value,
     })

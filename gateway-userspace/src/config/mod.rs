@@ -77,6 +77,8 @@ pub struct ClientTimeouts {
     pub head: Duration,
     /// The next request to begin.
     pub idle: Duration,
+    /// A client of HTTP/2 to answer whether it is there, which it is asked after as long a silence.
+    pub answer: Duration,
     /// Any piece of a request's body to arrive, or any of a response to be taken.
     pub stall: Duration,
     /// Bytes that a client sends of a body, or takes of a response over HTTP/2, for each second that it is waited for

@@ -67,6 +67,7 @@ fn the_full_file_says_how_long_clients_are_waited_for() {
         handshake: seconds(3),
         head: seconds(4),
         idle: seconds(5),
+        answer: seconds(7),
         stall: seconds(6),
         bytes_per_second: 500,
     };

@@ -45,6 +45,7 @@ pub const PATIENT: ClientTimeouts = ClientTimeouts {
     handshake: Duration::from_secs(10),
     head: Duration::from_secs(10),
     idle: Duration::from_secs(75),
+    answer: Duration::from_secs(25),
     stall: Duration::from_mins(1),
     bytes_per_second: 1_024,
 };

@@ -104,6 +104,13 @@ pub(super) static CLIENT_TIMEOUTS: Table = Table {
             doc: "For the next request to begin; with HTTP/2 at most twice as long.",
         },
         Field {
+            key: "answer",
+            shape: PROMPT,
+            presence: Default("25s"),
+            doc: "For a client of HTTP/2 to answer PING, which it is sent when it has been silent for as long while requests of it \
+                  are under way.",
+        },
+        Field {
             key: "stall",
             shape: PATIENT,
             presence: Default("1m"),

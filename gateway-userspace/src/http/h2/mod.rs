@@ -82,7 +82,7 @@ pub(super) async fn serve<S>(
         Err(_) => return families.client_timeout(ClientTimeout::Head),
     };
     let pings = connection.ping_pong();
-    let pause = (timeouts.idle / LOOKS).min(LOOK);
+    let pause = (timeouts.idle / LOOKS).min(LOOK).min(timeouts.answer);
     let look = Box::pin(tokio::time::sleep(pause));
     let activity = Arc::new(Activity::new(Arc::clone(&seen), downstream.streams.clone()));
     let mut served = Served {
@@ -98,7 +98,7 @@ pub(super) async fn serve<S>(
         pause,
         look,
         last: Last::default(),
-        presence: Presence::new(Instant::now()),
+        presence: Presence::new(Instant::now(), timeouts.answer),
         is_ending: false,
         is_cut: false,
     };

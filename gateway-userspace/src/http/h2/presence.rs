@@ -5,12 +5,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Silence after which a client is asked, while streams are under way.
-const SILENCE: Duration = Duration::from_secs(25);
-
-/// Time for its answer: a link may be full, or be gone and come back.
-const ANSWER: Duration = Duration::from_secs(25);
-
 /// What is known of it.
 #[derive(Debug)]
 pub(super) struct Presence {
@@ -19,6 +13,9 @@ pub(super) struct Presence {
     heard: Instant,
     /// When it was asked, where it has not answered yet.
     asked: Option<Instant>,
+    /// Silence after which it is asked while streams are under way, and time for its answer: a link may be full, or be gone
+    /// and come back.
+    answer: Duration,
 }
 
 /// What a look says.
@@ -33,8 +30,9 @@ pub(super) enum Verdict {
 }
 
 impl Presence {
-    pub(super) const fn new(now: Instant) -> Self {
-        Self { n_reads: 0, heard: now, asked: None }
+    /// One that has so long to answer.
+    pub(super) const fn new(now: Instant, answer: Duration) -> Self {
+        Self { n_reads: 0, heard: now, asked: None, answer }
     }
 
     pub(super) const fn is_asked(&self) -> bool {
@@ -56,8 +54,8 @@ impl Presence {
             self.heard = now;
         }
         match self.asked {
-            Some(asked) if now.duration_since(asked) >= ANSWER => Verdict::Gone,
-            None if !is_idle && now.duration_since(self.heard) >= SILENCE => Verdict::Ask,
+            Some(asked) if now.duration_since(asked) >= self.answer => Verdict::Gone,
+            None if !is_idle && now.duration_since(self.heard) >= self.answer => Verdict::Ask,
             Some(_) | None => Verdict::Fine,
         }
     }
@@ -65,7 +63,7 @@ impl Presence {
     /// When to look next, at the latest after `pause`: not later than the answer is due.
     pub(super) fn next(&self, now: Instant, pause: Duration) -> Instant {
         let next = now + pause;
-        self.asked.map_or(next, |asked| next.min(asked + ANSWER))
+        self.asked.map_or(next, |asked| next.min(asked + self.answer))
     }
 }
 
@@ -73,6 +71,8 @@ impl Presence {
 mod tests {
     use super::*;
 
+    const ANSWER: Duration = Duration::from_secs(25);
+    const SILENCE: Duration = ANSWER;
     /// Seconds between two looks of a connection that may be idle for five.
     const PAUSE: Duration = Duration::from_millis(1_666);
 
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn a_silent_client_is_asked_late_and_has_time_however_soon_idle_connections_end() {
         let begun = Instant::now();
-        let (mut presence, mut now) = (Presence::new(begun), begun);
+        let (mut presence, mut now) = (Presence::new(begun, ANSWER), begun);
         let early = looks(&mut presence, &mut now, SILENCE.saturating_sub(PAUSE));
         assert!(early.iter().all(|verdict| *verdict == Verdict::Fine), "{early:?}");
         let asked = looks(&mut presence, &mut now, PAUSE * 2);
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn whoever_answers_or_has_nothing_to_wait_for_is_not_gone() {
         let begun = Instant::now();
-        let mut presence = Presence::new(begun);
+        let mut presence = Presence::new(begun, ANSWER);
         assert_eq!(presence.look(begun + SILENCE, 0, true), Verdict::Fine, "it may be idle");
         assert_eq!(presence.look(begun + SILENCE, 0, false), Verdict::Ask);
         presence.asked(begun + SILENCE);
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn an_answer_is_due_at_its_time_also_where_looks_are_seldom() {
         let begun = Instant::now();
-        let mut presence = Presence::new(begun);
+        let mut presence = Presence::new(begun, ANSWER);
         assert_eq!(presence.next(begun, PAUSE), begun + PAUSE);
         presence.asked(begun);
         let later = begun + Duration::from_secs(20);
