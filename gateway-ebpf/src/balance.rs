@@ -73,11 +73,16 @@ fn remembered<E: Env>(
         if arrival.wants_reset() && found.is_some() {
             return Err(Reason::NoEndpoint);
         }
-        // Before its client is remembered: a flow too many leaves nothing behind.
-        if found.is_none() {
+        // Before its client is remembered: a flow too many leaves nothing behind. Of others only once an endpoint is
+        // chosen, whose slot and row are waited for while the flow's own line is: taking a token ends that.
+        let is_sticky = arrival.is_sticky();
+        if is_sticky && found.is_none() {
             guard::admits(env.maps(), arrival)?;
         }
         record::seat(env.maps(), arrival, settings)?;
+        if !is_sticky && found.is_none() {
+            guard::admits(env.maps(), arrival)?;
+        }
         // Where all endpoints drain, a flow is given back the one that it has.
         if found.as_ref().is_some_and(|found| record::has(env.maps(), arrival, &found.held)) {
             stays = env.maps().endpoint(arrival.row).map(|endpoint| Chosen { row: arrival.row, endpoint });
