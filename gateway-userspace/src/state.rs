@@ -9,6 +9,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 use gateway_common::{addr::Protocol, flow::FlowKey};
 use http::HeaderName;
 
@@ -82,7 +83,7 @@ pub struct State {
     /// Generation of the snapshot it was compiled from.
     pub generation: u64,
     /// What is served at each address.
-    pub binds: HashMap<BindKey, Bind>,
+    pub binds: HashMap<BindKey, Bind, RandomState>,
     /// Who has to say by PROXY protocol for whom it connects; addresses where nobody has to are not there.
     pub proxies: HashMap<BindKey, Vec<Network>>,
     /// When certificates expire, by listener and origin.

@@ -97,11 +97,11 @@ impl Drop for Line {
 
 /// Text as JSON has it (RFC 8259, section 7).
 fn write_text(to: &mut Vec<u8>, value: &[u8]) {
-    let is_plain = |byte: &u8| matches!(byte, 0x20..=0x7e) && !matches!(byte, b'"' | b'\\');
+    to.reserve(value.len().saturating_add(2));
     to.push(b'"');
     let mut rest = value;
     loop {
-        let n_plain = rest.iter().position(|byte| !is_plain(byte)).unwrap_or(rest.len());
+        let n_plain = n_plain(rest);
         let (plain, after) = rest.split_at(n_plain);
         to.extend_from_slice(plain);
         let Some((byte, after)) = after.split_first() else { break };
@@ -114,6 +114,31 @@ fn write_text(to: &mut Vec<u8>, value: &[u8]) {
         rest = after;
     }
     to.push(b'"');
+}
+
+/// How many bytes at the beginning stand for themselves: printable, neither quote nor backslash.
+fn n_plain(text: &[u8]) -> usize {
+    let is_plain = |byte: &u8| matches!(byte, 0x20..=0x7e) && !matches!(byte, b'"' | b'\\');
+    // Eight in one go, as long as all are.
+    let (words, _) = text.as_chunks();
+    let ahead = 8 * words.iter().position(|word| !are_plain(*word)).unwrap_or(words.len());
+    let rest = text.get(ahead..).unwrap_or_default();
+    ahead + rest.iter().position(|byte| !is_plain(byte)).unwrap_or(rest.len())
+}
+
+/// Whether all of eight bytes are; it may say no where they are.
+fn are_plain(bytes: [u8; 8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = 0x80 * ONES;
+    let word = u64::from_le_bytes(bytes);
+    // A byte below a number borrows from its highest bit; those that have it already are sorted out beside it.
+    let below = |word: u64, least: u64| word.wrapping_sub(least * ONES);
+    let odd = word
+        | word.wrapping_add(ONES)
+        | below(word, 0x20)
+        | below(word ^ u64::from(b'"') * ONES, 1)
+        | below(word ^ u64::from(b'\\') * ONES, 1);
+    odd & HIGHS == 0
 }
 
 /// A number in decimal. The formatter of the standard library takes several times as long, and a line has five.
@@ -207,6 +232,24 @@ mod tests {
             let mut text = Vec::new();
             write_text(&mut text, value.as_bytes());
             assert_eq!(serde_json::from_slice::<String>(&text).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn eight_bytes_are_plain_where_each_is() {
+        let is_plain = |byte: u8| matches!(byte, 0x20..=0x7e) && !matches!(byte, b'"' | b'\\');
+        for byte in 0..=u8::MAX {
+            for at in 0..8 {
+                let mut word = *b"plain ~!";
+                if let Some(place) = word.get_mut(at) {
+                    *place = byte;
+                }
+                assert_eq!(are_plain(word), is_plain(byte), "{byte} at {at}");
+                let mut text = word.to_vec();
+                text.extend_from_slice(b"behind\"");
+                let n = if is_plain(byte) { 14 } else { at };
+                assert_eq!(n_plain(&text), n, "{byte} at {at}");
+            }
         }
     }
 

@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use foldhash::fast::RandomState;
+
 use crate::{
     balance::{Balancer, Member, Policy},
     compile::{Fault, Faults, route, sources, state::Shared, tls},
@@ -34,12 +36,12 @@ pub(super) fn binds(
     services: &Services,
     expiries: &mut BTreeMap<(ListenerName, String), Expiry>,
     faults: &mut Faults,
-) -> HashMap<BindKey, Bind> {
+) -> HashMap<BindKey, Bind, RandomState> {
     let mut groups: BTreeMap<BindKey, Vec<&Listener>> = BTreeMap::new();
     for listener in &snapshot.listeners {
         groups.entry(key(listener)).or_default().push(listener);
     }
-    let mut binds = HashMap::new();
+    let mut binds = HashMap::default();
     for (key, listeners) in groups {
         let Some(first) = listeners.first() else { continue };
         if let Some(other) = listeners.iter().find(|listener| listener.protocol != first.protocol) {

@@ -30,9 +30,11 @@ const ENDS_NOWHERE: [HeaderName; 5] = [
 ];
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// No field, but a word that `connection` is followed by (RFC 9110, section 18.4).
+const CLOSE: HeaderName = HeaderName::from_static("close");
 /// Fields that concern one connection, beside `connection` itself.
-static OF_A_CONNECTION: [HeaderName; 5] =
-    [KEEP_ALIVE, PROXY_CONNECTION, header::TE, header::TRANSFER_ENCODING, header::UPGRADE];
+static OF_A_CONNECTION: [HeaderName; 6] =
+    [header::TE, header::TRANSFER_ENCODING, header::UPGRADE, KEEP_ALIVE, PROXY_CONNECTION, CLOSE];
 
 /// Brings the path of a request to its one form, which is then matched and sent. `*` and the authority of CONNECT are none.
 ///
@@ -96,8 +98,17 @@ pub fn is_sound(authority: &str) -> bool {
             None => (authority, Some("")),
         },
     };
-    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:".contains(&byte);
-    host.bytes().all(is_part) && port.is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+    host.bytes().all(is_part_of_host)
+        && port.is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// Whether a byte may stand in a host, or in the literal of an address (RFC 3986, section 3.2.2).
+fn is_part_of_host(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9'
+            | b'-' | b'.' | b'_' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b';' | b'=' | b':'
+    )
 }
 
 /// Whether a target is one of HTTP. The codec of HTTP/1 sees to that by itself.
@@ -107,11 +118,13 @@ pub fn is_web(target: &Uri) -> bool {
 
 /// The host name of an authority: without port, lower case, without the dot of the root.
 pub fn host_name(authority: &str) -> Cow<'_, str> {
-    let host = match authority.strip_prefix('[') {
+    let bytes = authority.as_bytes();
+    let end = match bytes.first() {
         // An IPv6 literal.
-        Some(_) => authority.split_inclusive(']').next().unwrap_or(authority),
-        None => authority.split(':').next().unwrap_or(authority),
+        Some(b'[') => bytes.iter().position(|byte| *byte == b']').map(|at| at + 1),
+        Some(_) | None => bytes.iter().position(|byte| *byte == b':'),
     };
+    let host = end.and_then(|end| authority.get(..end)).unwrap_or(authority);
     let host = host.strip_suffix('.').unwrap_or(host);
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(host.to_ascii_lowercase())
@@ -235,16 +248,7 @@ pub fn interim(parts: &mut response::Parts) {
 /// Fields that concern one connection only (RFC 9110, section 7.6.1).
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-            // Whoever names these wants to change what the message means, or who it seems to come from.
-            .filter(|name| !ENDS_NOWHERE.contains(name) && !forwarded::is_one(name))
-            .collect();
-        for name in named {
+        for name in named(headers) {
             headers.remove(name);
         }
         headers.remove(header::CONNECTION);
@@ -256,6 +260,27 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     for name in &OF_A_CONNECTION {
         headers.remove(name);
     }
+}
+
+/// Fields that `connection` makes a matter of one connection.
+fn named(headers: &HeaderMap) -> Vec<HeaderName> {
+    let values = headers.get_all(header::CONNECTION);
+    // Most say nothing but this, whose fields go in any case.
+    let is_usual = |value: &HeaderValue| {
+        let value = value.as_bytes();
+        value.eq_ignore_ascii_case(b"keep-alive") || value.eq_ignore_ascii_case(b"close")
+    };
+    if values.iter().all(is_usual) {
+        return Vec::new();
+    }
+    values
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        // Whoever names these wants to change what the message means, or who it seems to come from.
+        .filter(|name| !ENDS_NOWHERE.contains(name) && !forwarded::is_one(name))
+        .collect()
 }
 
 /// Fields behind a body that say nothing but what may stand there (RFC 9110, section 6.5.1): whoever puts them among those

@@ -24,8 +24,9 @@ pub fn propagate(headers: &mut HeaderMap, settings: TraceSettings) {
     // The state belongs to a context that cannot be read (section 3.3.1).
     headers.remove(TRACESTATE);
     if settings.is_created {
-        let flags = u8::from(fastrand::u32(..100) < settings.sampled_percent);
-        headers.insert(TRACEPARENT, begin(fastrand::u128(1..), fastrand::u64(1..), flags));
+        let percent = settings.sampled_percent;
+        let is_sampled = percent >= 100 || fastrand::u32(..100) < percent;
+        headers.insert(TRACEPARENT, begin([(); 3].map(|()| random()), u8::from(is_sampled)));
     }
 }
 
@@ -34,16 +35,43 @@ pub fn id(headers: &HeaderMap) -> Option<&[u8]> {
     headers.get(TRACEPARENT)?.as_bytes().get(3..35)
 }
 
-fn begin(trace: u128, parent: u64, flags: u8) -> HeaderValue {
-    let mut text = [b'-'; LEN];
-    for (at, bytes) in [(0, &[0][..]), (3, &trace.to_be_bytes()), (36, &parent.to_be_bytes()), (53, &[flags])]
-    {
-        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-        for (to, digit) in text.iter_mut().skip(at).zip(digits) {
-            *to = if digit < 10 { b'0' + digit } else { b'a' + digit - 10 };
+/// A number for half of a trace, or for a parent: those that are all zero are none (section 3.2.2).
+fn random() -> u64 {
+    fastrand::u64(..).max(1)
+}
+
+/// A context of a trace of two numbers, and of a parent.
+fn begin([high, low, parent]: [u64; 3], flags: u8) -> HeaderValue {
+    let mut text = *b"00-                                -                -00";
+    for (at, number) in [(3, high), (19, low), (36, parent)] {
+        if let Some(digits) = text.get_mut(at..at + 16) {
+            digits.copy_from_slice(&hexadecimal(number));
         }
     }
+    if let Some(last) = text.last_mut() {
+        *last = b'0' + (flags & 1);
+    }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// The sixteen digits of a number, eight in one go.
+fn hexadecimal(number: u64) -> [u8; 16] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let half = |half: u64| {
+        // A digit in each byte.
+        let pairs = (half | half << 16) & 0x0000_ffff_0000_ffff;
+        let bytes = (pairs | pairs << 8) & 0x00ff_00ff_00ff_00ff;
+        let digits = (bytes | bytes << 4) & (15 * ONES);
+        // Six more make sixteen of those from ten on.
+        let are_letters = (digits + 6 * ONES) >> 4 & ONES;
+        let to_letters = u64::from(b'a' - b'0' - 10);
+        (digits + u64::from(b'0') * ONES + to_letters * are_letters).to_be_bytes()
+    };
+    let mut text = [0; 16];
+    for (to, digit) in text.iter_mut().zip(half(number >> 32).into_iter().chain(half(number & 0xffff_ffff))) {
+        *to = digit;
+    }
+    text
 }
 
 /// Whether a value is a context that anybody can read (section 3.2.2, and section 4.3 on versions to come).
@@ -80,6 +108,15 @@ mod tests {
         headers.append(TRACESTATE, HeaderValue::from_static("b=2"));
         propagate(&mut headers, settings);
         headers
+    }
+
+    #[test]
+    fn numbers_have_sixteen_digits() {
+        for number in [0, 1, 0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210, u64::MAX, 0x0f9a_0f9a << 30] {
+            assert_eq!(hexadecimal(number), *format!("{number:016x}").as_bytes());
+        }
+        let made = begin([0x4bf9_2f35_77b3_4da6, 0xa3ce_929d_0e0e_4736, 0x00f0_67aa_0ba9_02b7], 1);
+        assert_eq!(made, GOOD);
     }
 
     #[test]

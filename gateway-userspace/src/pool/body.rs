@@ -21,9 +21,13 @@ use crate::{
     timer::{Timer, Wait},
 };
 
-/// A request body.
+/// A request body. Most requests have none, and carry no room for one from hand to hand.
+#[derive(Debug, Default)]
+pub struct RequestBody(Option<Box<Present>>);
+
+/// A body that there is.
 #[derive(Debug)]
-pub struct RequestBody {
+struct Present {
     source: Source,
     /// As announced.
     hint: SizeHint,
@@ -39,7 +43,6 @@ pub struct RequestBody {
 
 #[derive(Debug)]
 enum Source {
-    Empty,
     Own(Stream),
     /// Shared with whoever may take it back; none once that happened.
     Lent(Arc<Mutex<Option<Stream>>>),
@@ -167,41 +170,50 @@ impl RequestBody {
     }
 
     /// No body.
-    pub fn empty() -> Self {
-        Self::of(Source::Empty, SizeHint::with_exact(0), None)
+    pub const fn empty() -> Self {
+        Self(None)
     }
 
     fn of(source: Source, hint: SizeHint, terms: Option<Terms>) -> Self {
         let (pace, timer, wait) = (Pace::default(), Timer::default(), Wait::default());
-        Self { source, hint, terms, pace, has_begun: false, timer, wait }
+        Self(Some(Box::new(Present { source, hint, terms, pace, has_begun: false, timer, wait })))
     }
 
     /// Breaks off where the client is slower than this.
     #[must_use]
     pub fn within(self, terms: Terms) -> Self {
-        Self { terms: Some(terms), ..self }
+        self.on(Some(terms))
+    }
+
+    fn on(mut self, terms: Option<Terms>) -> Self {
+        if let Some(present) = &mut self.0 {
+            present.terms = terms;
+        }
+        self
     }
 
     /// The body as `wrap` passes it on, on the same terms.
     #[must_use]
-    pub fn wrapped<B>(mut self, wrap: impl FnOnce(Self) -> B) -> Self
+    pub fn wrapped<B>(self, wrap: impl FnOnce(Self) -> B) -> Self
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let terms = self.terms.take();
-        Self { terms, ..Self::new(wrap(self)) }
+        let terms = self.0.as_ref().and_then(|present| present.terms);
+        Self::new(wrap(self.patient())).on(terms)
     }
 
     /// The body, with none left in its place.
     #[must_use]
     pub fn take(&mut self) -> Self {
-        std::mem::replace(self, Self::empty())
+        std::mem::take(self)
     }
 
     /// Lets `clean` look over the fields behind the body before anybody gets them.
     pub fn clean_trailers(&mut self, clean: fn(&mut HeaderMap)) {
-        if let Source::Own(stream) = &mut self.source {
+        if let Some(present) = &mut self.0
+            && let Source::Own(stream) = &mut present.source
+        {
             stream.trailers = Some(clean);
         }
     }
@@ -209,27 +221,30 @@ impl RequestBody {
     /// Waits for the client as long as it takes: somebody else looks after the time.
     #[must_use]
     pub fn patient(self) -> Self {
-        Self { terms: None, ..self }
+        self.on(None)
     }
 
     /// Whether there is nothing to send, so that it can be sent any number of times.
     pub const fn is_empty(&self) -> bool {
-        matches!(self.source, Source::Empty)
+        self.0.is_none()
     }
 
     /// Lends the body: what is sent, and the way to get it back.
     pub fn lend(self) -> (Self, Option<Keeper>) {
-        let Self { source, hint, terms, .. } = self;
+        let Some(present) = self.0 else { return (Self::empty(), None) };
+        let Present { source, hint, terms, .. } = *present;
         match source {
             Source::Own(stream) => {
                 let stream = Arc::new(Mutex::new(Some(stream)));
                 let source = Source::Lent(Arc::clone(&stream));
                 (Self::of(source, hint, terms), Some(Keeper { stream, hint, terms }))
             }
-            source @ (Source::Empty | Source::Lent(_)) => (Self::of(source, hint, terms), None),
+            source @ Source::Lent(_) => (Self::of(source, hint, terms), None),
         }
     }
+}
 
+impl Present {
     /// How long the client may take for what comes next; none lets it take as long as it wants.
     ///
     /// Whoever says how long its body is owes all of it. A body without a length may be a conversation as soon as the
@@ -239,7 +254,7 @@ impl RequestBody {
         let terms = self.terms.as_ref()?;
         let is_answered = match &self.source {
             Source::Lent(shared) => Arc::strong_count(shared) == 1,
-            Source::Own(_) | Source::Empty => false,
+            Source::Own(_) => false,
         };
         let is_announced = self.hint.exact().is_some();
         match (is_announced, terms.is_conversation, is_answered) {
@@ -302,9 +317,8 @@ impl Body for RequestBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.get_mut();
+        let Some(this) = &mut self.get_mut().0 else { return Poll::Ready(None) };
         let polled = match &mut this.source {
-            Source::Empty => return Poll::Ready(None),
             Source::Own(stream) => stream.poll(cx),
             Source::Lent(shared) => match &mut *shared.lock() {
                 Some(stream) => stream.poll(cx),
@@ -327,18 +341,14 @@ impl Body for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Empty => true,
+        self.0.as_ref().is_none_or(|present| match &present.source {
             Source::Own(stream) => stream.is_end(),
             Source::Lent(shared) => shared.lock().as_ref().is_some_and(Stream::is_end),
-        }
+        })
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Empty => SizeHint::with_exact(0),
-            Source::Own(_) | Source::Lent(_) => self.hint,
-        }
+        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |present| present.hint)
     }
 }
 
@@ -442,15 +452,15 @@ mod tests {
     async fn a_call_of_grpc_that_has_begun_may_be_silent_before_it_is_answered() {
         let later = |announced| {
             let mut body = trickle(SELDOM, announced, GRPC);
-            body.has_begun = true;
+            body.0.as_mut().unwrap().has_begun = true;
             body
         };
         assert!(!is_given_up(later(None)).await);
         assert!(is_given_up(later(Some(1_000_000))).await, "whoever says how much owes it");
         let mut body = trickle(OFTEN, None, GRPC);
-        assert!(!body.has_begun);
+        assert!(!body.0.as_ref().unwrap().has_begun);
         body.frame().await.unwrap().unwrap();
-        assert!(body.has_begun);
+        assert!(body.0.as_ref().unwrap().has_begun);
     }
 
     #[tokio::test]
@@ -461,7 +471,11 @@ mod tests {
         // Its endpoint is busy with something else.
         tokio::time::sleep(STALL * 4).await;
         body.frame().await.unwrap().unwrap();
-        assert_eq!(body.bound(), Some(Duration::from_millis(250)), "its byte has earned something");
+        assert_eq!(
+            body.0.as_ref().unwrap().bound(),
+            Some(Duration::from_millis(250)),
+            "its byte has earned something"
+        );
         body.frame().await.unwrap().unwrap();
     }
 
