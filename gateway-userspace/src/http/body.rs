@@ -14,7 +14,11 @@ use crate::{
     endpoint::Active,
     http::{load::UnderWay, tunnel::Tunnel},
     metrics::tunnel::TunnelOutcome,
-    pool::{Lease, body::BoxError, incoming::Incoming},
+    pool::{
+        Lease,
+        body::{BoxError, RequestBody},
+        incoming::Incoming,
+    },
 };
 
 /// A response body.
@@ -28,21 +32,18 @@ pub struct ResponseBody {
 }
 
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and lives in its connection or task"
-)]
 enum Source {
     /// Said by the gateway.
     Text(Option<Bytes>),
     /// Streamed from an endpoint.
-    Upstream(Streamed),
+    Upstream(Box<Streamed>),
 }
 
+/// What a body comes over. It stays in its place while the response goes from hand to hand.
 #[derive(Debug)]
-struct Streamed {
+pub(super) struct Streamed {
     incoming: Incoming,
-    lease: Option<Lease>,
+    lease: Lease,
     /// Counts the request as long as its response is under way.
     _active: Active,
     /// When the whole exchange must be over.
@@ -69,29 +70,16 @@ impl ResponseBody {
         Self { source: Source::Text(Some(text).filter(|text| !text.is_empty())), line: None, under_way: None }
     }
 
-    /// A response that streams from an endpoint over `lease`.
-    pub fn upstream(
-        incoming: Incoming,
-        lease: Lease,
-        active: Active,
-        deadline: Option<Pin<Box<Sleep>>>,
-    ) -> Self {
-        let streamed = Streamed { incoming, lease: Some(lease), _active: active, deadline, tunnel: None };
+    /// A response that streams from an endpoint.
+    pub(super) const fn upstream(streamed: Box<Streamed>) -> Self {
         Self { source: Source::Upstream(streamed), line: None, under_way: None }
     }
 }
 
 impl ResponseBody {
-    /// What comes from an endpoint through a tunnel over `lease`.
-    pub(super) fn tunnel(incoming: Incoming, lease: Lease, active: Active, tunnel: Box<Tunnel>) -> Self {
-        let streamed =
-            Streamed { incoming, lease: Some(lease), _active: active, deadline: None, tunnel: Some(tunnel) };
-        Self { source: Source::Upstream(streamed), line: None, under_way: None }
-    }
-
     /// Whether this is one direction of a tunnel; the other one has to be driven too.
     pub fn is_tunnel(&self) -> bool {
-        matches!(&self.source, Source::Upstream(Streamed { tunnel: Some(_), .. }))
+        matches!(&self.source, Source::Upstream(streamed) if streamed.tunnel.is_some())
     }
 
     /// Drives the other direction of a tunnel; ready when the client has ended it.
@@ -104,16 +92,23 @@ impl ResponseBody {
 
     /// See [`Tunnel::poll_over`].
     pub(super) fn poll_over(&mut self, is_draining: bool, cx: &mut Context<'_>) -> Poll<TunnelOutcome> {
-        match &mut self.source {
-            Source::Upstream(Streamed { tunnel: Some(tunnel), .. }) => tunnel.poll_over(is_draining, cx),
-            Source::Upstream(_) | Source::Text(_) => Poll::Ready(TunnelOutcome::Ended),
+        match self.tunnel_mut() {
+            Some(tunnel) => tunnel.poll_over(is_draining, cx),
+            None => Poll::Ready(TunnelOutcome::Ended),
         }
     }
 
     /// How a tunnel ends.
     pub(super) fn end(&mut self, outcome: TunnelOutcome) {
-        if let Source::Upstream(Streamed { tunnel: Some(tunnel), .. }) = &mut self.source {
+        if let Some(tunnel) = self.tunnel_mut() {
             tunnel.end(outcome);
+        }
+    }
+
+    fn tunnel_mut(&mut self) -> Option<&mut Tunnel> {
+        match &mut self.source {
+            Source::Text(_) => None,
+            Source::Upstream(streamed) => streamed.tunnel.as_deref_mut(),
         }
     }
 
@@ -138,11 +133,40 @@ impl Drop for ResponseBody {
 }
 
 impl Streamed {
+    /// What comes over `lease`.
+    pub(super) fn new(incoming: Incoming, lease: Lease, active: Active) -> Box<Self> {
+        Box::new(Self { incoming, lease, _active: active, deadline: None, tunnel: None })
+    }
+
+    /// What it comes over.
+    pub(super) const fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// When the whole exchange must be over.
+    pub(super) fn ends_by(&mut self, deadline: Option<Pin<Box<Sleep>>>) {
+        self.deadline = deadline;
+    }
+
+    /// No other request goes over the connection behind it, if it is one for each request.
+    pub(super) const fn retire(&mut self) {
+        self.incoming.retire();
+    }
+
+    /// HTTP is over: what follows are the bytes of both sides, those of the client as they come from `client`.
+    pub(super) fn open(&mut self, client: RequestBody, tunnel: Box<Tunnel>) {
+        self.incoming.open(client);
+        self.tunnel = Some(tunnel);
+    }
+
+    /// Whether nothing more will come.
+    pub(super) fn is_end(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
     /// Gives the connection back as soon as nothing more will come.
     fn finish(&mut self) {
-        if let Some(mut lease) = self.lease.take() {
-            lease.finish(&mut self.incoming);
-        }
+        self.lease.finish(&mut self.incoming);
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {

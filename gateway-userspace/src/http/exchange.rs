@@ -318,7 +318,7 @@ async fn serve(
 
 fn note(line: &mut Option<Box<Line>>, forwarded: &Forwarded) {
     if let Some(line) = line {
-        line.word(AccessField::Endpoint, forwarded.lease.endpoint().addr_text());
+        line.word(AccessField::Endpoint, forwarded.body.lease().endpoint().addr_text());
         line.number(AccessField::Retries, u64::try_from(forwarded.n_retries).unwrap_or(u64::MAX));
     }
 }
@@ -345,12 +345,17 @@ async fn within_deadline(
 
 /// Receive: the head goes on, the body streams behind it.
 pub(super) fn receive(forwarded: Forwarded, deadline: Deadline) -> Result<Response<ResponseBody>, Fault> {
-    let Forwarded { response, lease, active, .. } = forwarded;
-    let (mut parts, incoming) = response.into_parts();
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-        // We never ask for it.
-        return Err(Fault::new(Kind::Protocol));
+    let Forwarded { mut head, mut body, .. } = forwarded;
+    // We never ask for another protocol.
+    let is_sound = if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        Err(Fault::new(Kind::Protocol))
+    } else {
+        header::to_downstream(&mut head)
+    };
+    if let Err(fault) = is_sound {
+        body.retire();
+        return Err(fault);
     }
-    header::to_downstream(&mut parts)?;
-    Ok(Response::from_parts(parts, ResponseBody::upstream(incoming, lease, active, deadline)))
+    body.ends_by(deadline);
+    Ok(Response::from_parts(head, ResponseBody::upstream(body)))
 }

@@ -3,8 +3,7 @@
 use std::{io, time::Duration};
 
 use futures_util::FutureExt as _;
-use http::{Response, request::Parts};
-use http_body::Body as _;
+use http::{Response, request::Parts, response};
 use http_body_util::BodyExt as _;
 
 use crate::{
@@ -13,7 +12,7 @@ use crate::{
     h1::spare,
     http::{
         Downstream, Worker,
-        body::ResponseBody,
+        body::{ResponseBody, Streamed},
         fault::{Fault, Kind, Language, Retry},
         header,
         interim::Bounded,
@@ -45,10 +44,16 @@ pub(super) struct Forward<'a> {
 
 /// The head of a response, and what its body comes over.
 pub(super) struct Forwarded {
-    pub(super) response: Response<Incoming>,
-    pub(super) lease: Lease,
-    pub(super) active: Active,
+    pub(super) head: response::Parts,
+    pub(super) body: Box<Streamed>,
     pub(super) n_retries: usize,
+}
+
+impl Forwarded {
+    fn new(response: Response<Incoming>, lease: Lease, active: Active, n_retries: usize) -> Self {
+        let (head, incoming) = response.into_parts();
+        Self { head, body: Streamed::new(incoming, lease, active), n_retries }
+    }
 }
 
 /// A request that may have to be sent more than once. Whoever sends it borrows it, because a future holds the room of what is
@@ -128,7 +133,7 @@ impl Forward<'_> {
                 Ok(mut lease) => {
                     let incoming = lease.raw().ok_or(Fault::new(Kind::Unsupported))?;
                     let active = lease.endpoint().begin();
-                    return Ok(Forwarded { response: Response::new(incoming), lease, active, n_retries });
+                    return Ok(Forwarded::new(Response::new(incoming), lease, active, n_retries));
                 }
                 Err(cause) => last = Fault::new(unopened(&cause)),
             }
@@ -187,8 +192,7 @@ impl Forward<'_> {
         let interim = Bounded::new(self.interim, &self.worker.metrics.families);
         match lease.send(&message.head, &mut message.body, &interim, self.timeout).await {
             Ok(response) => {
-                let forwarded = Forwarded { response, lease, active, n_retries };
-                self.judge(forwarded, message, keeper, n_retries)
+                self.judge(Forwarded::new(response, lease, active, n_retries), message, keeper, n_retries)
             }
             Err(SendError::TimedOut) => Err(self.timed_out(message, keeper, n_retries)),
             Err(cause) => Err(self.failed((&lease, freshness), &cause, message, keeper)),
@@ -211,18 +215,16 @@ impl Forward<'_> {
         n_retries: usize,
     ) -> Result<Forwarded, Failed> {
         let retry = self.retry;
-        let response = &forwarded.response;
         let is_wanted = n_retries < retry.attempts
-            && ((retry.includes(response.status().as_u16()) && message.is_idempotent())
-                || (!retry.calls.is_empty() && message.is_refused_call(response, retry.calls)));
+            && ((retry.includes(forwarded.head.status.as_u16()) && message.is_idempotent())
+                || (!retry.calls.is_empty() && message.is_refused_call(&forwarded, retry.calls)));
         // Asked first: a body that cannot be sent again costs no token.
         let is_possible = keeper.as_ref().is_none_or(Keeper::is_whole);
         if !is_wanted || !is_possible || !self.withdraw() || !message.restore(keeper) {
             spare::keep_fields(std::mem::take(&mut message.head.headers));
             return Ok(forwarded);
         }
-        let Forwarded { response, lease, active, .. } = forwarded;
-        let mut body = ResponseBody::upstream(response.into_body(), lease, active, None);
+        let mut body = ResponseBody::upstream(forwarded.body);
         // Frames that an answer of an overloaded endpoint may have; more are not worth the wait.
         for _ in 0..FRAMES {
             match body.frame().now_or_never() {
@@ -310,10 +312,10 @@ impl Message {
 
     /// Whether a call of gRPC came to nothing but one of these statuses, in a head that ends the response: whoever lists them
     /// says that calls may be repeated then, which their method does not tell.
-    fn is_refused_call(&self, response: &Response<Incoming>, calls: retry::Calls) -> bool {
-        let status = response.headers().get("grpc-status");
+    fn is_refused_call(&self, forwarded: &Forwarded, calls: retry::Calls) -> bool {
+        let status = forwarded.head.headers.get("grpc-status");
         status.is_some_and(|status| calls.includes(status.as_bytes()))
-            && response.body().is_end_stream()
+            && forwarded.body.is_end()
             && Language::of(&self.head) == Language::Grpc
     }
 

@@ -93,8 +93,7 @@ async fn send(
     let forward =
         Forward { worker, downstream, service, retry: &retry::Policy::NEVER, timeout, interim: &Nobody };
     let Ok(forwarded) = forward.run(message).await else { return };
-    let mut body =
-        ResponseBody::upstream(forwarded.response.into_body(), forwarded.lease, forwarded.active, None);
+    let mut body = ResponseBody::upstream(forwarded.body);
     let mut n_bytes = 0;
     // A whole answer leaves its connection whole; a long one is not worth it.
     while n_bytes <= limits::MIRROR_BYTES {

@@ -137,19 +137,19 @@ impl Opening {
         mut forwarded: Forwarded,
         client: RequestBody,
     ) -> Result<Response<ResponseBody>, Fault> {
-        let protocol = forwarded.lease.protocol();
-        let status = forwarded.response.status();
+        let protocol = forwarded.body.lease().protocol();
+        let status = forwarded.head.status;
         let is_agreed = match protocol {
             _ if self.is_raw() => true,
             Protocol::Http1 => status == StatusCode::SWITCHING_PROTOCOLS,
             Protocol::Http2 => status.is_success(),
         };
+        // Who knows what an endpoint makes of an upgrade that it did not want.
+        forwarded.body.retire();
         if !is_agreed {
-            // Who knows what an endpoint makes of an upgrade that it did not want.
-            forwarded.response.body_mut().retire();
             return exchange::receive(forwarded, None);
         }
-        let (mut parts, mut incoming) = forwarded.response.into_parts();
+        let Forwarded { head: mut parts, mut body, .. } = forwarded;
         if let (Wanted::WebSocket { version, key }, false) = (&self.wanted, self.is_raw()) {
             let agreed = parts.headers.get(header::UPGRADE).map(|name| name.as_bytes().to_ascii_lowercase());
             if protocol == Protocol::Http1 && agreed.as_deref() != Some(b"websocket") {
@@ -173,11 +173,10 @@ impl Opening {
         fields::interim(&mut parts);
         self.open.open();
         let moved = Arc::clone(self.open.moved());
-        incoming.open(RequestBody::new(Counted { body: client.patient(), moved }));
         let look = self.tunnels.idle_timeout / LOOKS;
         let tunnel = Box::new(Tunnel { open: self.open, look, still: None, grace: None });
-        let body = ResponseBody::tunnel(incoming, forwarded.lease, forwarded.active, tunnel);
-        Ok(Response::from_parts(parts, body))
+        body.open(RequestBody::new(Counted { body: client.patient(), moved }), tunnel);
+        Ok(Response::from_parts(parts, ResponseBody::upstream(body)))
     }
 }
 
