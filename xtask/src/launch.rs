@@ -1,12 +1,17 @@
 //! `cargo xtask demo` and `cargo xtask bench`: builds the agent for speed and hands over to programs of the test crate,
 //! which have the harness.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build_ebpf, process,
+    agent, build_ebpf, process,
     setup::{self, Purpose},
     workspace::Workspace,
 };
@@ -23,7 +28,9 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     setup::install(Purpose::Bench)?;
     build_ebpf::run(workspace, true)?;
     let envoy = envoy(workspace)?;
-    launch_with(workspace, "sluice-bench", arguments, &[("SLUICE_ENVOY", envoy)])
+    let agent = agent::build(workspace)?;
+    build(workspace, &["gateway-tests"])?;
+    start(workspace, "sluice-bench", arguments, &agent, &[("SLUICE_ENVOY", envoy)])
 }
 
 /// Keeps an agent busy for a long time.
@@ -31,6 +38,12 @@ pub(crate) fn soak(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     setup::install(Purpose::Build)?;
     build_ebpf::run(workspace, false)?;
     launch(workspace, "sluice-soak", arguments)
+}
+
+/// The same with an agent that somebody else built.
+pub(crate) fn soak_with(workspace: &Workspace, agent: &Path, arguments: &[String]) -> Result<()> {
+    build(workspace, &["gateway-tests"])?;
+    start(workspace, "sluice-soak", arguments, agent, &[])
 }
 
 /// The version of the Python package that carries the binary.
@@ -57,28 +70,32 @@ fn envoy(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 fn launch(workspace: &Workspace, program: &str, arguments: &[String]) -> Result<()> {
-    launch_with(workspace, program, arguments, &[])
+    build(workspace, &["gateway-tests", "gateway-userspace"])?;
+    start(workspace, program, arguments, &workspace.binary("release", "sluice"), &[])
 }
 
-fn launch_with(
-    workspace: &Workspace,
-    program: &str,
-    arguments: &[String],
-    variables: &[(&str, PathBuf)],
-) -> Result<()> {
-    eprintln!("xtask: building the agent (release)");
+fn build(workspace: &Workspace, packages: &[&str]) -> Result<()> {
+    eprintln!("xtask: building {} (release)", packages.join(" and "));
     process::run(
         process::cargo()
             .current_dir(&workspace.root)
             .args(["build", "--release", "--locked", "--quiet", "--bins"])
-            .args(["--package", "gateway-userspace", "--package", "gateway-tests"]),
-    )?;
-    let binary = |name| workspace.binary("release", name);
+            .args(packages.iter().flat_map(|package| ["--package", package])),
+    )
+}
+
+fn start(
+    workspace: &Workspace,
+    program: &str,
+    arguments: &[String],
+    agent: &Path,
+    variables: &[(&str, PathBuf)],
+) -> Result<()> {
     process::run(
-        Command::new(binary(program))
+        Command::new(workspace.binary("release", program))
             .args(arguments)
             .envs(variables.iter().map(|(name, value)| (*name, value)))
-            .env("SLUICE_BIN", binary("sluice"))
+            .env("SLUICE_BIN", agent)
             .env("SLUICE_BPF_OBJECT", workspace.object(build_ebpf::OBJECT)),
     )
 }

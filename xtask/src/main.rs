@@ -4,6 +4,7 @@
     reason = "the bans of clippy.toml are for the product; a workshop reads the environment"
 )]
 
+mod agent;
 mod apt;
 mod build_ebpf;
 mod check;
@@ -55,6 +56,10 @@ enum Task {
         #[arg(long)]
         log: bool,
     },
+    /// Build the agent as it is shipped, and say where it is.
+    Build,
+    /// Make the record of hot code anew that such a build takes.
+    Profile,
     /// Run every suite; as root with everything privileged.
     Test {
         /// Leave out what takes minutes: the other kernels.
@@ -112,6 +117,8 @@ fn run(task: Task) -> Result<()> {
         Task::Setup { purposes } => setup::run(&workspace, &purposes),
         Task::BuildEbpf { log: true, .. } => build_ebpf::run_with_log(&workspace, build_ebpf::OBJECT),
         Task::BuildEbpf { reference, .. } => build_ebpf::run(&workspace, reference),
+        Task::Build => agent::run(&workspace),
+        Task::Profile => agent::record(&workspace),
         Task::Test { kernels, .. } if !kernels.is_empty() => kernel_matrix::run(&workspace, &kernels),
         Task::Test { quick, filters, .. } => test::run(&workspace, quick, &filters),
         Task::Demo { arguments } => launch::demo(&workspace, &arguments),

@@ -145,8 +145,9 @@ impl Log {
     }
 }
 
-/// Bytes in a worker's buffer that wake the writer before its time.
-const WAKE_BYTES: usize = limits::ACCESS_LOG_BYTES / 4;
+/// Bytes in a worker's buffer that wake the writer before its time: so few that this buffer and the one that is being written
+/// stay in a cache of the processor, and so many that waking is rare.
+const WAKE_BYTES: usize = 64 * 1_024;
 
 /// The present time of the wall clock, for a line.
 fn wall() -> SystemTime {

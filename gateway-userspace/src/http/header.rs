@@ -247,18 +247,22 @@ pub fn interim(parts: &mut response::Parts) {
 
 /// Fields that concern one connection only (RFC 9110, section 7.6.1).
 pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
+    // Names that are known are compared faster than they are looked for, and most messages have none of the others.
+    let (mut is_connection, mut is_other) = (false, false);
+    for name in headers.keys() {
+        is_connection |= *name == header::CONNECTION;
+        is_other |= OF_A_CONNECTION.contains(name);
+    }
+    if is_connection {
         for name in named(headers) {
             headers.remove(name);
         }
         headers.remove(header::CONNECTION);
     }
-    // Most messages have none of them, and names that are known are compared faster than they are looked for.
-    if !headers.keys().any(|name| OF_A_CONNECTION.contains(name)) {
-        return;
-    }
-    for name in &OF_A_CONNECTION {
-        headers.remove(name);
+    if is_other {
+        for name in &OF_A_CONNECTION {
+            headers.remove(name);
+        }
     }
 }
 

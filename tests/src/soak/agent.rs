@@ -144,7 +144,7 @@ pub(super) fn free_addr() -> Result<SocketAddr> {
 fn write(file: &Path, addrs: Addrs, endpoints: &[Endpoint], n: u64) -> Result<()> {
     let Addrs { plain, secure, admin } = addrs;
     let mut text = format!(
-        "agent: {{ workers: 1, admin: {{ address: '{admin}' }}, kernel: {{ mode: off }} }}
+        "agent: {{ workers: 1, admin: {{ address: '{admin}' }}, kernel: {{ mode: off }}, accessLog: {{ output: stdout }} }}
 listeners:
   - {{ name: plain, address: {}, port: {}, protocol: HTTP }}
   - {{ name: secure, address: {}, port: {}, protocol: HTTPS, tls: {{ certificates: [{{ certificateFile: web.pem, keyFile: web.key }}] }} }}
