@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use futures_util::FutureExt as _;
-use http::{Response, request::Parts, response};
+use http::{Request, Response, request::Parts, response};
 use http_body_util::BodyExt as _;
 
 use crate::{
@@ -310,6 +310,11 @@ impl Message {
         Self { head, body }
     }
 
+    /// Where a request is to stand.
+    pub(super) fn none() -> Self {
+        Self::new(Request::new(()).into_parts().0, RequestBody::empty())
+    }
+
     /// Whether a call of gRPC came to nothing but one of these statuses, in a head that ends the response: whoever lists them
     /// says that calls may be repeated then, which their method does not tell.
     fn is_refused_call(&self, forwarded: &Forwarded, calls: retry::Calls) -> bool {
@@ -355,7 +360,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_is_whole_however_often_nothing_of_it_was_sent() {
-        let head = http::Request::put("/").body(()).unwrap().into_parts().0;
+        let head = Request::put("/").body(()).unwrap().into_parts().0;
         let body = http_body_util::Full::new(bytes::Bytes::from_static(b"all of it"));
         let mut message = Message::new(head, RequestBody::new(body));
         for is_begun in [false, false, true, false, true] {

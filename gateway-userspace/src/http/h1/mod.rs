@@ -27,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     drain::Drain,
     h1::{
+        Framing,
         head::{self, Head},
         out::Body,
         spare,
@@ -71,6 +72,8 @@ pub(super) async fn serve<S>(
     let mut drain = drain;
     let mut begun = pin!(drain.begun());
     let mut is_asked = false;
+    // Each request stands where the one before did, from its head to its end.
+    let mut message = Message::none();
     loop {
         let mut wait = Wait::default();
         let next = poll_fn(|cx| {
@@ -79,14 +82,14 @@ pub(super) async fn serve<S>(
                 return Poll::Ready(Err(End::Close));
             }
             is_asked = true;
-            connection.poll_next(&mut wait, cx)
+            connection.poll_next(&mut message, &mut wait, cx)
         });
         let ended = match next.await {
-            Ok(head) => connection.exchange(head).await,
+            Ok(asked) => connection.exchange(&mut message, &asked).await,
             Err(end) => Err(end),
         };
         match ended {
-            Ok(()) => {}
+            Ok(()) => message = Message::none(),
             Err(End::Close) => return connection.close(false).await,
             Err(End::Linger) => return connection.linger().await,
             Err(End::Cut) => return,
@@ -125,20 +128,45 @@ struct Connection<S> {
 struct Asked {
     method: Method,
     version: Version,
+    framing: Framing,
     keeps_alive: bool,
+    awaits_continue: bool,
+    wants_websocket: bool,
+}
+
+impl From<&Head> for Asked {
+    fn from(head: &Head) -> Self {
+        Self {
+            method: head.parts.method.clone(),
+            version: head.parts.version,
+            framing: head.framing,
+            keeps_alive: head.keeps_alive,
+            awaits_continue: head.awaits_continue,
+            wants_websocket: head.wants_websocket,
+        }
+    }
 }
 
 impl<S> Connection<S>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    /// The next request, read and understood.
-    fn poll_next(&mut self, wait: &mut Wait, cx: &mut Context<'_>) -> Poll<Result<Head, End>> {
+    /// The next request, read and understood; its head becomes that of `message`.
+    fn poll_next(
+        &mut self,
+        message: &mut Message,
+        wait: &mut Wait,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Asked, End>> {
         let mut wire = self.wire.lock();
         let was_in_head = wire.is_in_head();
         let refusal = match wire.poll_head(cx) {
             Poll::Ready(Ok(bytes)) => match head::parse(&bytes) {
-                Ok(head) => return Poll::Ready(Ok(head)),
+                Ok(head) => {
+                    let asked = Asked::from(&head);
+                    message.head = head.parts;
+                    return Poll::Ready(Ok(asked));
+                }
                 Err(refusal) => refusal,
             },
             Poll::Ready(Err(NoHead::Refused(refusal))) => refusal,
@@ -171,33 +199,26 @@ where
     }
 
     /// Serves one request. No error means that the connection goes on.
-    async fn exchange(&mut self, mut head: Head) -> Result<(), End> {
+    async fn exchange(&mut self, message: &mut Message, asked: &Asked) -> Result<(), End> {
         self.is_first = false;
-        if head.wants_websocket {
-            head.parts.extensions.insert(Named::from_static("websocket"));
+        if asked.wants_websocket {
+            message.head.extensions.insert(Named::from_static("websocket"));
         }
-        let may_tunnel = head.wants_websocket || head.parts.method == Method::CONNECT;
-        let asked = Asked {
-            method: head.parts.method.clone(),
-            version: head.parts.version,
-            keeps_alive: head.keeps_alive,
-        };
+        let may_tunnel = asked.wants_websocket || asked.method == Method::CONNECT;
         let is_empty = {
             let mut wire = self.wire.lock();
-            wire.begin(head.framing, head.awaits_continue);
-            wire.hears_interim = head.parts.version != Version::HTTP_10;
+            wire.begin(asked.framing, asked.awaits_continue);
+            wire.hears_interim = asked.version != Version::HTTP_10;
             if may_tunnel {
                 wire.hold();
             }
             wire.is_read() && !may_tunnel
         };
-        let body = if is_empty {
-            RequestBody::empty()
-        } else {
-            RequestBody::new(Uploaded::new(&self.wire)).within(self.worker.terms(&head.parts))
-        };
-        let mut message = Message::new(head.parts, body);
-        let response = match self.response(&mut message).await {
+        if !is_empty {
+            let terms = self.worker.terms(&message.head);
+            message.body = RequestBody::new(Uploaded::new(&self.wire)).within(terms);
+        }
+        let response = match self.response(message).await {
             Ok(response) => response,
             Err(end) => {
                 self.count_refusal();
@@ -209,7 +230,7 @@ where
             reply::tunnel(&mut self.wire.lock().out, &parts);
             return Err(self.tunnel(body).await);
         }
-        let replied = self.reply(&asked, response).await;
+        let replied = self.reply(asked, response).await;
         let is_read = self.wire.lock().skip();
         // Also where the response broke off for it.
         self.count_refusal();

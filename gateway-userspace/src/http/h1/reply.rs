@@ -118,6 +118,7 @@ mod tests {
     use http::Response;
 
     use super::*;
+    use crate::h1::Framing;
 
     #[track_caller]
     fn check(
@@ -135,7 +136,14 @@ mod tests {
         if let Some(exact) = exact {
             hint.set_exact(exact);
         }
-        let asked = Asked { method, version, keeps_alive: true };
+        let asked = Asked {
+            method,
+            version,
+            framing: Framing::None,
+            keeps_alive: true,
+            awaits_continue: false,
+            wants_websocket: false,
+        };
         let mut out = Out::default();
         let form = head(&mut out, &asked, &mut parts, &hint, true);
         let text = String::from_utf8(out.head().to_vec()).unwrap();
