@@ -88,11 +88,12 @@ pub(crate) fn record(workspace: &Workspace) -> Result<()> {
     let compiler = Compiler::find()?;
     let merge = merger(&compiler)?;
     let counts = workspace.target.join("counts");
+    eprintln!("xtask: building an agent that counts what it does");
+    let agent = cargo_build(workspace, COUNTING, &format!("-Cprofile-generate={}", counts.display()))?;
+    // Programs that ran for the build have counted, too.
     if counts.exists() {
         fs::remove_dir_all(&counts).with_context(|| format!("cannot remove {}", counts.display()))?;
     }
-    eprintln!("xtask: building an agent that counts what it does");
-    let agent = cargo_build(workspace, COUNTING, &format!("-Cprofile-generate={}", counts.display()))?;
     launch::soak_with(workspace, &agent, &["--time".to_owned(), TIME.to_owned()])?;
     let record = compiler.record(workspace);
     let folder = folder(workspace);
