@@ -14,6 +14,7 @@ use crate::{
     endpoint::Active,
     http::{load::UnderWay, tunnel::Tunnel},
     metrics::tunnel::TunnelOutcome,
+    net::sys,
     pool::{Lease, body::BoxError, incoming::Incoming},
 };
 
@@ -102,10 +103,18 @@ impl ResponseBody {
         }
     }
 
-    /// See [`Tunnel::poll_over`].
-    pub(super) fn poll_over(&mut self, is_draining: bool, cx: &mut Context<'_>) -> Poll<TunnelOutcome> {
+    /// See [`Tunnel::poll_over`]; `n_taken` changes when the client takes something.
+    pub(super) fn poll_over(
+        &mut self,
+        is_draining: bool,
+        mut n_taken: impl FnMut() -> Option<u64>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TunnelOutcome> {
         match &mut self.source {
-            Source::Upstream(Streamed { tunnel: Some(tunnel), .. }) => tunnel.poll_over(is_draining, cx),
+            Source::Upstream(Streamed { incoming, tunnel: Some(tunnel), .. }) => {
+                let taken = || [n_taken(), incoming.socket().and_then(|socket| sys::queued(&socket))];
+                tunnel.poll_over(is_draining, taken, cx)
+            }
             Source::Upstream(_) | Source::Text(_) => Poll::Ready(TunnelOutcome::Ended),
         }
     }

@@ -17,6 +17,7 @@ pub mod serve;
 pub mod stream;
 pub mod trace;
 mod tunnel;
+mod uptake;
 
 use std::{net::SocketAddr, sync::Arc};
 
