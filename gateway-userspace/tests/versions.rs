@@ -221,12 +221,13 @@ fn text(fields: &HeaderMap) -> String {
 }
 
 /// What an application that reads trailers like fields of the head would take for the gateway's word.
-const CLAIMS: [&str; 5] = ["x-real-ip", "x-forwarded-for", "x_real_ip", "content-length", "host"];
+const CLAIMS: [&str; 6] =
+    ["x-real-ip", "x-forwarded-for", "x-forwarded-client-cert", "x_real_ip", "content-length", "host"];
 
 /// What is in front of the body of the response, the body, and what is behind it.
 async fn send_h1(addr: SocketAddr) -> (String, String, String) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    let request = "POST / HTTP/1.1\r\nHost: a.test\r\nTE: trailers\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-sum: 7\r\nx-real-ip: 10.0.0.1\r\nX-Forwarded-For: 10.0.0.2\r\nx_real_ip: 10.0.0.3\r\nx-next: 8\r\n\r\n";
+    let request = "POST / HTTP/1.1\r\nHost: a.test\r\nTE: trailers\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-sum: 7\r\nx-real-ip: 10.0.0.1\r\nX-Forwarded-For: 10.0.0.2\r\nX-Forwarded-Client-Cert: Subject=root\r\nx_real_ip: 10.0.0.3\r\nx-next: 8\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let head = read_until(&mut stream, "\r\n\r\n").await;
     let body = read_until(&mut stream, "\r\n0\r\n").await;

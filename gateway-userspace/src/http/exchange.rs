@@ -7,7 +7,8 @@ use std::{
 };
 
 use http::{
-    HeaderValue, Method, Response, StatusCode, Version, header as names, request::Parts, uri::PathAndQuery,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header as names,
+    request::Parts, uri::PathAndQuery,
 };
 use tokio::time::Sleep;
 
@@ -29,7 +30,7 @@ use crate::{
     },
     limits,
     metrics::{refusal::Refusal, shard::RouteStats, timeout::ClientTimeout},
-    pool::interim::Interim,
+    pool::{body::BoxError, interim::Interim},
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule, State},
 };
@@ -135,6 +136,8 @@ fn begin(worker: &Worker, downstream: &Downstream, parts: &Parts, started: Insta
 /// Where a request goes.
 struct Routed<'s> {
     listener: &'s HttpListener,
+    /// Fields that say who a client is.
+    identities: &'s Arc<[HeaderName]>,
     rule: &'s Rule,
     prefix_bytes: usize,
     /// What is spoken instead of HTTP.
@@ -151,7 +154,7 @@ enum Stop {
 /// Route: the most specific listener for the host name, then its most specific route.
 fn find<'s>(
     worker: &Worker,
-    state: &State,
+    state: &'s State,
     bind: &'s HttpBind,
     downstream: &Downstream,
     (parts, n_fields): (&mut Parts, usize),
@@ -213,7 +216,8 @@ fn find<'s>(
     };
     match listener.table.find(&request) {
         Some(Matched { rule, prefix_bytes }) => {
-            (Ok(Routed { listener, rule, prefix_bytes: *prefix_bytes, wanted: None }), &rule.stats)
+            let (identities, prefix_bytes) = (&state.identity_headers, *prefix_bytes);
+            (Ok(Routed { listener, identities, rule, prefix_bytes, wanted: None }), &rule.stats)
         }
         None => fault(Kind::NoRoute, &listener.unmatched),
     }
@@ -249,6 +253,22 @@ const fn version(version: Version) -> &'static str {
     }
 }
 
+/// What looks over the fields behind the body of a request.
+fn behind(
+    identities: &Arc<[HeaderName]>,
+    underscores: Underscores,
+) -> impl Fn(&mut HeaderMap) -> Result<(), BoxError> + Send + 'static {
+    let identities = Arc::clone(identities);
+    move |trailers| {
+        header::clean_trailers(trailers, &identities);
+        if underscores != Underscores::Allow {
+            // Dropping never refuses.
+            let _n_gone = Underscores::Drop.apply(trailers);
+        }
+        Ok(())
+    }
+}
+
 /// Answers, or makes what the endpoint gets and sends it.
 async fn serve(
     worker: &Worker,
@@ -258,11 +278,8 @@ async fn serve(
     line: &mut Option<Box<Line>>,
 ) -> Result<Response<ResponseBody>, Fault> {
     let Client { downstream, interim } = client;
-    let Routed { listener, rule, prefix_bytes, wanted } = routed;
-    message.body.clean_trailers(match listener.underscores {
-        Underscores::Allow => header::clean_trailers,
-        Underscores::Drop | Underscores::Reject => header::clean_trailers_of_underscores,
-    });
+    let Routed { listener, identities, rule, prefix_bytes, wanted } = routed;
+    message.body.clean_trailers(behind(identities, listener.underscores));
     let parts = &mut message.head;
     if let Some(line) = line {
         line.word(AccessField::Listener, listener.name.as_str());

@@ -152,7 +152,7 @@ static CLIENT_CERTIFICATES: Table = Table {
             shape: Shape::Text(&IDENTITY_HEADER),
             presence: Default("x-forwarded-client-cert"),
             doc: "Header field that tells endpoints who the client is: `Hash=`, `Subject=`, and `URI=` and `DNS=` for each \
-                  name, with `;` between them. What clients send under this name is removed, on every listener.",
+                  name, with `;` between them. What clients send under this name is removed, on every listener, in front of a body and behind it.",
         },
     ],
     one_of: &[],
