@@ -29,7 +29,7 @@ use crate::{
         tunnel::{Opening, Wanted},
     },
     limits,
-    metrics::{refusal::Refusal, shard::RouteStats, timeout::ClientTimeout},
+    metrics::{names::Families, refusal::Refusal, shard::RouteStats, timeout::ClientTimeout},
     pool::{body::BoxError, interim::Interim},
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule, State},
@@ -182,13 +182,8 @@ fn find<'s>(
     let Some(listener) = listener else {
         return fault(Kind::NoRoute, &bind.unmatched);
     };
-    match listener.underscores.apply(&mut parts.headers) {
-        Ok(0) => {}
-        Ok(n_gone) => {
-            let n_gone = u64::try_from(n_gone).unwrap_or(u64::MAX);
-            worker.metrics.families.underscored.inc_by(n_gone);
-        }
-        Err(Underscored) => return refuse(Refusal::Underscore, Kind::BadRequest, &listener.unmatched),
+    if without_underscores(&worker.metrics.families, listener.underscores, &mut parts.headers).is_err() {
+        return refuse(Refusal::Underscore, Kind::BadRequest, &listener.unmatched);
     }
     // Before routes are looked at: they may ask for an identity like for any field, and shall not go by claims.
     if listener.trusted_hops == 0 {
@@ -253,18 +248,32 @@ const fn version(version: Version) -> &'static str {
     }
 }
 
+/// Judges the names of fields, in front of a body and behind it, and counts those that go no further.
+fn without_underscores(
+    families: &Families,
+    rule: Underscores,
+    fields: &mut HeaderMap,
+) -> Result<(), Underscored> {
+    let n_gone = rule.apply(fields)?;
+    if n_gone > 0 {
+        families.underscored.inc_by(u64::try_from(n_gone).unwrap_or(u64::MAX));
+    }
+    Ok(())
+}
+
 /// What looks over the fields behind the body of a request.
 fn behind(
+    worker: &Worker,
     identities: &Arc<[HeaderName]>,
     underscores: Underscores,
 ) -> impl Fn(&mut HeaderMap) -> Result<(), BoxError> + Send + 'static {
-    let identities = Arc::clone(identities);
+    let (metrics, identities) = (Arc::clone(&worker.metrics), Arc::clone(identities));
     move |trailers| {
-        header::clean_trailers(trailers, &identities);
-        if underscores != Underscores::Allow {
-            // Dropping never refuses.
-            let _n_gone = Underscores::Drop.apply(trailers);
+        if without_underscores(&metrics.families, underscores, trailers).is_err() {
+            metrics.families.refuse(Refusal::Underscore);
+            return Err("the name of a field behind the body has an underscore".into());
         }
+        header::clean_trailers(trailers, &identities);
         Ok(())
     }
 }
@@ -279,7 +288,7 @@ async fn serve(
 ) -> Result<Response<ResponseBody>, Fault> {
     let Client { downstream, interim } = client;
     let Routed { listener, identities, rule, prefix_bytes, wanted } = routed;
-    message.body.clean_trailers(behind(identities, listener.underscores));
+    message.body.clean_trailers(behind(worker, identities, listener.underscores));
     let parts = &mut message.head;
     if let Some(line) = line {
         line.word(AccessField::Listener, listener.name.as_str());
