@@ -1,7 +1,7 @@
 //! The Sluice agent, as a library: one module per word of the design, in layers.
 //!
 //! A module imports only from strictly lower layers; `cargo xtask tidy` holds the table:
-//! 0. [`name`], [`limits`], [`clock`], [`drain`], [`duration`], [`secret`], [`place`], [`pattern`], [`target`], [`filter`], [`retry`], [`network`], [`metrics`]: words, bounds, time, shutdown, numbers.
+//! 0. [`name`], [`limits`], [`clock`], [`timer`], [`taken`], [`drain`], [`duration`], [`secret`], [`place`], [`pattern`], [`target`], [`filter`], [`retry`], [`network`], [`metrics`]: words, bounds, time, shutdown, numbers.
 //! 1. [`config`], [`snapshot`], [`endpoint`], [`maglev`], [`image`]: plain data and pure tables; reading the file.
 //! 2. [`source`], [`kernel`], [`address`], [`net`], [`tls`], [`health`], [`balance`], [`pool`], [`route`], [`client`], [`access`], [`guard`]: one
 //!    capability each, unknown to each other.
@@ -54,6 +54,7 @@ pub mod snapshot;
 pub mod source;
 pub mod stapler;
 pub mod state;
+pub mod taken;
 pub mod target;
 pub mod tcp;
 pub mod timer;

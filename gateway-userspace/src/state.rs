@@ -93,7 +93,7 @@ pub struct State {
     /// Services by name.
     pub services: HashMap<ServiceName, Arc<Upstream>>,
     /// Header fields that say who a client is, on any address: what clients send under these names is removed.
-    pub identity_headers: Vec<HeaderName>,
+    pub identity_headers: Arc<[HeaderName]>,
     /// Endpoints to check, one entry each.
     pub probes: Vec<Probe>,
     /// Who may come, and how many flows may begin; empty where the kernel programs decide it.

@@ -202,6 +202,38 @@ async fn each_direction_ends_by_itself_and_a_silent_connection_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_side_that_reads_slowly_is_not_idle_however_much_is_on_the_way() {
+    // Sockets hold megabytes, and take more when a third of that is free: nothing is written in all that time.
+    const IDLE: Duration = Duration::from_secs(1);
+    let large = || vec![7; 32 << 20];
+    let talker = Origin::raw(move |mut stream| async move {
+        drop(stream.write_all(&large()).await);
+    });
+    let (held, mut holders) = tokio::sync::mpsc::channel(1);
+    let listener = Origin::raw(move |stream| {
+        let held = held.clone();
+        async move { drop(held.send(stream).await) }
+    });
+    let [talker, listener] = [talker.await, listener.await];
+    let addrs = [free_addr(), free_addr()];
+    let [proxy, other] = [(addrs[0], talker.addr), (addrs[1], listener.addr)].map(|(addr, endpoint)| {
+        let mut snapshot = by_agent(addr, &[endpoint]);
+        snapshot.listeners[0].idle_timeout = IDLE;
+        Proxy::start(&snapshot)
+    });
+    let download = async { client::slowly(client::narrow(addrs[0]).await, IDLE * 3).await };
+    let mut client = TcpStream::connect(addrs[1]).await.unwrap();
+    let sending = tokio::spawn(async move { client.write_all(&large()).await });
+    let upload = async { client::slowly(holders.recv().await.unwrap(), IDLE * 3).await };
+    let streams = tokio::join!(download, upload);
+    let counts = || [outcomes(&proxy, addrs[0], "idle"), outcomes(&other, addrs[1], "idle")];
+    assert_eq!(counts(), [0.0; 2]);
+    // Now nothing is read.
+    eventually("both ends are counted", Duration::from_secs(5), || counts() == [1.0; 2]).await;
+    drop((streams, sending.await));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn endpoints_that_refuse_are_passed_over_and_without_any_the_client_is_reset() {
     let (origin, gone, addr) = (echo_at_end().await, free_addr(), free_addr());
     let mut snapshot = by_agent(addr, &[gone, origin.addr]);

@@ -12,6 +12,7 @@ mod support;
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -33,11 +34,11 @@ use support::{
     free_addr,
     origin::Origin,
     proxy::{PATIENT, Proxy},
-    wanted::{certificate, simple},
+    wanted::{certificate, listener, simple},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpSocket, TcpStream},
+    net::TcpStream,
 };
 
 /// The bound that a test is about; all others are those of an agent.
@@ -311,22 +312,53 @@ async fn a_body_that_comes_fast_enough_may_take_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_slowly_is_served_however_much_of_its_response_is_on_the_way() {
+    // Sockets hold megabytes, and take more when a third of that is free: nothing is written in all that time.
+    let (addr, secure, origin) = (free_addr(), free_addr(), large(32 << 20).await);
+    let mut snapshot = simple(addr, &[origin.addr]);
+    let mut https = listener("secure", secure, Protocol::Https);
+    https.certificates = vec![certificate("a.test")];
+    snapshot.routes[0].listeners.push(https.name.clone());
+    snapshot.listeners.push(https);
+    let proxy = Proxy::waiting(&snapshot, ClientTimeouts { stall: SHORT * 2, ..PATIENT });
+    let over_http1 = async {
+        let mut stream = client::narrow(addr).await;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        client::slowly(stream, SHORT * 9).await
+    };
+    let over_http2 = async {
+        let mut peer = Peer(client::narrow(addr).await);
+        peer.send(&[PREFACE, &settings(&[(4, 1 << 30)]), &window(0, 1 << 30), &get(1)].concat()).await;
+        client::slowly(peer.0, SHORT * 9).await
+    };
+    let over_tls = async {
+        let config = client::builder(rustls::ALL_VERSIONS).with_no_client_auth();
+        let stream =
+            client::tls_over(client::narrow(secure).await, "a.test", Arc::new(config)).await.unwrap();
+        let mut stream = stream;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await.unwrap();
+        client::slowly(stream, SHORT * 9).await
+    };
+    let held = tokio::join!(over_http1, over_http2, over_tls);
+    assert_eq!(given_up(&proxy, "none"), 0);
+    // Now they take nothing.
+    eventually("they are given up", SOON, || given_up(&proxy, "response") == 3).await;
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_is_not_read_is_cut() {
     // More than the buffers of both ends hold.
     let (addr, origin) = (free_addr(), large(32 << 20).await);
     let proxy = Proxy::waiting(&simple(addr, &[origin.addr]), ClientTimeouts { stall: SHORT, ..PATIENT });
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(16 * 1_024).unwrap();
-    let mut stream = socket.connect(addr).await.unwrap();
+    let mut stream = client::narrow(addr).await;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     eventually("it is given up", SOON, || given_up(&proxy, "response") == 1).await;
     let answer = client_rest(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.len() < 32 << 20, "{} bytes", answer.len());
 
     // The same over HTTP/2, with windows that are open.
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(16 * 1_024).unwrap();
-    let mut peer = Peer(socket.connect(addr).await.unwrap());
+    let mut peer = Peer(client::narrow(addr).await);
     peer.send(&[PREFACE, &settings(&[(4, 1 << 30)]), &window(0, 1 << 30), &get(1)].concat()).await;
     eventually("it is given up", SOON, || given_up(&proxy, "response") == 2).await;
 }

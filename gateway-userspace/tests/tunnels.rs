@@ -26,7 +26,9 @@ use gateway_userspace::{
 use http::{Method, Request, Response, StatusCode, Version};
 use support::{
     authority::Authority,
-    client, eventually, free_addr,
+    client, eventually,
+    frames::{END_HEADERS, HEADERS, PREFACE, Peer, block, frame, settings, window},
+    free_addr,
     origin::Origin,
     proxy::Proxy,
     wanted::{self, simple},
@@ -487,6 +489,43 @@ async fn a_tunnel_in_which_nothing_moves_ends() {
     assert!((300..2_000).contains(&silent.elapsed().as_millis()), "{:?}", silent.elapsed());
     let idle = format!("sluice_tunnels_total{{address=\"{addr}\",kind=\"websocket\",outcome=\"idle\"}} ");
     eventually("both are counted", SOON, || proxy.metric(&idle) > 1.5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_whose_client_reads_slowly_is_not_idle_however_much_is_on_the_way() {
+    // Sockets hold megabytes, and take more when a third of that is free: nothing is written in all that time.
+    const IDLE: Duration = Duration::from_millis(600);
+    let origin = Origin::raw(|mut stream| async move {
+        drop(stream.write_all(&vec![7; 32 << 20]).await);
+    })
+    .await;
+    let allow = |snapshot: &mut Snapshot| {
+        snapshot.routes[0].rules[0].tunnels =
+            Tunnels { connect: true, idle_timeout: IDLE, ..Tunnels::DEFAULT };
+    };
+    let (addr, proxy) = start(origin.addr, UpstreamProtocol::Http1, allow);
+    let over_h1 = async {
+        let mut stream = client::narrow(addr).await;
+        stream.write_all(b"CONNECT db.test:1 HTTP/1.1\r\nHost: db.test:1\r\n\r\n").await.unwrap();
+        client::slowly(stream, IDLE * 4).await
+    };
+    let over_h2 = async {
+        let mut peer = Peer(client::narrow(addr).await);
+        let head =
+            frame(HEADERS, END_HEADERS, 1, block(&[(":method", "CONNECT"), (":authority", "db.test:1")]));
+        peer.send(&[PREFACE, &settings(&[(4, 1 << 30)]), &window(0, 1 << 30), &head].concat()).await;
+        client::slowly(peer.0, IDLE * 4).await
+    };
+    let streams = tokio::join!(over_h1, over_h2);
+    let ended = |outcome: &str| {
+        proxy.metric(&format!(
+            "sluice_tunnels_total{{address=\"{addr}\",kind=\"connect\",outcome=\"{outcome}\"}} "
+        ))
+    };
+    assert!(ended("idle").abs() < 0.5 && ended("broken").abs() < 0.5);
+    // Now nothing is read; how long a connection of HTTP/2 may be so is another bound.
+    eventually("it is counted", SOON, || ended("idle") > 0.5).await;
+    drop(streams);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use gateway_userspace::snapshot::service::UpstreamProtocol;
+use gateway_userspace::{field::Underscores, snapshot::service::UpstreamProtocol};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::Full;
 use support::{client, client::Client, free_addr, origin::Origin, proxy::Proxy, wanted::simple};
@@ -221,12 +221,13 @@ fn text(fields: &HeaderMap) -> String {
 }
 
 /// What an application that reads trailers like fields of the head would take for the gateway's word.
-const CLAIMS: [&str; 5] = ["x-real-ip", "x-forwarded-for", "x_real_ip", "content-length", "host"];
+const CLAIMS: [&str; 6] =
+    ["x-real-ip", "x-forwarded-for", "x-forwarded-client-cert", "x_real_ip", "content-length", "host"];
 
 /// What is in front of the body of the response, the body, and what is behind it.
 async fn send_h1(addr: SocketAddr) -> (String, String, String) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    let request = "POST / HTTP/1.1\r\nHost: a.test\r\nTE: trailers\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-sum: 7\r\nx-real-ip: 10.0.0.1\r\nX-Forwarded-For: 10.0.0.2\r\nx_real_ip: 10.0.0.3\r\nx-next: 8\r\n\r\n";
+    let request = "POST / HTTP/1.1\r\nHost: a.test\r\nTE: trailers\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nx-sum: 7\r\nx-real-ip: 10.0.0.1\r\nX-Forwarded-For: 10.0.0.2\r\nX-Forwarded-Client-Cert: Subject=root\r\nx_real_ip: 10.0.0.3\r\nx-next: 8\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let head = read_until(&mut stream, "\r\n\r\n").await;
     let body = read_until(&mut stream, "\r\n0\r\n").await;
@@ -265,7 +266,11 @@ async fn fields_behind_a_body_stay_behind_it_in_both_directions_and_every_versio
             UpstreamProtocol::Http1 => trailing_h1(Arc::clone(&got)).await,
             UpstreamProtocol::H2c | UpstreamProtocol::H2 => trailing_h2(Arc::clone(&got)).await,
         };
-        let (addr, _proxy) = start(origin.addr, protocol);
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[origin.addr]);
+        snapshot.services[0].protocol = protocol;
+        snapshot.listeners[0].underscores = Underscores::Drop;
+        let proxy = Proxy::with_workers(&snapshot, 1);
         for version in [1, 2] {
             let sent = async { if version == 1 { send_h1(addr).await } else { send_h2(addr).await } };
             let (head, body, behind) = tokio::time::timeout(SOON, sent).await.unwrap();
@@ -285,6 +290,41 @@ async fn fields_behind_a_body_stay_behind_it_in_both_directions_and_every_versio
                 "{what}: nothing that is the gateway's to say"
             );
         }
+        assert!((proxy.metric("sluice_fields_underscored_total ") - 2.0).abs() < 0.5, "what goes is counted");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_with_an_underscore_behind_a_body_are_refused_or_go_on_as_the_listener_says() {
+    let handler = |request: Request<hyper::body::Incoming>| async move {
+        // A body that breaks off has no answer.
+        let whole = http_body_util::BodyExt::collect(request.into_body()).await;
+        let names = whole.ok().and_then(|whole| whole.trailers().map(text));
+        Response::new(Full::new(Bytes::from(names.unwrap_or_default())))
+    };
+    let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await;
+    for (rule, status, n_refused) in [(Underscores::Reject, 400, 2.0_f64), (Underscores::Allow, 200, 0.0)] {
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[origin.addr]);
+        snapshot.listeners[0].underscores = rule;
+        let proxy = Proxy::with_workers(&snapshot, 1);
+        let request = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx_a: 1\r\n\r\n";
+        let answer = client::raw(addr, request.as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{rule:?}: {answer}");
+        assert_eq!(answer.contains("x_a: 1"), status == 200, "{rule:?}: {answer}");
+
+        let (sender, connection) =
+            h2::client::handshake(TcpStream::connect(addr).await.unwrap()).await.unwrap();
+        tokio::spawn(async move { drop(connection.await) });
+        let request = Request::post("http://a.test/").body(()).unwrap();
+        let (response, mut stream) = sender.ready().await.unwrap().send_request(request, false).unwrap();
+        stream.send_data(Bytes::from_static(b"a"), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x_a", HeaderValue::from_static("1"));
+        stream.send_trailers(trailers).unwrap();
+        assert_eq!(response.await.unwrap().status(), status, "{rule:?}");
+        let refused = proxy.metric("sluice_requests_refused_total{reason=\"underscore\"} ");
+        assert!((refused - n_refused).abs() < 0.5, "{rule:?}: {refused}");
     }
 }
 

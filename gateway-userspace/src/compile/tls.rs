@@ -156,12 +156,12 @@ impl<'s> Connectors<'s> {
 
 /// Names of all header fields that say who a client is; the usual one also where nobody asks for certificates, because
 /// endpoints may believe it.
-pub(super) fn identity_headers(snapshot: &Snapshot) -> Vec<HeaderName> {
+pub(super) fn identity_headers(snapshot: &Snapshot) -> Arc<[HeaderName]> {
     let mut names = vec![HeaderName::from_static("x-forwarded-client-cert")];
     for clients in snapshot.listeners.iter().filter_map(|listener| listener.clients.as_ref()) {
         if !names.contains(&clients.identity_header) {
             names.push(clients.identity_header.clone());
         }
     }
-    names
+    names.into()
 }

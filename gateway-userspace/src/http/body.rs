@@ -14,6 +14,7 @@ use crate::{
     endpoint::Active,
     http::{load::UnderWay, tunnel::Tunnel},
     metrics::tunnel::TunnelOutcome,
+    net::sys,
     pool::{
         Lease,
         body::{BoxError, RequestBody},
@@ -90,10 +91,20 @@ impl ResponseBody {
         }
     }
 
-    /// See [`Tunnel::poll_over`].
-    pub(super) fn poll_over(&mut self, is_draining: bool, cx: &mut Context<'_>) -> Poll<TunnelOutcome> {
-        match self.tunnel_mut() {
-            Some(tunnel) => tunnel.poll_over(is_draining, cx),
+    /// See [`Tunnel::poll_over`]; `n_taken` changes when the client takes something.
+    pub(super) fn poll_over(
+        &mut self,
+        is_draining: bool,
+        mut n_taken: impl FnMut() -> Option<u64>,
+        cx: &mut Context<'_>,
+    ) -> Poll<TunnelOutcome> {
+        let Source::Upstream(streamed) = &mut self.source else { return Poll::Ready(TunnelOutcome::Ended) };
+        let Streamed { incoming, tunnel, .. } = &mut **streamed;
+        match tunnel {
+            Some(tunnel) => {
+                let taken = || [n_taken(), incoming.socket().and_then(|socket| sys::queued(&socket))];
+                tunnel.poll_over(is_draining, taken, cx)
+            }
             None => Poll::Ready(TunnelOutcome::Ended),
         }
     }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use http::{
-    HeaderValue, Method, Response, StatusCode, Version, header as names, request::Parts, uri::PathAndQuery,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header as names,
+    request::Parts, uri::PathAndQuery,
 };
 use tokio::time::Sleep;
 
@@ -28,8 +29,8 @@ use crate::{
         tunnel::{Opening, Wanted},
     },
     limits,
-    metrics::{refusal::Refusal, shard::RouteStats, timeout::ClientTimeout},
-    pool::interim::Interim,
+    metrics::{names::Families, refusal::Refusal, shard::RouteStats, timeout::ClientTimeout},
+    pool::{body::BoxError, interim::Interim},
     route,
     state::{Bind, HttpBind, HttpListener, Matched, Rule, State},
 };
@@ -135,6 +136,8 @@ fn begin(worker: &Worker, downstream: &Downstream, parts: &Parts, started: Insta
 /// Where a request goes.
 struct Routed<'s> {
     listener: &'s HttpListener,
+    /// Fields that say who a client is.
+    identities: &'s Arc<[HeaderName]>,
     rule: &'s Rule,
     prefix_bytes: usize,
     /// What is spoken instead of HTTP.
@@ -151,7 +154,7 @@ enum Stop {
 /// Route: the most specific listener for the host name, then its most specific route.
 fn find<'s>(
     worker: &Worker,
-    state: &State,
+    state: &'s State,
     bind: &'s HttpBind,
     downstream: &Downstream,
     (parts, n_fields): (&mut Parts, usize),
@@ -179,13 +182,8 @@ fn find<'s>(
     let Some(listener) = listener else {
         return fault(Kind::NoRoute, &bind.unmatched);
     };
-    match listener.underscores.apply(&mut parts.headers) {
-        Ok(0) => {}
-        Ok(n_gone) => {
-            let n_gone = u64::try_from(n_gone).unwrap_or(u64::MAX);
-            worker.metrics.families.underscored.inc_by(n_gone);
-        }
-        Err(Underscored) => return refuse(Refusal::Underscore, Kind::BadRequest, &listener.unmatched),
+    if without_underscores(&worker.metrics.families, listener.underscores, &mut parts.headers).is_err() {
+        return refuse(Refusal::Underscore, Kind::BadRequest, &listener.unmatched);
     }
     // Before routes are looked at: they may ask for an identity like for any field, and shall not go by claims.
     if listener.trusted_hops == 0 {
@@ -213,7 +211,8 @@ fn find<'s>(
     };
     match listener.table.find(&request) {
         Some(Matched { rule, prefix_bytes }) => {
-            (Ok(Routed { listener, rule, prefix_bytes: *prefix_bytes, wanted: None }), &rule.stats)
+            let (identities, prefix_bytes) = (&state.identity_headers, *prefix_bytes);
+            (Ok(Routed { listener, identities, rule, prefix_bytes, wanted: None }), &rule.stats)
         }
         None => fault(Kind::NoRoute, &listener.unmatched),
     }
@@ -249,6 +248,36 @@ const fn version(version: Version) -> &'static str {
     }
 }
 
+/// Judges the names of fields, in front of a body and behind it, and counts those that go no further.
+fn without_underscores(
+    families: &Families,
+    rule: Underscores,
+    fields: &mut HeaderMap,
+) -> Result<(), Underscored> {
+    let n_gone = rule.apply(fields)?;
+    if n_gone > 0 {
+        families.underscored.inc_by(u64::try_from(n_gone).unwrap_or(u64::MAX));
+    }
+    Ok(())
+}
+
+/// What looks over the fields behind the body of a request.
+fn behind(
+    worker: &Worker,
+    identities: &Arc<[HeaderName]>,
+    underscores: Underscores,
+) -> impl Fn(&mut HeaderMap) -> Result<(), BoxError> + Send + 'static {
+    let (metrics, identities) = (Arc::clone(&worker.metrics), Arc::clone(identities));
+    move |trailers| {
+        if without_underscores(&metrics.families, underscores, trailers).is_err() {
+            metrics.families.refuse(Refusal::Underscore);
+            return Err("the name of a field behind the body has an underscore".into());
+        }
+        header::clean_trailers(trailers, &identities);
+        Ok(())
+    }
+}
+
 /// Answers, or makes what the endpoint gets and sends it.
 async fn serve(
     worker: &Worker,
@@ -258,11 +287,8 @@ async fn serve(
     line: &mut Option<Box<Line>>,
 ) -> Result<Response<ResponseBody>, Fault> {
     let Client { downstream, interim } = client;
-    let Routed { listener, rule, prefix_bytes, wanted } = routed;
-    message.body.clean_trailers(match listener.underscores {
-        Underscores::Allow => header::clean_trailers,
-        Underscores::Drop | Underscores::Reject => header::clean_trailers_of_underscores,
-    });
+    let Routed { listener, identities, rule, prefix_bytes, wanted } = routed;
+    message.body.clean_trailers(|| behind(worker, identities, listener.underscores));
     let parts = &mut message.head;
     if let Some(line) = line {
         line.word(AccessField::Listener, listener.name.as_str());

@@ -10,7 +10,6 @@ use http::{
 };
 
 use crate::{
-    field::Underscores,
     http::{
         Downstream,
         fault::{Fault, Kind},
@@ -288,21 +287,14 @@ fn named(headers: &HeaderMap) -> Vec<HeaderName> {
 }
 
 /// Fields behind a body that say nothing but what may stand there (RFC 9110, section 6.5.1): whoever puts them among those
-/// of the head would take them for ours.
-pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
-    const NOT_BEHIND: [HeaderName; 3] = [header::CONTENT_LENGTH, header::HOST, header::TRANSFER_ENCODING];
+/// of the head would take them for ours. `identities` say who a client is.
+pub(super) fn clean_trailers(trailers: &mut HeaderMap, identities: &[HeaderName]) {
+    const NOT_BEHIND: [HeaderName; 2] = [header::CONTENT_LENGTH, header::HOST];
     strip_hop_by_hop(trailers);
-    for name in &NOT_BEHIND {
+    for name in NOT_BEHIND.iter().chain(identities) {
         trailers.remove(name);
     }
     forwarded::forget(trailers);
-}
-
-/// The same where names have no underscores.
-pub(super) fn clean_trailers_of_underscores(trailers: &mut HeaderMap) {
-    clean_trailers(trailers);
-    // Dropping never refuses.
-    let _n_gone = Underscores::Drop.apply(trailers);
 }
 
 /// HTTP/2 may split cookies, HTTP/1.1 must not (RFC 9113, section 8.2.3).
@@ -370,6 +362,18 @@ mod tests {
         for name in ["connection", "x-secret", "te", "upgrade"] {
             assert_eq!(get(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn behind_a_body_nothing_stands_that_belongs_in_front_of_it_or_says_who_a_client_is() {
+        let identities = [HeaderName::from_static("x-who")];
+        let mut trailers = HeaderMap::new();
+        let gone = ["content-length", "host", "transfer-encoding", "te", "x-who", "x-real-ip", "forwarded"];
+        for name in gone.into_iter().chain(["x-sum"]) {
+            trailers.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        clean_trailers(&mut trailers, &identities);
+        assert_eq!(trailers.keys().collect::<Vec<_>>(), ["x-sum"]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod serve;
 pub mod stream;
 pub mod trace;
 mod tunnel;
+mod uptake;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -124,7 +125,7 @@ impl Downstream {
 
     /// Removes what a client says about who it is, and writes what it proved.
     fn identify(&self, state: &State, bind: &HttpBind, headers: &mut HeaderMap) {
-        for name in &state.identity_headers {
+        for name in &*state.identity_headers {
             headers.remove(name);
         }
         if let (Some(identity), Some(name)) = (&self.identity, &bind.identity_header) {

@@ -12,6 +12,7 @@ use crate::{
         stream::{self, Guarded, Spoken},
     },
     metrics::timeout::ClientTimeout,
+    taken::Taken,
 };
 
 /// What serves a connection to its end.
@@ -29,7 +30,7 @@ pub async fn begin<S>(
     drain: Drain,
 ) -> Option<Serving>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
     let mut stream = stream;
     let (spoken, ahead) = match spoken {
@@ -51,7 +52,7 @@ where
     Some(match spoken {
         Spoken::Http1 => Box::pin(h1::serve(worker, downstream, stream, ahead, drain)),
         Spoken::Http2 => {
-            let stream = Guarded::new(stream, ahead, worker.timeouts.stall);
+            let stream = Guarded::new(stream, ahead, (&worker.timeouts).into());
             Box::pin(h2::serve(worker, downstream, stream, drain))
         }
     })

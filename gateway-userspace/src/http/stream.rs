@@ -5,13 +5,15 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::BytesMut;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    time::Sleep,
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use crate::{
+    http::uptake::{Terms, Uptake},
+    taken::Taken,
+    timer::Timer,
 };
 
 /// What a connection speaks.
@@ -51,18 +53,21 @@ pub async fn detect<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(Spoken,
 pub struct Guarded<S> {
     stream: S,
     ahead: BytesMut,
-    /// Bound on the time in which the client takes nothing of what is written.
-    stall_timeout: Duration,
-    /// Runs while something waits to be written.
-    stall: Option<Pin<Box<Sleep>>>,
+    /// How slow the client may be with what is written.
+    terms: Terms,
+    timer: Timer,
+    /// Since something waits to be written.
+    uptake: Uptake,
 }
 
 impl<S> Guarded<S> {
-    /// `ahead` was read before; the client has to take something within `stall_timeout`.
-    pub const fn new(stream: S, ahead: BytesMut, stall_timeout: Duration) -> Self {
-        Self { stream, ahead, stall_timeout, stall: None }
+    /// `ahead` was read before; the client has to take what is written on these terms.
+    pub fn new(stream: S, ahead: BytesMut, terms: Terms) -> Self {
+        Self { stream, ahead, terms, timer: Timer::default(), uptake: Uptake::default() }
     }
+}
 
+impl<S: Taken> Guarded<S> {
     /// A write that waits for the client must not wait for ever: the codec does not ask a body for its deadline meanwhile.
     fn wait_for_client<T>(
         &mut self,
@@ -70,12 +75,11 @@ impl<S> Guarded<S> {
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stall = None;
+            self.uptake = Uptake::default();
             return written;
         }
-        let timeout = self.stall_timeout;
-        let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        ready!(stall.as_mut().poll(cx));
+        let Self { stream, terms, timer, uptake, .. } = self;
+        ready!(uptake.poll(timer, *terms, || stream.n_taken(), cx));
         Poll::Ready(Err(io::Error::from(io::ErrorKind::TimedOut)))
     }
 }
@@ -95,7 +99,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Taken + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.stream).poll_write(cx, buf);
@@ -129,16 +133,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::AsyncWriteExt;
 
     use super::*;
 
     const TIMEOUT: Duration = Duration::from_millis(50);
+    const TERMS: Terms = Terms { stall: TIMEOUT, bytes_per_second: 1 };
 
     #[tokio::test]
     async fn a_client_that_takes_nothing_is_left() {
         let (client, server) = tokio::io::duplex(64);
-        let mut stream = Guarded::new(server, BytesMut::new(), TIMEOUT);
+        let mut stream = Guarded::new(server, BytesMut::new(), TERMS);
         let written = tokio::time::timeout(TIMEOUT * 20, stream.write_all(&[0; 1_024])).await.unwrap();
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
         drop(client);
@@ -157,7 +164,7 @@ mod tests {
             let mut server = server;
             let (detected, ahead) = detect(&mut server).await.unwrap();
             assert_eq!(detected, spoken);
-            let mut stream = Guarded::new(server, ahead, TIMEOUT);
+            let mut stream = Guarded::new(server, ahead, TERMS);
             let mut all = Vec::new();
             stream.read_to_end(&mut all).await.unwrap();
             assert_eq!(all, text);

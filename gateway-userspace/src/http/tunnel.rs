@@ -229,9 +229,13 @@ pub(super) struct Tunnel {
 #[derive(Debug)]
 struct Still {
     look: Pin<Box<Sleep>>,
-    seen: u64,
+    /// Bytes that came, and what both sides had taken.
+    seen: (u64, Queues),
     n_looks: u32,
 }
+
+/// A number of each side that changes when it takes what was written to it, where anybody can tell.
+pub(super) type Queues = [Option<u64>; 2];
 
 impl Tunnel {
     /// The endpoint sent this.
@@ -244,19 +248,30 @@ impl Tunnel {
         self.open.end(outcome);
     }
 
-    /// Ready when the tunnel has to end, though neither side wants it to; says why.
-    pub(super) fn poll_over(&mut self, is_draining: bool, cx: &mut Context<'_>) -> Poll<TunnelOutcome> {
+    /// Ready when the tunnel has to end, though neither side wants it to; says why. `taken` changes when a side takes what was
+    /// written to it: one that reads slowly is not idle.
+    pub(super) fn poll_over(
+        &mut self,
+        is_draining: bool,
+        mut taken: impl FnMut() -> Queues,
+        cx: &mut Context<'_>,
+    ) -> Poll<TunnelOutcome> {
         if is_draining {
             let new = || Box::pin(tokio::time::sleep(limits::TUNNEL_DRAIN));
             if self.grace.get_or_insert_with(new).as_mut().poll(cx).is_ready() {
                 return Poll::Ready(TunnelOutcome::Drained);
             }
         }
-        let (length, moved) = (self.look, self.open.moved().sum());
-        let new = || Still { look: Box::pin(tokio::time::sleep(length)), seen: moved, n_looks: 0 };
-        let still = self.still.get_or_insert_with(new);
+        let (length, open) = (self.look, &self.open);
+        let mut moved = || (open.moved().sum(), taken());
+        let still = self.still.get_or_insert_with(|| Still {
+            look: Box::pin(tokio::time::sleep(length)),
+            seen: moved(),
+            n_looks: 0,
+        });
         loop {
             ready!(still.look.as_mut().poll(cx));
+            let moved = moved();
             still.n_looks = if still.seen == moved { still.n_looks + 1 } else { 0 };
             if still.n_looks >= LOOKS {
                 return Poll::Ready(TunnelOutcome::Idle);

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::sys;
+use crate::taken::Taken;
 
 /// A listening socket that is watched.
 #[derive(Debug)]
@@ -52,12 +53,15 @@ impl Listener {
 }
 
 fn accepted((stream, peer): (mio::net::TcpStream, SocketAddr)) -> (Accepted, SocketAddr) {
-    (Accepted(State::Unwatched(stream.into())), peer)
+    (Accepted { state: State::Unwatched(stream.into()), n_written: 0 }, peer)
 }
 
 /// A connection that was accepted.
 #[derive(Debug)]
-pub struct Accepted(State);
+pub struct Accepted {
+    state: State,
+    n_written: u64,
+}
 
 #[derive(Debug)]
 enum State {
@@ -73,7 +77,7 @@ impl Accepted {
     /// # Errors
     /// When the kernel refuses to watch it.
     pub fn watched(self) -> io::Result<TcpStream> {
-        match self.0 {
+        match self.state {
             State::Unwatched(stream) => TcpStream::from_std(stream),
             State::Watched(stream) => Ok(stream),
             State::Gone => Err(io::ErrorKind::NotConnected.into()),
@@ -85,7 +89,7 @@ impl Accepted {
     /// # Errors
     /// When the kernel does not say.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        match &self.0 {
+        match &self.state {
             State::Unwatched(stream) => stream.local_addr(),
             State::Watched(stream) => stream.local_addr(),
             State::Gone => Err(io::ErrorKind::NotConnected.into()),
@@ -96,7 +100,7 @@ impl Accepted {
     pub fn reset(self) {
         let linger = Some(std::time::Duration::ZERO);
         // Whoever cannot be reset is closed.
-        drop(match &self.0 {
+        drop(match &self.state {
             State::Unwatched(stream) => socket2::SockRef::from(stream).set_linger(linger),
             State::Watched(stream) => socket2::SockRef::from(stream).set_linger(linger),
             State::Gone => Ok(()),
@@ -105,21 +109,42 @@ impl Accepted {
 
     /// Does something at once if nobody watches yet; none when that has to be waited for, which the runtime does from then on.
     fn at_once<T>(&mut self, act: impl FnOnce(&mut Unwatched) -> io::Result<T>) -> io::Result<Option<T>> {
-        let State::Unwatched(stream) = &mut self.0 else { return Ok(None) };
+        let State::Unwatched(stream) = &mut self.state else { return Ok(None) };
         match act(stream) {
             Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {}
             done => return done.map(Some),
         }
-        let watched = std::mem::replace(self, Self(State::Gone)).watched()?;
-        self.0 = State::Watched(watched);
+        let gone = Self { state: State::Gone, ..*self };
+        let watched = std::mem::replace(self, gone).watched()?;
+        self.state = State::Watched(watched);
         Ok(None)
     }
 
+    /// Counts what was written.
+    fn written(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = written {
+            self.n_written = self.n_written.wrapping_add(u64::try_from(n).unwrap_or(u64::MAX));
+        }
+        written
+    }
+
     fn later(&mut self) -> io::Result<Pin<&mut TcpStream>> {
-        match &mut self.0 {
+        match &mut self.state {
             State::Watched(stream) => Ok(Pin::new(stream)),
             State::Unwatched(_) | State::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+}
+
+impl Taken for Accepted {
+    fn n_taken(&self) -> Option<u64> {
+        let queued = match &self.state {
+            State::Unwatched(stream) => sys::queued(stream),
+            State::Watched(stream) => sys::queued(stream),
+            State::Gone => None,
+        };
+        // The end of the stream is queued like a byte.
+        queued.map(|queued| self.n_written.saturating_sub(queued))
     }
 }
 
@@ -139,10 +164,11 @@ impl AsyncRead for Accepted {
 impl AsyncWrite for Accepted {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match this.at_once(|stream| stream.write(buf))? {
+        let written = match this.at_once(|stream| stream.write(buf))? {
             Some(n) => Poll::Ready(Ok(n)),
             None => this.later()?.poll_write(cx, buf),
-        }
+        };
+        this.written(written)
     }
 
     fn poll_write_vectored(
@@ -151,10 +177,11 @@ impl AsyncWrite for Accepted {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        match this.at_once(|stream| stream.write_vectored(bufs))? {
+        let written = match this.at_once(|stream| stream.write_vectored(bufs))? {
             Some(n) => Poll::Ready(Ok(n)),
             None => this.later()?.poll_write_vectored(cx, bufs),
-        }
+        };
+        this.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -206,7 +233,7 @@ mod tests {
         accepted.read_exact(&mut asked).await.unwrap();
         accepted.write_all(b"answer").await.unwrap();
         accepted.shutdown().await.unwrap();
-        assert!(matches!(accepted.0, State::Unwatched(_)));
+        assert!(matches!(accepted.state, State::Unwatched(_)));
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         assert_eq!((&asked, answer.as_str()), (b"ask", "answer"));
@@ -222,7 +249,7 @@ mod tests {
         };
         let (read, ()) = tokio::join!(accepted.read_exact(&mut late), says);
         assert_eq!((read.unwrap(), &late), (4, b"late"));
-        assert!(matches!(accepted.0, State::Watched(_)));
+        assert!(matches!(accepted.state, State::Watched(_)));
         drop(client);
         assert_eq!(accepted.read(&mut late).await.unwrap(), 0);
     }
@@ -233,7 +260,7 @@ mod tests {
         let (all, mut taken) = (vec![7; 32 * 1_024 * 1_024], Vec::new());
         let says = async {
             accepted.write_all(&all).await.unwrap();
-            assert!(matches!(accepted.0, State::Watched(_)));
+            assert!(matches!(accepted.state, State::Watched(_)));
             accepted.shutdown().await.unwrap();
         };
         let reads = async {
@@ -242,5 +269,25 @@ mod tests {
         };
         tokio::join!(says, reads);
         assert!(taken == all);
+    }
+
+    #[tokio::test]
+    async fn what_a_client_has_taken_is_known_while_nothing_more_can_be_written() {
+        let (mut accepted, mut client) = pair().await;
+        assert_eq!(accepted.n_taken(), Some(0));
+        let all = vec![7; 1_024 * 1_024];
+        let mut n_written = 0;
+        while let Ok(written) = tokio::time::timeout(LATER, accepted.write(&all)).await {
+            n_written += u64::try_from(written.unwrap()).unwrap();
+        }
+        let before = accepted.n_taken().unwrap();
+        assert!(before < n_written, "{before} of {n_written}");
+        // Too little for more to be written.
+        let mut some = vec![0; 256 * 1_024];
+        client.read_exact(&mut some).await.unwrap();
+        tokio::time::sleep(LATER).await;
+        let after = accepted.n_taken().unwrap();
+        assert!(after > before && after < n_written, "{before}, then {after} of {n_written}");
+        drop(client);
     }
 }

@@ -1,8 +1,8 @@
 //! What no library wraps: frames that go out as they are, listening sockets whose connections the runtime does not watch,
-//! and memory that the allocator keeps.
+//! what sockets have not delivered, and memory that the allocator keeps.
 #![expect(
     unsafe_code,
-    reason = "sendto(2) takes raw pointers, the runtime trusts whoever names a descriptor, and the allocator is foreign"
+    reason = "sendto(2) and ioctl(2) take raw pointers, the runtime trusts whoever names a descriptor, and the allocator is foreign"
 )]
 
 use std::{io, os::fd::AsRawFd};
@@ -33,6 +33,17 @@ pub fn defer_accept(socket: &impl AsRawFd, seconds: u8) -> io::Result<()> {
     // SAFETY: the value lives until the call returns, and has its true size.
     let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value, len) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Bytes that were written to a TCP socket and that its peer has not acknowledged (`SIOCOUTQ` of tcp(7)); none where the
+/// kernel does not say.
+pub fn queued(socket: &impl AsRawFd) -> Option<u64> {
+    let mut n_bytes: libc::c_int = 0;
+    // The request has the number, and the name, of the one for terminals.
+    // SAFETY: the kernel writes one int behind the pointer, which is valid for that until the call returns, for sockets and
+    // terminals alike; it refuses any other descriptor.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut n_bytes) };
+    if done < 0 { None } else { u64::try_from(n_bytes).ok() }
 }
 
 /// Gives memory that was freed, and that the allocator keeps for later, back to the kernel. Who allocates meanwhile may wait

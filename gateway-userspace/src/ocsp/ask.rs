@@ -69,8 +69,10 @@ impl Responder {
 pub enum Unasked {
     /// The chain does not say who issued its certificate.
     NoIssuer,
-    /// The certificate names no responder that speaks HTTP.
+    /// The certificate names no responder that has an address of the web.
     NoResponder,
+    /// The certificate names responders by `https` alone.
+    Secured,
 }
 
 impl Unasked {
@@ -79,6 +81,9 @@ impl Unasked {
         match self {
             Self::NoIssuer => "append the issuer's certificate to the chain, or leave `ocsp` out",
             Self::NoResponder => "leave `ocsp` out, or write `ocspFile`",
+            Self::Secured => {
+                "fetch its answers by other means, and write `ocspFile` instead of `ocsp: fetch`"
+            }
         }
     }
 }
@@ -88,6 +93,9 @@ impl fmt::Display for Unasked {
         f.write_str(match self {
             Self::NoIssuer => "its chain lacks the certificate of the issuer, whose key a question names",
             Self::NoResponder => "it names no OCSP responder with an `http` address",
+            Self::Secured => {
+                "it names an OCSP responder with an `https` address alone, and responders are asked over `http` only"
+            }
         })
     }
 }
@@ -103,24 +111,32 @@ impl Question {
         if issuer.subject().as_raw() != leaf.issuer().as_raw() {
             return Err(Unasked::NoIssuer);
         }
-        let responder = responder(&leaf).ok_or(Unasked::NoResponder)?;
+        let responder = responder(&uris(&leaf))?;
         Ok(Self { responder, request: request(&leaf, &issuer) })
     }
 }
 
-/// The first address that the certificate names for its responder and that is HTTP: over TLS one would have to ask who
-/// vouches for the responder, and what it says is signed anyway.
-fn responder(leaf: &X509Certificate<'_>) -> Option<Responder> {
+/// The addresses that a certificate names for its responder.
+fn uris(leaf: &X509Certificate<'_>) -> Vec<Uri> {
     let mut described = leaf.extensions().iter().filter_map(|extension| {
         let ParsedExtension::AuthorityInfoAccess(access) = extension.parsed_extension() else { return None };
         Some(&access.accessdescs)
     });
-    let responders = described.next()?.iter().filter(|one| one.access_method.to_id_string() == RESPONDER);
-    let mut uris = responders.filter_map(|one| {
+    let responders =
+        described.next().into_iter().flatten().filter(|one| one.access_method.to_id_string() == RESPONDER);
+    let uris = responders.filter_map(|one| {
         let GeneralName::URI(uri) = &one.access_location else { return None };
         uri.parse::<Uri>().ok()
     });
-    uris.find_map(|uri| Responder::at(&uri))
+    uris.collect()
+}
+
+/// The first address that is HTTP: over TLS one would have to ask who vouches for the responder, and what it says is signed
+/// anyway.
+fn responder(uris: &[Uri]) -> Result<Responder, Unasked> {
+    let is_secured = |uri: &Uri| uri.scheme() == Some(&Scheme::HTTPS);
+    let none = if uris.iter().any(is_secured) { Unasked::Secured } else { Unasked::NoResponder };
+    uris.iter().find_map(Responder::at).ok_or(none)
 }
 
 /// The certificate by SHA-1, which every responder understands: it tells names and keys apart, and proves nothing.
@@ -195,6 +211,22 @@ mod tests {
             ("file:///etc/passwd", None),
         ] {
             assert_eq!(place(location).as_deref(), expected, "{location}");
+        }
+    }
+
+    #[test]
+    fn a_responder_behind_tls_is_not_asked_and_the_message_says_so() {
+        let found = |uris: &[&str]| {
+            let uris: Vec<Uri> = uris.iter().map(|uri| uri.parse().unwrap()).collect();
+            responder(&uris).map(|responder| responder.host)
+        };
+        assert_eq!(found(&["ldap://a.test/", "https://b.test/", "http://c.test/"]), Ok("c.test".to_owned()));
+        assert_eq!(found(&["ldap://a.test/", "https://b.test/"]), Err(Unasked::Secured));
+        assert_eq!(found(&["ldap://a.test/"]), Err(Unasked::NoResponder));
+        assert_eq!(found(&[]), Err(Unasked::NoResponder));
+        let said = format!("{}; {}", Unasked::Secured, Unasked::Secured.remedy());
+        for word in ["`https`", "over `http` only", "`ocspFile`"] {
+            assert!(said.contains(word), "{said}");
         }
     }
 

@@ -62,8 +62,11 @@ struct Stream {
     /// Nothing of what was passed on is lost.
     is_whole: bool,
     /// What looks over the fields behind the body.
-    trailers: Option<fn(&mut HeaderMap)>,
+    trailers: Option<Clean>,
 }
+
+/// Looks over fields behind a body; an error refuses the body with them.
+type Clean = Box<dyn Fn(&mut HeaderMap) -> Result<(), BoxError> + Send>;
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,8 +91,10 @@ impl Stream {
             Some(data) => Frame::data(data),
             None => match ready!(self.incoming.as_mut().poll_frame(cx)) {
                 Some(Ok(mut frame)) => {
-                    if let (Some(trailers), Some(clean)) = (frame.trailers_mut(), self.trailers) {
-                        clean(trailers);
+                    if let (Some(trailers), Some(clean)) = (frame.trailers_mut(), &self.trailers) {
+                        if let Err(cause) = clean(trailers) {
+                            return Poll::Ready(Some(Err(cause)));
+                        }
                         if trailers.is_empty() {
                             return Poll::Ready(None);
                         }
@@ -209,12 +214,16 @@ impl RequestBody {
         std::mem::take(self)
     }
 
-    /// Lets `clean` look over the fields behind the body before anybody gets them.
-    pub fn clean_trailers(&mut self, clean: fn(&mut HeaderMap)) {
+    /// Lets what `cleaner` makes look over the fields behind the body before anybody gets them; where it refuses them, the
+    /// body breaks off.
+    pub fn clean_trailers<F>(&mut self, cleaner: impl FnOnce() -> F)
+    where
+        F: Fn(&mut HeaderMap) -> Result<(), BoxError> + Send + 'static,
+    {
         if let Some(present) = &mut self.0
             && let Source::Own(stream) = &mut present.source
         {
-            stream.trailers = Some(clean);
+            stream.trailers = Some(Box::new(cleaner()));
         }
     }
 

@@ -7,6 +7,7 @@
 use std::{
     future::poll_fn,
     io,
+    os::fd::RawFd,
     pin::{Pin, pin},
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -227,6 +228,11 @@ impl Receiving {
         self.upload = Some(Upload { body: client, form: out::Body::UntilClose });
         self.rest = Rest::UntilClose;
         self.tunnel = Some(Tunnel::Open);
+    }
+
+    /// The socket of the connection.
+    pub(super) fn socket(&self) -> Option<RawFd> {
+        self.connection.as_ref().map(|connection| connection.stream.socket())
     }
 
     /// A tunnel without a request.

@@ -1,6 +1,7 @@
 //! The body of a response as it comes from an endpoint, whatever is spoken there.
 
 use std::{
+    os::fd::RawFd,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -58,6 +59,14 @@ impl Incoming {
         match &mut self.0 {
             Codec::Http1(receiving) => receiving.poll_upload_end(cx),
             Codec::Http2(receiving) => receiving.poll_upload_end(cx),
+        }
+    }
+
+    /// The socket behind it, if no other response comes over it; open as long as the body.
+    pub fn socket(&self) -> Option<RawFd> {
+        match &self.0 {
+            Codec::Http1(receiving) => receiving.socket(),
+            Codec::Http2(_) => None,
         }
     }
 

@@ -216,7 +216,7 @@ impl Asking {
                 Said::Body(body) => return Ok(body),
                 Said::Elsewhere(location) => {
                     responder = responder.elsewhere(&location).ok_or_else(|| {
-                        io::Error::other(format!("sent elsewhere, and `{location}` is no address of HTTP"))
+                        io::Error::other(format!("sent elsewhere, and `{location}` is no `http` address, over which alone responders are asked"))
                     })?;
                 }
             }

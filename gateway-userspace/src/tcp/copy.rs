@@ -3,13 +3,19 @@
 
 use std::{
     io,
+    os::fd::{AsRawFd, RawFd},
     pin::Pin,
     sync::atomic::{AtomicU64, Ordering},
     task::{Context, Poll},
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use crate::net::sys;
 
 /// Bytes that wait in each direction of one connection.
 const COPY_BYTES: usize = 16 * 1024;
@@ -31,7 +37,8 @@ pub(super) enum Copied {
 pub(super) struct Moved {
     from_client: AtomicU64,
     from_endpoint: AtomicU64,
-    /// Counts writes too: a side that reads slowly is not idle.
+    /// Counts writes too: a side that reads slowly is not idle. One that reads so slowly that nothing more can be written takes
+    /// what was, as its socket says.
     steps: AtomicU64,
 }
 
@@ -43,33 +50,32 @@ impl Moved {
 }
 
 /// Copies until both sides have ended, or nothing moves for `idle`.
-pub(super) async fn both_ways<A, B>(
-    client: &mut A,
-    endpoint: &mut B,
+pub(super) async fn both_ways(
+    client: &mut TcpStream,
+    endpoint: &mut TcpStream,
     idle: Duration,
     moved: &Moved,
-) -> io::Result<Copied>
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
+) -> io::Result<Copied> {
+    // Of streams that live as long as this.
+    let sockets = [&*client, &*endpoint].map(AsRawFd::as_raw_fd);
     let mut client = Metered { inner: client, read: &moved.from_client, steps: &moved.steps };
     let mut endpoint = Metered { inner: endpoint, read: &moved.from_endpoint, steps: &moved.steps };
     tokio::select! {
         copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut endpoint, COPY_BYTES, COPY_BYTES) => {
             copied.map(|_| Copied::Ended)
         }
-        () = until_idle(moved, idle) => Ok(Copied::Idle),
+        () = until_idle(moved, sockets, idle) => Ok(Copied::Idle),
     }
 }
 
-async fn until_idle(moved: &Moved, idle: Duration) {
-    let (mut seen, mut n_still) = (0, 0);
+async fn until_idle(moved: &Moved, sockets: [RawFd; 2], idle: Duration) {
+    let look = || (moved.steps.load(Ordering::Relaxed), sockets.map(|socket| sys::queued(&socket)));
+    let (mut seen, mut n_still) = (look(), 0);
     while n_still < LOOKS {
         tokio::time::sleep(idle / LOOKS).await;
-        let steps = moved.steps.load(Ordering::Relaxed);
-        n_still = if steps == seen { n_still + 1 } else { 0 };
-        seen = steps;
+        let now = look();
+        n_still = if now == seen { n_still + 1 } else { 0 };
+        seen = now;
     }
 }
 

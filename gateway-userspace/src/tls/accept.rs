@@ -6,11 +6,14 @@ use rustls::{HandshakeKind, ServerConfig, server::NoServerSessionStorage};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::tls::{
-    Context,
-    client::{self, Demand, Identity},
-    resolver::Resolver,
-    ticket::{Ring, Scope, Ticketer},
+use crate::{
+    taken::Taken,
+    tls::{
+        Context,
+        client::{self, Demand, Identity},
+        resolver::Resolver,
+        ticket::{Ring, Scope, Ticketer},
+    },
 };
 
 /// What a client and we agreed to speak.
@@ -74,6 +77,12 @@ pub struct Accepted<S> {
     pub identity: Option<Arc<Identity>>,
     /// Whether an earlier session went on, so that nothing had to be signed.
     pub is_resumed: bool,
+}
+
+impl<S: Taken> Taken for TlsStream<S> {
+    fn n_taken(&self) -> Option<u64> {
+        self.get_ref().0.n_taken()
+    }
 }
 
 impl Acceptor {

@@ -24,7 +24,7 @@ use rustls::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -131,9 +131,37 @@ pub async fn tls_of(
     name: &str,
     config: Arc<ClientConfig>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let stream = TcpStream::connect(addr).await?;
+    tls_over(TcpStream::connect(addr).await?, name, config).await
+}
+
+/// The same over a connection that is open.
+pub async fn tls_over(
+    stream: TcpStream,
+    name: &str,
+    config: Arc<ClientConfig>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(config).connect(name, stream).await
+}
+
+/// A connection that takes little of what is not read.
+pub async fn narrow(addr: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    socket.connect(addr).await.unwrap()
+}
+
+/// Reads a little of a lot, again and again for so long.
+pub async fn slowly<S: AsyncRead + Unpin>(mut stream: S, lasting: Duration) -> S {
+    let started = Instant::now();
+    while started.elapsed() < lasting {
+        let mut some = [0; 8 * 1024];
+        let read = tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut some)).await;
+        let text = String::from_utf8_lossy(&some);
+        assert!(matches!(read, Ok(Ok(_))), "{read:?} behind {:?}", text.trim_end_matches('\0'));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stream
 }
 
 /// Settings of a client that trusts anybody.

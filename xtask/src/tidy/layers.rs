@@ -5,8 +5,8 @@ use super::{Fault, source::Source};
 /// Modules of `gateway-userspace/src`, lowest layer first. A module imports only from strictly lower layers.
 const LAYERS: [&[&str]; 9] = [
     &[
-        "name", "limits", "clock", "timer", "drain", "secret", "metrics", "place", "duration", "network",
-        "pattern", "target", "field", "filter", "retry", "tunnel", "ocsp",
+        "name", "limits", "clock", "timer", "taken", "drain", "secret", "metrics", "place", "duration",
+        "network", "pattern", "target", "field", "filter", "retry", "tunnel", "ocsp",
     ],
     &["config", "snapshot", "endpoint", "maglev", "image", "h1"],
     &[

@@ -114,15 +114,16 @@ pub(super) static CLIENT_TIMEOUTS: Table = Table {
             key: "stall",
             shape: PATIENT,
             presence: Default("1m"),
-            doc: "For any piece of a request's body to arrive that an endpoint waits for, and for any of a response to be taken. A \
+            doc: "For any piece of a request's body to arrive that an endpoint waits for, and for any of a response to be taken, \
+                  as the client's kernel acknowledges it (where nothing is, a response is cut a quarter later at most). A \
                   body that does not come is answered with 408.",
         },
         Field {
             key: "bytesPerSecond",
             shape: Shape::Integer { min: 1, max: 1_048_576 },
             presence: Default("1024"),
-            doc: "Bytes that a client sends of a body, or takes of all responses of a connection of HTTP/2, for each second that \
-                  it is waited for, beyond the time that `stall` says. A body without a length is free of it when its endpoint \
+            doc: "Bytes that a client sends of a body, or takes of all responses of a connection, for each second that it is \
+                  waited for, beyond the time that `stall` says. A body without a length is free of it when its endpoint \
                   has begun to answer, one of gRPC always.",
         },
     ],

@@ -100,8 +100,8 @@ static SERVED_CERTIFICATE: Table = Table {
             key: "ocsp",
             shape: Shape::Word(&["fetch"]),
             presence: Absent("`ocspFile`, if that is written"),
-            doc: "`fetch` asks the responder that the certificate names, over HTTP, and again when half of the time of its \
-                  answer is over. The chain has to have the issuer's certificate behind the leaf, which what is answered is \
+            doc: "`fetch` asks the responder that the certificate names, over `http` (one that has an `https` address alone \
+                  is refused), and again when half of the time of its answer is over. The chain has to have the issuer's certificate behind the leaf, which what is answered is \
                   checked against. Until there is an answer, and when the last one is over, clients are told nothing.",
         },
     ],
@@ -152,7 +152,7 @@ static CLIENT_CERTIFICATES: Table = Table {
             shape: Shape::Text(&IDENTITY_HEADER),
             presence: Default("x-forwarded-client-cert"),
             doc: "Header field that tells endpoints who the client is: `Hash=`, `Subject=`, and `URI=` and `DNS=` for each \
-                  name, with `;` between them. What clients send under this name is removed, on every listener.",
+                  name, with `;` between them. What clients send under this name is removed, on every listener, in front of a body and behind it.",
         },
     ],
     one_of: &[],

@@ -165,7 +165,8 @@ pub(super) static LISTENER: Table = Table {
             presence: Absent("`reject`"),
             doc: "What becomes of header fields with an underscore in their names, such as `x_real_ip`, which applications \
                   behind CGI and its like take for `x-real-ip`: a request that has one is refused with 400, or they are \
-                  dropped, or they go on. HTTP and HTTPS only.",
+                  dropped, or they go on. It holds for fields behind a body (trailers) as well: there the request breaks off \
+                  for its endpoint, and an answer that has begun with it. HTTP and HTTPS only.",
         },
         Field {
             key: "trustedHops",

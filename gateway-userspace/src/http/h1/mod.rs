@@ -39,10 +39,12 @@ use crate::{
         forward::Message,
         h1::wire::{NoHead, Uploaded, Wire},
         tunnel::Named,
+        uptake::{Terms, Uptake},
     },
     limits,
     metrics::{refusal::Refusal, timeout::ClientTimeout},
     pool::body::{RequestBody, Stalled},
+    taken::Taken,
     timer::{Timer, Wait},
 };
 
@@ -59,7 +61,7 @@ pub(super) async fn serve<S>(
     ahead: BytesMut,
     drain: Drain,
 ) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
     let mut connection = Connection {
         wire: Arc::new(Mutex::new(Wire::new(stream, ahead))),
@@ -149,7 +151,7 @@ impl From<&Head> for Asked {
 
 impl<S> Connection<S>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
     /// The next request, read and understood; its head becomes that of `message`.
     fn poll_next(
@@ -291,15 +293,15 @@ where
             let body = (form != Body::None).then_some(body);
             Reply { body, form, keeps_alive: keeps_alive && form != Body::UntilClose }
         };
-        let mut wait = Wait::default();
-        poll_fn(|cx| self.poll_reply(&mut reply, &mut wait, cx)).await?;
+        let mut uptake = Uptake::default();
+        poll_fn(|cx| self.poll_reply(&mut reply, &mut uptake, cx)).await?;
         Ok(reply.keeps_alive)
     }
 
     fn poll_reply(
         &mut self,
         reply: &mut Reply,
-        wait: &mut Wait,
+        uptake: &mut Uptake,
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End>> {
         loop {
@@ -320,12 +322,14 @@ where
                     Poll::Pending => is_waiting = true,
                 }
             }
-            match self.wire.lock().poll_write(cx) {
-                Poll::Ready(Ok(())) => *wait = Wait::default(),
+            let mut wire = self.wire.lock();
+            match wire.poll_write(cx) {
+                Poll::Ready(Ok(())) => *uptake = Uptake::default(),
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Cut)),
                 Poll::Pending => {
                     // A client that takes nothing is left.
-                    ready!(self.timer.poll(wait, self.worker.timeouts.stall, cx));
+                    let terms = Terms::from(&self.worker.timeouts);
+                    ready!(uptake.poll(&mut self.timer, terms, || wire.n_taken(), cx));
                     self.worker.metrics.families.client_timeout(ClientTimeout::Response);
                     return Poll::Ready(Err(End::Cut));
                 }

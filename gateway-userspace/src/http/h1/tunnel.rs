@@ -16,6 +16,7 @@ use crate::{
         h1::{Connection, End},
     },
     metrics::tunnel::TunnelOutcome,
+    taken::Taken,
 };
 
 /// The way to the client.
@@ -29,7 +30,7 @@ enum Way {
 
 impl<S> Connection<S>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
     /// Serves a tunnel to its end.
     pub(super) async fn tunnel(&mut self, mut body: ResponseBody) -> End {
@@ -47,7 +48,7 @@ where
                 Poll::Ready(Ok(())) if !is_uploading => return Poll::Ready(TunnelOutcome::Ended),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
-            body.poll_over(self.drain.has_begun(), cx)
+            body.poll_over(self.drain.has_begun(), || self.wire.lock().n_taken(), cx)
         })
         .await;
         body.end(outcome);

@@ -27,6 +27,7 @@ use crate::{
     limits,
     metrics::refusal::Refusal,
     pool::{body::BoxError, interim::Interim},
+    taken::Taken,
 };
 
 /// Bytes that are read at once: of heads, and of bodies.
@@ -208,6 +209,13 @@ impl<S> Wire<S> {
                 }
             },
         }
+    }
+}
+
+impl<S: Taken> Wire<S> {
+    /// See [`Taken::n_taken`].
+    pub(super) fn n_taken(&self) -> Option<u64> {
+        self.stream.n_taken()
     }
 }
 

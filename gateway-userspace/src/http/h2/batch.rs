@@ -12,7 +12,10 @@ use std::{
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http::{h2::gather::Gather, stream::Guarded};
+use crate::{
+    http::{h2::gather::Gather, stream::Guarded},
+    taken::Taken,
+};
 
 /// Bytes that wait for each other: what fits a record of TLS (RFC 8446, section 5.1). More is not copied but written.
 const BATCH_BYTES: usize = 16 * 1_024;
@@ -37,24 +40,28 @@ struct Batch<S> {
     n_written: usize,
     /// Something was written since the last flush.
     is_dirty: bool,
+    /// The codec has something to write that did not fit.
+    is_full: bool,
 }
 
 impl<S> Batched<S> {
     /// What the stream waits for wakes the task behind `gather` at once.
     pub(super) fn new(stream: Guarded<S>, gather: Arc<Gather>) -> Self {
-        let batch = Batch { stream, bytes: Vec::new(), n_written: 0, is_dirty: false };
+        let batch = Batch { stream, bytes: Vec::new(), n_written: 0, is_dirty: false, is_full: false };
         Self { shared: Arc::new(Mutex::new(batch)), gather }
     }
 }
 
-impl<S: AsyncWrite + Unpin> Batched<S> {
-    /// Writes what waits, and lets nothing stay behind in the stream.
-    pub(super) fn poll_out(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.shared.lock().poll_out(cx)
+impl<S: AsyncWrite + Taken + Unpin> Batched<S> {
+    /// Writes what waits, and lets nothing stay behind in the stream. False where the codec has more, which did not fit.
+    pub(super) fn poll_out(&self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut batch = self.shared.lock();
+        ready!(batch.poll_out(cx))?;
+        Poll::Ready(Ok(!batch.is_full))
     }
 }
 
-impl<S: AsyncWrite + Unpin> Batch<S> {
+impl<S: AsyncWrite + Taken + Unpin> Batch<S> {
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_bytes(cx))?;
         if self.is_dirty {
@@ -102,7 +109,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Batched<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Batched<S> {
+impl<S: AsyncWrite + Taken + Unpin> AsyncWrite for Batched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
@@ -113,7 +120,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Batched<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let task = self.gather.task();
-        self.shared.lock().poll_write(bufs, &mut Context::from_waker(&task))
+        let mut batch = self.shared.lock();
+        let written = batch.poll_write(bufs, &mut Context::from_waker(&task));
+        batch.is_full = written.is_pending();
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -142,10 +152,13 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+    use crate::http::uptake::Terms;
+
+    const TERMS: Terms = Terms { stall: Duration::from_mins(1), bytes_per_second: 1 };
 
     fn batched(room: usize) -> (Batched<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
         let (near, far) = tokio::io::duplex(room);
-        (Batched::new(Guarded::new(near, BytesMut::new(), Duration::from_mins(1)), Arc::default()), far)
+        (Batched::new(Guarded::new(near, BytesMut::new(), TERMS), Arc::default()), far)
     }
 
     /// What the connection does whenever it runs.

@@ -25,6 +25,7 @@ use crate::{
     http::h2::{batch::Batched, payload::Payload},
     limits,
     metrics::misuse::Misuse,
+    taken::Taken,
 };
 
 /// Points that a connection may save up, and gets back in a second when it has none.
@@ -280,7 +281,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncRead + AsyncWrite + Taken + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let n = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;

@@ -22,11 +22,17 @@ use parking_lot::Mutex;
 pub(super) struct Gather {
     task: Mutex<Waker>,
     is_woken: AtomicBool,
+    /// The client takes no more for now.
+    is_blocked: AtomicBool,
 }
 
 impl Default for Gather {
     fn default() -> Self {
-        Self { task: Mutex::new(Waker::noop().clone()), is_woken: AtomicBool::new(false) }
+        Self {
+            task: Mutex::new(Waker::noop().clone()),
+            is_woken: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
+        }
     }
 }
 
@@ -39,6 +45,16 @@ impl Gather {
         }
         drop(task);
         self.is_woken.store(false, Ordering::Release);
+    }
+
+    /// The connection was polled, and has written everything or not.
+    pub(super) fn end(&self, is_written: bool) {
+        self.is_blocked.store(!is_written, Ordering::Release);
+    }
+
+    /// Whether the connection has bytes that it cannot write.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Acquire)
     }
 
     /// What wakes the task at once.

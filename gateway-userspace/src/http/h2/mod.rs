@@ -47,6 +47,7 @@ use crate::{
     limits,
     metrics::{misuse::Misuse, names::Limit, timeout::ClientTimeout},
     net::clients::Streams,
+    taken::Taken,
 };
 
 /// How often a connection is looked at, at least, and how often it is until it is idle: one without requests ends then. For
@@ -67,7 +68,7 @@ pub(super) async fn serve<S>(
     stream: Guarded<S>,
     drain: Drain,
 ) where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
     let seen = Arc::new(Seen::default());
     let gather = Arc::new(Gather::default());
@@ -84,7 +85,8 @@ pub(super) async fn serve<S>(
     let pings = connection.ping_pong();
     let pause = (timeouts.idle / LOOKS).min(LOOK).min(timeouts.answer);
     let look = Box::pin(tokio::time::sleep(pause));
-    let activity = Arc::new(Activity::new(Arc::clone(&seen), downstream.streams.clone()));
+    let activity =
+        Arc::new(Activity::new(Arc::clone(&seen), downstream.streams.clone(), Arc::clone(&gather)));
     let mut served = Served {
         connection,
         stream,
@@ -120,7 +122,7 @@ async fn open<S>(
     gather: Arc<Gather>,
 ) -> Option<Box<Connection<Watched<S>, Bytes>>>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
     let mut opening = h2::server::Builder::new()
         .initial_window_size(limits::STREAM_WINDOW_BYTES)
@@ -148,7 +150,7 @@ where
 /// is moved into it twice.
 async fn until_end<S>(served: &mut Served<S>, mut drain: Drain) -> Result<(), h2::Error>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
     let watch = drain.clone();
     let mut begun = pin!(drain.begun());
@@ -232,7 +234,7 @@ struct Served<S> {
 
 impl<S> Served<S>
 where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), h2::Error>> {
         self.gather.begin(cx);
@@ -270,12 +272,16 @@ where
             }
         }
         // Everything that the streams had to say, at once.
-        if let Poll::Ready(Err(cause)) = self.stream.poll_out(cx) {
-            tracing::debug!(%cause, "a client takes nothing more");
-            if is_untaken(&cause) {
-                self.worker.metrics.families.client_timeout(ClientTimeout::Response);
+        match self.stream.poll_out(cx) {
+            Poll::Ready(Ok(is_written)) => self.gather.end(is_written),
+            Poll::Ready(Err(cause)) => {
+                tracing::debug!(%cause, "a client takes nothing more");
+                if is_untaken(&cause) {
+                    self.worker.metrics.families.client_timeout(ClientTimeout::Response);
+                }
+                return Poll::Ready(Ok(()));
             }
-            return Poll::Ready(Ok(()));
+            Poll::Pending => self.gather.end(false),
         }
         Poll::Pending
     }
@@ -339,6 +345,8 @@ struct Activity {
     seen: Arc<Seen>,
     /// Those of the client on all its connections.
     streams: Option<Streams>,
+    /// What wakes the connection.
+    gather: Arc<Gather>,
 }
 
 /// Requests that were taken back since a moment.
@@ -366,7 +374,7 @@ impl Drop for Serving {
 }
 
 impl Activity {
-    fn new(seen: Arc<Seen>, streams: Option<Streams>) -> Self {
+    fn new(seen: Arc<Seen>, streams: Option<Streams>, gather: Arc<Gather>) -> Self {
         let taken_back = TakenBack { since: Instant::now(), n_begun: 0, count: 0 };
         Self {
             n_active: AtomicUsize::new(0),
@@ -374,6 +382,7 @@ impl Activity {
             taken_back: Mutex::new(taken_back),
             seen,
             streams,
+            gather,
         }
     }
 
@@ -392,6 +401,11 @@ impl Serving {
     /// Requests that are under way on the connection.
     fn n_active(&self) -> u32 {
         u32::try_from(self.0.n_active.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the connection has bytes that its client does not take. See [`Guarded`] for how long it may.
+    fn is_blocked(&self) -> bool {
+        self.0.gather.is_blocked()
     }
 
     /// The client does not want its answer any more. Each such request is work for nothing, here and at an endpoint.

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -80,7 +80,7 @@ pub(super) async fn serve(
     let (head, is_bodiless) = head(parts, &method, &body);
     match client.respond.into_inner().send_response(head, is_bodiless) {
         Ok(_) if is_bodiless => {}
-        Ok(stream) if body.is_tunnel() => tunnel(body, stream, drain).await,
+        Ok(stream) if body.is_tunnel() => tunnel(&serving, body, stream, drain).await,
         Ok(stream) => send(&worker, &serving, body, stream).await,
         Err(cause) => tracing::debug!(%cause, "a response cannot be sent"),
     }
@@ -179,12 +179,13 @@ async fn send(worker: &Worker, serving: &Serving, body: ResponseBody, stream: Se
 }
 
 /// Serves a tunnel until both sides have ended it.
-async fn tunnel(body: ResponseBody, stream: SendStream<Bytes>, mut drain: Drain) {
+async fn tunnel(serving: &Serving, body: ResponseBody, stream: SendStream<Bytes>, mut drain: Drain) {
     let watch = drain.clone();
     let mut begun = pin!(drain.begun());
     let mut is_waiting = false;
     let mut sending = Sending::new(body, stream);
     let (mut is_sending, mut is_uploading) = (true, true);
+    let mut n_blocked = 0;
     let outcome = poll_fn(|cx| {
         let is_draining = if is_waiting { watch.has_begun() } else { begun.as_mut().poll(cx).is_ready() };
         is_waiting = true;
@@ -206,7 +207,12 @@ async fn tunnel(body: ResponseBody, stream: SendStream<Bytes>, mut drain: Drain)
         if !is_sending && !is_uploading {
             return Poll::Ready(TunnelOutcome::Ended);
         }
-        sending.body.poll_over(is_draining, cx)
+        // A connection that cannot be written ends by itself when its client takes nothing.
+        let n_taken = || {
+            n_blocked += u64::from(serving.is_blocked());
+            Some(n_blocked)
+        };
+        sending.body.poll_over(is_draining, n_taken, cx)
     })
     .await;
     sending.body.end(outcome);
@@ -259,7 +265,13 @@ impl Reader {
         if !sending.is_blocked() {
             return Poll::Pending;
         }
-        self.timer.poll(&mut self.wait, self.pace.bound(timeouts.stall), cx)
+        ready!(self.timer.poll(&mut self.wait, self.pace.bound(timeouts.stall), cx));
+        if !serving.is_blocked() {
+            return Poll::Ready(());
+        }
+        // Nothing of any stream can be written, and whether the client takes what was is judged for all of them.
+        self.wait = Wait::default();
+        self.timer.poll(&mut self.wait, timeouts.stall, cx)
     }
 }
 

@@ -1,0 +1,21 @@
+//! What a peer has taken of what was written to it: more than a socket says that is ready for more bytes only when much of its
+//! buffer is free.
+
+/// A stream whose peer tells what it has.
+pub trait Taken {
+    /// Bytes of the socket that the peer has acknowledged so far; none where nobody can tell. It may cost a system call.
+    fn n_taken(&self) -> Option<u64>;
+}
+
+impl<S: Taken + ?Sized> Taken for Box<S> {
+    fn n_taken(&self) -> Option<u64> {
+        (**self).n_taken()
+    }
+}
+
+#[cfg(test)]
+impl Taken for tokio::io::DuplexStream {
+    fn n_taken(&self) -> Option<u64> {
+        None
+    }
+}
