@@ -10,6 +10,7 @@ use std::{
 use bytemuck::Pod;
 use gateway_common::{
     addr::Protocol,
+    aside::Swept,
     cookie::SynCookie,
     counter::Hook,
     endpoint::{Endpoint, NextHop},
@@ -134,10 +135,14 @@ impl Run {
         Outcome { code, bytes: env.bytes }
     }
 
-    /// Sweeps buckets of the flow table; how many entries were freed.
-    pub fn sweep(&self, tables: &mut Tables, buckets: std::ops::Range<u32>) -> u32 {
+    /// Sweeps buckets of a table; how many entries or places were freed.
+    pub fn sweep(&self, tables: &mut Tables, what: Swept, buckets: std::ops::Range<u32>) -> u32 {
         let maps = MemoryMaps::new(std::mem::take(tables), self.now);
-        let freed = buckets.map(|bucket| table::sweep(&maps, bucket)).sum();
+        let sweep = |bucket| match what {
+            Swept::Flows => table::sweep(&maps, bucket),
+            Swept::Replies => table::reply::sweep(&maps, bucket),
+        };
+        let freed = buckets.map(sweep).sum();
         *tables = maps.into_tables();
         freed
     }
