@@ -174,7 +174,8 @@ pub(crate) fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -
 
 /// Keeps a flow alive, once per tick and when its phase changes; returns its port. None when the entry has to be written
 /// anew: the client is behind another router now, and half of an old way and half of a new one would lead nowhere; or the
-/// flow was silent for so long that another may have taken its port.
+/// flow was silent for so long that another may have taken its port; or it goes to its endpoint from another address than
+/// it did, or is translated now and was not, and has neither a port nor a place for replies there.
 #[inline(always)]
 pub(crate) fn refresh<E: Env>(
     env: &E,
@@ -190,14 +191,16 @@ pub(crate) fn refresh<E: Env>(
     }
     let phase = track::forward_phase(held.phase, arrival.packet.key().protocol, arrival.packet.flags);
     let expires = arrival.expires(settings, phase);
-    if held.expires == expires && held.phase == phase {
+    let has_port = held.source_port != Port::NONE;
+    let goes_as_before = held.generation == endpoint.generation && (has_port || arrival.mode != Mode::NAT);
+    if goes_as_before && held.expires == expires && held.phase == phase {
         return Some(held.source_port);
     }
     let row = found.place.row();
-    if held.source_port != Port::NONE {
+    if has_port || !goes_as_before {
         arrival.way_back = packet::way_back(env);
         let has_moved = !endpoint.is_local() && row.way::<E::Maps>() != arrival.way_back;
-        if has_moved || held.expires.is_before(arrival.now) {
+        if !goes_as_before || has_moved || held.expires.is_before(arrival.now) {
             arrival.phase = phase;
             arrival.preferred = held.source_port;
             arrival.proxied = held.proxied;

@@ -43,7 +43,8 @@ pub(crate) fn seen<M: Maps>(
     answered: Answered<M::Row<FlowRows>>,
 ) -> Option<Reply<M::Row<FlowRows>>> {
     let endpoint = maps.endpoint(answered.held.endpoint)?;
-    let is_its = endpoint.generation == answered.held.generation
+    // Also on a way that the row had before: what was sent there is answered there.
+    let is_its = endpoint.still_holds(answered.held.generation)
         && endpoint.addr == key.source
         && endpoint.port_for(answered.who.port()) == key.source_port;
     let is_local = endpoint.is_local();

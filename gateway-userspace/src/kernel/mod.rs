@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod filter;
 mod former;
+mod generation;
 pub mod heart;
 pub mod index;
 mod map;

@@ -1,10 +1,10 @@
 //! SYN cookies of translated services: what is sent, what is taken back, and how both sides' numbers are kept apart.
 
 use gateway_common::{
-    addr::Port,
+    addr::{Addr, Port},
     cookie::{CookieKeys, OwnCookie, SynCookie},
     counter::{Hook, Reason},
-    endpoint::EndpointState,
+    endpoint::{Endpoint, EndpointState, NextHop},
     flow::{Phase, Sequence, SequenceBucket, SequenceStage, Tick},
     service::Service,
 };
@@ -12,7 +12,7 @@ use gateway_tests::{
     memory::Tables,
     packet::{ACK, CLIENT_MAC, FIN, NODE_MAC, Packet, RST, SYN, icmp_error, inspect, inspect_icmp, tcp},
     piece::{pieces, together},
-    world::{ENDPOINT_MAC, INNER_MAC, Id, LOCAL4, TCP4, TCP6, World},
+    world::{ENDPOINT_MAC, INNER_MAC, Id, LOCAL4, TCP4, TCP6, World, addr_of},
 };
 use gateway_userspace::clock;
 
@@ -369,6 +369,56 @@ fn who_brings_another_is_reset() {
             )
             .with(calm)
             .sent(&format!("{}:?", side.node), side.endpoint, 63),
+        ]
+    });
+}
+
+/// Packets to the endpoint leave from another address of this node.
+fn from_elsewhere(world: &mut World, side: &Side) {
+    let elsewhere = addr_of(if side.v6 { "fd00::2" } else { "10.0.0.2" });
+    world.tables.claim(elsewhere);
+    let row = world.row(side.id.row());
+    row.source = elsewhere;
+    row.generation += Endpoint::OWNER + 1;
+}
+
+#[test]
+fn a_connection_leaves_from_where_its_endpoint_is_reached_now() {
+    everywhere(|side, code| {
+        let cookie = side.cookie();
+        let elsewhere = if side.v6 { "[fd00::2]" } else { "10.0.0.2" };
+        vec![
+            case("of a connection", &side.client_says(), Reason::Forwarded)
+                .with(move |world| {
+                    joined(side)(world);
+                    from_elsewhere(world, side);
+                })
+                .code(code)
+                .sent(&format!("{elsewhere}:{PORT}"), side.endpoint, 63)
+                .after(|world| {
+                    assert_eq!(
+                        (sequence(world).number, sequence(world).stage),
+                        (AHEAD, SequenceStage::JOINED)
+                    );
+                    assert_eq!(world.tables.live().count(), 1);
+                }),
+            case("before the endpoint has answered", &side.proof(cookie), Reason::CookieTaken)
+                .with(move |world| {
+                    waiting(side, cookie)(world);
+                    from_elsewhere(world, side);
+                })
+                .code(code)
+                .sent(&format!("{elsewhere}:?"), side.endpoint, 63),
+            case("the endpoint came to this node", &side.client_says(), Reason::ResetSent)
+                .because(Reason::NoEndpoint)
+                .leaves(|_| {})
+                .with(move |world| {
+                    joined(side)(world);
+                    let row = world.row(side.id.row());
+                    (row.flags, row.source, row.next_hop) =
+                        (Endpoint::LOCAL, Addr::UNSPECIFIED, NextHop::UNKNOWN);
+                    row.generation += Endpoint::OWNER + 1;
+                }),
         ]
     });
 }
