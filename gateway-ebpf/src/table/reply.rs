@@ -145,6 +145,20 @@ pub fn find_local<M: Maps>(
     None
 }
 
+/// Frees the place that leads packets of an endpoint on this node to their flow.
+#[inline(always)]
+pub fn forget_local<M: Maps>(maps: &M, settings: &Settings, key: &FlowKey, v6: bool) {
+    let spot = Spot::of(settings, key, v6);
+    let Some(rows) = maps.replies(spot.bucket) else { return };
+    for turn in 0..WAYS {
+        let place = place(&rows, turn);
+        let reply = place.get::<M>();
+        if reply.tag == spot.tag {
+            place.exchange::<M>(reply, Reply::default());
+        }
+    }
+}
+
 #[inline(always)]
 fn answered<M: Maps>(maps: &M, reply: Reply, key: &FlowKey) -> Option<Answered<M::Row<FlowRows>>> {
     let index = reply.index();
