@@ -65,7 +65,7 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
             Ok(0)
         }
         Stage::Retry => {
-            health::retry(maps, arrival);
+            health::retry(maps, arrival, arrival.entry);
             Ok(0)
         }
         Stage::Answer => {
@@ -433,7 +433,7 @@ fn stay<M: Maps>(
     is_settled: bool,
 ) {
     if found.held.phase == Phase::OPENING && arrival.packet.flags.opens() {
-        health::retry(maps, arrival);
+        health::retry(maps, arrival, found.place.index());
     }
     if is_settled {
         return table::release(maps, found, &arrival.who, settings);

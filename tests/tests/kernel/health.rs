@@ -153,6 +153,32 @@ fn handshakes(
     Some(seen)
 }
 
+/// A SYN that a service with `track: change` remembers comes once more, while another connection waits for its answer.
+#[test]
+fn another_service_s_syn_ends_no_handshake() {
+    let pause = Duration::from_millis(1);
+    let port = format!("10.0.0.1:{}", gateway_tests::world::FIRST_PORT);
+    let prepare = |world: &mut World| {
+        world.tables.settings.n_ports = 1;
+        world.change(TCP6, |service| (service.mode, service.track) = (Mode::DSR_L2, Track::CHANGE));
+        world.changing(TCP6, 1);
+        world.flow(&tcp(CLIENT6, VIP6), TCP6.row(), 0, Phase::OPENING, world.now);
+    };
+    let mut timed_ones = 0;
+    for host in 1..60 {
+        let frames = [
+            tcp(&format!("192.0.2.{host}:40000"), VIP4).syn().bytes(),
+            tcp(CLIENT6, VIP6).syn().bytes(),
+            tcp(FIRST, &port).flags(SYN | ACK).bytes(),
+        ];
+        let frames = frames.map(|frame| (Hook::XdpBalance, frame));
+        let Some(health) = timed(prepare, &frames, pause) else { return };
+        assert_eq!(health[&TCP6.row()].syn_retransmits, 1);
+        timed_ones += health.get(&TCP4.row()).map_or(0, |seen| seen.handshakes);
+    }
+    assert!(timed_ones > 0, "one in eight is timed");
+}
+
 #[test]
 fn handshakes_are_timed_by_sample() {
     let pause = Duration::from_millis(20);
