@@ -3,11 +3,31 @@
 
 use crate::map::{MapDef, TcPrograms, XdpPrograms};
 
-/// The program that frees entries of the flow table which are over; on no hook, the agent runs it.
+/// The program that frees entries of the flow table which are over, and places that led to such ones; on no hook, the agent
+/// runs it.
 pub const SWEEP: &str = "xdp_sweep";
 
 /// Buckets that it looks at in one run.
 pub const SWEPT_AT_ONCE: u32 = 512;
+
+/// What it looks at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Swept {
+    /// Entries of [`Flows`](crate::map::Flows) that are over.
+    Flows,
+    /// Places of [`Replies`](crate::map::Replies) that lead to no flow any more.
+    Replies,
+}
+
+impl Swept {
+    /// The number that the program is told.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Flows => 0,
+            Self::Replies => 1,
+        }
+    }
+}
 
 /// A program that others end in (`bpf_tail_call`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

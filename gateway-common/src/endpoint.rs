@@ -22,7 +22,9 @@ pub struct Endpoint {
     pub flags: u8,
     /// Number of the service that owns the row.
     pub service: u32,
-    /// Counts the endpoints this row has held; a flow that remembers another generation is stale.
+    /// Counts the endpoints that this row has held, in its lower half ([`Endpoint::OWNER`]), and in its upper half the ways
+    /// on which translated packets went to the present one. A flow that remembers another endpoint is stale; one that
+    /// remembers another way is recorded anew.
     pub generation: u32,
     /// Bytes of an IP packet that the way takes; zero when it is not known.
     pub mtu: u16,
@@ -38,6 +40,21 @@ impl Endpoint {
     #[inline(always)]
     pub fn port_for(&self, port: Port) -> Port {
         if self.port == Port::NONE { port } else { self.port }
+    }
+
+    /// The part of a generation that counts endpoints.
+    pub const OWNER: u32 = 0xffff;
+
+    /// Which of the endpoints that the row has held it holds now.
+    #[inline(always)]
+    pub const fn owner(&self) -> u32 {
+        self.generation & Self::OWNER
+    }
+
+    /// Whether the row holds the endpoint that it held in this generation.
+    #[inline(always)]
+    pub const fn still_holds(&self, generation: u32) -> bool {
+        (self.generation ^ generation) & Self::OWNER == 0
     }
 
     /// Whether packets for it are delivered by this node's own stack.

@@ -93,6 +93,12 @@ impl Settings {
 }
 
 impl Settings {
+    /// Whether translated packets may carry this port as their source.
+    #[inline(always)]
+    pub const fn translates_from(&self, port: Port) -> bool {
+        port.number().wrapping_sub(self.first_port.number()) < self.n_ports
+    }
+
     /// The same with other events.
     #[must_use]
     pub const fn telling(mut self, events: u16) -> Self {

@@ -158,7 +158,7 @@ pub(crate) fn present<M: Maps>(
 
 /// Finds the way to an endpoint, before anything is recorded or changed. Unknown for an endpoint on this node.
 #[inline(always)]
-pub(crate) fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -> Result<Way, Reason> {
+pub(crate) fn aim<E: Env>(env: &mut E, arrival: &mut Arrival, endpoint: &Endpoint) -> Result<Way, Reason> {
     if endpoint.is_local() {
         return Ok(Way::UNKNOWN);
     }
@@ -169,12 +169,29 @@ pub(crate) fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -
     if way.is_known() {
         return Ok(way);
     }
-    env.next_hop(endpoint, arrival.packet.key().protocol, arrival.packet.ip_bytes()).ok_or(Reason::NoNextHop)
+    let extra = extra(arrival, endpoint);
+    let bytes = packet::bytes_at_once(env, &arrival.packet).wrapping_add(extra);
+    let bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
+    match env.next_hop(endpoint, arrival.packet.key().protocol, bytes) {
+        Ok(way) => Ok(way),
+        Err(0) => Err(Reason::NoNextHop),
+        Err(most) => {
+            arrival.fits(most.saturating_sub(extra));
+            Err(Reason::TooBig)
+        }
+    }
+}
+
+/// Bytes that are put in front of a packet.
+#[inline(always)]
+fn extra(arrival: &Arrival, endpoint: &Endpoint) -> u32 {
+    if arrival.is_tunnelled() { tunnel::room(arrival.mode, endpoint).bytes() } else { 0 }
 }
 
 /// Keeps a flow alive, once per tick and when its phase changes; returns its port. None when the entry has to be written
 /// anew: the client is behind another router now, and half of an old way and half of a new one would lead nowhere; or the
-/// flow was silent for so long that another may have taken its port.
+/// flow was silent for so long that another may have taken its port; or it goes to its endpoint from another address than
+/// it did, or is translated now and was not, and has neither a port nor a place for replies there.
 #[inline(always)]
 pub(crate) fn refresh<E: Env>(
     env: &E,
@@ -190,14 +207,16 @@ pub(crate) fn refresh<E: Env>(
     }
     let phase = track::forward_phase(held.phase, arrival.packet.key().protocol, arrival.packet.flags);
     let expires = arrival.expires(settings, phase);
-    if held.expires == expires && held.phase == phase {
+    let has_port = held.source_port != Port::NONE;
+    let goes_as_before = held.generation == endpoint.generation && (has_port || arrival.mode != Mode::NAT);
+    if goes_as_before && held.expires == expires && held.phase == phase {
         return Some(held.source_port);
     }
     let row = found.place.row();
-    if held.source_port != Port::NONE {
+    if has_port || !goes_as_before {
         arrival.way_back = packet::way_back(env);
         let has_moved = !endpoint.is_local() && row.way::<E::Maps>() != arrival.way_back;
-        if has_moved || held.expires.is_before(arrival.now) {
+        if !goes_as_before || has_moved || held.expires.is_before(arrival.now) {
             arrival.phase = phase;
             arrival.preferred = held.source_port;
             arrival.proxied = held.proxied;
@@ -260,8 +279,7 @@ pub(crate) fn count<M: Maps>(maps: &M, arrival: &Arrival, bytes: u64) {
 /// Whether the packet, with what is put in front of it, fits the way to the endpoint.
 #[inline(always)]
 pub(crate) fn fits<E: Env>(env: &E, arrival: &mut Arrival, endpoint: &Endpoint) -> Result<(), Reason> {
-    let mode = arrival.mode;
-    let extra = if arrival.is_tunnelled() { tunnel::room(mode, endpoint).bytes() } else { 0 };
+    let extra = extra(arrival, endpoint);
     let mtu = u32::from(endpoint.mtu);
     let bytes = packet::bytes_at_once(env, &arrival.packet);
     if mtu != 0 && bytes.wrapping_add(extra) > mtu {

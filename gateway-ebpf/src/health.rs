@@ -35,13 +35,13 @@ pub(crate) fn begin<M: Maps>(maps: &M, arrival: &Arrival) {
     }
 }
 
-/// The SYN came once more: whoever waits for the answer now cannot tell which one it is for.
+/// The SYN of the flow with this entry came once more: whoever waits for the answer now cannot tell which one it is for.
 #[inline(always)]
-pub(crate) fn retry<M: Maps>(maps: &M, arrival: &Arrival) {
+pub(crate) fn retry<M: Maps>(maps: &M, arrival: &Arrival, entry: u32) {
     maps.count_health(arrival.row, |health| health.syn_retransmits += 1);
-    if let Some(word) = maps.handshake(arrival.entry & (HANDSHAKES - 1)) {
+    if let Some(word) = maps.handshake(entry & (HANDSHAKES - 1)) {
         let waiting = Handshake::from_word(M::load(&word));
-        if Reply::new(0, waiting.flow, 0).index() == arrival.entry {
+        if Reply::new(0, waiting.flow, 0).index() == entry {
             M::store(&word, 0);
         }
     }

@@ -114,5 +114,5 @@ pub(crate) fn ended<E: Env>(
 /// Whether the packet goes to a port that translated packets may carry.
 #[inline(always)]
 pub(crate) fn is_translation_port(settings: &Settings, packet: &Packet) -> bool {
-    packet.key().destination_port.number().wrapping_sub(settings.first_port.number()) < settings.n_ports
+    settings.translates_from(packet.key().destination_port)
 }

@@ -137,8 +137,8 @@ fn tc_proxy(ctx: TcContext) -> i32 {
     hook::tc::proxy(&ctx)
 }
 
-/// Frees entries of the flow table that are over. On no hook: the agent runs it, with the first bucket and how many of them
-/// in the bytes behind a link-layer header; returns how many entries.
+/// Frees entries of the flow table that are over, or places for replies that lead to none. On no hook: the agent runs it,
+/// with the first bucket, how many of them, and of which table in the bytes behind a link-layer header; returns how many.
 #[xdp]
 fn xdp_sweep(ctx: XdpContext) -> u32 {
     hook::xdp::sweep(&ctx)

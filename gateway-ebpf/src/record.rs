@@ -65,7 +65,7 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
             Ok(0)
         }
         Stage::Retry => {
-            health::retry(maps, arrival);
+            health::retry(maps, arrival, arrival.entry);
             Ok(0)
         }
         Stage::Answer => {
@@ -128,7 +128,7 @@ pub(crate) fn of_client<M: Maps>(maps: &M, arrival: &mut Arrival) -> u32 {
     if let Some(found) = &found
         && !found.held.expires.is_before(arrival.now)
         && let Some(endpoint) = maps.endpoint(found.held.endpoint)
-        && endpoint.generation == found.held.generation
+        && endpoint.still_holds(found.held.generation)
         && endpoint.service == arrival.id
         && endpoint.state == EndpointState::ACTIVE
     {
@@ -220,7 +220,8 @@ fn fill<M: Maps>(
     claimed: &Claimed<M::Row<FlowRows>>,
 ) -> Result<Port, Reason> {
     let endpoint = maps.endpoint(arrival.row).ok_or(Reason::BadSlot)?;
-    let row = claimed.place.row();
+    // First: what changes from here on makes it another one.
+    let (generation, row) = (endpoint.generation, claimed.place.row());
     if arrival.is_taken == 0 && row.endpoint::<M>() != arrival.row {
         reply::forget(maps, settings, row, arrival.head, claimed.place.index());
     }
@@ -231,7 +232,7 @@ fn fill<M: Maps>(
     };
     let content = Content {
         endpoint: arrival.row,
-        generation: endpoint.generation,
+        generation,
         expires: arrival.expires(settings, arrival.phase),
         source_port: port,
         phase: arrival.phase,
@@ -294,7 +295,7 @@ fn port<M: Maps>(
         let spot = reply::Spot::new(settings, &of, key.source, key.source_port);
         return reply::note(maps, &spot, &by).then_some(key.source_port);
     }
-    if arrival.preferred != Port::NONE {
+    if settings.translates_from(arrival.preferred) {
         let spot = reply::Spot::new(settings, &of, endpoint.source, arrival.preferred);
         if reply::hold(maps, &spot, &by) {
             return Some(arrival.preferred);
@@ -390,7 +391,7 @@ fn noted<M: Maps>(maps: &M, service: u32, is_noted: bool) {
 pub(crate) fn has<M: Maps>(maps: &M, arrival: &Arrival, held: &Held) -> bool {
     held.endpoint == arrival.row
         && !track::begins_anew(held, &arrival.packet, arrival.now)
-        && maps.endpoint(held.endpoint).is_some_and(|endpoint| endpoint.generation == held.generation)
+        && maps.endpoint(held.endpoint).is_some_and(|endpoint| endpoint.still_holds(held.generation))
 }
 
 /// Whether the endpoint is down where flows are that are not remembered: the one that the slot had before, while it
@@ -432,7 +433,7 @@ fn stay<M: Maps>(
     is_settled: bool,
 ) {
     if found.held.phase == Phase::OPENING && arrival.packet.flags.opens() {
-        health::retry(maps, arrival);
+        health::retry(maps, arrival, found.place.index());
     }
     if is_settled {
         return table::release(maps, found, &arrival.who, settings);

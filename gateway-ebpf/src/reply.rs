@@ -3,7 +3,7 @@
 use gateway_common::{
     addr::{Addr, Port, Protocol},
     counter::Reason,
-    flow::FlowKey,
+    flow::{FlowKey, Phase},
     settings::Settings,
 };
 
@@ -43,7 +43,8 @@ pub(crate) fn seen<M: Maps>(
     answered: Answered<M::Row<FlowRows>>,
 ) -> Option<Reply<M::Row<FlowRows>>> {
     let endpoint = maps.endpoint(answered.held.endpoint)?;
-    let is_its = endpoint.generation == answered.held.generation
+    // Also on a way that the row had before: what was sent there is answered there.
+    let is_its = endpoint.still_holds(answered.held.generation)
         && endpoint.addr == key.source
         && endpoint.port_for(answered.who.port()) == key.source_port;
     let is_local = endpoint.is_local();
@@ -157,6 +158,14 @@ pub(crate) fn leaves<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
     let Some(reply) = reply.filter(|reply| reply.is_local) else {
         return Verdict::Pass(Reason::NotTranslated);
     };
+    // The client has come past the virtual address since, from the port that its flow had.
+    let held = &reply.answered.held;
+    if packet.flags.agrees()
+        && (held.phase == Phase::CLOSING || held.expires.is_before(env.maps().now(settings.tick_shift)))
+    {
+        reply::forget_local(env.maps(), settings, packet.key(), packet.is_v6());
+        return Verdict::Pass(Reason::NotTranslated);
+    }
     refresh(env.maps(), arrival, settings, &reply.answered);
     let packet = &arrival.packet;
     let key = packet.key();

@@ -85,7 +85,7 @@ pub fn begins_anew(held: &Held, packet: &Packet, now: Tick) -> bool {
 /// Whether the endpoint of a flow may still receive this packet.
 #[inline(always)]
 pub fn may_stay(service: u32, endpoint: &Endpoint, held: &Held, packet: &Packet) -> bool {
-    endpoint.generation == held.generation && endpoint.service == service && takes(endpoint, packet)
+    endpoint.still_holds(held.generation) && endpoint.service == service && takes(endpoint, packet)
 }
 
 /// Whether an endpoint takes this packet of a flow that it has: one that drains keeps its connections, and nothing else.

@@ -108,7 +108,7 @@ pub struct Row {
     pub row: u32,
     /// Index within the service, as slots carry it; `None` for a row that only old flows still use.
     pub local: Option<u16>,
-    /// Counts the endpoints this row has held.
+    /// Counts the endpoints that this row has held: see [`Endpoint::owner`](gateway_common::endpoint::Endpoint::owner).
     pub generation: u32,
     /// Weight of the backend that refers to the endpoint's service, multiplied by the endpoint's own at publication.
     pub backend_weight: u32,

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result};
 use aya::{TestRun as _, TestRunOptions, programs::Xdp};
 use gateway_common::{
-    aside::SWEEP,
+    aside::{SWEEP, Swept},
     flow::{FlowCount, ServiceFlowCount},
     health::EndpointHealth,
     map::{self, MapDef as _},
@@ -63,15 +63,16 @@ impl Kernel {
         sums(&health, ROWS, |sum: &mut EndpointHealth, one: EndpointHealth| *sum = sum.and(&one))
     }
 
-    /// Sweeps buckets of the flow table, as the agent does; how many entries were freed.
+    /// Sweeps buckets of a table, as the agent does; how many entries or places were freed.
     ///
     /// # Errors
     ///
     /// When the kernel cannot run the program.
-    pub fn sweep(&mut self, first: u32, count: u32) -> Result<u32> {
+    pub fn sweep(&mut self, what: Swept, first: u32, count: u32) -> Result<u32> {
         let mut input = vec![0; 14];
         input.extend(first.to_ne_bytes());
         input.extend(count.to_ne_bytes());
+        input.extend(what.number().to_ne_bytes());
         let program = self.object().program_mut(SWEEP).context("no program that sweeps")?;
         let options = TestRunOptions { data_in: Some(&input), ..TestRunOptions::default() };
         Ok(<&mut Xdp>::try_from(program)?.test_run(options)?.return_value)

@@ -20,9 +20,9 @@ use std::{
 
 use gateway_common::{
     addr::Addr,
-    endpoint::NextHop,
+    endpoint::{Endpoint, NextHop},
     hash::{self, Seed},
-    service::{Service, ServiceKey, Table, Track},
+    service::{Mode, Service, ServiceKey, Table, Track},
     slot::{Slot, SlotChunk},
 };
 use gateway_userspace::{
@@ -76,6 +76,8 @@ enum Edit {
     Say(usize, Option<Said>),
     Health(usize, u8, bool),
     Lost(u8, bool),
+    /// A host is reached on another way: from one of two addresses of this node, or as this node's own.
+    Reached(u8, u8),
     /// Endpoints that left have been retired for long enough.
     Forget,
     /// So many twentieths of a window go by.
@@ -110,6 +112,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         6 => (0..LISTENERS, prop::option::weighted(0.85, said())).prop_map(|(at, said)| Edit::Say(at, said)),
         3 => (0..LISTENERS, 0..HOSTS, any::<bool>()).prop_map(|(at, host, up)| Edit::Health(at, host, up)),
         1 => (0..HOSTS, any::<bool>()).prop_map(|(host, lost)| Edit::Lost(host, lost)),
+        2 => (0..HOSTS, 0_u8..3).prop_map(|(host, how)| Edit::Reached(host, how)),
         1 => Just(Edit::Forget),
         1 => (1_u32..25).prop_map(Edit::Pass),
         1 => Just(Edit::Restart),
@@ -122,12 +125,15 @@ fn host(n: u8) -> IpAddr {
     IpAddr::from([10, 1, 0, n + 1])
 }
 
-fn way() -> Way {
+fn way(how: u8) -> Way {
+    if how == 2 {
+        return Way { is_local: true, ..Way::default() };
+    }
     Way {
         is_local: false,
         is_on_link: true,
         interface: 2,
-        source: Some(IpAddr::from([192, 0, 2, 1])),
+        source: Some(IpAddr::from([192, 0, 2, how + 1])),
         next_hop: NextHop { interface: 2, mac: [2; 6], own_mac: [3; 6] },
         mtu: 1_500,
     }
@@ -200,6 +206,7 @@ fn lead(observed: &Observed, key: &ServiceKey, service: &Service, hash: u64) -> 
 struct Agent {
     said: BTreeMap<usize, Said>,
     lost: BTreeSet<u8>,
+    reached: BTreeMap<u8, u8>,
     snapshot: Option<Snapshot>,
     registry: Registry,
     ids: Ids,
@@ -218,6 +225,7 @@ impl Agent {
         Self {
             said: BTreeMap::new(),
             lost: BTreeSet::new(),
+            reached: BTreeMap::new(),
             snapshot: None,
             registry: Registry::default(),
             ids: Ids::new(CAPACITY),
@@ -232,7 +240,7 @@ impl Agent {
 
     fn ways(&self) -> HashMap<IpAddr, Way> {
         let known = (0..HOSTS).filter(|at| !self.lost.contains(at));
-        known.map(|at| (host(at), way())).collect()
+        known.map(|at| (host(at), way(self.reached.get(&at).copied().unwrap_or(0)))).collect()
     }
 
     fn take(&mut self, edits: &[Edit]) {
@@ -250,6 +258,7 @@ impl Agent {
                 }
                 Edit::Lost(at, true) => drop(self.lost.insert(*at)),
                 Edit::Lost(at, false) => drop(self.lost.remove(at)),
+                Edit::Reached(at, how) => drop(self.reached.insert(*at, *how)),
                 Edit::Forget => self.retired.clear(),
                 Edit::Pass(twentieths) => {
                     self.clock.advance(TERMS.change_window / 20 * *twentieths);
@@ -332,7 +341,7 @@ impl Agent {
             };
             let is_another = of(before) != of(self.writer.written());
             let is_passed_on = |at: &Row| {
-                before.endpoints.get(&at.row).is_some_and(|present| present.generation != at.generation)
+                before.endpoints.get(&at.row).is_some_and(|present| present.owner() != at.generation)
             };
             let mut own = self.image.services.iter().filter(|one| one.key == key);
             let forgets = is_another && own.any(|one| one.endpoints.iter().any(is_passed_on));
@@ -356,6 +365,34 @@ impl Agent {
         }
     }
 
+    /// A row has another generation when what its flows have recorded is not so any more, and not for less.
+    fn renews(&self, before: &Observed) {
+        let after = self.writer.written();
+        let is_translated = |observed: &Observed, id: u32| {
+            let service = observed.services.values().find(|service| service.id == id);
+            service.map(|service| matches!(service.mode, Mode::NAT | Mode::AGENT))
+        };
+        for (row, now) in after.endpoints.iter().filter(|(_, now)| now.addr != Addr::UNSPECIFIED) {
+            let whose = |one: &Endpoint| (one.addr, one.service, one.owner());
+            let Some(was) = before.endpoints.get(row).filter(|was| whose(was) == whose(now)) else {
+                continue;
+            };
+            let on = |one: &Endpoint| (one.source, one.is_local());
+            // What nothing leads to has no flows.
+            let Some(modes) = is_translated(before, was.service).zip(is_translated(after, now.service))
+            else {
+                continue;
+            };
+            match modes {
+                (true, true) => assert_eq!(was.generation == now.generation, on(was) == on(now), "row {row}"),
+                (false, true) => assert_ne!(was.generation, now.generation, "row {row}"),
+                (false, false) => assert_eq!(was.generation, now.generation, "row {row}"),
+                // Its ways are looked at before the change, while it is still translated.
+                (true, false) => {}
+            }
+        }
+    }
+
     /// Takes a step, and looks what is so after it.
     fn goes_on(&mut self, edits: &[Edit]) {
         let maps = self.writer.maps().clone();
@@ -370,6 +407,7 @@ impl Agent {
             return;
         }
         self.is_whole();
+        self.renews(&before);
         let has_passed = edits.iter().any(|edit| matches!(edit, Edit::Pass(_)));
         // In the middle of a change nobody can say what flows knew.
         if !has_passed && !was_behind {

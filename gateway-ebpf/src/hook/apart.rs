@@ -2,7 +2,10 @@
 //! knows nothing of their arguments but their types (Linux 5.13).
 #![expect(unsafe_code, reason = "names that are known outside, and arguments that are raw pointers")]
 
-use gateway_common::{aside::SWEPT_AT_ONCE, flow::Scratch};
+use gateway_common::{
+    aside::{SWEPT_AT_ONCE, Swept},
+    flow::Scratch,
+};
 use gateway_ebpf::{
     arrival::Arrival,
     outcome::{Outcome, Stage},
@@ -56,21 +59,30 @@ extern "C" fn sluice_sweep(bucket: u32) -> u64 {
     u64::from(table::sweep(&KernelMaps, bucket))
 }
 
+/// The same of places for replies.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sluice_sweep_replies(bucket: u32) -> u64 {
+    u64::from(table::reply::sweep(&KernelMaps, bucket))
+}
+
 /// The same for so many buckets.
 #[inline(always)]
-pub(crate) fn sweep(first: u32, count: u32) -> u32 {
+pub(crate) fn sweep(first: u32, count: u32, what: u32) -> u32 {
     let mut freed = 0;
     for turn in 0..SWEPT_AT_ONCE {
         if turn >= count {
             break;
         }
-        freed += sluice_sweep(first.wrapping_add(turn));
+        let bucket = first.wrapping_add(turn);
+        freed +=
+            if what == Swept::Replies.number() { sluice_sweep_replies(bucket) } else { sluice_sweep(bucket) };
     }
     low(freed)
 }
 
 #[inline(always)]
-#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "at most four for each bucket")]
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "at most eight for each bucket")]
 const fn low(number: u64) -> u32 {
     number as u32
 }

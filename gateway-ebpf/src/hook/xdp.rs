@@ -91,12 +91,12 @@ pub(crate) fn proxy(ctx: &XdpContext) -> u32 {
     env.end(verdict)
 }
 
-/// Sweeps the buckets that the packet names; returns how many entries are free now.
+/// Sweeps the buckets that the packet names, of the table that it names; returns how many entries or places are free now.
 #[inline(always)]
 pub(crate) fn sweep(ctx: &XdpContext) -> u32 {
     let env = Xdp::<false>::new(ctx);
-    let Some([first, count]) = env.load::<[u32; 2]>(eth::LEN) else { return 0 };
-    apart::sweep(first, count)
+    let Some([first, count, what]) = env.load::<[u32; 3]>(eth::LEN) else { return 0 };
+    apart::sweep(first, count, what)
 }
 
 #[inline(always)]
@@ -267,7 +267,7 @@ impl<const IS_RARE: bool> Env for Xdp<'_, IS_RARE> {
     }
 
     #[inline(always)]
-    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Option<Way> {
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Result<Way, u32> {
         fib::next_hop(self.ctx.as_ptr(), self.ingress, endpoint, fib::flow(protocol, ip_bytes))
     }
 }

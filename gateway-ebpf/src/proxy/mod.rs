@@ -21,7 +21,7 @@ use crate::{
     cookie::Cookie,
     env::{Env, Maps},
     event::told,
-    ingress,
+    guard, ingress,
     outcome::Stage,
     packet::{self, Packet, ip, transport::TCP_LEN},
     table::row::Held,
@@ -149,6 +149,7 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
     match done {
         Ok(sent) => Verdict::Transmit(sent, interface),
         Err(reason) => {
+            guard::blames(env.maps(), arrival, settings, reason);
             let is_answered = reason == Reason::TooBig
                 || arrival.errand == Errand::TO_ENDPOINT
                     && matches!(reason, Reason::NoEndpoint | Reason::CookieRefused);

@@ -78,13 +78,16 @@ pub(super) fn to_endpoint<E: Env>(
     }
 }
 
-/// Notes what was found; says whether it may stay where it is.
+/// Notes what was found; says whether it may stay where it is, as it is.
 #[inline(always)]
 fn notes<M: Maps>(maps: &M, arrival: &mut Arrival, found: Option<&Found<M::Row<FlowRows>>>) -> bool {
     arrival.notes_entry(found);
     let Some(found) = found else { return false };
     (arrival.row, arrival.preferred) = (found.held.endpoint, found.held.source_port);
-    may_stay(maps, arrival, found)
+    maps.endpoint(found.held.endpoint).is_some_and(|endpoint| {
+        endpoint.generation == found.held.generation
+            && track::may_stay(arrival.id, &endpoint, &found.held, &arrival.packet)
+    })
 }
 
 /// Gives the connection an endpoint, and makes the packet its SYN: again, where one was chosen that has not answered.
@@ -169,12 +172,6 @@ fn syn<E: Env>(env: &mut E, arrival: &Arrival) -> Option<Segment> {
     Some(segment)
 }
 
-#[inline(always)]
-fn may_stay<M: Maps>(maps: &M, arrival: &Arrival, found: &Found<M::Row<FlowRows>>) -> bool {
-    maps.endpoint(found.held.endpoint)
-        .is_some_and(|endpoint| track::may_stay(arrival.id, &endpoint, &found.held, &arrival.packet))
-}
-
 /// A packet of a connection that has its endpoint.
 #[inline(always)]
 fn go_on<E: Env>(
@@ -184,11 +181,11 @@ fn go_on<E: Env>(
     found: &Found<<E::Maps as Maps>::Row<FlowRows>>,
     known: Sequence,
 ) -> Result<(), Reason> {
-    if !may_stay(env.maps(), arrival, found) {
-        // Another one would know nothing of it.
+    let endpoint = env.maps().endpoint(found.held.endpoint).ok_or(Reason::BadSlot)?;
+    // Another one would know nothing of it, and one on this node has no packets from here.
+    if !track::may_stay(arrival.id, &endpoint, &found.held, &arrival.packet) || endpoint.is_local() {
         return Err(Reason::NoEndpoint);
     }
-    let endpoint = env.maps().endpoint(found.held.endpoint).ok_or(Reason::BadSlot)?;
     (arrival.row, arrival.is_new) = (found.held.endpoint, 0);
     let port = if let Some(port) = balance::refresh(env, arrival, settings, found, &endpoint) {
         port

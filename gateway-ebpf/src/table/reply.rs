@@ -145,6 +145,20 @@ pub fn find_local<M: Maps>(
     None
 }
 
+/// Frees the place that leads packets of an endpoint on this node to their flow.
+#[inline(always)]
+pub fn forget_local<M: Maps>(maps: &M, settings: &Settings, key: &FlowKey, v6: bool) {
+    let spot = Spot::of(settings, key, v6);
+    let Some(rows) = maps.replies(spot.bucket) else { return };
+    for turn in 0..WAYS {
+        let place = place(&rows, turn);
+        let reply = place.get::<M>();
+        if reply.tag == spot.tag {
+            place.exchange::<M>(reply, Reply::default());
+        }
+    }
+}
+
 #[inline(always)]
 fn answered<M: Maps>(maps: &M, reply: Reply, key: &FlowKey) -> Option<Answered<M::Row<FlowRows>>> {
     let index = reply.index();
@@ -223,6 +237,30 @@ fn is_alive<M: Maps>(maps: &M, reply: Reply, now: Tick) -> bool {
     head.is_busy() || head.is_live() && reply.is_of(head.version()) && !row.expires::<M>().is_before(now)
 }
 
+/// Frees the places of a bucket that lead to no flow; how many. Whoever gives an entry up frees the place that follows from
+/// the endpoint's present row, which may be another one by then.
+#[inline(always)]
+pub fn sweep<M: Maps>(maps: &M, bucket: u32) -> u32 {
+    let Some(rows) = maps.replies(bucket) else { return 0 };
+    let mut freed = 0;
+    for turn in 0..WAYS {
+        let place = place(&rows, turn);
+        let reply = place.get::<M>();
+        if reply.tag != 0 && !is_held(maps, reply) && place.exchange::<M>(reply, Reply::default()) {
+            freed += 1;
+        }
+    }
+    freed
+}
+
+/// Whether the flow of a place is still there, over or not: one that is over may go on.
+#[inline(always)]
+fn is_held<M: Maps>(maps: &M, reply: Reply) -> bool {
+    let Some(rows) = maps.flows(reply.index() / super::WAYS) else { return false };
+    let head = way(&rows, reply.index()).head::<M>();
+    head.is_busy() || head.is_live() && reply.is_of(head.version())
+}
+
 /// Frees the place of an entry that is taken for another flow. The entry still holds the old one, under this head.
 #[inline(always)]
 pub fn forget<M: Maps>(maps: &M, settings: &Settings, row: &FlowRow, old: HeadWord, index: u32) {
@@ -231,7 +269,8 @@ pub fn forget<M: Maps>(maps: &M, settings: &Settings, row: &FlowRow, old: HeadWo
         return;
     }
     let Some(endpoint) = maps.endpoint(row.endpoint::<M>()) else { return };
-    // What this misses, and places of flows to endpoints on this node, are found out to be stale by whoever needs them.
+    // What this misses, and places of flows to endpoints on this node, are found out to be stale by whoever needs them, and
+    // swept.
     let of = Of { addr: endpoint.addr, port: endpoint.port_for(row.port::<M>()), protocol: old.protocol() };
     let spot = Spot::new(settings, &of, endpoint.source, port);
     let Some(rows) = maps.replies(spot.bucket) else { return };

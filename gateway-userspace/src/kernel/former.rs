@@ -11,6 +11,7 @@ use std::{
 };
 
 use gateway_common::{
+    endpoint::Endpoint,
     service::{Table, Track},
     slot::Slot,
 };
@@ -36,7 +37,7 @@ pub(super) fn is_divided(slots: &[Slot]) -> bool {
 /// Rows that get another owner with this image.
 pub(super) fn passed_on(service: &image::Service, written: &Observed) -> BTreeSet<u32> {
     let is_passed_on = |row: &&image::Row| {
-        let owner = written.endpoints.get(&row.row).map(|present| present.generation);
+        let owner = written.endpoints.get(&row.row).map(Endpoint::owner);
         owner.is_some_and(|owner| owner != row.generation)
     };
     service.endpoints.iter().filter(is_passed_on).map(|row| row.row).collect()

@@ -251,8 +251,8 @@ impl Maps for KernelMaps {
     fn put_endpoint(&mut self, row: u32, endpoint: &Endpoint) -> Result<(), Error> {
         let failed = memory::<map::Endpoints>;
         if let Some(present) = self.endpoints.get(row) {
-            let is_other = (present.addr, present.port, present.generation)
-                != (endpoint.addr, endpoint.port, endpoint.generation);
+            let whose = |row: &Endpoint| (row.addr, row.port, row.owner(), row.flags);
+            let is_other = whose(&present) != whose(endpoint);
             // While more than one word changes, packets see a row that takes none, or one without a next hop.
             let mut between = present;
             if is_other {

@@ -12,6 +12,7 @@ mod error;
 mod events;
 mod filter;
 mod former;
+mod generation;
 pub mod heart;
 pub mod index;
 mod map;
@@ -180,7 +181,7 @@ impl Kernel {
         let seed = seed(settings, &maps)?;
         let n_ports = settings.ports.end().saturating_sub(*settings.ports.start()).saturating_add(1);
         let [flow_buckets, reply_buckets] = maps.flow_buckets();
-        let sweep = Sweep::load(&mut object, flow_buckets)?;
+        let sweep = Sweep::load(&mut object, [flow_buckets, reply_buckets])?;
         let ticks = Ticks::of_this_kernel();
         // Whoever was refused stays so until the first image says otherwise.
         let guards = maps.settings()?.guards;
@@ -349,7 +350,7 @@ impl Kernel {
         self.writer.settle()
     }
 
-    /// Frees entries of the flow table that are over, in its next slice; how many.
+    /// Frees entries of the flow table that are over and places that led to such ones, in its next slice; how many.
     ///
     /// # Errors
     /// When the kernel refuses.

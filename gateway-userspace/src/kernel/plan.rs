@@ -24,7 +24,7 @@ use crate::{
     endpoint::{Availability, Reach},
     image::{self, Image, Limits, Range, Row, Way},
     kernel::{
-        former,
+        former, generation,
         maps::Observed,
         sources::{self, SourceOp},
         ticks::Ticks,
@@ -370,7 +370,7 @@ fn endpoint(service: &image::Service, row: &Row, facts: &Facts, written: &Observ
         state: state(service.forwarding(), row, &way),
         flags: if way.is_local { shared::Endpoint::LOCAL } else { 0 },
         service: service.id,
-        generation: row.generation,
+        generation: generation::of(service, row, &way, written),
         mtu: way.mtu,
         spare: 0,
     }

@@ -10,6 +10,7 @@ use std::{
 use bytemuck::Pod;
 use gateway_common::{
     addr::Protocol,
+    aside::Swept,
     cookie::SynCookie,
     counter::Hook,
     endpoint::{Endpoint, NextHop},
@@ -45,6 +46,10 @@ mod socket;
 
 pub use self::socket::SocketCall;
 pub use crate::tables::Tables;
+
+/// An interface whose routes take packets of so many bytes.
+pub const NARROW: u32 = 78;
+const NARROW_BYTES: u16 = 1_300;
 
 /// Buckets of the flow tables of a test.
 pub const BUCKETS: u32 = 64;
@@ -134,10 +139,14 @@ impl Run {
         Outcome { code, bytes: env.bytes }
     }
 
-    /// Sweeps buckets of the flow table; how many entries were freed.
-    pub fn sweep(&self, tables: &mut Tables, buckets: std::ops::Range<u32>) -> u32 {
+    /// Sweeps buckets of a table; how many entries or places were freed.
+    pub fn sweep(&self, tables: &mut Tables, what: Swept, buckets: std::ops::Range<u32>) -> u32 {
         let maps = MemoryMaps::new(std::mem::take(tables), self.now);
-        let freed = buckets.map(|bucket| table::sweep(&maps, bucket)).sum();
+        let sweep = |bucket| match what {
+            Swept::Flows => table::sweep(&maps, bucket),
+            Swept::Replies => table::reply::sweep(&maps, bucket),
+        };
+        let freed = buckets.map(sweep).sum();
         *tables = maps.into_tables();
         freed
     }
@@ -234,8 +243,10 @@ impl Env for Memory {
         Cookie::from_word(self.maps.tables.borrow().cookie)
     }
 
-    fn next_hop(&mut self, _endpoint: &Endpoint, _protocol: Protocol, _ip_bytes: u16) -> Option<Way> {
-        self.run.next_hop.as_ref().map(Way::from)
+    fn next_hop(&mut self, _endpoint: &Endpoint, _protocol: Protocol, ip_bytes: u16) -> Result<Way, u32> {
+        let hop = self.run.next_hop.as_ref().ok_or(0_u32)?;
+        let is_too_big = hop.interface == NARROW && ip_bytes > NARROW_BYTES;
+        if is_too_big { Err(u32::from(NARROW_BYTES)) } else { Ok(Way::from(hop)) }
     }
 }
 

@@ -8,7 +8,7 @@ use gateway_common::{
     endpoint::Endpoint,
     filter,
     flow::{Flow, HeadState},
-    service::ServiceKey,
+    service::{Mode, ServiceKey, Track},
 };
 
 use crate::{
@@ -56,11 +56,40 @@ pub(super) fn run(world: &mut World, hook: Hook, frame: &[u8]) -> Outcome {
             // What is handed over to the stack is delivered here: that is no hop.
             let hops = u8::from(outcome.code != if hook == Hook::XdpBalance { XDP_PASS } else { TC_NEXT });
             is_sound(reason, frame, &outcome.bytes, hops);
+            if reason == Reason::Forwarded {
+                is_translated(world, frame, &outcome.bytes);
+            }
         }
         Class::Answered => is_answer(reason, frame, &outcome.bytes),
         Class::Received => panic!("no packet ends so"),
     }
     outcome
+}
+
+/// A packet to an endpoint that is translated leaves from the address that the endpoint's row has now, and from a port of
+/// translation; and what the endpoint answers there goes to its client.
+fn is_translated(world: &World, frame: &[u8], sent: &[u8]) {
+    // Neither pieces nor what was wrong before.
+    let (Ok(before), Ok(after)) = (inspect(frame), inspect(sent)) else { return };
+    let (to, from, client) = (before.destination, after.source, before.source);
+    let is_its = |key: &ServiceKey| (key.addr, key.port.number()) == (to.ip().into(), to.port());
+    let Some(service) = world.tables.services.iter().find_map(|(key, it)| is_its(key).then_some(it)) else {
+        return;
+    };
+    if service.mode != Mode::NAT || service.track != Track::ALWAYS {
+        return;
+    }
+    let addr = |endpoint: &Endpoint| SocketAddr::new(endpoint.addr.into(), endpoint.port.number());
+    let mut rows = world.tables.endpoints.values().filter(|row| row.service == service.id);
+    let row = rows.find(|row| addr(row) == after.destination).expect("an endpoint of the service");
+    assert_eq!(row.source, from.ip().into(), "the address that a packet leaves from");
+    let settings = &world.tables.settings;
+    assert!(settings.translates_from(Port::new(from.port())), "a packet left from port {}", from.port());
+    let is_flow = |flow: &&Flow| {
+        (flow.client, flow.client_port.number()) == (client.ip().into(), client.port())
+            && (flow.service, flow.port.number()) == (service.id, to.port())
+    };
+    is_answered(world, world.tables.live().find(is_flow).expect("it is remembered"));
 }
 
 fn sums(tables: &Tables, hook: Hook) -> BTreeMap<u32, u64> {
@@ -195,11 +224,12 @@ fn is_answered(world: &World, flow: &Flow) {
     let is_translated = flow.source_port != Port::NONE && flow.client_port != Port::NONE;
     let is_over = flow.expires.is_before(world.now);
     let is_present = endpoint.generation == flow.generation && endpoint.service == flow.service;
-    if !is_translated || is_over || !is_present {
-        return;
-    }
     let service = world.tables.services.values().find(|service| service.id == flow.service);
     let service = service.expect("a service of the world");
+    let is_direct = !matches!(service.mode, Mode::NAT | Mode::AGENT);
+    if !is_translated || is_over || !is_present || is_direct {
+        return;
+    }
     let is_local = endpoint.flags & Endpoint::LOCAL != 0;
     let to = if is_local { flow.client } else { endpoint.source };
     let from = SocketAddr::new(endpoint.addr.into(), endpoint.port.number());

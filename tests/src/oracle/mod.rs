@@ -3,13 +3,13 @@
 
 mod judge;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use gateway_common::{
-    addr::Protocol,
+    addr::{Addr, Protocol},
     cookie::{CookieKeys, OwnCookie, SynCookie},
     counter::Hook,
-    endpoint::{EndpointState, NextHop},
+    endpoint::{Endpoint, EndpointState, NextHop},
     flow::Tick,
     service::{Mode, Rate, Service, Track},
     slot::{Slot, SlotChunk},
@@ -19,7 +19,7 @@ use self::judge::{built, holds, inner, key_of, run};
 use crate::{
     packet::{ACK, FIN, Packet, RST, SYN, icmp_error, inspect},
     piece::{pieces, together},
-    world::{AGENT4, FIRST_PORT, INGRESS, Id, LOCAL4, LOCAL6, TCP4, TCP6, UDP4, UDP6, World},
+    world::{AGENT4, FIRST_PORT, INGRESS, Id, LOCAL4, LOCAL6, TCP4, TCP6, UDP4, UDP6, World, addr_of},
 };
 
 /// Steps of a story that are looked at.
@@ -108,6 +108,11 @@ fn step(world: &mut World, told: &mut Told<'_>) {
         }
         13 => {
             let (id, choice, share) = (told.of(&SERVICES[..4]), told.byte(), told.byte());
+            let mut was = Mode::NAT;
+            world.change(id, |service| was = service.mode);
+            if was != Mode::NAT && mode(choice) == Mode::NAT {
+                (id.row()..id.row() + 2).for_each(|row| another_way(world, row));
+            }
             world.change(id, |service| {
                 (service.mode, service.track) = (mode(choice), track(choice >> 3));
                 service.flags = if choice & 0x80 == 0 { 0 } else { Service::AFFINITY };
@@ -116,8 +121,42 @@ fn step(world: &mut World, told: &mut Told<'_>) {
             });
         }
         14 => slots(world, told),
-        _ => world.row(told.of(&SERVICES).row()).next_hop = told.of(&[NextHop::UNKNOWN, HOP]),
+        _ => way(world, told),
     }
+}
+
+/// Another way to an endpoint: another next hop, another address of this node that packets leave from, or the endpoint moves
+/// to this node or away from it. With what the agent writes beside it.
+fn way(world: &mut World, told: &mut Told<'_>) {
+    let (id, how) = (told.of(&SERVICES), told.byte());
+    let at = id.row() + u32::from(how >> 3 & 1);
+    let row = *world.row(at);
+    if how & 7 < 3 {
+        world.row(at).next_hop = [HOP, NextHop::UNKNOWN][usize::from(how & 1)];
+        return;
+    }
+    let (source, next_hop, flags) = if how & 7 == 7 {
+        world.tables.claim(row.addr);
+        (Addr::UNSPECIFIED, NextHop::UNKNOWN, Endpoint::LOCAL)
+    } else {
+        let nodes = if row.addr.is_v4() { ["10.0.0.1", "10.0.0.2"] } else { ["fd00::1", "fd00::2"] };
+        let source = addr_of(nodes[usize::from(how & 1)]);
+        world.tables.claim(source);
+        (source, HOP, 0)
+    };
+    let is_same = (row.source, row.flags) == (source, flags);
+    (world.row(at).source, world.row(at).next_hop, world.row(at).flags) = (source, next_hop, flags);
+    let mut mode = Mode::NAT;
+    world.change(id, |service| mode = service.mode);
+    if !is_same && matches!(mode, Mode::NAT | Mode::AGENT) {
+        another_way(world, at);
+    }
+}
+
+/// What flows to an endpoint have recorded of their way is not so any more.
+fn another_way(world: &mut World, row: u32) {
+    let generation = &mut world.row(row).generation;
+    *generation = generation.wrapping_add(Endpoint::OWNER + 1);
 }
 
 /// What comes seldom: pieces of packets, errors about packets, and bounds on who may come.
@@ -144,6 +183,11 @@ fn cookie_step(world: &mut World, told: &mut Told<'_>, choice: u8) {
     match choice {
         0..=2 => {
             world.tables.cookie_keys = KEYS;
+            let mut was = Mode::NAT;
+            world.change(id, |service| was = service.mode);
+            if was != Mode::NAT {
+                (id.row()..id.row() + 2).for_each(|row| another_way(world, row));
+            }
             world.change(id, |service| {
                 (service.mode, service.track) = (Mode::NAT, Track::ALWAYS);
                 service.cookie_rate = u32::from(who);
@@ -176,7 +220,7 @@ fn cookie_step(world: &mut World, told: &mut Told<'_>, choice: u8) {
             let from = SocketAddr::new(endpoint.addr.into(), endpoint.port.number());
             let port = FIRST_PORT + u16::from(how >> 2) % world.tables.settings.n_ports;
             let flags = [SYN | ACK, SYN | ACK, ACK, RST | ACK][usize::from(how & 3)];
-            let answer = built(Protocol::TCP, from, SocketAddr::new(endpoint.source.into(), port));
+            let answer = built(Protocol::TCP, from, SocketAddr::new(node(&endpoint), port));
             let hook = hook(told);
             run(world, hook, &answer.flags(flags).numbers(77, BEGINS.wrapping_add(1)).payload(b"").bytes());
         }
@@ -197,7 +241,7 @@ fn in_pieces(world: &mut World, told: &mut Told<'_>, is_request: bool) {
         built(
             protocol,
             SocketAddr::new(row.addr.into(), row.port.number()),
-            SocketAddr::new(row.source.into(), port),
+            SocketAddr::new(node(&row), port),
         )
     };
     let frame = packet.payload(&[how; 80]).bytes();
@@ -234,7 +278,7 @@ fn error_for_client(world: &mut World, told: &mut Told<'_>) {
     let (id, which, how) = (told.of(&SERVICES[..4]), told.byte(), told.byte());
     let row = *world.row(id.row() + u32::from(which & 1));
     let port = FIRST_PORT + u16::from(which >> 1) % (world.tables.settings.n_ports + 1);
-    let node = SocketAddr::new(row.source.into(), port);
+    let node = SocketAddr::new(node(&row), port);
     let about = built(key_of(world, id).protocol, node, SocketAddr::new(row.addr.into(), row.port.number()));
     error(world, told, node, &about, how);
 }
@@ -266,6 +310,18 @@ fn bounds(world: &mut World, told: &mut Told<'_>) {
         service.flags =
             (service.flags & !Service::LIMITED) | if flows.is_multiple_of(8) { 0 } else { Service::LIMITED };
     });
+}
+
+/// The address of this node that packets to an endpoint leave from, or would.
+fn node(endpoint: &Endpoint) -> IpAddr {
+    let source = if endpoint.source != Addr::UNSPECIFIED {
+        endpoint.source
+    } else if endpoint.addr.is_v4() {
+        addr_of("10.0.0.1")
+    } else {
+        addr_of("fd00::1")
+    };
+    source.into()
 }
 
 fn virtual_addr(world: &World, id: Id) -> SocketAddr {
@@ -346,7 +402,7 @@ fn from_endpoint(world: &mut World, told: &mut Told<'_>) {
     let port = FIRST_PORT + u16::from(told.byte()) % (world.tables.settings.n_ports + 1);
     let endpoint = *world.row(row);
     let from = SocketAddr::new(endpoint.addr.into(), endpoint.port.number());
-    let to = SocketAddr::new(endpoint.source.into(), port);
+    let to = SocketAddr::new(node(&endpoint), port);
     let frame = varied(built(key_of(world, id).protocol, from, to), told);
     let hook = hook(told);
     run(world, hook, &frame);
@@ -408,6 +464,26 @@ mod tests {
         let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
         for _ in 0..300 {
             story(&numbers.bytes(400));
+        }
+    }
+
+    /// Few clients and services, whose endpoints are reached on other ways again and again.
+    #[test]
+    fn stories_of_ways_hold() {
+        let mut numbers = Numbers(0xbb67_ae85_84ca_a73b);
+        for _ in 0..300 {
+            let mut told = vec![0x3f];
+            for step in numbers.bytes(4 * STEPS).chunks(4) {
+                let [kind, service, a, b] = [step[0], step[1], step[2], step[3]];
+                let service = [0, 1, 4][usize::from(service) % 3];
+                match kind & 15 {
+                    0..=9 => told.extend([0, service, 8 + (a & 1), b & 1, 1]),
+                    10..=13 => told.extend([15, service, a]),
+                    14 => told.extend([13, service & 1, [0, 5][usize::from(a & 1)], 15]),
+                    _ => told.extend([11, a & 15]),
+                }
+            }
+            story(&told);
         }
     }
 

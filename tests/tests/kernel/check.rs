@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Mutex};
 
 use gateway_common::{
+    aside::Swept,
     counter::{Class, Hook, Reason, ServiceReasons},
     endpoint::NextHop,
     flow::Tick,
@@ -123,6 +124,11 @@ impl Case {
     }
 }
 
+/// Runs cases on the host alone.
+pub fn check_on_host(cases: Vec<Case>) {
+    cases.iter().for_each(|case| on_host(case, now()));
+}
+
 static KERNEL: Mutex<Option<Kernel>> = Mutex::new(None);
 
 /// Runs cases on the host and, where this process may, in the kernel.
@@ -201,14 +207,17 @@ pub fn steps(
     outcomes.into_iter().map(|outcome| outcome.bytes).collect()
 }
 
-/// Sweeps the whole flow table of a world, on the host and, where this process may, in the kernel: so many entries are freed.
-pub fn swept(name: &str, prepare: impl Fn(&mut World), freed: u32, after: impl Fn(&World)) {
+/// Sweeps the whole flow table of a world and then the places for replies, on the host and, where this process may, in the
+/// kernel: so many are freed.
+pub fn swept(name: &str, prepare: impl Fn(&mut World), freed: [u32; 2], after: impl Fn(&World)) {
+    const TABLES: [Swept; 2] = [Swept::Flows, Swept::Replies];
     let on_host = |world: &mut World| {
         let run = Run { hook: Hook::XdpBalance, ingress: INGRESS, now: world.now, next_hop: None };
-        run.sweep(&mut world.tables, 0..BUCKETS)
+        TABLES.map(|table| run.sweep(&mut world.tables, table, 0..BUCKETS))
     };
-    let (found, world) = both(name, prepare, on_host, |kernel| kernel.sweep(0, BUCKETS).unwrap());
-    assert_eq!(found, freed, "{name}: entries");
+    let in_kernel = |kernel: &mut Kernel| TABLES.map(|table| kernel.sweep(table, 0, BUCKETS).unwrap());
+    let (found, world) = both(name, prepare, on_host, in_kernel);
+    assert_eq!(found, freed, "{name}: entries and places");
     after(&world);
 }
 

@@ -5,14 +5,14 @@ use std::time::Duration;
 use gateway_common::{
     addr::Port,
     counter::{Hook, Reason},
-    endpoint::EndpointState,
+    endpoint::{Endpoint, EndpointState},
     flow::{Phase, Tick},
     health::EndpointHealth,
     service::{Mode, Track},
 };
 use gateway_tests::{
     packet::{ACK, FIN, Packet, RST, SYN, tcp, udp},
-    world::{Id, LOCAL4, LOCAL6, TCP4, TCP6, UDP4, World},
+    world::{Id, LOCAL4, LOCAL6, TCP4, TCP6, UDP4, World, addr_of},
 };
 
 use crate::check::{case, check, steps, swept, timed};
@@ -153,6 +153,32 @@ fn handshakes(
     Some(seen)
 }
 
+/// A SYN that a service with `track: change` remembers comes once more, while another connection waits for its answer.
+#[test]
+fn another_service_s_syn_ends_no_handshake() {
+    let pause = Duration::from_millis(1);
+    let port = format!("10.0.0.1:{}", gateway_tests::world::FIRST_PORT);
+    let prepare = |world: &mut World| {
+        world.tables.settings.n_ports = 1;
+        world.change(TCP6, |service| (service.mode, service.track) = (Mode::DSR_L2, Track::CHANGE));
+        world.changing(TCP6, 1);
+        world.flow(&tcp(CLIENT6, VIP6), TCP6.row(), 0, Phase::OPENING, world.now);
+    };
+    let mut timed_ones = 0;
+    for host in 1..60 {
+        let frames = [
+            tcp(&format!("192.0.2.{host}:40000"), VIP4).syn().bytes(),
+            tcp(CLIENT6, VIP6).syn().bytes(),
+            tcp(FIRST, &port).flags(SYN | ACK).bytes(),
+        ];
+        let frames = frames.map(|frame| (Hook::XdpBalance, frame));
+        let Some(health) = timed(prepare, &frames, pause) else { return };
+        assert_eq!(health[&TCP6.row()].syn_retransmits, 1);
+        timed_ones += health.get(&TCP4.row()).map_or(0, |seen| seen.handshakes);
+    }
+    assert!(timed_ones > 0, "one in eight is timed");
+}
+
 #[test]
 fn handshakes_are_timed_by_sample() {
     let pause = Duration::from_millis(20);
@@ -221,7 +247,7 @@ fn entries_that_are_over_are_swept() {
     swept(
         "nothing is over",
         |world| open(world, CLIENT4, Phase::OPEN, world.now),
-        0,
+        [0, 0],
         |world| {
             assert_eq!((flows(world, TCP4.row()), world.tables.service_flows[&TCP4.0]), (1, 1));
         },
@@ -232,7 +258,7 @@ fn entries_that_are_over_are_swept() {
             let (opening, ..) = timeouts(world);
             open(world, CLIENT4, Phase::OPENING, world.ago(opening + 1));
         },
-        1,
+        [1, 0],
         |world| {
             assert!(world.tables.live().next().is_none() && world.tables.replies.is_empty());
             assert!(world.tables.service_flows.is_empty() && world.tables.endpoint_flows.is_empty());
@@ -244,7 +270,7 @@ fn entries_that_are_over_are_swept() {
             let (_, open_ticks, _) = timeouts(world);
             open(world, CLIENT4, Phase::OPEN, world.ago(open_ticks + 1));
         },
-        0,
+        [0, 0],
         |world| assert_eq!(flows(world, TCP4.row()), 1),
     );
     swept(
@@ -253,7 +279,7 @@ fn entries_that_are_over_are_swept() {
             let (_, open_ticks, _) = timeouts(world);
             open(world, CLIENT4, Phase::OPEN, world.ago(2 * open_ticks + 1));
         },
-        1,
+        [1, 0],
         |world| assert!(world.tables.service_flows.is_empty()),
     );
 }
@@ -267,7 +293,7 @@ fn other_entries_are_swept() {
             let seen = world.ago(udp_ticks + 1);
             world.established(&udp(CLIENT4, DNS4), UDP4.row(), 20_005, Phase::OPEN, seen);
         },
-        1,
+        [1, 0],
         |world| assert!(world.tables.replies.is_empty()),
     );
     swept(
@@ -277,11 +303,66 @@ fn other_entries_are_swept() {
             world.crowd(&tcp(CLIENT4, VIP4), UDP4.0, world.now.after(10));
             open(world, CLIENT4, Phase::OPENING, world.ago(opening + 1));
         },
-        1,
+        [1, 0],
         |world| {
             assert_eq!(world.n_displaced(&tcp(CLIENT4, VIP4)), 0);
             assert_eq!(world.tables.service_flows.get(&TCP4.0), None);
         },
+    );
+}
+
+#[test]
+fn places_for_replies_that_lead_nowhere_are_swept() {
+    let over = |world: &mut World| {
+        let (opening, ..) = timeouts(world);
+        open(world, CLIENT4, Phase::OPENING, world.ago(opening + 1));
+    };
+    swept(
+        "of a row that was released",
+        move |world| {
+            over(world);
+            *world.row(TCP4.row()) = Endpoint::default();
+        },
+        [1, 1],
+        |world| assert!(world.tables.live().next().is_none() && world.tables.replies.is_empty()),
+    );
+    swept(
+        "of a row that packets leave for from another address",
+        move |world| {
+            over(world);
+            world.row(TCP4.row()).source = addr_of("10.0.0.2");
+        },
+        [1, 1],
+        |world| assert!(world.tables.replies.is_empty()),
+    );
+    swept(
+        "on this node",
+        |world| {
+            let (opening, ..) = timeouts(world);
+            let flow = tcp(CLIENT4, "198.51.100.2:443");
+            world.established(&flow, LOCAL4.row(), 40_000, Phase::OPENING, world.ago(opening + 1));
+        },
+        [1, 1],
+        |world| assert!(world.tables.replies.is_empty()),
+    );
+    swept(
+        "of an entry that is another flow's by now",
+        |world| {
+            open(world, CLIENT4, Phase::OPEN, world.now);
+            let flow = world.tables.flows.values_mut().flat_map(|bucket| &mut bucket.flows);
+            flow.for_each(|flow| flow.head.version += 1);
+        },
+        [0, 1],
+        |world| assert_eq!(flows(world, TCP4.row()), 1),
+    );
+    swept(
+        "and not that of a connection that is over and may go on",
+        |world| {
+            let (_, open_ticks, _) = timeouts(world);
+            open(world, CLIENT4, Phase::OPEN, world.ago(open_ticks + 1));
+        },
+        [0, 0],
+        |world| assert_eq!(world.tables.replies.len(), 1),
     );
 }
 
@@ -292,7 +373,7 @@ fn a_service_asks_the_table_no_longer_when_its_entries_are_swept() {
         let seen = world.ago(world.tables.settings.opening_ticks + 1);
         world.flow(&tcp("192.0.2.77:7", VIP4), TCP4.row() + 1, 0, Phase::OPENING, seen);
     };
-    swept("the last entry of a window that closed", over, 1, |world| {
+    swept("the last entry of a window that closed", over, [1, 0], |world| {
         assert_eq!(world.tables.service_flows.get(&TCP4.0), None);
     });
     // What the packets of such a service then do is the same as if nothing had ever changed.

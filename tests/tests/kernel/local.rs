@@ -5,11 +5,11 @@ use gateway_common::{
     flow::Phase,
 };
 use gateway_tests::{
-    packet::{CLIENT_MAC, FIN, NODE_MAC, tcp, udp},
-    world::{LOCAL4, LOCAL6, TCP4},
+    packet::{ACK, CLIENT_MAC, FIN, NODE_MAC, SYN, tcp, udp},
+    world::{LOCAL4, LOCAL6, TCP4, World},
 };
 
-use crate::check::{case, check, raw};
+use crate::check::{case, check, raw, steps};
 
 const VIP4: &str = "198.51.100.2:443";
 const VIP6: &str = "[2001:db8::2]:443";
@@ -95,6 +95,33 @@ fn replies_of_local_endpoints_get_the_virtual_address() {
             .with(move |world| world.established(&closing, LOCAL4.row(), 40_000, Phase::OPEN, world.ago(1)))
             .sent(VIP4, CLIENT4, 64)
             .after(|world| assert_eq!(world.tables.live().next().unwrap().phase, Phase::CLOSING)),
+    ]);
+}
+
+/// A client whose flow is over comes past the virtual address, from the port that the flow had.
+#[test]
+fn a_connection_of_its_own_is_not_taken_for_a_flow_that_is_over() {
+    let agrees = tcp("10.0.0.1:9000", CLIENT4).flags(SYN | ACK);
+    let known = |phase, silent| {
+        move |world: &mut World| {
+            world.established(&tcp(CLIENT4, VIP4), LOCAL4.row(), 40_000, phase, world.ago(silent));
+        }
+    };
+    for (name, phase, silent) in [("that was closed", Phase::CLOSING, 1), ("that ended", Phase::OPEN, 400)] {
+        let frames = [agrees.bytes(), tcp("10.0.0.1:9000", CLIENT4).flags(ACK).bytes()];
+        steps(name, Hook::TcEgress, known(phase, silent), &frames, Reason::NotTranslated, |world| {
+            assert!(world.tables.replies.is_empty());
+        });
+    }
+    check(vec![
+        case("of a flow that begins", &agrees, Reason::Replied)
+            .at(Hook::TcEgress)
+            .with(known(Phase::OPENING, 1))
+            .sent(VIP4, CLIENT4, 64),
+        case("of one that is open, once more", &agrees, Reason::Replied)
+            .at(Hook::TcEgress)
+            .with(known(Phase::OPEN, 1))
+            .sent(VIP4, CLIENT4, 64),
     ]);
 }
 

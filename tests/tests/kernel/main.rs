@@ -30,6 +30,7 @@ mod probe;
 mod proxied;
 mod rare;
 mod receive;
+mod renewed;
 mod sockets;
 mod sources;
 mod standby;

@@ -1,18 +1,20 @@
 //! SYN cookies of translated services: what is sent, what is taken back, and how both sides' numbers are kept apart.
 
 use gateway_common::{
-    addr::Port,
+    addr::{Addr, Port},
     cookie::{CookieKeys, OwnCookie, SynCookie},
     counter::{Hook, Reason},
-    endpoint::EndpointState,
+    endpoint::{Endpoint, EndpointState, NextHop},
     flow::{Phase, Sequence, SequenceBucket, SequenceStage, Tick},
-    service::Service,
+    service::{Rate, Service},
+    settings::Settings,
+    source::{self, ServiceRate},
 };
 use gateway_tests::{
     memory::Tables,
     packet::{ACK, CLIENT_MAC, FIN, NODE_MAC, Packet, RST, SYN, icmp_error, inspect, inspect_icmp, tcp},
     piece::{pieces, together},
-    world::{ENDPOINT_MAC, INNER_MAC, Id, LOCAL4, TCP4, TCP6, World},
+    world::{ENDPOINT_MAC, INNER_MAC, Id, LOCAL4, TCP4, TCP6, TICK_SHIFT, World, addr_of},
 };
 use gateway_userspace::clock;
 
@@ -369,6 +371,92 @@ fn who_brings_another_is_reset() {
             )
             .with(calm)
             .sent(&format!("{}:?", side.node), side.endpoint, 63),
+        ]
+    });
+}
+
+/// Packets to the endpoint leave from another address of this node.
+fn from_elsewhere(world: &mut World, side: &Side) {
+    let elsewhere = addr_of(if side.v6 { "fd00::2" } else { "10.0.0.2" });
+    world.tables.claim(elsewhere);
+    let row = world.row(side.id.row());
+    row.source = elsewhere;
+    row.generation += Endpoint::OWNER + 1;
+}
+
+#[test]
+fn a_connection_leaves_from_where_its_endpoint_is_reached_now() {
+    everywhere(|side, code| {
+        let cookie = side.cookie();
+        let elsewhere = if side.v6 { "[fd00::2]" } else { "10.0.0.2" };
+        vec![
+            case("of a connection", &side.client_says(), Reason::Forwarded)
+                .with(move |world| {
+                    joined(side)(world);
+                    from_elsewhere(world, side);
+                })
+                .code(code)
+                .sent(&format!("{elsewhere}:{PORT}"), side.endpoint, 63)
+                .after(|world| {
+                    assert_eq!(
+                        (sequence(world).number, sequence(world).stage),
+                        (AHEAD, SequenceStage::JOINED)
+                    );
+                    assert_eq!(world.tables.live().count(), 1);
+                }),
+            case("before the endpoint has answered", &side.proof(cookie), Reason::CookieTaken)
+                .with(move |world| {
+                    waiting(side, cookie)(world);
+                    from_elsewhere(world, side);
+                })
+                .code(code)
+                .sent(&format!("{elsewhere}:?"), side.endpoint, 63),
+            case("the endpoint came to this node", &side.client_says(), Reason::ResetSent)
+                .because(Reason::NoEndpoint)
+                .leaves(|_| {})
+                .with(move |world| {
+                    joined(side)(world);
+                    let row = world.row(side.id.row());
+                    (row.flags, row.source, row.next_hop) =
+                        (Endpoint::LOCAL, Addr::UNSPECIFIED, NextHop::UNKNOWN);
+                    row.generation += Endpoint::OWNER + 1;
+                }),
+        ]
+    });
+}
+
+/// So slow a clock that a tick of the tests is nothing against a step between two connections.
+const SLOW: u16 = 60_000;
+
+/// The service takes three connections at once, and took so many just now.
+fn limited(world: &mut World, side: &Side, taken: u64) {
+    world.tables.settings.guards |= Settings::RATES;
+    world.tables.settings.interrupts = SLOW;
+    world.change(side.id, |service| {
+        service.flags |= Service::LIMITED;
+        service.flow_rate = Rate { per_second: 1, burst: 3 };
+    });
+    let now = u64::from(world.now.count()) << (32 + u32::from(TICK_SHIFT));
+    let full_at = now.wrapping_add(taken * (u64::from(SLOW) << 32));
+    world.tables.service_rates.insert(side.id.0, ServiceRate { full_at });
+}
+
+#[test]
+fn who_comes_back_to_a_service_that_takes_no_more_is_remembered() {
+    everywhere(|side, _| {
+        let source = source::site(side.client_says().key().source);
+        vec![
+            case("with a cookie", &side.proof(side.cookie()), Reason::ServiceLimited)
+                .with(move |world| {
+                    armed(world);
+                    limited(world, side, 3);
+                })
+                .after(move |world| {
+                    let sources: Vec<_> =
+                        world.tables.refused_sources().map(|one| (one.site, one.reason)).collect();
+                    assert_eq!(sources, [(source, Reason::ServiceLimited.number())]);
+                    assert_eq!(world.tables.live().count(), 0);
+                }),
         ]
     });
 }

@@ -130,7 +130,7 @@ impl Ids {
         endpoints: &BTreeMap<u32, Endpoint>,
     ) -> Self {
         let mut ids = Self::new(capacity);
-        let generation = |(row, endpoint): (&u32, &Endpoint)| (*row, endpoint.generation);
+        let generation = |(row, endpoint): (&u32, &Endpoint)| (*row, endpoint.owner());
         ids.generations = Arc::new(endpoints.iter().map(generation).collect());
         let mut by_service: BTreeMap<u32, Vec<(u32, SocketAddr)>> = BTreeMap::new();
         for (row, endpoint) in endpoints.iter().filter(|(_, endpoint)| endpoint.addr != Addr::UNSPECIFIED) {
@@ -280,7 +280,7 @@ impl Ids {
         for addr in missing {
             let row = rows.next().ok_or(Full::Rows)?;
             let generation = Arc::make_mut(&mut self.generations).entry(row).or_default();
-            *generation = generation.wrapping_add(1);
+            *generation = generation.wrapping_add(1) & Endpoint::OWNER;
             numbers.members.insert(addr, row);
         }
         Ok(())

@@ -382,8 +382,8 @@ impl<M: Maps> Writer<M> {
     fn write(&mut self, op: Op, done: &mut Written) -> Result<(), Error> {
         match op {
             Op::Row { row, value } => {
-                let former = self.written.endpoints.get(&row).map(|former| former.generation);
-                if former != Some(value.generation) {
+                let former = self.written.endpoints.get(&row);
+                if former.is_none_or(|former| former.owner() != value.owner()) {
                     self.maps.clear_endpoint_count(row)?;
                 }
                 self.maps.put_endpoint(row, &value)?;
