@@ -10,6 +10,7 @@ mod support;
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -237,7 +238,7 @@ async fn websocket_over_every_version_on_both_sides() {
 
 /// An endpoint of WebSocket behind TLS, over the version that the client chooses.
 async fn secured_websocket_origin(terms: rustls::ServerConfig) -> Origin {
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(terms));
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(terms));
     Origin::raw(move |stream| {
         let acceptor = acceptor.clone();
         async move {
@@ -434,6 +435,62 @@ async fn connect_where_a_rule_allows_it() {
     assert!(rest.is_none_or(|data| data.unwrap().is_empty()), "the endpoint ended its side too");
     let ended = format!("sluice_tunnels_total{{address=\"{addr}\",kind=\"connect\",outcome=\"ended\"}} ");
     eventually("both ended", SOON, || proxy.metric(&ended) > 1.5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_endpoint_said_before_it_broke_off_reaches_the_client_and_then_its_stream_is_reset() {
+    let ours = Authority::new("ours");
+    for n_bytes in [10, 100_000] {
+        let terms = Arc::new(ours.terms("app.internal", &["http/1.1"], None));
+        let origin = Origin::raw(move |stream| {
+            let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&terms));
+            async move {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                stream.read_exact(&mut [0; 5]).await.unwrap();
+                stream.write_all(&vec![b'a'; n_bytes]).await.unwrap();
+                stream.flush().await.unwrap();
+                // The end of the connection, without one of TLS.
+                let mut socket = stream.into_inner().0;
+                socket.shutdown().await.unwrap();
+                drop(socket.read(&mut [0; 1]).await);
+            }
+        })
+        .await;
+        let (addr, proxy) = start(origin.addr, UpstreamProtocol::Http1, |snapshot| {
+            snapshot.routes[0].rules[0].tunnels.connect = true;
+            snapshot.services[0].tls = Some(EndpointTls {
+                server_name: "app.internal".to_owned(),
+                trust: Trust {
+                    origin: "ca.pem".to_owned(),
+                    pem: ours.pem.as_bytes().into(),
+                    is_of_system: false,
+                },
+                certificate: None,
+            });
+        });
+        let (mut sender, connection) =
+            h2::client::handshake(TcpStream::connect(addr).await.unwrap()).await.unwrap();
+        tokio::spawn(async move { drop(connection.await) });
+        let request = Request::builder().method(Method::CONNECT).uri("db.test:5432").version(Version::HTTP_2);
+        let (response, mut sending) = sender.send_request(request.body(()).unwrap(), false).unwrap();
+        sending.send_data(Bytes::from_static(b"hello"), false).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        let mut n_taken = 0;
+        let end = loop {
+            match tokio::time::timeout(SOON, body.data()).await.unwrap() {
+                Some(Ok(data)) => {
+                    n_taken += data.len();
+                    body.flow_control().release_capacity(data.len()).unwrap();
+                }
+                end => break end,
+            }
+        };
+        assert_eq!(n_taken, n_bytes, "{end:?}");
+        assert_eq!(end.unwrap().unwrap_err().reason(), Some(h2::Reason::CONNECT_ERROR));
+        let broken =
+            format!("sluice_tunnels_total{{address=\"{addr}\",kind=\"connect\",outcome=\"broken\"}} ");
+        eventually("it is counted", SOON, || proxy.metric(&broken) > 0.5).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,6 +16,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 /// Wakes the task of one connection, late.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub(super) struct Gather {
     is_woken: AtomicBool,
     /// The client takes no more for now.
     is_blocked: AtomicBool,
+    /// Told whenever the connection has written everything.
+    written: Notify,
 }
 
 impl Default for Gather {
@@ -32,6 +35,7 @@ impl Default for Gather {
             task: Mutex::new(Waker::noop().clone()),
             is_woken: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
+            written: Notify::new(),
         }
     }
 }
@@ -50,6 +54,18 @@ impl Gather {
     /// The connection was polled, and has written everything or not.
     pub(super) fn end(&self, is_written: bool) {
         self.is_blocked.store(!is_written, Ordering::Release);
+        if is_written {
+            self.written.notify_waiters();
+        }
+    }
+
+    /// Ready when what the codec has by now, and the client has room for, is written. It may never be: the client may leave.
+    pub(super) async fn written(self: &Arc<Self>) {
+        let mut written = pin!(self.written.notified());
+        written.as_mut().enable();
+        // It may have nothing else to do.
+        self.wake_by_ref();
+        written.await;
     }
 
     /// Whether the connection has bytes that it cannot write.

@@ -408,6 +408,12 @@ impl Serving {
         self.0.gather.is_blocked()
     }
 
+    /// Ready when all that streams have handed over by now, and the client has room for, is written. It may never be: the client
+    /// may leave.
+    async fn written(&self) {
+        self.0.gather.written().await;
+    }
+
     /// The client does not want its answer any more. Each such request is work for nothing, here and at an endpoint.
     fn taken_back(&self) {
         let (now, n_begun) = (Instant::now(), self.0.n_begun.load(Ordering::Relaxed));

@@ -174,6 +174,9 @@ async fn send(worker: &Worker, serving: &Serving, body: ResponseBody, stream: Se
         let reason = cause.downcast_ref::<h2::Error>().and_then(h2::Error::reason);
         // Which they take for their deadline, where that is over.
         let late = cause.is::<TooLate>().then_some(Reason::CANCEL);
+        if calm.or(late).is_none() {
+            delivered(serving, &mut sending.stream).await;
+        }
         sending.stream.send_reset(reason.or(late).or(calm).unwrap_or(Reason::INTERNAL_ERROR));
     }
 }
@@ -186,6 +189,7 @@ async fn tunnel(serving: &Serving, body: ResponseBody, stream: SendStream<Bytes>
     let mut sending = Sending::new(body, stream);
     let (mut is_sending, mut is_uploading) = (true, true);
     let mut n_blocked = 0;
+    let mut is_cut_short = false;
     let outcome = poll_fn(|cx| {
         let is_draining = if is_waiting { watch.has_begun() } else { begun.as_mut().poll(cx).is_ready() };
         is_waiting = true;
@@ -200,6 +204,7 @@ async fn tunnel(serving: &Serving, body: ResponseBody, stream: SendStream<Bytes>
         }
         if is_sending && let Poll::Ready(sent) = sending.poll(cx) {
             if !matches!(sent, Sent::Whole) {
+                is_cut_short = matches!(sent, Sent::Broken(_));
                 return Poll::Ready(TunnelOutcome::Broken);
             }
             is_sending = false;
@@ -216,12 +221,26 @@ async fn tunnel(serving: &Serving, body: ResponseBody, stream: SendStream<Bytes>
     })
     .await;
     sending.body.end(outcome);
+    if is_cut_short {
+        delivered(serving, &mut sending.stream).await;
+    }
     match outcome {
         TunnelOutcome::Ended => {}
         // As a connection that is reset (RFC 9113, section 8.5).
         TunnelOutcome::Broken => sending.stream.send_reset(Reason::CONNECT_ERROR),
         TunnelOutcome::Idle | TunnelOutcome::Drained => sending.stream.send_reset(Reason::CANCEL),
     }
+}
+
+/// Waits until a client has been sent what an endpoint said before it broke off: a reset takes back what waits. Or until the
+/// client leaves.
+async fn delivered(serving: &Serving, stream: &mut SendStream<Bytes>) {
+    let mut written = pin!(serving.written());
+    poll_fn(|cx| match stream.poll_reset(cx) {
+        Poll::Ready(_) => Poll::Ready(()),
+        Poll::Pending => written.as_mut().poll(cx),
+    })
+    .await;
 }
 
 /// The client takes nothing of its response, or too little.
