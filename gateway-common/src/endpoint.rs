@@ -14,7 +14,7 @@ pub struct Endpoint {
     pub source: Addr,
     /// How a packet leaves this node towards the endpoint.
     pub next_hop: NextHop,
-    /// Port of the endpoint; zero when packets keep theirs.
+    /// Port that packets go to; zero when they keep theirs.
     pub port: Port,
     /// May it receive packets.
     pub state: EndpointState,
@@ -28,8 +28,8 @@ pub struct Endpoint {
     pub generation: u32,
     /// Bytes of an IP packet that the way takes; zero when it is not known.
     pub mtu: u16,
-    /// Zero.
-    pub spare: u16,
+    /// Where packets keep their port, the one that the endpoint is known by; zero otherwise. Packets do not ask for it.
+    pub known_by: Port,
 }
 
 impl Endpoint {
@@ -55,6 +55,11 @@ impl Endpoint {
     #[inline(always)]
     pub const fn still_holds(&self, generation: u32) -> bool {
         (self.generation ^ generation) & Self::OWNER == 0
+    }
+
+    /// The port that tells the endpoint from others of its address, wherever packets go.
+    pub fn own_port(&self) -> Port {
+        if self.port == Port::NONE { self.known_by } else { self.port }
     }
 
     /// Whether packets for it are delivered by this node's own stack.

@@ -191,7 +191,7 @@ impl World {
                     service: id.0,
                     generation: 7,
                     mtu: 1_500,
-                    spare: 0,
+                    known_by: Port::NONE,
                 },
             );
         }

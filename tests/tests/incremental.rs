@@ -100,6 +100,8 @@ fn said() -> impl Strategy<Value = Said> {
         "protocol: TCP, forwarding: dsr-l2, track: never",
         "protocol: TCP, forwarding: dsr-ipip, affinity: { timeout: 10m }",
         "protocol: TCP, newFlows: { perSecond: 100 }",
+        "protocol: TCP, ports: [80-90]",
+        "protocol: TCP, forwarding: dsr-l2, ports: [80-90, \"443\"]",
         "protocol: HTTP",
         "protocol: HTTP, failMode: open",
     ];
@@ -144,7 +146,8 @@ fn snapshot(said: &BTreeMap<usize, Said>) -> Snapshot {
     let [mut listeners, mut routes, mut services] =
         ["listeners: [", "routes: [", "services: ["].map(String::from);
     for (n, one) in said {
-        writeln!(listeners, "{{ name: l{n}, address: 198.18.0.{n}, port: 80, {} }},", one.kind).unwrap();
+        let port = if one.kind.contains("ports") { "" } else { "port: 80, " };
+        writeln!(listeners, "{{ name: l{n}, address: 198.18.0.{n}, {port}{} }},", one.kind).unwrap();
         let second = (n + 1) % LISTENERS;
         // One that fails open leads an address to one service.
         let may_share = said.contains_key(&second) && !one.kind.contains("failMode");
@@ -315,6 +318,10 @@ impl Agent {
         for service in self.image.services.iter().filter(|_| !was_behind) {
             let found = self.ids.services().get(&service.key).unwrap();
             assert_eq!((found.id, found.rows, found.chunks), (service.id, service.rows, service.chunks));
+            let members = found.members.iter().map(|(addr, row)| (*row, *addr));
+            let known: BTreeMap<u32, SocketAddr> = members.chain(found.outgrown.clone()).collect();
+            let of = |row: &Row| (row.row, row.endpoint.addr());
+            assert_eq!(known, service.endpoints.iter().map(of).collect());
         }
     }
 

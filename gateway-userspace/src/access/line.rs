@@ -136,8 +136,8 @@ fn are_plain(bytes: [u8; 8]) -> bool {
     let odd = word
         | word.wrapping_add(ONES)
         | below(word, 0x20)
-        | below(word ^ u64::from(b'"') * ONES, 1)
-        | below(word ^ u64::from(b'\\') * ONES, 1);
+        | below(word ^ (u64::from(b'"') * ONES), 1)
+        | below(word ^ (u64::from(b'\\') * ONES), 1);
     odd & HIGHS == 0
 }
 

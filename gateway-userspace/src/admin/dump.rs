@@ -7,6 +7,7 @@ use std::{
 };
 
 use gateway_common::{
+    addr::Addr,
     counter::Reason as Ending,
     endpoint::EndpointState,
     service::{Mode, Service, ServiceKey},
@@ -159,7 +160,7 @@ fn rows_by_service(kernel: &Mutex<Kernel>) -> HashMap<u32, Vec<u32>> {
         next = portion(kernel, |kernel| {
             let mut last = None;
             for (row, endpoint) in kernel.written().endpoints.range(first..).take(AT_ONCE) {
-                if endpoint.port.number() != 0 {
+                if endpoint.addr != Addr::UNSPECIFIED {
                     by_service.entry(endpoint.service).or_default().push(*row);
                 }
                 last = Some(*row);
@@ -197,7 +198,7 @@ fn service(kernel: &Mutex<Kernel>, key: &ServiceKey, rows: &HashMap<u32, Vec<u32
                 let local = row.wrapping_sub(service.table().first_endpoint);
                 Some(json!({
                     "row": row,
-                    "address": SocketAddr::new(endpoint.addr.into(), endpoint.port.number()).to_string(),
+                    "address": SocketAddr::new(endpoint.addr.into(), endpoint.own_port().number()).to_string(),
                     "state": match endpoint.state {
                         EndpointState::ACTIVE => "active",
                         EndpointState::DRAINING => "draining",

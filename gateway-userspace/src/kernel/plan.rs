@@ -359,20 +359,20 @@ pub(super) fn released(rows: impl IntoIterator<Item = u32>, written: &Observed) 
 
 /// The content of a row.
 fn endpoint(service: &image::Service, row: &Row, facts: &Facts, written: &Observed) -> shared::Endpoint {
-    let addr = row.endpoint.addr();
     let way = way(row, facts, written);
+    let own_port = Port::new(row.endpoint.addr().port());
     shared::Endpoint {
-        addr: Addr::from(addr.ip()),
+        addr: Addr::from(row.endpoint.addr().ip()),
         source: way.source.map_or(Addr::UNSPECIFIED, Addr::from),
         next_hop: if way.is_local { NextHop::UNKNOWN } else { way.next_hop },
-        // Packets for many ports keep theirs.
-        port: if is_one_port(service) { Port::new(addr.port()) } else { Port::NONE },
+        // Packets for many ports keep theirs; the next agent finds the endpoint by its own all the same.
+        port: if is_one_port(service) { own_port } else { Port::NONE },
         state: state(service.forwarding(), row, &way),
         flags: if way.is_local { shared::Endpoint::LOCAL } else { 0 },
         service: service.id,
         generation: generation::of(service, row, &way, written),
         mtu: way.mtu,
-        spare: 0,
+        known_by: if is_one_port(service) { Port::NONE } else { own_port },
     }
 }
 

@@ -90,7 +90,7 @@ fn endpoint(v6: bool, idx: u16, service: u32, interface: u32) -> Endpoint {
         service,
         generation: 1,
         mtu: 1_500,
-        spare: 0,
+        known_by: Port::NONE,
     }
 }
 

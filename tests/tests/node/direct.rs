@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, net::UdpSocket, thread, time::Duration};
 
+use gateway_common::slot::SlotChunk;
 use gateway_tests::{
     netns::{End, link},
-    node::{HTTP, Node, UDP},
+    node::{HTTP, Node, TCP, UDP},
     privilege,
 };
 
-use super::{L4, PATIENCE, addr, alone, ask_l4, until};
+use super::{Held, L4, PATIENCE, addr, alone, ask_l4, takeover::restart, until, upgrade::numbers};
 
 /// A way from each endpoint to the client that does not pass the node, as direct return has it.
 fn with_ways_back(node: &Node) {
@@ -139,4 +140,55 @@ fn a_listener_of_many_ports_keeps_them() {
     // A reload that takes the port away is heeded.
     node.write_config(&config(&node, "ports: [7000-7001], protocol: UDP", UDP, "")).unwrap();
     until("the port is nobody's", Duration::from_secs(2), &node, || ask(&node, UDP).is_none());
+}
+
+/// Whether slots of the service with this number remember another endpoint than their own.
+fn is_changing(node: &Node, id: &str) -> bool {
+    let row = |map: &str, key: u64| -> serde_json::Value {
+        let key: Vec<String> =
+            u32::try_from(key).unwrap().to_le_bytes().iter().map(|byte| format!("{byte:#04x}")).collect();
+        let path = node.pins().join(map);
+        let line = format!("-j map lookup pinned {} key {}", path.display(), key.join(" "));
+        let text = node.node.tool("bpftool", &line).unwrap();
+        let shown: serde_json::Value = serde_json::from_str(&text).unwrap();
+        shown["formatted"]["value"].clone()
+    };
+    let service = row("services", id.parse().unwrap());
+    let current = usize::try_from(service["current"].as_u64().unwrap()).unwrap();
+    let table = &service["tables"][current];
+    let (first, n_slots) = (table["first_chunk"].as_u64().unwrap(), table["n_slots"].as_u64().unwrap());
+    let chunks = (first..first + n_slots.div_ceil(u64::from(SlotChunk::SLOTS))).map(|at| row("slots", at));
+    let slots: Vec<serde_json::Value> =
+        chunks.flat_map(|chunk| chunk["slots"].as_array().unwrap().clone()).collect();
+    let n_used: BTreeSet<u64> = slots.iter().map(|slot| slot["endpoint"].as_u64().unwrap()).collect();
+    assert!(n_used.len() > 1, "{service}");
+    slots.iter().any(|slot| slot["endpoint"] != slot["former"])
+}
+
+#[test]
+fn endpoints_of_many_ports_are_the_same_after_restarts() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let mut node = Node::new(3).unwrap();
+    with_ways_back(&node);
+    // Nothing is remembered of its flows as long as endpoints stay.
+    let listener = format!("ports: [{TCP}-{}], protocol: TCP, forwarding: dsr-l2", TCP + 10);
+    let text = config(&node, &listener, TCP, "");
+    node.start_agent(&text).unwrap();
+    let before = numbers(&node);
+    let [(_, id, rows)] = &before[..] else { panic!("{before:?}") };
+    assert_eq!(rows.len(), 3, "{rows:?}");
+    assert!(rows.iter().all(|row| row.ends_with(&format!(":{TCP}\""))), "{rows:?}");
+    assert!(!is_changing(&node, id));
+    let mut held: Vec<Held> = (0..10).map(|_| Held::open(&node.client)).collect();
+    for _ in 0..2 {
+        restart(&mut node);
+        assert_eq!(numbers(&node), before);
+        assert!(!is_changing(&node, id), "{}", node.agent().log());
+        for held in &mut held {
+            assert_eq!(held.ask().unwrap_or_else(|error| format!("{error}")), held.name, "a flow moved");
+        }
+    }
 }

@@ -11,7 +11,7 @@ fn stop(node: &mut Node) {
     node.agent = None;
 }
 
-fn restart(node: &mut Node) {
+pub(super) fn restart(node: &mut Node) {
     stop(node);
     let text = fs::read_to_string(node.config()).unwrap();
     node.start_agent(&text).unwrap();

@@ -26,7 +26,7 @@ fn folder(node: &Node, version: u32) -> PathBuf {
 }
 
 /// Numbers of services and rows of their endpoints.
-fn numbers(node: &Node) -> Vec<(String, String, Vec<String>)> {
+pub(super) fn numbers(node: &Node) -> Vec<(String, String, Vec<String>)> {
     let (_, text) = node.node.run(|| get("/dump")).unwrap();
     let dump: serde_json::Value = serde_json::from_str(&text).unwrap();
     let of = |service: &serde_json::Value| {

@@ -134,7 +134,7 @@ impl Ids {
         ids.generations = Arc::new(endpoints.iter().map(generation).collect());
         let mut by_service: BTreeMap<u32, Vec<(u32, SocketAddr)>> = BTreeMap::new();
         for (row, endpoint) in endpoints.iter().filter(|(_, endpoint)| endpoint.addr != Addr::UNSPECIFIED) {
-            let addr = SocketAddr::new(endpoint.addr.into(), endpoint.port.number());
+            let addr = SocketAddr::new(endpoint.addr.into(), endpoint.own_port().number());
             by_service.entry(endpoint.service).or_default().push((*row, addr));
         }
         for (key, service) in services {

@@ -194,6 +194,23 @@ fn what_the_maps_say_is_what_was_given_out() {
 }
 
 #[test]
+fn endpoints_are_found_again_where_packets_keep_their_port() {
+    let mut ids = Ids::new(CAPACITY);
+    // Two of one address are two: each has its weight and its checks.
+    let other = SocketAddr::new(endpoint(1).ip(), 9090);
+    let mut wanted = endpoints(0..3);
+    wanted.insert(other);
+    let numbers = ids.balanced_service(key(1), &wanted, |_| false).unwrap().clone();
+    let (services, mut rows) = written(&ids);
+    for row in rows.values_mut() {
+        (row.known_by, row.port) = (row.port, Port::NONE);
+    }
+    let mut found = Ids::found(CAPACITY, &services, &rows);
+    assert_eq!(found, ids);
+    assert_eq!(*found.balanced_service(key(1), &wanted, |_| false).unwrap(), numbers);
+}
+
+#[test]
 fn a_table_that_was_empty_keeps_its_room() {
     let mut ids = Ids::new(CAPACITY);
     ids.balanced_service(key(3), &endpoints(0..1), |_| false).unwrap();
