@@ -49,6 +49,9 @@ pub const TUNNEL_PEERS: usize = gateway_common::receive::Receive::PEERS;
 /// How often a virtual address is announced on a link where it is new, a second apart (RFC 4861, section 10).
 pub const ANNOUNCEMENTS: u32 = 3;
 
+/// Questions about routes that wait for their answers at once; further ones wait for these.
+pub const ROUTES_ASKED_AT_ONCE: usize = 64;
+
 /// Announcements that are sent at once; further ones wait for the next second.
 pub const ANNOUNCED_AT_ONCE: usize = 256;
 

@@ -5,22 +5,23 @@
 //! find and remove it later, also after a crash.
 
 mod assigned;
+mod change;
 mod link;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    io,
     net::IpAddr,
 };
 
-use futures_util::{FutureExt as _, Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use gateway_common::endpoint::NextHop;
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder,
-    packet_core::NetlinkMessage,
     packet_route::{
-        RouteNetlinkMessage,
+        AddressFamily,
         link::LinkMessage,
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+        neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{
             RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
         },
@@ -29,22 +30,23 @@ use rtnetlink::{
 
 pub use crate::address::{
     assigned::Assignment,
+    change::{Change, Changes},
     link::{Link, LinkKind},
 };
-use crate::{drain::Tasks, image::Way};
+use crate::{drain::Tasks, image::Way, limits, network::Network};
 
 /// Marks the routes and the addresses of this agent (`rtnetlink(7)`: numbers above 4 belong to userspace; this one is
 /// unassigned).
 const ROUTE_PROTOCOL: u8 = 0xb5;
 
 /// The `local` routing table.
-const LOCAL_TABLE: u32 = 255;
+const LOCAL_TABLE: u8 = 255;
 
 /// What went wrong with netlink.
 #[derive(Debug)]
 pub enum Error {
     /// The socket cannot be opened.
-    Open(std::io::Error),
+    Open(io::Error),
     /// The kernel refused a request.
     Request {
         /// What was asked.
@@ -95,22 +97,32 @@ pub enum Senders {
 
 /// Answers about routes, good until routes, links or addresses change.
 #[derive(Debug, Default)]
-pub struct Routes(HashMap<IpAddr, RouteMessage>);
+pub struct Routes {
+    answers: BTreeMap<IpAddr, RouteMessage>,
+    /// Neighbours that packets went to, as of the last look.
+    hops: HashSet<IpAddr>,
+}
 
 impl Routes {
     /// Asks anew from now on.
     pub fn forget(&mut self) {
-        self.0.clear();
+        self.answers.clear();
     }
-}
 
-/// What has changed.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub enum Change {
-    /// A neighbour.
-    Neighbour,
-    /// Links, addresses or routes.
-    Topology,
+    /// Asks anew from now on for addresses of a network. Whether there are any.
+    pub fn forget_in(&mut self, network: &Network) -> bool {
+        let from_first = self.answers.range(network.first()..).map(|(addr, _)| *addr);
+        let concerned: Vec<IpAddr> = from_first.take_while(|addr| network.contains(*addr)).collect();
+        for addr in &concerned {
+            self.answers.remove(addr);
+        }
+        !concerned.is_empty()
+    }
+
+    /// Whether packets went to this neighbour at the last look.
+    pub fn is_hop(&self, addr: IpAddr) -> bool {
+        self.hops.contains(&addr)
+    }
 }
 
 /// A neighbour on a link.
@@ -125,31 +137,8 @@ struct Neighbour {
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: Handle,
-}
-
-/// Changes of links, addresses, routes and neighbours, without their content: whoever hears one asks anew.
-pub struct Changes(Box<dyn Stream<Item = Change> + Send + Unpin>);
-
-impl std::fmt::Debug for Changes {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Changes")
-    }
-}
-
-impl Changes {
-    /// Waits for the next change. None when the socket is gone.
-    pub async fn next(&mut self) -> Option<Change> {
-        self.0.next().await
-    }
-
-    /// The widest of the changes that wait; they are done with.
-    pub fn take(&mut self) -> Option<Change> {
-        let mut widest = None;
-        while let Some(Some(change)) = self.0.next().now_or_never() {
-            widest = widest.max(Some(change));
-        }
-        widest
-    }
+    /// For routes: the kernel looks at what is asked for, and tells no others.
+    strict: Handle,
 }
 
 impl Netlink {
@@ -165,12 +154,16 @@ impl Netlink {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
         ];
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Open)?;
         tasks.spawn("netlink", connection);
+        let (connection, strict, _) = rtnetlink::new_connection_with_strict_check().map_err(Error::Open)?;
+        tasks.spawn("netlink-routes", connection);
         let (connection, _, messages) = rtnetlink::new_multicast_connection(&groups).map_err(Error::Open)?;
         tasks.spawn("netlink-changes", connection);
-        Ok((Self { handle }, Changes(Box::new(messages.map(|(message, _)| change(&message))))))
+        Ok((Self { handle, strict }, Changes::of(messages)))
     }
 
     /// Every interface.
@@ -219,15 +212,18 @@ impl Netlink {
         let links: BTreeMap<u32, Link> =
             self.links().await?.into_iter().map(|link| (link.index, link)).collect();
         let neighbours = self.neighbours().await?;
-        routes.0.retain(|addr, _| addrs.contains(addr));
+        routes.answers.retain(|addr, _| addrs.contains(addr));
+        let unknown: Vec<IpAddr> =
+            addrs.iter().filter(|addr| !routes.answers.contains_key(addr)).copied().collect();
+        let ask = |addr| async move { Some((addr, self.route(addr).await?)) };
+        let mut asked = stream::iter(unknown).map(ask).buffer_unordered(limits::ROUTES_ASKED_AT_ONCE);
+        while let Some(answer) = asked.next().await {
+            routes.answers.extend(answer);
+        }
+        routes.hops = routes.answers.iter().map(|(addr, route)| gateway(route).unwrap_or(*addr)).collect();
         let mut ways = HashMap::new();
         for addr in addrs {
-            if !routes.0.contains_key(addr)
-                && let Some(route) = self.route(*addr).await
-            {
-                routes.0.insert(*addr, route);
-            }
-            let way = match routes.0.get(addr) {
+            let way = match routes.answers.get(addr) {
                 Some(route) => self.way(*addr, route, &links, &neighbours, senders).await,
                 None => Way::default(),
             };
@@ -250,9 +246,7 @@ impl Netlink {
         let source = attribute(route, |attribute| {
             if let RouteAttribute::PrefSource(source) = attribute { ip(source) } else { None }
         });
-        let gateway = attribute(route, |attribute| {
-            if let RouteAttribute::Gateway(gateway) = attribute { ip(gateway) } else { None }
-        });
+        let gateway = gateway(route);
         let interface = oif(route).unwrap_or(0);
         let mut way = Way {
             is_local: false,
@@ -371,7 +365,7 @@ impl Netlink {
             IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .destination_prefix(addr, 32)
                 .output_interface(loopback)
-                .table_id(LOCAL_TABLE)
+                .table_id(LOCAL_TABLE.into())
                 .kind(RouteType::Local)
                 .scope(RouteScope::Host)
                 .protocol(protocol)
@@ -379,7 +373,7 @@ impl Netlink {
             IpAddr::V6(addr) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
                 .destination_prefix(addr, 128)
                 .output_interface(loopback)
-                .table_id(LOCAL_TABLE)
+                .table_id(LOCAL_TABLE.into())
                 .kind(RouteType::Local)
                 .protocol(protocol)
                 .build(),
@@ -388,13 +382,13 @@ impl Netlink {
 
     async fn own_routes(&self) -> Result<BTreeMap<IpAddr, RouteMessage>, Error> {
         let mut found = BTreeMap::new();
-        let questions = [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        ];
-        for question in questions {
-            let mut routes = Box::pin(self.handle.route().get(question).execute());
-            while let Some(route) = routes.try_next().await.map_err(refused("list routes"))? {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut question = RouteMessage::default();
+            question.header.address_family = family;
+            question.header.table = LOCAL_TABLE;
+            question.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
+            let mut routes = Box::pin(self.strict.route().get(question).execute());
+            while let Some(route) = next(&mut routes).await? {
                 let destination = attribute(&route, |attribute| {
                     if let RouteAttribute::Destination(addr) = attribute { ip(addr) } else { None }
                 });
@@ -409,17 +403,15 @@ impl Netlink {
     }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "whatever is no neighbour may be anything, also lost messages"
-)]
-fn change(message: &NetlinkMessage<RouteNetlinkMessage>) -> Change {
-    use rtnetlink::packet_core::NetlinkPayload;
-    match &message.payload {
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewNeighbour(_) | RouteNetlinkMessage::DelNeighbour(_),
-        ) => Change::Neighbour,
-        _ => Change::Topology,
+/// The next of listed routes. A table that nothing was ever put in is not there, and no fault.
+async fn next(
+    routes: &mut (impl Stream<Item = Result<RouteMessage, rtnetlink::Error>> + Unpin),
+) -> Result<Option<RouteMessage>, Error> {
+    match routes.try_next().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if error.to_io().kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        other => other.map_err(refused("list routes")),
     }
 }
 
@@ -441,27 +433,32 @@ fn ip(addr: &RouteAddress) -> Option<IpAddr> {
 }
 
 /// A neighbour's link-layer address, when it has one.
-#[expect(clippy::wildcard_enum_match_arm, reason = "of many attributes two matter here")]
+#[expect(clippy::wildcard_enum_match_arm, reason = "of many attributes one matters here")]
 fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Neighbour)> {
     let state = message.header.state;
     if matches!(state, NeighbourState::Failed | NeighbourState::Incomplete | NeighbourState::None) {
         return None;
     }
-    let mut addr = None;
-    let mut mac = None;
-    for attribute in &message.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => addr = Some(IpAddr::V4(*v4)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => addr = Some(IpAddr::V6(*v6)),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes.as_slice()).ok(),
-            _ => {}
-        }
-    }
-    Some((addr?, Neighbour { mac: mac?, is_stale: state == NeighbourState::Stale }))
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok(),
+        _ => None,
+    });
+    let addr = change::destination(message)?;
+    Some((addr, Neighbour { mac: mac?, is_stale: state == NeighbourState::Stale }))
 }
 
 fn attribute<T>(route: &RouteMessage, read: impl Fn(&RouteAttribute) -> Option<T>) -> Option<T> {
     route.attributes.iter().find_map(read)
+}
+
+/// The router that packets go to, where there is one.
+fn gateway(route: &RouteMessage) -> Option<IpAddr> {
+    attribute(
+        route,
+        |attribute| {
+            if let RouteAttribute::Gateway(gateway) = attribute { ip(gateway) } else { None }
+        },
+    )
 }
 
 /// Every interface of a route: one that is spread over several ways names each of them.

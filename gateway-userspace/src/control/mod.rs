@@ -6,6 +6,7 @@
 
 mod interfaces;
 mod kernel_side;
+mod publisher;
 mod sockets;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
@@ -40,9 +41,6 @@ use crate::{
 
 /// Pause between two publications of the same table, and to gather what changes together.
 const SETTLE: Duration = Duration::from_millis(1);
-
-/// How long neighbours, routes and links may go on changing before they are looked at.
-const NETLINK_SETTLE: Duration = Duration::from_millis(20);
 
 /// How often failed writes are tried again and leftovers are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
@@ -140,6 +138,10 @@ impl Control {
             }
             None => None,
         };
+        // Nothing waits from here on until the image is written: what is published meanwhile would be of the image before.
+        if let (Some(kernel), Some(image)) = (&mut self.kernel, &image) {
+            kernel.learn_new_ways(image).await;
+        }
         let wanted = self.wanted.load();
         // Before the first snapshot there may be endpoints of an earlier agent.
         let former = (wanted.generation != 0).then_some(&**wanted);
@@ -168,27 +170,37 @@ impl Control {
     }
 
     /// Goes on until the drain begins.
-    pub async fn run(&mut self, mut updates: mpsc::Receiver<Update>, mut drain: Drain) {
-        let changes = self.registry.changes();
+    pub async fn run(&mut self, updates: mpsc::Receiver<Update>, drain: Drain) {
+        let (refuse, refusals) = mpsc::channel(1);
+        let maps = self.kernel.as_ref().map(KernelSide::maps);
+        let publish = publisher::publish(self.registry.changes(), maps, refuse);
+        tokio::select! {
+            () = publish => {}
+            () = self.go_on(updates, refusals, drain) => {}
+        }
+    }
+
+    async fn go_on(
+        &mut self,
+        mut updates: mpsc::Receiver<Update>,
+        mut refusals: mpsc::Receiver<String>,
+        mut drain: Drain,
+    ) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = drain.begun() => return,
                 Some(update) = updates.recv() => self.update(update).await,
-                () = changes.wait() => {
-                    let touched = changes.take();
+                Some(why) = refusals.recv() => {
                     if let Some(kernel) = &mut self.kernel {
-                        kernel.publish(&touched);
-                        tokio::time::sleep(SETTLE).await;
+                        kernel.note(Err(why));
                     }
                     self.report_kernel();
                 }
-                () = netlink_changed(&mut self.kernel) => {
-                    tokio::time::sleep(NETLINK_SETTLE).await;
+                () = netlink_changed(&mut self.kernel, &self.clock) => {
                     if let Some(kernel) = &mut self.kernel {
-                        kernel.forget_changes();
-                        kernel.follow().await;
+                        kernel.follow(&self.clock).await;
                     }
                 }
                 _ = housekeeping.tick() => self.keep_house().await,
@@ -309,9 +321,9 @@ fn check_ports(snapshot: &Snapshot) -> Result<(), Faults> {
 }
 
 /// Never resolves without a kernel.
-async fn netlink_changed(kernel: &mut Option<KernelSide>) {
+async fn netlink_changed(kernel: &mut Option<KernelSide>, clock: &Clock) {
     match kernel {
-        Some(kernel) => kernel.changed().await,
+        Some(kernel) => kernel.changed(clock).await,
         None => std::future::pending().await,
     }
 }

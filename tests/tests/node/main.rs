@@ -12,6 +12,7 @@ mod announce;
 mod beside;
 mod connect;
 mod cookies;
+mod crowded;
 mod direct;
 mod links;
 mod passive;

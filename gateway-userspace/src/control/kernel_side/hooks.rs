@@ -70,13 +70,13 @@ impl KernelSide {
             Ok(links) => links,
             Err(error) => return self.note(Err(error_chain(&error))),
         };
-        let uplinks = if self.places.follow_routes() {
-            match self.netlink.uplinks().await {
-                Ok(uplinks) => uplinks,
+        let uplinks = match &self.uplinks {
+            _ if !self.places.follow_routes() => BTreeSet::new(),
+            Some(uplinks) => uplinks.clone(),
+            None => match self.netlink.uplinks().await {
+                Ok(uplinks) => self.uplinks.insert(uplinks).clone(),
                 Err(error) => return self.note(Err(error_chain(&error))),
-            }
-        } else {
-            BTreeSet::new()
+            },
         };
         let places = self.places.clone();
         let found = self.found(&places, &links, &uplinks);

@@ -2,6 +2,7 @@
 
 mod hooks;
 mod own;
+mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,7 +20,7 @@ use gateway_common::{
 use parking_lot::Mutex;
 
 use crate::{
-    address::{Assignment, Change, Changes, Netlink, Routes, Senders},
+    address::{Assignment, Changes, Netlink, Routes},
     compile::{
         id::{Full, Ids},
         image::{self, Made, Means, Retired, SocketRanges, Wanted},
@@ -27,12 +28,12 @@ use crate::{
     control::{
         Refusal,
         interfaces::Places,
-        kernel_side::{hooks::Purpose, own::Announcing},
+        kernel_side::{hooks::Purpose, own::Announcing, ways::Heard},
         sockets::Sockets,
     },
-    endpoint::{Endpoint, EndpointId, Health, Reach, Registry},
+    endpoint::{EndpointId, Health, Reach, Registry},
     image::{Image, Way},
-    kernel::{AttachMode, Kernel, probe},
+    kernel::{Kernel, probe},
     listener::Workers,
     metrics::names::Families,
     net::listen::Place,
@@ -42,10 +43,6 @@ use crate::{
 
 /// How long an endpoint that is no longer wanted keeps its row for the flows it still has.
 const RETIRED: Duration = Duration::from_hours(1);
-
-/// A neighbour on a link answers within a millisecond; one that is down never does, and then the change goes on.
-const NEIGHBOR_TRIES: u32 = 10;
-const NEIGHBOR_PAUSE: Duration = Duration::from_millis(10);
 
 /// The kernel and what the loop knows about it.
 pub struct KernelSide {
@@ -64,11 +61,20 @@ pub struct KernelSide {
     retired: BTreeMap<(ServiceKey, EndpointId), Instant>,
     /// The image that should stand in the maps.
     image: Arc<Image>,
+    /// Its virtual addresses.
+    addrs: BTreeSet<IpAddr>,
     /// Interfaces that could not be attached to, and why; said once.
     refused: BTreeMap<(Purpose, String), String>,
     is_steering: bool,
     applied: Applied,
+    heard: Heard,
+    /// When what was heard is looked at.
+    due: Option<Instant>,
+    /// How long the last look at what was heard took.
+    looked_for: Duration,
     routes: Routes,
+    /// Interfaces with default routes, as long as those are as they were.
+    uplinks: Option<BTreeSet<u32>>,
     /// How endpoints are reached, as of the last look.
     ways: HashMap<IpAddr, Way>,
     /// Addresses of endpoints, as of the last look.
@@ -126,10 +132,15 @@ impl KernelSide {
             sockets,
             retired: BTreeMap::new(),
             image: Arc::default(),
+            addrs: BTreeSet::new(),
             refused: BTreeMap::new(),
             is_steering: false,
             applied: Applied::Nothing,
+            heard: Heard::default(),
+            due: None,
+            looked_for: Duration::ZERO,
             routes: Routes::default(),
+            uplinks: None,
             ways: HashMap::new(),
             seen: BTreeSet::new(),
             unresolved: BTreeSet::new(),
@@ -251,7 +262,12 @@ impl KernelSide {
         retired
     }
 
-    /// Brings the kernel to an image.
+    /// The maps, for whoever publishes what live endpoints become.
+    pub fn maps(&self) -> Arc<Mutex<Kernel>> {
+        Arc::clone(&self.kernel)
+    }
+
+    /// Brings the kernel to an image, whose ways are known. The maps are as it wants before anything is waited for.
     pub async fn take(&mut self, image: Image) {
         let wants_cookies =
             image.services.iter().any(|service| service.mode == Mode::AGENT && service.cookie_rate.is_some());
@@ -259,14 +275,13 @@ impl KernelSide {
             tracing::warn!("`synCookies` has no effect while net.ipv4.tcp_syncookies is 0: set it to 1");
         }
         self.image = Arc::new(image);
+        self.addrs = self.image.virtual_addrs().map(IpAddr::from).collect();
         self.applied = Applied::Last;
         self.write().await;
     }
 
     /// Writes what should stand in the maps, and makes virtual addresses local.
     async fn write(&mut self) {
-        self.gap = None;
-        self.learn_new_ways().await;
         let applied = self.kernel.lock().apply(Arc::clone(&self.image));
         self.note(applied.map(drop).map_err(|error| error_chain(&error)));
         if !self.is_steering {
@@ -278,42 +293,6 @@ impl KernelSide {
         self.connect();
         // Last: from here on the node answers for the addresses, and everything else must be ready.
         self.own_addrs().await;
-    }
-
-    /// Waits a little for neighbours of endpoints that are new: a flow that is sent there before is lost.
-    async fn learn_new_ways(&mut self) {
-        let seen = std::mem::take(&mut self.seen);
-        for _ in 0..NEIGHBOR_TRIES {
-            self.learn_ways().await;
-            let waits = |addr: &IpAddr| !seen.contains(addr) && self.unresolved.contains(addr);
-            if !self.seen.iter().any(waits) {
-                return;
-            }
-            tokio::time::sleep(NEIGHBOR_PAUSE).await;
-        }
-    }
-
-    async fn learn_ways(&mut self) {
-        let addrs: BTreeSet<IpAddr> = self
-            .image
-            .services
-            .iter()
-            .flat_map(|service| service.endpoints.iter().map(|row| row.endpoint.addr().ip()))
-            .collect();
-        let is_native = self.kernel.lock().mode() == AttachMode::Native;
-        let senders = if is_native { Senders::Xdp } else { Senders::Any };
-        match self.netlink.ways(&addrs, &mut self.routes, senders).await {
-            Ok(ways) => {
-                let is_open = |way: &Way| !way.is_local && way.source.is_some() && !way.next_hop.is_known();
-                self.unresolved =
-                    ways.iter().filter(|(_, way)| is_open(way)).map(|(addr, _)| *addr).collect();
-                self.seen = addrs;
-                self.ways.clone_from(&ways);
-                let written = self.kernel.lock().set_ways(ways);
-                self.note(written.map(drop).map_err(|error| error_chain(&error)));
-            }
-            Err(error) => self.note(Err(error_chain(&error))),
-        }
     }
 
     /// Clears what only the former image referred to. The endpoints that still have a row.
@@ -335,50 +314,15 @@ impl KernelSide {
         self.retired.keys().map(|(_, id)| id.clone()).collect()
     }
 
-    /// Publishes changes of live endpoints.
-    pub fn publish(&mut self, changed: &[Arc<Endpoint>]) {
-        let published = self.kernel.lock().publish(changed);
-        self.note(published.map(drop).map_err(|error| error_chain(&error)));
-    }
-
-    /// Waits for a change of links, addresses, routes or neighbours.
-    pub async fn changed(&mut self) {
-        match self.changes.next().await {
-            Some(change) => self.heed(change),
-            // The socket is gone; housekeeping looks by itself.
-            None => std::future::pending::<()>().await,
-        }
-    }
-
-    /// Forgets changes that the next look covers.
-    pub fn forget_changes(&mut self) {
-        if let Some(change) = self.changes.take() {
-            self.heed(change);
-        }
-    }
-
-    /// Neighbours come and go all the time; what was learned about routes stays good.
-    fn heed(&mut self, change: Change) {
-        if change == Change::Topology {
-            self.routes.forget();
-        }
-    }
-
-    /// Looks at links, routes and neighbours again.
-    pub async fn follow(&mut self) {
-        self.learn_ways().await;
-        self.attach().await;
-        self.own_addrs().await;
-    }
-
     /// Tries again what failed, and looks for ways that were unknown.
     pub async fn keep_house(&mut self) {
         self.announce();
         self.look_at_ports();
-        if self.gap.is_some() {
+        let is_missing = self.gap.take().is_some() || self.kernel.lock().is_behind();
+        self.look().await;
+        if is_missing {
             self.write().await;
         } else {
-            self.learn_ways().await;
             let settled = self.kernel.lock().settle();
             self.note(settled.map(drop).map_err(|error| error_chain(&error)));
             if let Err(error) = self.kernel.lock().sweep() {
@@ -394,6 +338,9 @@ impl KernelSide {
                 );
             }
             if self.detached.is_some() {
+                self.uplinks = None;
+            }
+            if self.detached.is_some() || !self.refused.is_empty() {
                 self.attach().await;
             }
             self.connect();
@@ -418,7 +365,8 @@ impl KernelSide {
         self.shares_ports = overlap.is_some();
     }
 
-    fn note(&mut self, outcome: Result<(), String>) {
+    /// Notes why the maps are not what they should be.
+    pub(super) fn note(&mut self, outcome: Result<(), String>) {
         if let Err(why) = outcome {
             tracing::error!(why, "the kernel is not in step; trying again");
             self.gap = Some(why);
@@ -441,7 +389,7 @@ fn full(what: &str, map: &str) -> Refusal {
 }
 
 /// An error with its causes, on one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
+pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -23,8 +23,7 @@ impl KernelSide {
     /// Makes virtual addresses local, also those that somebody took away, and assigns those to interfaces that are to be
     /// found there.
     pub(super) async fn own_addrs(&mut self) {
-        let addrs: BTreeSet<IpAddr> =
-            self.image.services.iter().map(|service| IpAddr::from(service.key.addr)).collect();
+        let addrs = self.addrs.clone();
         let local = self.netlink.set_local(&addrs).await;
         self.note(local.map_err(|error| error_chain(&error)));
         let links = match self.places.announced {
