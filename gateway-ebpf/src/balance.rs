@@ -158,7 +158,7 @@ pub(crate) fn present<M: Maps>(
 
 /// Finds the way to an endpoint, before anything is recorded or changed. Unknown for an endpoint on this node.
 #[inline(always)]
-pub(crate) fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -> Result<Way, Reason> {
+pub(crate) fn aim<E: Env>(env: &mut E, arrival: &mut Arrival, endpoint: &Endpoint) -> Result<Way, Reason> {
     if endpoint.is_local() {
         return Ok(Way::UNKNOWN);
     }
@@ -169,7 +169,23 @@ pub(crate) fn aim<E: Env>(env: &mut E, arrival: &Arrival, endpoint: &Endpoint) -
     if way.is_known() {
         return Ok(way);
     }
-    env.next_hop(endpoint, arrival.packet.key().protocol, arrival.packet.ip_bytes()).ok_or(Reason::NoNextHop)
+    let extra = extra(arrival, endpoint);
+    let bytes = arrival.packet.bytes.wrapping_add(extra).min(0xffff);
+    match env.next_hop(endpoint, arrival.packet.key().protocol, bytes) {
+        Ok(way) => Ok(way),
+        // Kernels before 5.12 say no size, and leave the packet's own.
+        Err(most) if most != 0 && most < bytes => {
+            arrival.fits(most.saturating_sub(extra));
+            Err(Reason::TooBig)
+        }
+        Err(_) => Err(Reason::NoNextHop),
+    }
+}
+
+/// Bytes that are put in front of a packet.
+#[inline(always)]
+fn extra(arrival: &Arrival, endpoint: &Endpoint) -> u32 {
+    if arrival.is_tunnelled() { tunnel::room(arrival.mode, endpoint).bytes() } else { 0 }
 }
 
 /// Keeps a flow alive, once per tick and when its phase changes; returns its port. None when the entry has to be written
@@ -263,8 +279,7 @@ pub(crate) fn count<M: Maps>(maps: &M, arrival: &Arrival, bytes: u64) {
 /// Whether the packet, with what is put in front of it, fits the way to the endpoint.
 #[inline(always)]
 pub(crate) fn fits<E: Env>(env: &E, arrival: &mut Arrival, endpoint: &Endpoint) -> Result<(), Reason> {
-    let mode = arrival.mode;
-    let extra = if arrival.is_tunnelled() { tunnel::room(mode, endpoint).bytes() } else { 0 };
+    let extra = extra(arrival, endpoint);
     let mtu = u32::from(endpoint.mtu);
     let bytes = packet::bytes_at_once(env, &arrival.packet);
     if mtu != 0 && bytes.wrapping_add(extra) > mtu {

@@ -35,20 +35,24 @@ const _: () = assert!(size_of::<Block>() == 64);
 
 /// Protocol and length of a packet in one word: a function of the kernel takes five arguments.
 #[inline(always)]
-pub(super) fn flow(protocol: Protocol, ip_bytes: u16) -> u32 {
-    u32::from(protocol.number()) << 16 | u32::from(ip_bytes)
+pub(super) fn flow(protocol: Protocol, ip_bytes: u32) -> u32 {
+    u32::from(protocol.number()) << 16 | ip_bytes & 0xffff
 }
 
-/// Looks up the way of a packet that came in at `ingress`. `ctx` must be the context of the running program.
+/// Looks up the way of a packet that came in at `ingress`; where it does not go because of its size, the bytes that would, and
+/// zero where nothing goes. `ctx` must be the context of the running program.
 #[inline(always)]
-pub(super) fn next_hop(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Option<Way> {
-    look_up(ctx, ingress, endpoint, flow).map(Way::from_words)
+pub(super) fn next_hop(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Result<Way, u32> {
+    let words = look_up(ctx, ingress, endpoint, flow);
+    let way = Way::from_words(words);
+    let [_, bytes, ..] = words;
+    if way.is_known() { Ok(way) } else { Err(bytes) }
 }
 
-/// The next hop as whole words.
+/// The next hop as whole words; without an interface, in the second one the bytes that would go.
 // A frame of its own: the block would not fit the program's 512 bytes of stack beside the rest.
 #[inline(never)]
-fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Option<[u32; 4]> {
+fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> [u32; 4] {
     let family = if endpoint.addr.is_v4() { AF_INET } else { AF_INET6 };
     let [low, high, protocol, _] = flow.to_le_bytes();
     let ip_bytes = u16::from_le_bytes([low, high]);
@@ -64,20 +68,27 @@ fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> Op
     let at = (&raw mut block).cast::<bpf_fib_lookup>();
     // SAFETY: the context is the program's own, and the block has the size and the fields of the kernel's.
     let code = unsafe { helpers::bpf_fib_lookup(ctx, at, 64, 0) };
+    if code == TOO_BIG {
+        let [.., c, d] = block.head.to_ne_bytes();
+        return [0, u32::from(u16::from_ne_bytes([c, d])), 0, 0];
+    }
     // Zero is `BPF_FIB_LKUP_RET_SUCCESS`; everything else means that the stack would not forward it either.
     if code != 0 {
-        return None;
+        return [0; 4];
     }
     let (first, second) = block.links;
     let [_, _, _, _, a, b, c, d] = first.to_ne_bytes();
     let [e, f, m, n, o, p, q, r] = second.to_ne_bytes();
-    Some([
+    [
         block.interface,
         u32::from_ne_bytes([m, n, o, p]),
         u32::from_ne_bytes([q, r, a, b]),
         u32::from_ne_bytes([c, d, e, f]),
-    ])
+    ]
 }
+
+/// `BPF_FIB_LKUP_RET_FRAG_NEEDED` of `linux/bpf.h`.
+const TOO_BIG: i64 = 8;
 
 /// The MTU of an interface; zero when there is none with this index. `ctx` must be the context of the running program.
 #[inline(never)]

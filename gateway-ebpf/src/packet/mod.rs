@@ -92,13 +92,6 @@ impl Packet {
     pub(crate) const fn comes_from(&mut self, source: Addr) {
         self.key.source = source;
     }
-
-    /// Bytes from the IP header on, as far as they fit the IP header's own field.
-    #[inline(always)]
-    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "at most 0xffff")]
-    pub fn ip_bytes(&self) -> u16 {
-        if self.bytes > 0xffff { 0xffff } else { self.bytes as u16 }
-    }
 }
 
 /// Which address of a packet the filter looks at.

@@ -4,15 +4,17 @@ use gateway_common::{
     counter::{Hook, Reason},
     endpoint::{EndpointState, NextHop},
     flow::{Flow, Phase},
+    service::Mode,
 };
 use gateway_tests::{
-    packet::{ACK, FIN, Packet, RST, SYN, tcp, udp},
+    memory::NARROW,
+    packet::{ACK, FIN, Packet, RST, SYN, inspect_icmp, tcp, udp},
     world::{
         ELSEWHERE, ENDPOINT_MAC, FIRST_PORT, INNER_MAC, N_PORTS, TCP4, TCP6, TIMEOUTS, UDP4, World, addr_of,
     },
 };
 
-use crate::check::{Case, case, check};
+use crate::check::{Case, case, check, check_on_host};
 
 const VIP4: &str = "198.51.100.1:443";
 const DNS4: &str = "198.51.100.1:53";
@@ -268,6 +270,27 @@ fn ports_run_out_and_come_back() {
         case("a single port", &client().syn(), Reason::Forwarded)
             .with(|world| world.tables.settings.n_ports = 1)
             .sent("10.0.0.1:20000", FIRST, 63),
+    ]);
+}
+
+#[test]
+fn what_the_way_does_not_take_is_told_what_fits() {
+    let too_big = |name, bytes: usize, mode| {
+        let packet = client().payload(&vec![7; bytes]);
+        let mut case = case(name, &packet, Reason::TooBigAnswered).leaves(move |frame| {
+            let fits = if mode == Mode::NAT { 1_300 } else { 1_280 };
+            assert_eq!(inspect_icmp(frame).unwrap().message, (3, 4, fits));
+        });
+        case.next_hop = Some(NextHop { interface: NARROW, mac: [3; 6], own_mac: [4; 6] });
+        case.with(move |world| {
+            world.change(TCP4, |service| service.mode = mode);
+            world.row(TCP4.row()).next_hop = NextHop::UNKNOWN;
+        })
+    };
+    // What the kernel's tables say is no test's to choose.
+    check_on_host(&[
+        too_big("translated", 1_261, Mode::NAT),
+        too_big("with what the tunnel puts in front", 1_241, Mode::DSR_IPIP),
     ]);
 }
 
