@@ -189,6 +189,12 @@ impl Service {
         }
     }
 
+    /// Whether the programs answer SYNs with cookies of their own, where packets are translated.
+    #[inline(always)]
+    pub const fn has_own_cookies(&self) -> bool {
+        self.flags & (Self::COOKIES | Self::FAILS_OPEN) == Self::COOKIES
+    }
+
     /// The table that is current.
     pub const fn table(&self) -> Table {
         let [even, odd] = self.tables;

@@ -58,9 +58,7 @@ fn remembered<E: Env>(
     arrival: &mut Arrival,
     settings: &Settings,
 ) -> Result<(Known<E>, Port), Reason> {
-    if proxy::begins(env.maps(), arrival) {
-        return Err(Reason::CookieRefused);
-    }
+    proxy::begins(env.maps(), arrival)?;
     let found = table::find(env.maps(), &arrival.spot, &arrival.who);
     if let Some(found) = &found
         && proxy::has(arrival, &found.held)

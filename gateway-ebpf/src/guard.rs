@@ -100,6 +100,18 @@ pub(crate) fn admits<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Rea
     Ok(())
 }
 
+/// Whether a connection that has brought its cookie back may begin.
+///
+/// # Errors
+/// See [`serve`].
+#[inline(always)]
+pub(crate) fn serves<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+    if arrival.is_limited() {
+        maps.apart(Stage::Serve, arrival).get()?;
+    }
+    Ok(())
+}
+
 #[inline(always)]
 fn refused(outcome: Outcome) -> Option<Reason> {
     [Reason::Denied, Reason::ForgedSource, Reason::SourceLimited, Reason::ServiceLimited]
@@ -133,7 +145,7 @@ pub(crate) fn source<M: Maps>(maps: &M, arrival: &Arrival) -> Result<u32, Reason
 }
 
 /// Takes a token of the source and one of the service. The source's comes first, so that one that begins too many flows
-/// takes nothing from others.
+/// takes nothing from others. A SYN of a service that may answer it with a cookie takes the service's later: see [`serve`].
 ///
 /// # Errors
 /// [`Reason::SourceLimited`] or [`Reason::ServiceLimited`].
@@ -142,11 +154,28 @@ pub(crate) fn admit<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -
     let Some(service) = maps.service(arrival.id) else { return Ok(0) };
     let now = maps.instant(settings.tick_shift);
     if !source_may(maps, arrival, settings, service.source_rate, now) {
-        Err(Reason::SourceLimited)
-    } else if !service_may(maps, arrival.id, &Pace::of(service.flow_rate, settings), now) {
-        Err(Reason::ServiceLimited)
-    } else {
+        return Err(Reason::SourceLimited);
+    }
+    let is_later = arrival.packet.flags.opens() && service.mode == Mode::NAT && service.has_own_cookies();
+    if !is_later && !service_may(maps, arrival.id, &Pace::of(service.flow_rate, settings), now) {
+        return Err(Reason::ServiceLimited);
+    }
+    Ok(0)
+}
+
+/// Takes a token of a service that sends cookies, once no cookie is sent or one has come back: a flood of SYNs that are
+/// answered with cookies takes none.
+///
+/// # Errors
+/// [`Reason::ServiceLimited`].
+#[inline(always)]
+pub(crate) fn serve<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings) -> Result<u32, Reason> {
+    let Some(service) = maps.service(arrival.id).filter(|_| arrival.is_limited()) else { return Ok(0) };
+    let now = maps.instant(settings.tick_shift);
+    if service_may(maps, arrival.id, &Pace::of(service.flow_rate, settings), now) {
         Ok(0)
+    } else {
+        Err(Reason::ServiceLimited)
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Stage {
     Source,
     /// Counts a new flow against the limits.
     Admit,
+    /// Counts a new flow against the limit of its service alone.
+    Serve,
     /// Remembers whose packet was refused.
     Blame,
     /// Tells the agent of a packet.
@@ -35,7 +37,8 @@ pub enum Stage {
     Answer,
     /// Decides whether a packet to a service of the agent goes to an endpoint: 0 or 1.
     StandBy,
-    /// Whether a packet that begins a connection is answered with a cookie, and any other may bring one back: 0 or 1.
+    /// Whether a packet that begins a connection is answered with a cookie, and any other may bring one back: 0 or 1. What
+    /// begins without a cookie is counted against the limit of its service.
     Arm,
     /// Makes the cookie of a connection; the number is it.
     Bake,

@@ -41,17 +41,15 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
     let Some(settings) = maps.settings() else { return Outcome::from(Err(Reason::FlowNotRecorded)) };
     let settings: &Settings = &settings;
     Outcome::from(match stage {
-        Stage::Select => select::select(maps, &arrival.seat(), arrival.choice).inspect(|row| {
-            if arrival.mode == Mode::NAT {
-                expect(maps, arrival, settings, *row);
-            }
-        }),
+        Stage::Select => select::select(maps, &arrival.seat(), arrival.choice)
+            .inspect(|row| expect(maps, arrival, settings, *row)),
         Stage::Stick => Ok(of_client(maps, arrival)),
         Stage::Record => record(maps, arrival, settings).map(|port| u32::from(port.number())),
         Stage::Note => note(maps, arrival, settings).map(|()| 0),
         Stage::Change => change(maps, arrival, settings),
         Stage::Source => guard::source(maps, arrival),
         Stage::Admit => guard::admit(maps, arrival, settings),
+        Stage::Serve => guard::serve(maps, arrival, settings),
         Stage::Blame => {
             guard::blame(maps, arrival, settings);
             Ok(0)
@@ -73,7 +71,7 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
             Ok(0)
         }
         Stage::StandBy => Ok(standby::takes_apart(maps, arrival, settings)),
-        Stage::Arm => Ok(u32::from(proof::arms(maps, arrival, settings))),
+        Stage::Arm => proof::arms(maps, arrival, settings).map(u32::from),
         Stage::Bake => proof::bake(maps, arrival),
         Stage::Prove => proof::prove(maps, arrival),
     })
@@ -254,7 +252,7 @@ fn fill<M: Maps>(
 /// flow itself is looked for and gets an entry.
 #[inline(always)]
 fn expect<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings, row: u32) {
-    let Some(endpoint) = maps.endpoint(row) else { return };
+    let Some(endpoint) = maps.endpoint(row).filter(|_| arrival.mode == Mode::NAT) else { return };
     let of = of(arrival, &endpoint);
     let key = arrival.packet.key();
     let (to, port) = if endpoint.is_local() {

@@ -26,6 +26,7 @@ pub(crate) fn call(stage: Stage, arrival: &mut Arrival) -> Outcome {
         Stage::Change => sluice_change(notes),
         Stage::Source => sluice_source(notes),
         Stage::Admit => sluice_admit(notes),
+        Stage::Serve => sluice_serve(notes),
         Stage::Blame => sluice_blame(notes),
         Stage::Tell => sluice_tell(notes),
         Stage::Begin => sluice_begin(notes),
@@ -113,6 +114,7 @@ apart! {
     sluice_change Change
     sluice_source Source
     sluice_admit Admit
+    sluice_serve Serve
     sluice_blame Blame
     sluice_tell Tell
     sluice_begin Begin

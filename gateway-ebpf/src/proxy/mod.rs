@@ -115,10 +115,16 @@ fn is_its(held: &Held, arrival: &Arrival) -> bool {
     held.proxied != 0 && !track::begins_anew(held, &arrival.packet, arrival.now)
 }
 
-/// Whether a packet goes on there that is of no such flow: a SYN that is answered, or what may follow an answer.
+/// Looks for a packet that goes on there and is of no such flow: a SYN that is answered, or what may follow an answer.
+///
+/// # Errors
+/// [`Reason::CookieRefused`] for such a packet, and those of [`proof::arms`].
 #[inline(always)]
-pub(crate) fn begins<M: Maps>(maps: &M, arrival: &mut Arrival) -> bool {
-    arrival.may_begin_with_cookies() && maps.apart(Stage::Arm, arrival).get() == Ok(1)
+pub(crate) fn begins<M: Maps>(maps: &M, arrival: &mut Arrival) -> Result<(), Reason> {
+    if arrival.may_begin_with_cookies() && maps.apart(Stage::Arm, arrival).get()? == 1 {
+        return Err(Reason::CookieRefused);
+    }
+    Ok(())
 }
 
 /// Whether a flow has ended, as far as is known.

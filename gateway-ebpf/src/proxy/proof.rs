@@ -11,15 +11,29 @@ use crate::{
     arrival::{Arrival, Errand},
     balance, cookie,
     env::Maps,
-    record,
+    guard, record,
     select::{self, NO_ROW},
     table::{self, Found, row::FlowRows},
 };
 
-/// Whether a SYN is answered with a cookie; for any other packet, whether it may bring one back. That comes where the
-/// connection before it may still be remembered, but is over. Notes what is left to do.
+/// Whether a SYN is answered with a cookie; for any other packet, whether it may bring one back. A SYN that is not takes a
+/// token of its service.
+///
+/// # Errors
+/// [`Reason::ServiceLimited`].
 #[inline(always)]
-pub(crate) fn arms<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> bool {
+pub(crate) fn arms<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<bool, Reason> {
+    let is_apart = goes_apart(maps, arrival, settings);
+    if !is_apart && arrival.packet.flags.opens() {
+        guard::serve(maps, arrival, settings)?;
+    }
+    Ok(is_apart)
+}
+
+/// Whether a packet goes on in the program for cookies. One that may bring a cookie back comes where the connection before it
+/// may still be remembered, but is over. Notes what is left to do.
+#[inline(always)]
+fn goes_apart<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> bool {
     let Some(row) = maps.syn_cookie(arrival.id) else { return false };
     let opens = arrival.packet.flags.opens();
     if !opens {

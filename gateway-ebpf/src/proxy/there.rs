@@ -10,7 +10,7 @@ use gateway_common::{
 
 use super::{Head, OPTION_END, SHORT, SYN, WITH_OPTION, is_over};
 use crate::{
-    arrival::{Arrival, NO_ENTRY},
+    arrival::Arrival,
     balance,
     checksum::Diff,
     env::{Env, Maps},
@@ -115,9 +115,7 @@ fn begin<E: Env>(
     arrival.proxied = 1;
     arrival.sequence = Sequence::new(arrival.cookie, 0, SequenceStage::WAITING);
     arrival.way_back = packet::way_back(env);
-    if entry == NO_ENTRY {
-        guard::admits(env.maps(), arrival)?;
-    }
+    guard::serves(env.maps(), arrival)?;
     arrival.preferred = balance::port_of(env.maps().apart(Stage::Record, arrival).get()?);
     aims(env, arrival)
 }

@@ -461,6 +461,64 @@ fn who_comes_back_to_a_service_that_takes_no_more_is_remembered() {
     });
 }
 
+/// A flood takes no tokens: who has not come back has begun nothing.
+#[test]
+fn a_cookie_is_sent_whatever_the_service_has_taken() {
+    let taken = |world: &World, side: &Side| {
+        let now = u64::from(world.now.count()) << (32 + u32::from(TICK_SHIFT));
+        world.tables.service_rates[&side.id.0].full_at.wrapping_sub(now) / (u64::from(SLOW) << 32)
+    };
+    let calm_and = |side: &'static Side, taken| {
+        move |world: &mut World| {
+            calm(world);
+            world.tables.syn_cookies.insert(side.id.0, SynCookie::default());
+            limited(world, side, taken);
+        }
+    };
+    let armed_and = |side: &'static Side, taken| {
+        move |world: &mut World| {
+            armed(world);
+            limited(world, side, taken);
+        }
+    };
+    everywhere(|side, code| {
+        let syn = side.client_says().syn().numbers(CLIENT_BEGINS, 0).tcp_option_bytes(&[2, 4, 5, 0xb4]);
+        let to = format!("{}:?", side.node);
+        vec![
+            case("to a service that takes no more", &syn, Reason::CookieSent)
+                .with(armed_and(side, 3))
+                .with_instants(without_instants)
+                .code(code)
+                .leaves(|_| {})
+                .after(move |world| assert_eq!(taken(world, side), 3)),
+            case("who comes back takes one", &side.proof(side.cookie()), Reason::CookieTaken)
+                .with(armed_and(side, 2))
+                .code(code)
+                .sent(&to, side.endpoint, 63)
+                .after(move |world| assert_eq!(taken(world, side), 3)),
+            case("so does who needs no cookie", &syn, Reason::Forwarded)
+                .with(calm_and(side, 2))
+                .with_instants(without_instants)
+                .code(code)
+                .sent(&to, side.endpoint, 63)
+                .after(move |world| assert_eq!(taken(world, side), 3)),
+            case("or is refused", &syn, Reason::ServiceLimited)
+                .with(calm_and(side, 3))
+                .with_instants(without_instants)
+                .after(|world| assert_eq!(world.tables.refused_sources().count(), 1)),
+        ]
+    });
+    let here = tcp("192.0.2.9:40000", "198.51.100.2:443").syn();
+    check(vec![
+        case("to an endpoint on this node", &here, Reason::ServiceLimited)
+            .with(|world| {
+                armed(world);
+                limited(world, &Side { id: LOCAL4, ..V4 }, 3);
+            })
+            .with_instants(without_instants),
+    ]);
+}
+
 #[test]
 fn until_the_endpoint_answers_the_client_asks_again() {
     everywhere(|side, code| {
