@@ -168,15 +168,15 @@ pub(crate) fn aim<E: Env>(env: &mut E, arrival: &mut Arrival, endpoint: &Endpoin
         return Ok(way);
     }
     let extra = extra(arrival, endpoint);
-    let bytes = packet::bytes_at_once(env, &arrival.packet).wrapping_add(extra);
-    let bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
+    let bytes = arrival.packet.bytes.wrapping_add(extra).min(0xffff);
     match env.next_hop(endpoint, arrival.packet.key().protocol, bytes) {
         Ok(way) => Ok(way),
-        Err(0) => Err(Reason::NoNextHop),
-        Err(most) => {
+        // Kernels before 5.12 say no size, and leave the packet's own.
+        Err(most) if most != 0 && most < bytes => {
             arrival.fits(most.saturating_sub(extra));
             Err(Reason::TooBig)
         }
+        Err(_) => Err(Reason::NoNextHop),
     }
 }
 

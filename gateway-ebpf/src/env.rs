@@ -188,11 +188,11 @@ pub trait Env {
     /// the SYN: its queue has room, or it is gone.
     fn cookie(&self, socket: u32, syn: &Syn) -> Cookie;
     /// Asks the kernel's routing and neighbor tables for the way of a packet to an endpoint. `ip_bytes` counts from the
-    /// IP header on.
+    /// IP header on, and is no more than fits that header; of what will be cut into segments, nobody is asked about the size.
     ///
     /// # Errors
     /// The bytes that the way takes when the packet has more; zero when there is no way.
-    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Result<Way, u32>;
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u32) -> Result<Way, u32>;
 
     /// Applies a difference to the header checksum of IPv4 at `offset`.
     #[inline(always)]

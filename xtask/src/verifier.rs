@@ -70,7 +70,13 @@ fn faults(known: &BTreeMap<Key, u64>, found: &BTreeMap<Key, u64>) -> Vec<String>
             )
         })
     };
-    found.iter().filter_map(check).collect()
+    // A program that has another name now, or that nobody loads, would have no bound any more.
+    let is_seen = |kernel: &str| found.keys().any(|(seen, _)| seen == kernel);
+    let missing = |key: &&Key| is_seen(&key.0) && !found.contains_key(*key);
+    let missing = known.keys().filter(missing).map(|(kernel, program)| {
+        format!("the verifier of Linux {kernel} tells nothing of {program}, of which there is a record")
+    });
+    found.iter().filter_map(check).chain(missing).collect()
 }
 
 const HEAD: &str = "\
@@ -110,6 +116,14 @@ mod tests {
     #[test]
     fn a_program_without_a_record_is_a_fault() {
         assert_eq!(faults(&BTreeMap::new(), &one(1)).len(), 1);
+    }
+
+    #[test]
+    fn a_record_without_a_program_is_a_fault_where_the_kernel_was_asked() {
+        let two = || one(1).into_iter().chain([(("6.1".to_owned(), "sweep".to_owned()), 1)]).collect();
+        assert_eq!(faults(&two(), &one(1)).len(), 1);
+        assert!(faults(&two(), &two()).is_empty());
+        assert!(faults(&one(1), &BTreeMap::new()).is_empty(), "another kernel, or one that does not tell");
     }
 
     #[test]

@@ -35,8 +35,8 @@ const _: () = assert!(size_of::<Block>() == 64);
 
 /// Protocol and length of a packet in one word: a function of the kernel takes five arguments.
 #[inline(always)]
-pub(super) fn flow(protocol: Protocol, ip_bytes: u16) -> u32 {
-    u32::from(protocol.number()) << 16 | u32::from(ip_bytes)
+pub(super) fn flow(protocol: Protocol, ip_bytes: u32) -> u32 {
+    u32::from(protocol.number()) << 16 | ip_bytes & 0xffff
 }
 
 /// Looks up the way of a packet that came in at `ingress`; where it does not go because of its size, the bytes that would, and
@@ -68,11 +68,9 @@ fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> [u
     let at = (&raw mut block).cast::<bpf_fib_lookup>();
     // SAFETY: the context is the program's own, and the block has the size and the fields of the kernel's.
     let code = unsafe { helpers::bpf_fib_lookup(ctx, at, 64, 0) };
-    let [.., c, d] = block.head.to_ne_bytes();
-    let mtu = u16::from_ne_bytes([c, d]);
-    // Kernels before 5.12 leave the packet's own size there.
-    if code == TOO_BIG && mtu < ip_bytes {
-        return [0, u32::from(mtu), 0, 0];
+    if code == TOO_BIG {
+        let [.., c, d] = block.head.to_ne_bytes();
+        return [0, u32::from(u16::from_ne_bytes([c, d])), 0, 0];
     }
     // Zero is `BPF_FIB_LKUP_RET_SUCCESS`; everything else means that the stack would not forward it either.
     if code != 0 {

@@ -459,7 +459,8 @@ impl<const IS_RARE: bool> Env for Tc<'_, IS_RARE> {
     }
 
     #[inline(always)]
-    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Result<Way, u32> {
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u32) -> Result<Way, u32> {
+        let ip_bytes = if self.segment_payload().is_some() { 0 } else { ip_bytes };
         fib::next_hop(self.ctx.as_ptr(), self.ingress(), endpoint, fib::flow(protocol, ip_bytes))
     }
 

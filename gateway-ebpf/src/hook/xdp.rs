@@ -267,7 +267,7 @@ impl<const IS_RARE: bool> Env for Xdp<'_, IS_RARE> {
     }
 
     #[inline(always)]
-    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u16) -> Result<Way, u32> {
+    fn next_hop(&mut self, endpoint: &Endpoint, protocol: Protocol, ip_bytes: u32) -> Result<Way, u32> {
         fib::next_hop(self.ctx.as_ptr(), self.ingress, endpoint, fib::flow(protocol, ip_bytes))
     }
 }

@@ -23,7 +23,11 @@ use aya::{
     },
     sys::{Stats, enable_stats},
 };
-use gateway_common::{aside::Aside, counter::Hook, receive::Receive};
+use gateway_common::{
+    aside::{Aside, SWEEP},
+    counter::Hook,
+    receive::Receive,
+};
 use gateway_tests::cgroup::Cgroup;
 use gateway_userspace::kernel::{AttachMode, Beside, Kernel, Settings, cleanup};
 
@@ -65,7 +69,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    for name in Aside::ALL.map(Aside::name) {
+    for name in Aside::ALL.map(Aside::name).into_iter().chain([SWEEP]) {
         match load_aside(&mut ebpf, name).and_then(|()| verified(&mut ebpf, name)) {
             Ok(n) => println!("ok {name}: loads\nverified {name} {n}"),
             Err(error) => {

@@ -49,7 +49,7 @@ pub use crate::tables::Tables;
 
 /// An interface whose routes take packets of so many bytes.
 pub const NARROW: u32 = 78;
-const NARROW_BYTES: u16 = 1_300;
+const NARROW_BYTES: u32 = 1_300;
 
 /// Buckets of the flow tables of a test.
 pub const BUCKETS: u32 = 64;
@@ -243,10 +243,10 @@ impl Env for Memory {
         Cookie::from_word(self.maps.tables.borrow().cookie)
     }
 
-    fn next_hop(&mut self, _endpoint: &Endpoint, _protocol: Protocol, ip_bytes: u16) -> Result<Way, u32> {
+    fn next_hop(&mut self, _endpoint: &Endpoint, _protocol: Protocol, ip_bytes: u32) -> Result<Way, u32> {
         let hop = self.run.next_hop.as_ref().ok_or(0_u32)?;
         let is_too_big = hop.interface == NARROW && ip_bytes > NARROW_BYTES;
-        if is_too_big { Err(u32::from(NARROW_BYTES)) } else { Ok(Way::from(hop)) }
+        if is_too_big { Err(NARROW_BYTES) } else { Ok(Way::from(hop)) }
     }
 }
 

@@ -288,7 +288,7 @@ fn what_the_way_does_not_take_is_told_what_fits() {
         })
     };
     // What the kernel's tables say is no test's to choose.
-    check_on_host(vec![
+    check_on_host(&[
         too_big("translated", 1_261, Mode::NAT),
         too_big("with what the tunnel puts in front", 1_241, Mode::DSR_IPIP),
     ]);

@@ -95,8 +95,8 @@ pub(super) static SYN_COOKIES: Table = Table {
           while, connections begin as usual again. For what the agent serves, as soon as the queue of the listening socket \
           is full (always, where `net.ipv4.tcp_syncookies` is 2; with 0, never). For `forwarding: nat`, at once, and the \
           endpoint is asked when the client has proven to be there; connections to endpoints on this node always begin as \
-          usual. The same for all listeners of an address and port. With `newFlows`, what that refuses is not answered; for `forwarding: \
-          nat`, its `perSecond` counts a connection when the cookie has come back.",
+          usual. The same for all listeners of an address and port. With `newFlows`, what that refuses is not answered; for \
+          `forwarding: nat`, its `perSecond` counts a connection when the cookie has come back.",
     fields: &[Field {
         key: "perSecond",
         shape: Shape::Integer { min: 1, max: 10_000_000 },
