@@ -148,20 +148,38 @@ async fn attack(mode: &str, options: &[&str]) {
     let origin = Origin::serve("127.0.0.1:0".parse().unwrap(), handler).await;
     let (agent, alone) = (Agent::start(origin.addr, "").await, Agent::start(origin.addr, "").await);
     let mut clients = [Client::http1(agent.addr).await, Client::http1(alone.addr).await];
-    let quiet = window(&mut clients).await;
+    // Who else uses the machine does so for seconds: what the attack does, it does every time.
+    for _ in 0..ATTEMPTS {
+        let [attacked, alone] = compared(&agent, (mode, options), &mut clients).await;
+        println!("{mode}: {attacked:?}, and {alone:?} where there is no attack");
+        if attacked < (alone * 2).max(alone + TURN) {
+            return;
+        }
+    }
+    panic!("{mode}: its clients wait too long, {ATTEMPTS} times in a row");
+}
+
+/// How often a mode is run at most.
+const ATTEMPTS: usize = 3;
+
+/// The medians of both agents' windows under an attack on the first.
+async fn compared(
+    agent: &Agent,
+    (mode, options): (&str, &[&str]),
+    clients: &mut [Client; 2],
+) -> [Duration; 2] {
+    let quiet = window(clients).await;
     let mut windows = Vec::new();
     // One mode is over as soon as it is answered, and goes on as often as it takes to measure something.
     for _ in 0..20 {
-        windows.extend(attacked(&agent, (mode, options), &mut clients).await);
+        windows.extend(attacked(agent, (mode, options), clients).await);
         if windows.len() >= LEAST {
             break;
         }
     }
     println!("{mode}: before {quiet:?}, then {windows:?}");
     assert!(windows.len() >= LEAST, "{mode}: there were only {} windows", windows.len());
-    let [attacked, alone] = [0, 1].map(|which| median(windows.iter().map(|window| window[which]).collect()));
-    println!("{mode}: {attacked:?}, and {alone:?} where there is no attack");
-    assert!(attacked < (alone * 2).max(alone + TURN), "{mode}: {attacked:?} instead of {alone:?}");
+    [0, 1].map(|which| median(windows.iter().map(|window| window[which]).collect()))
 }
 
 /// Windows that began and ended while `slowhttptest` was at it.
