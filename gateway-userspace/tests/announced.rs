@@ -28,7 +28,7 @@ use gateway_userspace::{
     prober,
     snapshot::{
         Snapshot,
-        service::{CheckKind, EndpointTls, Trust, UpstreamProtocol},
+        service::{CheckKind, UpstreamProtocol},
     },
 };
 use http::{Request, Response};
@@ -112,15 +112,7 @@ async fn every_client_has_connections_of_its_own_and_they_end_with_it() {
         let endpoint = told(terms).await;
         let addr = free_addr();
         let mut snapshot = announced(addr, &endpoint, protocol);
-        snapshot.services[0].tls = is_secured.then(|| EndpointTls {
-            server_name: "app.internal".to_owned(),
-            trust: Trust {
-                origin: "ca.pem".to_owned(),
-                pem: ours.pem.as_bytes().into(),
-                is_of_system: false,
-            },
-            certificate: None,
-        });
+        snapshot.services[0].tls = is_secured.then(|| ours.towards("app.internal"));
         let proxy = Proxy::start(&snapshot);
         let mut clients = Vec::new();
         for n in 0..4 {

@@ -19,7 +19,7 @@ use gateway_userspace::{
     snapshot::{
         Snapshot,
         listener::Certificate,
-        service::{CheckKind, EndpointTls, Trust, UpstreamProtocol},
+        service::{CheckKind, EndpointTls, UpstreamProtocol},
     },
 };
 use support::{
@@ -32,12 +32,6 @@ use support::{
 };
 
 const NAME: &str = "app.internal";
-
-fn towards(authority: &Authority, name: &str) -> EndpointTls {
-    let pem: Arc<[u8]> = authority.pem.as_bytes().into();
-    let trust = Trust { origin: "ca.pem".to_owned(), pem, is_of_system: false };
-    EndpointTls { server_name: name.to_owned(), trust, certificate: None }
-}
 
 fn identity(authority: &Authority, name: &str) -> Certificate {
     let pair = authority.named(name);
@@ -75,7 +69,7 @@ async fn requests_reach_endpoints_over_tls_in_every_protocol() {
     {
         let origin = Origin::secured(ours.terms(NAME, &["h2", "http/1.1"], None)).await;
         let addr = free_addr();
-        let _proxy = Proxy::with_workers(&secured(addr, &[origin.addr], protocol, towards(&ours, NAME)), 1);
+        let _proxy = Proxy::with_workers(&secured(addr, &[origin.addr], protocol, ours.towards(NAME)), 1);
         let mut client = Client::http1(addr).await;
         for _ in 0..3 {
             let answer = client.call("POST", "a.test", "/", "some body").await.unwrap();
@@ -94,7 +88,7 @@ async fn large_bodies_pass_over_tls_in_both_directions() {
     for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2] {
         let origin = Origin::secured(ours.terms(NAME, &["h2", "http/1.1"], None)).await;
         let addr = free_addr();
-        let _proxy = Proxy::start(&secured(addr, &[origin.addr], protocol, towards(&ours, NAME)));
+        let _proxy = Proxy::start(&secured(addr, &[origin.addr], protocol, ours.towards(NAME)));
         let answer = Client::http1(addr).await.call("POST", "a.test", "/", body).await.unwrap();
         assert!(answer.body == body.as_bytes(), "{protocol:?}: {} bytes", answer.body.len());
     }
@@ -105,7 +99,7 @@ async fn endpoints_are_known_by_their_address_where_that_is_asked_for() {
     let ours = Authority::new("ours");
     let origin = Origin::secured(ours.terms("127.0.0.1", &[], None)).await;
     let addr = free_addr();
-    let tls = towards(&ours, "127.0.0.1");
+    let tls = ours.towards("127.0.0.1");
     let _proxy = Proxy::start(&secured(addr, &[origin.addr], UpstreamProtocol::Http1, tls));
     let answer = client::get(addr, "a.test", "/").await;
     assert_eq!((answer.status.as_u16(), answer.header("tls-name")), (200, "none"));
@@ -123,7 +117,7 @@ async fn an_endpoint_that_does_not_prove_who_it_is_gets_no_request() {
     ];
     for (what, origin, protocol) in cases {
         let addr = free_addr();
-        let proxy = Proxy::start(&secured(addr, &[origin.addr], protocol, towards(&ours, NAME)));
+        let proxy = Proxy::start(&secured(addr, &[origin.addr], protocol, ours.towards(NAME)));
         let answer = client::get(addr, "a.test", "/").await;
         assert_eq!(answer.status.as_u16(), 502, "{what}: {}", String::from_utf8_lossy(&answer.body));
         assert_eq!((faults(&proxy), origin.requests()), (1.0, 0), "{what}");
@@ -136,7 +130,7 @@ async fn a_request_that_no_endpoint_has_seen_goes_to_another_one() {
     let bad = Origin::secured(theirs.terms(NAME, &[], None)).await;
     let good = Origin::secured(ours.terms(NAME, &[], None)).await;
     let addr = free_addr();
-    let tls = towards(&ours, NAME);
+    let tls = ours.towards(NAME);
     let _proxy = Proxy::start(&secured(addr, &[bad.addr, good.addr], UpstreamProtocol::Http1, tls));
     for _ in 0..4 {
         let answer = Client::http1(addr).await.call("POST", "a.test", "/", "once").await.unwrap();
@@ -154,7 +148,7 @@ async fn the_agent_shows_its_certificate_and_says_so_where_that_is_not_enough() 
             [(None, 502), (Some(identity(&theirs, "agent")), 502), (Some(identity(&ours, "agent")), 200)]
         {
             let addr = free_addr();
-            let tls = EndpointTls { certificate, ..towards(&ours, NAME) };
+            let tls = EndpointTls { certificate, ..ours.towards(NAME) };
             let proxy = Proxy::start(&secured(addr, &[origin.addr], protocol, tls));
             let answer = client::get(addr, "a.test", "/").await;
             let said = String::from_utf8_lossy(&answer.body);
@@ -174,14 +168,14 @@ async fn new_terms_end_no_request_and_hold_for_the_next_one() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     let origin = Origin::secured(ours.terms(NAME, &[], None)).await;
     let addr = free_addr();
-    let before = secured(addr, &[origin.addr], UpstreamProtocol::Http1, towards(&ours, NAME));
+    let before = secured(addr, &[origin.addr], UpstreamProtocol::Http1, ours.towards(NAME));
     let proxy = Proxy::with_workers(&before, 1);
     assert_eq!(client::get(addr, "a.test", "/").await.status.as_u16(), 200);
     let mut client = Client::http1(addr).await;
     let slow = tokio::time::timeout(Duration::from_secs(5), client.get("a.test", "/slow"));
     let change = async {
         eventually("it is under way", Duration::from_secs(5), || origin.requests() == 2).await;
-        let after = secured(addr, &[origin.addr], UpstreamProtocol::Http1, towards(&theirs, NAME));
+        let after = secured(addr, &[origin.addr], UpstreamProtocol::Http1, theirs.towards(NAME));
         proxy.apply(&after).unwrap();
         client::get(addr, "a.test", "/").await
     };
@@ -217,15 +211,15 @@ async fn health_checks_go_over_the_same_tls() {
     for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2] {
         let alpn = &["h2", "http/1.1"];
         let origin = Origin::secured(ours.terms(NAME, alpn, None)).await;
-        assert_eq!(outcome(protocol, &origin, towards(&ours, NAME)).await, Outcome::Passed);
+        assert_eq!(outcome(protocol, &origin, ours.towards(NAME)).await, Outcome::Passed);
         assert_eq!((origin.requests(), origin.resumed()), (2, 0));
-        assert_eq!(outcome(protocol, &origin, towards(&theirs, NAME)).await, Outcome::Untrusted);
-        assert_eq!(outcome(protocol, &origin, towards(&ours, "other")).await, Outcome::Untrusted);
+        assert_eq!(outcome(protocol, &origin, theirs.towards(NAME)).await, Outcome::Untrusted);
+        assert_eq!(outcome(protocol, &origin, ours.towards("other")).await, Outcome::Untrusted);
     }
     let demanding = Origin::secured(ours.terms(NAME, &[], Some(&ours))).await;
     let http1 = UpstreamProtocol::Http1;
-    assert_eq!(outcome(http1, &demanding, towards(&ours, NAME)).await, Outcome::Untrusted);
-    let tls = EndpointTls { certificate: Some(identity(&ours, "agent")), ..towards(&ours, NAME) };
+    assert_eq!(outcome(http1, &demanding, ours.towards(NAME)).await, Outcome::Untrusted);
+    let tls = EndpointTls { certificate: Some(identity(&ours, "agent")), ..ours.towards(NAME) };
     assert_eq!(outcome(http1, &demanding, tls).await, Outcome::Passed);
 }
 
@@ -234,19 +228,19 @@ async fn what_cannot_be_used_is_refused_with_its_place() {
     let ours = Authority::new("ours");
     let origin = Origin::secured(ours.terms(NAME, &[], None)).await;
     let addr = free_addr();
-    let good = secured(addr, &[origin.addr], UpstreamProtocol::Http1, towards(&ours, NAME));
+    let good = secured(addr, &[origin.addr], UpstreamProtocol::Http1, ours.towards(NAME));
     let proxy = Proxy::start(&good);
     let mut other_key = identity(&ours, "agent");
     other_key.key_pem = identity(&ours, "other").key_pem;
-    let mut nobody = towards(&ours, NAME);
+    let mut nobody = ours.towards(NAME);
     nobody.trust.pem = Arc::from(&b"nothing"[..]);
     let mut of_system = nobody.clone();
     of_system.trust.is_of_system = true;
     for (tls, part) in [
-        (EndpointTls { certificate: Some(other_key), ..towards(&ours, NAME) }, "agent.pem: the private key"),
+        (EndpointTls { certificate: Some(other_key), ..ours.towards(NAME) }, "agent.pem: the private key"),
         (nobody, "it holds no authority"),
         (of_system, "it holds no authority"),
-        (towards(&ours, "a b"), "`serverName`"),
+        (ours.towards("a b"), "`serverName`"),
     ] {
         let refused = secured(addr, &[origin.addr], UpstreamProtocol::Http1, tls);
         let faults = proxy.apply(&refused).unwrap_err().to_string();

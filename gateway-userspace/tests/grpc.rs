@@ -16,7 +16,6 @@ use std::{
     fs,
     net::SocketAddr,
     process::{Child, Command, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
@@ -25,7 +24,7 @@ use gateway_userspace::{
     snapshot::{
         Snapshot,
         listener::{Certificate, Protocol},
-        service::{EndpointTls, Trust, UpstreamProtocol},
+        service::UpstreamProtocol,
     },
 };
 use support::{
@@ -191,10 +190,7 @@ async fn over_tls_on_both_sides() {
     snapshot.listeners[0].protocol = Protocol::Https;
     snapshot.listeners[0].certificates = vec![suite.certificate()];
     snapshot.services[0].protocol = UpstreamProtocol::H2;
-    let pem: Arc<[u8]> = suite.authority.pem.as_bytes().into();
-    let trust = Trust { origin: "ca.pem".to_owned(), pem, is_of_system: false };
-    snapshot.services[0].tls =
-        Some(EndpointTls { server_name: "server.internal".to_owned(), trust, certificate: None });
+    snapshot.services[0].tls = Some(suite.authority.towards("server.internal"));
     let _proxy = Proxy::start(&snapshot);
     suite.prove_all(addr, true).await;
 }

@@ -17,11 +17,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gateway_userspace::{
-    snapshot::{
-        Snapshot,
-        listener::Protocol,
-        service::{EndpointTls, Trust, UpstreamProtocol},
-    },
+    snapshot::{Snapshot, listener::Protocol, service::UpstreamProtocol},
     tunnel::Tunnels,
 };
 use http::{Method, Request, Response, StatusCode, Version};
@@ -261,15 +257,7 @@ async fn websocket_behind_tls_on_either_side_and_on_both() {
         let (plain, secure) = (free_addr(), free_addr());
         let mut snapshot = simple(plain, &[origin.addr]);
         snapshot.services[0].protocol = protocol;
-        snapshot.services[0].tls = Some(EndpointTls {
-            server_name: "app.internal".to_owned(),
-            trust: Trust {
-                origin: "ca.pem".to_owned(),
-                pem: ours.pem.as_bytes().into(),
-                is_of_system: false,
-            },
-            certificate: None,
-        });
+        snapshot.services[0].tls = Some(ours.towards("app.internal"));
         let mut https = wanted::listener("secure", secure, Protocol::Https);
         https.certificates = vec![wanted::certificate("a.test")];
         snapshot.routes[0].listeners.push(https.name.clone());
@@ -458,15 +446,7 @@ async fn what_an_endpoint_said_before_it_broke_off_reaches_the_client_and_then_i
         .await;
         let (addr, proxy) = start(origin.addr, UpstreamProtocol::Http1, |snapshot| {
             snapshot.routes[0].rules[0].tunnels.connect = true;
-            snapshot.services[0].tls = Some(EndpointTls {
-                server_name: "app.internal".to_owned(),
-                trust: Trust {
-                    origin: "ca.pem".to_owned(),
-                    pem: ours.pem.as_bytes().into(),
-                    is_of_system: false,
-                },
-                certificate: None,
-            });
+            snapshot.services[0].tls = Some(ours.towards("app.internal"));
         });
         let (mut sender, connection) =
             h2::client::handshake(TcpStream::connect(addr).await.unwrap()).await.unwrap();

@@ -13,6 +13,7 @@ use crate::{
     apt::{self, Package, Proof},
     build_ebpf, launch, process,
     setup::{self, Purpose},
+    toolchain::{self, LINKER_LLVM, Version},
     workspace::Workspace,
 };
 
@@ -23,30 +24,15 @@ const COUNTING: &str = "counting";
 /// How long the agent is kept busy for a record.
 const TIME: &str = "60s";
 
-/// A compiler, as far as records matter: they name functions as it does, and are in a format of its LLVM.
-struct Compiler {
-    release: String,
-    llvm: String,
+/// The compiler that builds the agent. Records name functions as it does, and are in a format of its LLVM.
+fn compiler() -> Result<Version> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    toolchain::version(Path::new(&rustc))
 }
 
-impl Compiler {
-    fn find() -> Result<Self> {
-        let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let version = process::output(Command::new(&rustc).arg("-vV"))
-            .with_context(|| format!("{} does not run", rustc.to_string_lossy()))?;
-        let field = |name: &str| {
-            let found = version.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-            found.map(str::to_owned).with_context(|| format!("the compiler does not say its {name}"))
-        };
-        let llvm = field("LLVM version:")?;
-        let llvm = llvm.split('.').next().unwrap_or_default().to_owned();
-        Ok(Self { release: field("release:")?, llvm })
-    }
-
-    /// Where a record for this compiler is, if there is one.
-    fn record(&self, workspace: &Workspace) -> PathBuf {
-        folder(workspace).join(format!("rustc-{}.profdata", self.release))
-    }
+/// Where a record for this compiler is, if there is one.
+fn place(compiler: &Version, workspace: &Workspace) -> PathBuf {
+    folder(workspace).join(format!("rustc-{}.profdata", compiler.release))
 }
 
 fn folder(workspace: &Workspace) -> PathBuf {
@@ -63,8 +49,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 
 /// Builds the agent as it is shipped; where it is.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let compiler = Compiler::find()?;
-    let record = compiler.record(workspace);
+    let compiler = compiler()?;
+    let record = place(&compiler, workspace);
     let flags = if record.is_file() {
         eprintln!("xtask: building the agent (profile {PROFILE}, with {})", shown(workspace, &record));
         // What changed since the record was made is built without it; how much that is shows when it is made anew.
@@ -85,7 +71,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
 pub(crate) fn record(workspace: &Workspace) -> Result<()> {
     setup::install(Purpose::Build)?;
     build_ebpf::run(workspace, false)?;
-    let compiler = Compiler::find()?;
+    let compiler = compiler()?;
     let merge = merger(&compiler)?;
     let counts = workspace.target.join("counts");
     eprintln!("xtask: building an agent that counts what it does");
@@ -95,7 +81,7 @@ pub(crate) fn record(workspace: &Workspace) -> Result<()> {
         fs::remove_dir_all(&counts).with_context(|| format!("cannot remove {}", counts.display()))?;
     }
     launch::soak_with(workspace, &agent, &["--time".to_owned(), TIME.to_owned()])?;
-    let record = compiler.record(workspace);
+    let record = place(&compiler, workspace);
     let folder = folder(workspace);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // Without functions that did not run, it is a sixth as large.
@@ -110,12 +96,12 @@ pub(crate) fn record(workspace: &Workspace) -> Result<()> {
 }
 
 /// The program that makes a record of counts, of the compiler's LLVM.
-fn merger(compiler: &Compiler) -> Result<PathBuf> {
+fn merger(compiler: &Version) -> Result<PathBuf> {
     let program = format!("llvm-profdata-{}", compiler.llvm);
     if let Some(found) = process::find(&program) {
         return Ok(found);
     }
-    if compiler.llvm != "22" {
+    if compiler.llvm != LINKER_LLVM {
         bail!(
             "there is no {program}, which the counts of rustc {} need: install LLVM {}",
             compiler.release,

@@ -21,7 +21,7 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 const LINKER_VERSION: &str = "0.13.0";
 
 /// The LLVM inside that linker. It reads the bitcode of compilers with this LLVM or an older one, not of newer ones.
-const LINKER_LLVM: u32 = 22;
+pub(crate) const LINKER_LLVM: u32 = 22;
 
 /// Debian's compiler, which brings a compiled `core` for the BPF target.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -114,15 +114,28 @@ fn active_rustc() -> Option<PathBuf> {
     Some(Path::new(&sysroot).join("bin/rustc"))
 }
 
+/// What a compiler says of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    /// Its release, as in `1.95.0`.
+    pub(crate) release: String,
+    /// The major version of its LLVM; zero when it does not say.
+    pub(crate) llvm: u32,
+}
+
+/// Asks a compiler for its version.
+pub(crate) fn version(rustc: &Path) -> Result<Version> {
+    let said = process::output(Command::new(rustc).arg("-vV"))
+        .with_context(|| format!("{} does not run", rustc.display()))?;
+    let field = |name: &str| said.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim();
+    let llvm = field("LLVM version:").split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    Ok(Version { release: field("release:").to_owned(), llvm })
+}
+
 /// Asks a compiler whether it can build for the BPF target.
 fn probe(rustc: &Path) -> Result<Compiler> {
     let shown = rustc.display();
-    let version =
-        process::output(Command::new(rustc).arg("-vV")).with_context(|| format!("{shown} does not run"))?;
-    let field = |name: &str| version.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("").trim();
-    let release = field("release:").to_owned();
-    let llvm: u32 =
-        field("LLVM version:").split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    let Version { release, llvm } = version(rustc)?;
     if llvm > LINKER_LLVM {
         bail!("{shown}: its LLVM {llvm} is newer than the LLVM {LINKER_LLVM} of bpf-linker {LINKER_VERSION}");
     }

@@ -1,5 +1,6 @@
 //! An authority, and certificates from it.
 
+use gateway_userspace::snapshot::service::{EndpointTls, Trust};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
     RootCertStore, ServerConfig,
@@ -33,6 +34,13 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// How an endpoint is spoken to whose certificate for `name` comes from here.
+    pub fn towards(&self, name: &str) -> EndpointTls {
+        let trust =
+            Trust { origin: "ca.pem".to_owned(), pem: self.pem.as_bytes().into(), is_of_system: false };
+        EndpointTls { server_name: name.to_owned(), trust, certificate: None }
     }
 
     /// For `NAME.test`, with a URI.
