@@ -5,17 +5,28 @@
 pub trait Taken {
     /// Bytes of the socket that the peer has acknowledged so far; none where nobody can tell. It may cost a system call.
     fn n_taken(&self) -> Option<u64>;
+
+    /// Bytes of the socket that the peer has not acknowledged; none where nobody can tell. It costs a system call.
+    fn n_queued(&self) -> Option<u64>;
 }
 
 impl<S: Taken + ?Sized> Taken for Box<S> {
     fn n_taken(&self) -> Option<u64> {
         (**self).n_taken()
     }
+
+    fn n_queued(&self) -> Option<u64> {
+        (**self).n_queued()
+    }
 }
 
 #[cfg(test)]
 impl Taken for tokio::io::DuplexStream {
     fn n_taken(&self) -> Option<u64> {
+        None
+    }
+
+    fn n_queued(&self) -> Option<u64> {
         None
     }
 }

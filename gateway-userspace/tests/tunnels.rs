@@ -17,6 +17,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gateway_userspace::{
+    net::sys,
     snapshot::{Snapshot, listener::Protocol, service::UpstreamProtocol},
     tunnel::Tunnels,
 };
@@ -470,6 +471,47 @@ async fn what_an_endpoint_said_before_it_broke_off_reaches_the_client_and_then_i
         let broken =
             format!("sluice_tunnels_total{{address=\"{addr}\",kind=\"connect\",outcome=\"broken\"}} ");
         eventually("it is counted", SOON, || proxy.metric(&broken) > 0.5).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_endpoint_said_before_it_left_reaches_a_client_that_is_still_sending() {
+    const N_BYTES: usize = 3_000_000;
+    for breaks_off in [false, true] {
+        let origin = Origin::raw(move |mut stream| async move {
+            stream.read_exact(&mut [0; 5]).await.unwrap();
+            stream.write_all(&vec![b'a'; N_BYTES]).await.unwrap();
+            if breaks_off {
+                // Everything is on its way, and then the connection is reset.
+                let queued = || sys::queued(&stream).unwrap();
+                eventually("it is taken", SOON, || queued() == 0).await;
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            } else {
+                stream.shutdown().await.unwrap();
+                // What comes now is not read: the connection is reset when it is closed.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+        let allow = |snapshot: &mut Snapshot| snapshot.routes[0].rules[0].tunnels.connect = true;
+        let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1, allow);
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(b"CONNECT db.test:5432 HTTP/1.1\r\nHost: db.test:5432\r\n\r\nhello").await.unwrap();
+        let head = read_until(&mut client, "\r\n\r\n").await;
+        let ahead = head.len() - head.find("\r\n\r\n").unwrap() - 4;
+        let (mut from, mut to) = client.into_split();
+        tokio::spawn(async move { while to.write_all(&[b'x'; 4_096]).await.is_ok() {} });
+        // The last bytes wait in the proxy's socket meanwhile.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut n_taken = ahead;
+        let mut room = vec![0; 64 * 1_024];
+        loop {
+            match tokio::time::timeout(SOON, from.read(&mut room)).await.unwrap() {
+                Ok(n @ 1..) => n_taken += n,
+                Ok(_) | Err(_) => break,
+            }
+        }
+        assert_eq!(n_taken, N_BYTES, "breaks off: {breaks_off}");
     }
 }
 

@@ -138,13 +138,16 @@ impl Accepted {
 
 impl Taken for Accepted {
     fn n_taken(&self) -> Option<u64> {
-        let queued = match &self.state {
+        // The end of the stream is queued like a byte.
+        self.n_queued().map(|queued| self.n_written.saturating_sub(queued))
+    }
+
+    fn n_queued(&self) -> Option<u64> {
+        match &self.state {
             State::Unwatched(stream) => sys::queued(stream),
             State::Watched(stream) => sys::queued(stream),
             State::Gone => None,
-        };
-        // The end of the stream is queued like a byte.
-        queued.map(|queued| self.n_written.saturating_sub(queued))
+        }
     }
 }
 

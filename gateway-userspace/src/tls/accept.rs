@@ -83,6 +83,10 @@ impl<S: Taken> Taken for TlsStream<S> {
     fn n_taken(&self) -> Option<u64> {
         self.get_ref().0.n_taken()
     }
+
+    fn n_queued(&self) -> Option<u64> {
+        self.get_ref().0.n_queued()
+    }
 }
 
 impl Acceptor {

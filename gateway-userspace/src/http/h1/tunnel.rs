@@ -4,6 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use http_body::Body as _;
@@ -13,11 +14,15 @@ use crate::{
     h1::out,
     http::{
         body::ResponseBody,
-        h1::{Connection, End},
+        h1::{Connection, End, LINGER, LINGER_BYTES},
     },
     metrics::tunnel::TunnelOutcome,
     taken::Taken,
+    timer::Wait,
 };
+
+/// How often is looked whether a client has taken what was written to it.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The way to the client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -36,6 +41,7 @@ where
     pub(super) async fn tunnel(&mut self, mut body: ResponseBody) -> End {
         self.wire.lock().open();
         let (mut way, mut is_uploading) = (Way::Open, true);
+        let mut is_client_there = false;
         let outcome = poll_fn(|cx| {
             if is_uploading && let Poll::Ready(ended) = body.poll_upload_end(cx) {
                 if ended.is_err() {
@@ -44,7 +50,10 @@ where
                 is_uploading = false;
             }
             match self.poll_download(&mut body, &mut way, cx) {
-                Poll::Ready(Err(_)) => return Poll::Ready(TunnelOutcome::Broken),
+                Poll::Ready(Err(end)) => {
+                    is_client_there = end == End::Linger;
+                    return Poll::Ready(TunnelOutcome::Broken);
+                }
                 Poll::Ready(Ok(())) if !is_uploading => return Poll::Ready(TunnelOutcome::Ended),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
@@ -53,9 +62,52 @@ where
         .await;
         body.end(outcome);
         match outcome {
-            TunnelOutcome::Ended | TunnelOutcome::Drained => End::Close,
-            TunnelOutcome::Broken | TunnelOutcome::Idle => End::Cut,
+            TunnelOutcome::Drained => return End::Close,
+            TunnelOutcome::Ended => self.leave(true).await,
+            TunnelOutcome::Broken if is_client_there => self.leave(false).await,
+            TunnelOutcome::Broken | TunnelOutcome::Idle => {}
         }
+        End::Cut
+    }
+
+    /// Leaves a client that may still be sending: the kernel resets a connection that is closed before everything was read,
+    /// and takes back what the client has not got. So that is waited for, and some of what comes is read. A connection that
+    /// broke off is not said to have ended.
+    async fn leave(&mut self, has_ended: bool) {
+        let (mut bound, mut look) = (Wait::default(), Wait::default());
+        let (mut n_forgotten, mut n_taken) = (0, None);
+        poll_fn(|cx| {
+            let mut wire = self.wire.lock();
+            let mut written = wire.poll_write(cx);
+            if has_ended && matches!(written, Poll::Ready(Ok(()))) {
+                written = wire.poll_shutdown(cx);
+            }
+            if matches!(written, Poll::Ready(Err(_))) {
+                return Poll::Ready(());
+            }
+            while n_forgotten < LINGER_BYTES {
+                match wire.poll_forget(cx) {
+                    Poll::Ready(Ok(n @ 1..)) => n_forgotten += n,
+                    // It has ended its side as well: what it has not got is not taken back.
+                    Poll::Ready(_) if written.is_ready() => return Poll::Ready(()),
+                    Poll::Ready(_) | Poll::Pending => break,
+                }
+            }
+            loop {
+                if written.is_ready() && wire.has_taken_all() {
+                    return Poll::Ready(());
+                }
+                if wire.n_taken() != n_taken {
+                    (n_taken, bound) = (wire.n_taken(), Wait::default());
+                }
+                if self.timer.poll(&mut bound, LINGER, cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                ready!(self.timer.poll(&mut look, LOOK, cx));
+                look = Wait::default();
+            }
+        })
+        .await;
     }
 
     /// Ready when the endpoint has ended its side and the client has been told.
@@ -75,7 +127,7 @@ where
                         let written = self.wire.lock().out.data(&mut out::Body::UntilClose, data);
                         written.map_err(|_| End::Cut)?;
                     }
-                    Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(End::Cut)),
+                    Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(End::Linger)),
                     Poll::Ready(None) => *way = Way::Ending,
                     Poll::Pending => is_waiting = true,
                 }

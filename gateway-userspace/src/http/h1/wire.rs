@@ -217,6 +217,11 @@ impl<S: Taken> Wire<S> {
     pub(super) fn n_taken(&self) -> Option<u64> {
         self.stream.n_taken()
     }
+
+    /// Whether the client has acknowledged everything that was written to its socket, or nobody can tell.
+    pub(super) fn has_taken_all(&self) -> bool {
+        self.stream.n_queued().is_none_or(|queued| queued == 0)
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
