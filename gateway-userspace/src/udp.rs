@@ -21,6 +21,7 @@ use crate::{
     endpoint::{Active, Health},
     guard::{Refused, Sources},
     limits,
+    memory::{Level, Memory},
     metrics::{
         Metrics,
         names::{BindLabels, Limit},
@@ -49,6 +50,8 @@ pub struct Forwarder {
     pub labels: BindLabels,
     /// What is remembered of sources, where no kernel program guards the address.
     pub guard: Option<Arc<Sources>>,
+    /// Says when memory is scarce: then no flow begins.
+    pub memory: Arc<Memory>,
 }
 
 struct Flow {
@@ -116,6 +119,10 @@ impl Forwarder {
         if !flows.by_client.contains_key(&client) {
             if let Some(refused) = self.limits(client) {
                 self.metrics.families.guarded.count(&self.labels, refused.as_str());
+                return Ok(());
+            }
+            if self.memory.level() != Level::Enough {
+                self.metrics.families.limit(Limit::MemoryConnections);
                 return Ok(());
             }
             let Some(flow) = self.begin(table, socket, client)? else { return Ok(()) };

@@ -20,7 +20,7 @@ use support::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -75,6 +75,26 @@ async fn with_little_memory_first_those_are_refused_who_can_be_told_and_then_all
     snapshot.listeners[0].certificates = vec![certificate("a.test")];
     let secured = Proxy::bounded(&snapshot, overload);
 
+    // Datagrams come back from wherever they are sent to.
+    let echo = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = echo.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut datagram = [0; 64];
+        while let Ok((n, from)) = echo.recv_from(&mut datagram).await {
+            echo.send_to(&datagram[..n], from).await.unwrap();
+        }
+    });
+    let datagrams = free_addr();
+    let mut snapshot = simple(datagrams, &[endpoint]);
+    snapshot.listeners[0].protocol = Protocol::Udp;
+    let forwarder = Proxy::bounded(&snapshot, overload);
+    let ask = async |socket: &UdpSocket| {
+        socket.send_to(b"who", datagrams).await.unwrap();
+        tokio::time::timeout(Duration::from_millis(500), socket.recv(&mut [0; 64])).await.is_ok()
+    };
+    let open = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    assert!(ask(&open).await);
+
     let connect = || async { client::tls(tls, "a.test", &["http/1.1"]).await };
     let mut kept = Client::over_http1(connect().await.unwrap()).await;
     assert_eq!(kept.get("a.test", "/").await.unwrap().status, 200);
@@ -98,6 +118,14 @@ async fn with_little_memory_first_those_are_refused_who_can_be_told_and_then_all
     assert!(refused(&secured, "memory_connections") > 0.5);
     let answer = kept.get("a.test", "/").await.unwrap();
     assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));
+
+    eventually("and so has the third", SOON, || {
+        forwarder.metric("sluice_memory_resident_bytes ") > forwarder.metric("sluice_memory_bound_bytes ")
+    })
+    .await;
+    assert!(!ask(&UdpSocket::bind("127.0.0.1:0").await.unwrap()).await, "no flow begins any more");
+    assert!(refused(&forwarder, "memory_connections") > 0.5);
+    assert!(ask(&open).await, "one that is open goes on");
 
     let second = weight(WEIGHT / 8);
     until("so is a twentieth more", plain, None).await;

@@ -81,6 +81,7 @@ pub struct Workers {
     connections: Tasks,
     metrics: Arc<Metrics>,
     guard: Option<Arc<Sources>>,
+    memory: Arc<Memory>,
 }
 
 #[derive(Debug)]
@@ -181,6 +182,7 @@ impl Workers {
             connections: Tasks::default(),
             metrics: Arc::clone(&settings.metrics),
             guard: settings.guard.clone(),
+            memory: Arc::clone(&settings.memory),
         })
     }
 
@@ -400,6 +402,7 @@ impl Socket {
                     tasks: thread.worker.tasks.clone(),
                     labels: Workers::labels(bind),
                     guard: workers.guard.clone(),
+                    memory: Arc::clone(&workers.memory),
                 };
                 let socket = tokio::net::UdpSocket::from_std(socket)?;
                 drop(

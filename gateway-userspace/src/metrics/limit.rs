@@ -23,7 +23,7 @@ pub enum Limit {
     Interims,
     /// Memory of the process, in requests that were refused.
     Memory,
-    /// Memory of the process, in connections that were refused.
+    /// Memory of the process, in connections and flows of UDP that were refused.
     MemoryConnections,
     /// Copies of requests, in number or in bytes that wait.
     Mirrors,
