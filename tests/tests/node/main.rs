@@ -195,6 +195,12 @@ fn reason(node: &Node, name: &str) -> f64 {
     ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
+/// What the agent says of itself.
+fn dump(node: &Node) -> serde_json::Value {
+    let (_, text) = node.node.run(|| get("/dump")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
 fn generation(node: &Node) -> f64 {
     let text = node.node.run(|| get("/metrics")).map_or(String::new(), |(_, text)| text);
     metric(&text, "sluice_config_generation").unwrap_or(0.0)

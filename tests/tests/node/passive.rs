@@ -13,7 +13,7 @@ use gateway_tests::{
     privilege,
 };
 
-use super::{L4, ROUTES, WEB, addr, alone, config, until};
+use super::{L4, ROUTES, WEB, addr, alone, config, dump, until};
 
 /// A whole window, a look, and three seconds for a machine with other things to do.
 const NOTICED: Duration = Duration::from_secs(4 + 1 + 3);
@@ -25,11 +25,6 @@ fn ask_patiently() -> io::Result<String> {
 
 fn ask_web() -> io::Result<String> {
     client::get(addr(WEB, 80), "www.example.org", "/", Duration::from_secs(5)).map(|(_, body)| body)
-}
-
-fn dump(node: &Node) -> serde_json::Value {
-    let (_, text) = node.node.run(|| get("/dump")).unwrap();
-    serde_json::from_str(&text).unwrap()
 }
 
 /// Endpoints of a service that clients' attempts took out, by index.

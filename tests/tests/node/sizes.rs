@@ -4,7 +4,7 @@ use std::{net::UdpSocket, thread, time::Duration};
 
 use gateway_tests::{netns::Ns, node::Node, privilege};
 
-use super::{L4, addr, alone, reason, until};
+use super::{L4, addr, alone, dump, reason, until};
 
 const PORT: u16 = 7_000;
 
@@ -69,4 +69,36 @@ fn what_a_route_says_of_sizes_holds() {
         reason(&node, "too_big_answered") > 0.5
     });
     until("it comes in pieces", Duration::from_secs(3), &node, || ask(&node.client, 1_350) == Some(1));
+}
+
+#[test]
+fn where_no_way_is_known_the_routing_table_says_what_fits() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let node = started(1);
+    // The routing table is asked by programs only where the stack forwards, too.
+    node.node.tool("sysctl", "-w net.ipv4.ip_forward=1").unwrap();
+    // Only a size that is locked counts for what is forwarded.
+    node.node.ip(&format!("route add {}/32 dev sl-e1 mtu lock 1300", Node::v4(0))).unwrap();
+    until("the way is known", Duration::from_secs(3), &node, || has_way(&node));
+    node.endpoints[0].ip("link set uplink arp off").unwrap();
+    node.node.ip("neigh flush dev sl-e1").unwrap();
+    until("the way is not known", Duration::from_secs(3), &node, || !has_way(&node));
+    ask(&node.client, 1);
+    until("nobody knows where it goes", Duration::from_secs(3), &node, || reason(&node, "no_next_hop") > 0.5);
+    assert!(reason(&node, "too_big_answered") < 0.5);
+    let lost = reason(&node, "no_next_hop");
+    until("the client is told", Duration::from_secs(3), &node, || {
+        ask(&node.client, 1_350);
+        reason(&node, "too_big_answered") > 0.5
+    });
+    assert!((reason(&node, "no_next_hop") - lost).abs() < 0.5, "none was lost without a word");
+}
+
+/// Whether the agent knows the way to the endpoint.
+fn has_way(node: &Node) -> bool {
+    let dump = dump(node);
+    dump["kernel"]["services"][0]["endpoints"][0]["nextHop"] == true
 }

@@ -50,10 +50,6 @@ fn started() -> Node {
     node
 }
 
-fn dump(node: &Node) -> serde_json::Value {
-    serde_json::from_str(&node.node.run(|| get("/dump")).unwrap().1).unwrap()
-}
-
 fn ask(to: &str) -> io::Result<String> {
     let (status, body) = client::get(addr(to, 80), "www", "/", PATIENCE)?;
     if status == 200 { Ok(body) } else { Err(io::Error::other(format!("status {status}"))) }
