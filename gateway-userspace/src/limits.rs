@@ -164,6 +164,13 @@ pub const TUNNEL_IDLE: Duration = Duration::from_hours(1);
 /// Tunnels that are open on one address; beyond it a request for one gets 503.
 pub const TUNNELS: usize = 16_384;
 
+/// Time for which an endpoint may be silent in the middle of a response where the route says nothing: as long as tunnels may.
+pub const RESPONSE_IDLE: Duration = Duration::from_hours(1);
+
+/// For so long after a request began, a kept connection that ends without an answer is taken for one that its endpoint had
+/// ended before: the request goes to the same endpoint again, and costs nobody anything.
+pub const RACE: Duration = Duration::from_secs(1);
+
 /// Time for a tunnel to end by itself after the drain began; then it is closed.
 pub const TUNNEL_DRAIN: Duration = Duration::from_secs(10);
 

@@ -131,7 +131,7 @@ pub enum Bind {
     /// Connections or flows, by packets in the kernel or by bytes here.
     Balanced(Arc<Balanced>),
     /// TLS that ends at the endpoint, by the name that clients ask for.
-    Passthrough(Box<Hosts<Arc<Balanced>>>),
+    Passthrough(Box<Hosts<Hosts<Arc<Balanced>>>>),
 }
 
 impl Bind {
@@ -206,6 +206,8 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// Bound on each try.
     pub backend_timeout: Option<Duration>,
+    /// How long an endpoint may be silent in the middle of a response.
+    pub idle_timeout: Option<Duration>,
     /// When requests are sent again.
     pub retry: retry::Policy,
     /// What clients may speak instead of HTTP.

@@ -24,7 +24,7 @@ use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use support::{
-    client::{Answer, Client},
+    client::{self, Answer, Client},
     eventually, free_addr,
     origin::Origin,
     proxy::Proxy,
@@ -95,6 +95,11 @@ async fn clients_are_sent_elsewhere() {
         );
         assert!(answer.body.is_empty());
     }
+    let elsewhere = free_addr();
+    let _other = proxy(elsewhere, origin.addr, "    - {filters: {redirect: {hostname: b.test}}}");
+    let asked = b"OPTIONS * HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n";
+    let answer = client::raw(elsewhere, asked).await;
+    assert!(answer.contains(&format!("\r\nlocation: http://b.test:{}/\r\n", elsewhere.port())), "{answer}");
     assert_eq!(origin.requests(), 0);
 }
 

@@ -14,6 +14,7 @@ mod support;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use gateway_userspace::{
+    name::ListenerName,
     net::proxy_protocol::{self, Ends},
     network::Network,
     snapshot::{
@@ -113,6 +114,27 @@ async fn tls_goes_by_name_to_the_endpoint_that_ends_it() {
     assert!(refused.to_string().contains("UnrecognisedName"), "{refused}");
     assert_eq!(name_behind(addr, "a.test").await.unwrap(), "a.test");
     assert_eq!(outcomes(&proxy, addr, "no_route"), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_most_specific_listener_comes_before_its_routes_however_they_are_written() {
+    let (of_name, of_any) = (secure_origin("name.test").await, secure_origin("any.test").await);
+    for is_turned in [false, true] {
+        let addr = free_addr();
+        // The listener of every name has the more specific routes.
+        let mut snapshot =
+            passthrough(addr, &[("x.a.test", of_any.addr), ("b.test", of_any.addr), ("", of_name.addr)]);
+        let mut narrow = snapshot.listeners[0].clone();
+        (narrow.name, narrow.hostname) = (ListenerName::new("narrow"), Some(hostname("*.a.test")));
+        snapshot.listeners.push(narrow);
+        snapshot.routes[2].listeners = vec![ListenerName::new("narrow")];
+        if is_turned {
+            snapshot.listeners.reverse();
+        }
+        let _proxy = Proxy::start(&snapshot);
+        assert_eq!(name_behind(addr, "x.a.test").await.unwrap(), "name.test");
+        assert_eq!(name_behind(addr, "b.test").await.unwrap(), "any.test");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,7 +25,7 @@ use support::{
     eventually, free_addr,
     origin::Origin,
     proxy::Proxy,
-    wanted::simple,
+    wanted::{self, simple},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -100,6 +100,90 @@ async fn a_client_that_leaves_ends_its_request() {
     eventually("all requests are at the endpoint", SOON, || open.load(Ordering::SeqCst) == 10).await;
     drop(clients);
     eventually("no request is left", SOON, || open.load(Ordering::SeqCst) == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_in_the_middle_of_a_response_ends_it_though_its_endpoint_is_silent() {
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&open);
+    let origin = Origin::raw(move |mut stream| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let mut bytes = [0; 1_024];
+            stream.read(&mut bytes).await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+                .await
+                .unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            while stream.read(&mut bytes).await.is_ok_and(|n| n > 0) {}
+            counted.fetch_sub(1, Ordering::SeqCst);
+        }
+    })
+    .await;
+    let addr = free_addr();
+    let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+    for is_reset in [false, true] {
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"first\r\n") {
+            seen.push(tokio::time::timeout(SOON, client.read_u8()).await.unwrap().unwrap());
+        }
+        assert_eq!(open.load(Ordering::SeqCst), 1);
+        if is_reset {
+            socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+        drop(client);
+        eventually("the endpoint is left", SOON, || open.load(Ordering::SeqCst) == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_a_connection_behind_a_body_go_no_further() {
+    let origin = Origin::raw(|mut stream| async move {
+        stream.read(&mut [0; 1_024]).await.unwrap();
+        let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nKeep-Alive: x\r\nX-End: 1\r\n\r\n";
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let addr = free_addr();
+    let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+    let (mut sender, connection) =
+        h2::client::handshake(TcpStream::connect(addr).await.unwrap()).await.unwrap();
+    tokio::spawn(async move { drop(connection.await) });
+    let request = http::Request::get("http://a.test/").body(()).unwrap();
+    let mut body = sender.send_request(request, true).unwrap().0.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "body");
+    assert!(body.data().await.is_none());
+    let trailers = body.trailers().await.unwrap().unwrap();
+    assert_eq!((trailers.len(), trailers["x-end"].as_bytes()), (1, &b"1"[..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_nobody_can_read_is_not_none() {
+    let origin = Origin::named("a").await;
+    let addr = free_addr();
+    let proxy = Proxy::start(&simple(addr, &[origin.addr]));
+    let answer = client::raw(addr, b"GET / HTTP/1.1\r\nHost: a.test\xff\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(proxy.metric("sluice_requests_refused_total{reason=\"host\"} ") > 0.5);
+    assert_eq!(origin.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_does_not_wait_for_the_body_says_that_the_connection_ends() {
+    let origin = Origin::named("a").await;
+    let addr = free_addr();
+    let mut snapshot = simple(addr, &[origin.addr]);
+    snapshot.routes[0].rules[0].matches = vec![wanted::exact("/only")];
+    let _proxy = Proxy::start(&snapshot);
+    let answer = raw(addr, "POST /none HTTP/1.1\r\nHost: a.test\r\nContent-Length: 100000\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    // What is here already is read over.
+    let request = "POST /none HTTP/1.1\r\nHost: a.test\r\nContent-Length: 4\r\n\r\nbody";
+    let answer = raw(addr, &request.repeat(2)).await;
+    assert_eq!(answer.matches("HTTP/1.1 404").count(), 2, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

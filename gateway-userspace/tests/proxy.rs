@@ -729,6 +729,33 @@ mod change {
         }
         assert!(tokio::net::TcpStream::connect(addr).await.is_err(), "nobody listens any more");
     }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_was_let_in_before_the_drain_is_answered() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let origin = Origin::named("a").await;
+        for _ in 0..10 {
+            let addr = free_addr();
+            let proxy = Proxy::with_workers(&simple(addr, &[origin.addr]), 1);
+            // The kernel has shaken hands with all of them, and each has said what it wants.
+            let mut clients = Vec::new();
+            for _ in 0..50 {
+                let mut client = std::net::TcpStream::connect(addr).unwrap();
+                std::io::Write::write_all(&mut client, b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").unwrap();
+                client.set_nonblocking(true).unwrap();
+                clients.push(tokio::net::TcpStream::from_std(client).unwrap());
+            }
+            let left = proxy.drain(Duration::from_secs(5)).await;
+            assert_eq!(left, 0);
+            for mut client in clients {
+                let mut answer = String::new();
+                client.read_to_string(&mut answer).await.unwrap();
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                drop(client.shutdown().await);
+            }
+        }
+    }
 }
 
 mod health {

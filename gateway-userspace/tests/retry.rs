@@ -248,6 +248,69 @@ async fn a_service_bears_so_many_retries_and_no_more() {
     assert_eq!(origin.requests(), 220);
 }
 
+/// Answers the first request of each connection, and leaves without an answer so long after the second.
+async fn leaving(after: Duration) -> (Origin, Arc<AtomicUsize>) {
+    let n_requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&n_requests);
+    let origin = Origin::raw(move |mut stream| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let mut room = [0; 1_024];
+            stream.read(&mut room).await.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            if stream.read(&mut room).await.is_ok_and(|n| n > 0) {
+                counted.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(after).await;
+            }
+        }
+    })
+    .await;
+    (origin, n_requests)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_a_kept_connection_long_after_it_came_is_not_repeated_for_nothing() {
+    for (after, status, n_all) in [(Duration::ZERO, 200, 3), (Duration::from_millis(1_500), 502, 2)] {
+        let (origin, n_requests) = leaving(after).await;
+        let addr = free_addr();
+        let _proxy = Proxy::with_workers(&with(addr, &[origin.addr], &policy(0, &[])), 1);
+        let mut client = Client::http1(addr).await;
+        assert_eq!(client.get("a.test", "/").await.unwrap().status, 200);
+        assert_eq!(client.get("a.test", "/").await.unwrap().status, status, "{after:?}");
+        assert_eq!(n_requests.load(Ordering::SeqCst), n_all, "{after:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_an_endpoint_refuses_are_retries_like_others() {
+    let n_streams = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&n_streams);
+    let origin = Origin::raw(move |stream| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                // The first is served, so that the connection is known to be good.
+                if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+                    respond.send_response(Response::new(()), true).unwrap();
+                } else {
+                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                }
+            }
+        }
+    })
+    .await;
+    let addr = free_addr();
+    let mut snapshot = with(addr, &[origin.addr], &policy(1, &[]));
+    snapshot.services[0].protocol = UpstreamProtocol::H2c;
+    let _proxy = Proxy::with_workers(&snapshot, 1);
+    let mut client = Client::http1(addr).await;
+    assert_eq!(client.get("a.test", "/").await.unwrap().status, 200);
+    assert_eq!(client.get("a.test", "/").await.unwrap().status, 503);
+    assert_eq!(n_streams.load(Ordering::SeqCst), 3, "once, and once again");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_body_is_sent_once() {
     let origin = failing(1, 503, Duration::from_millis(1)).await;

@@ -105,10 +105,15 @@ async fn endpoints_and_routes_learn_who_a_client_is_and_nobody_can_pretend() {
     let _proxy = Proxy::start(&snapshot);
     let ask = |mut client: Client| async move {
         let request = http::Request::get("/").header("host", "a.test").header("x-who", "root");
-        let request = request.header("x-forwarded-client-cert", "root").body(http_body_util::Full::default());
+        // Nor does a client take away what is said of it.
+        let request = request.header("connection", "x-who, x-forwarded-client-cert");
+        let request = request.header("connection", b"x-hop, \xff".as_slice());
+        let request = request.header("x-hop", "1").header("x-forwarded-client-cert", "root");
+        let request = request.body(http_body_util::Full::default());
         let answer = client.send(request.unwrap()).await.unwrap();
         assert_eq!(answer.header("origin"), "a", "the route of another client");
         assert_eq!(answer.header("seen-x-forwarded-client-cert"), "");
+        assert_eq!(answer.header("seen-x-hop"), "");
         answer.header("seen-x-who").to_owned()
     };
     assert_eq!(ask(Client::http1(plain).await).await, "");

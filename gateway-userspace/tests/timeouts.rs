@@ -541,3 +541,46 @@ async fn a_call_of_grpc_that_does_not_begin_is_not_left_in_silence_for_ever() {
     assert_eq!(end(&mut peer).await.status(), Some(200));
     assert_eq!(given_up(&proxy, "body"), 1);
 }
+
+/// Says something every tenth of a second, eight times, and then nothing more.
+async fn falling_silent() -> Origin {
+    Origin::raw(|mut stream| async move {
+        stream.read(&mut [0; 1_024]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            stream.write_all(b"1\r\na\r\n").await.unwrap();
+        }
+        drop(stream.read(&mut [0; 1]).await);
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_falls_silent_in_a_response_is_left() {
+    let origin = falling_silent().await;
+    let addr = free_addr();
+    let mut snapshot = simple(addr, &[origin.addr]);
+    snapshot.routes[0].rules[0].idle_timeout = Some(Duration::from_millis(400));
+    let _proxy = Proxy::start(&snapshot);
+    let started = Instant::now();
+    let mut stream = begun(addr, b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let answer = rest(&mut stream).await;
+    assert_eq!(answer.matches("\r\n1\r\na").count(), 8, "{answer}");
+    assert!(!answer.ends_with("0\r\n\r\n"), "the client sees that something is missing");
+    assert!((Duration::from_millis(1_100)..SOON).contains(&started.elapsed()), "{:?}", started.elapsed());
+
+    let (mut sender, connection) =
+        h2::client::handshake(TcpStream::connect(addr).await.unwrap()).await.unwrap();
+    tokio::spawn(async move { drop(connection.await) });
+    let request = http::Request::get("http://a.test/").body(()).unwrap();
+    let mut body = sender.send_request(request, true).unwrap().0.await.unwrap().into_body();
+    let mut n_bytes = 0;
+    let end = loop {
+        match tokio::time::timeout(SOON, body.data()).await.unwrap().unwrap() {
+            Ok(data) => n_bytes += data.len(),
+            Err(end) => break end,
+        }
+    };
+    assert_eq!((n_bytes, end.reason()), (8, Some(h2::Reason::CANCEL)));
+}

@@ -17,6 +17,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gateway_userspace::{
+    config::OverloadSettings,
     net::sys,
     snapshot::{Snapshot, listener::Protocol, service::UpstreamProtocol},
     tunnel::Tunnels,
@@ -28,7 +29,7 @@ use support::{
     frames::{END_HEADERS, HEADERS, PREFACE, Peer, block, frame, settings, window},
     free_addr,
     origin::Origin,
-    proxy::Proxy,
+    proxy::{CALM, Proxy},
     wanted::{self, simple},
 };
 use tokio::{
@@ -477,7 +478,8 @@ async fn what_an_endpoint_said_before_it_broke_off_reaches_the_client_and_then_i
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_endpoint_said_before_it_left_reaches_a_client_that_is_still_sending() {
     const N_BYTES: usize = 3_000_000;
-    for breaks_off in [false, true] {
+    const CONNECT: &str = "CONNECT db.test:5432 HTTP/1.1\r\nHost: db.test:5432\r\n\r\n";
+    for (breaks_off, head) in [(false, CONNECT), (true, CONNECT), (false, ""), (true, "")] {
         let origin = Origin::raw(move |mut stream| async move {
             stream.read_exact(&mut [0; 5]).await.unwrap();
             stream.write_all(&vec![b'a'; N_BYTES]).await.unwrap();
@@ -493,17 +495,22 @@ async fn what_an_endpoint_said_before_it_left_reaches_a_client_that_is_still_sen
             }
         })
         .await;
-        let allow = |snapshot: &mut Snapshot| snapshot.routes[0].rules[0].tunnels.connect = true;
-        let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1, allow);
+        let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1, |snapshot| {
+            snapshot.routes[0].rules[0].tunnels.connect = true;
+            if head.is_empty() {
+                snapshot.listeners[0].protocol = Protocol::Tcp;
+            }
+        });
         let mut client = TcpStream::connect(addr).await.unwrap();
-        client.write_all(b"CONNECT db.test:5432 HTTP/1.1\r\nHost: db.test:5432\r\n\r\nhello").await.unwrap();
-        let head = read_until(&mut client, "\r\n\r\n").await;
-        let ahead = head.len() - head.find("\r\n\r\n").unwrap() - 4;
+        client.write_all(format!("{head}hello").as_bytes()).await.unwrap();
+        if !head.is_empty() {
+            read_until(&mut client, "\r\n\r\n").await;
+        }
         let (mut from, mut to) = client.into_split();
         tokio::spawn(async move { while to.write_all(&[b'x'; 4_096]).await.is_ok() {} });
         // The last bytes wait in the proxy's socket meanwhile.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let mut n_taken = ahead;
+        let mut n_taken = 0;
         let mut room = vec![0; 64 * 1_024];
         loop {
             match tokio::time::timeout(SOON, from.read(&mut room)).await.unwrap() {
@@ -511,7 +518,7 @@ async fn what_an_endpoint_said_before_it_left_reaches_a_client_that_is_still_sen
                 Ok(_) | Err(_) => break,
             }
         }
-        assert_eq!(n_taken, N_BYTES, "breaks off: {breaks_off}");
+        assert_eq!(n_taken, N_BYTES, "breaks off: {breaks_off}, {head:?}");
     }
 }
 
@@ -605,6 +612,19 @@ async fn a_tunnel_whose_client_reads_slowly_is_not_idle_however_much_is_on_the_w
     // Now nothing is read; how long a connection of HTTP/2 may be so is another bound.
     eventually("it is counted", SOON, || ended("idle") > 0.5).await;
     drop(streams);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_tunnel_is_no_request_under_way() {
+    let origin = websocket_origin().await;
+    let other = Origin::named("a").await;
+    let addr = free_addr();
+    let mut snapshot = simple(addr, &[origin.addr]);
+    snapshot.services.push(wanted::service("other", &[other.addr]));
+    snapshot.routes[0].rules.push(wanted::rule(wanted::exact("/other"), &[("other", 1)]));
+    let _proxy = Proxy::bounded(&snapshot, OverloadSettings { requests: 1, ..CALM });
+    let _open = [over_h1(addr).await, over_h1(addr).await];
+    assert_eq!(client::get(addr, "a.test", "/other").await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -233,6 +233,7 @@ mod tests {
             mirrors: Vec::new(),
             request_timeout: None,
             backend_timeout: None,
+            idle_timeout: None,
             retry: crate::retry::Policy::DEFAULT,
             tunnels: crate::tunnel::Tunnels::DEFAULT,
         };

@@ -140,10 +140,11 @@ fn attached<'s>(snapshot: &'s Snapshot, listener: &'s Listener) -> impl Iterator
     snapshot.routes.iter().filter(|route| route.listeners.contains(&listener.name))
 }
 
-/// Where connections go, by the name that clients ask for.
-fn passthrough(snapshot: &Snapshot, shared: &Shared, listeners: &[&Listener]) -> Hosts<Arc<Balanced>> {
-    let mut by_host = Hosts::default();
+/// Where connections go, by the name that clients ask for: the most specific listener for it, then its most specific route.
+fn passthrough(snapshot: &Snapshot, shared: &Shared, listeners: &[&Listener]) -> Hosts<Hosts<Arc<Balanced>>> {
+    let mut by_listener = Hosts::default();
     for listener in listeners {
+        let by_host: &mut Hosts<_> = by_listener.entry(host(listener.hostname.as_ref()));
         for route in attached(snapshot, listener) {
             let balanced = Arc::new(balanced(snapshot, shared, listener, route.rules.first()));
             for hostname in route::hostnames(route, listener) {
@@ -151,7 +152,7 @@ fn passthrough(snapshot: &Snapshot, shared: &Shared, listeners: &[&Listener]) ->
             }
         }
     }
-    by_host
+    by_listener
 }
 
 /// The endpoints of all backends of a rule, as the kernel has them.

@@ -42,6 +42,7 @@ pub(super) fn table(
                 mirrors: mirrors(rule, services),
                 request_timeout: rule.request_timeout,
                 backend_timeout: rule.backend_timeout,
+                idle_timeout: rule.idle_timeout,
                 retry: rule.retry.clone(),
                 tunnels: rule.tunnels,
                 stats: shared.parts.metrics.route(&labels),

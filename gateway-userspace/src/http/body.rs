@@ -3,16 +3,17 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::{
     access::Line,
     endpoint::Active,
-    http::{load::UnderWay, tunnel::Tunnel},
+    http::{header, load::UnderWay, tunnel::Tunnel},
     metrics::tunnel::TunnelOutcome,
     net::sys,
     pool::{
@@ -49,8 +50,24 @@ pub(super) struct Streamed {
     _active: Active,
     /// When the whole exchange must be over.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// How long the endpoint may say nothing, how often it has said something, and how long it has not.
+    idle: Option<Duration>,
+    n_frames: u64,
+    silence: Option<Silence>,
     /// The body is that of a tunnel, and has another direction.
     tunnel: Option<Box<Tunnel>>,
+}
+
+/// Looks at an endpoint in the time for which it may say nothing: its response is broken off that much later at most.
+const LOOKS: u32 = 4;
+
+/// How long nothing has come.
+#[derive(Debug)]
+struct Silence {
+    look: Pin<Box<Sleep>>,
+    /// How often something had come at the last look.
+    seen: u64,
+    n_looks: u32,
 }
 
 /// The response took longer than the route allows.
@@ -59,7 +76,7 @@ pub struct TooLate;
 
 impl std::fmt::Display for TooLate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the response took longer than the route's request timeout")
+        f.write_str("the response took longer than the route allows")
     }
 }
 
@@ -146,7 +163,16 @@ impl Drop for ResponseBody {
 impl Streamed {
     /// What comes over `lease`.
     pub(super) fn new(incoming: Incoming, lease: Lease, active: Active) -> Box<Self> {
-        Box::new(Self { incoming, lease, _active: active, deadline: None, tunnel: None })
+        Box::new(Self {
+            incoming,
+            lease,
+            _active: active,
+            deadline: None,
+            idle: None,
+            n_frames: 0,
+            silence: None,
+            tunnel: None,
+        })
     }
 
     /// What it comes over.
@@ -157,6 +183,28 @@ impl Streamed {
     /// When the whole exchange must be over.
     pub(super) fn ends_by(&mut self, deadline: Option<Pin<Box<Sleep>>>) {
         self.deadline = deadline;
+    }
+
+    /// How long the endpoint may say nothing from now on, while somebody listens.
+    pub(super) const fn may_be_silent(&mut self, idle: Option<Duration>) {
+        self.idle = idle;
+    }
+
+    /// Ready when the endpoint has said nothing for too long.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(length) = self.idle.map(|idle| idle / LOOKS) else { return Poll::Pending };
+        let n_frames = self.n_frames;
+        let new = || Silence { look: Box::pin(tokio::time::sleep(length)), seen: n_frames, n_looks: 0 };
+        let silence = self.silence.get_or_insert_with(new);
+        loop {
+            ready!(silence.look.as_mut().poll(cx));
+            silence.n_looks = if silence.seen == n_frames { silence.n_looks + 1 } else { 0 };
+            if silence.n_looks >= LOOKS {
+                return Poll::Ready(());
+            }
+            silence.seen = n_frames;
+            silence.look.as_mut().reset(Instant::now() + length);
+        }
     }
 
     /// No other request goes over the connection behind it, if it is one for each request.
@@ -186,7 +234,16 @@ impl Streamed {
         {
             return Poll::Ready(Some(Err(Box::new(TooLate))));
         }
-        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            // Tunnels have two directions, and a bound for both.
+            Poll::Pending if self.tunnel.is_some() => return Poll::Pending,
+            Poll::Pending => {
+                ready!(self.poll_silence(cx));
+                return Poll::Ready(Some(Err(Box::new(TooLate))));
+            }
+        };
+        self.n_frames += 1;
         if let Some(tunnel) = &self.tunnel {
             if let Some(Ok(frame)) = &frame {
                 tunnel.received(frame);
@@ -222,6 +279,13 @@ impl Body for ResponseBody {
             Source::Text(text) => text.take().map(|text| Ok(Frame::data(text))),
             Source::Upstream(streamed) => ready!(streamed.poll_frame(cx)),
         };
+        // Fields of one connection are no other's, behind a body as in front of it (RFC 9110, section 6.5.1).
+        let mut frame = frame;
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            header::strip_hop_by_hop(trailers);
+        }
         if let Some(line) = &mut this.line {
             match &frame {
                 Some(Ok(frame)) => line.sent(frame.data_ref().map_or(0, Bytes::len)),

@@ -52,6 +52,9 @@ pub(super) async fn run(
     let Some(Bind::Http(bind)) = state.binds.get(&downstream.bind) else {
         return Fault::new(Kind::NoRoute).response(language);
     };
+    if parts.headers.contains_key(names::CONNECTION) {
+        header::forget_named(&mut parts.headers);
+    }
     trace::propagate(&mut parts.headers, worker.trace);
     let mut line = begin(worker, downstream, parts, started);
     let (routed, counted) = find(worker, &state, bind, downstream, (parts, n_fields));
@@ -64,7 +67,7 @@ pub(super) async fn run(
         Ok(routed)
     }) {
         Ok(routed) => {
-            let client = Client { downstream, interim };
+            let client = Client { downstream, interim, started };
             serve(worker, client, routed, message, &mut line).await.map_err(Stop::Fault)
         }
         Err(stop) => Err(stop),
@@ -97,7 +100,10 @@ pub(super) async fn run(
         line.duration(AccessField::HeadTime, elapsed);
     }
     response.body_mut().log(line);
-    response.body_mut().hold(under_way);
+    // A tunnel may be open for days, and has a bound of its own.
+    if !response.body().is_tunnel() {
+        response.body_mut().hold(under_way);
+    }
     drop(state);
     response
 }
@@ -169,7 +175,7 @@ fn find<'s>(
         return refuse(Refusal::HeadTooLarge, Kind::HeadTooLarge, &bind.unmatched);
     }
     let authority = header::authority(parts).unwrap_or_default();
-    if !header::is_sound(authority) {
+    if !header::is_sound(authority) || header::has_unreadable_host(parts) {
         return refuse(Refusal::Host, Kind::BadRequest, &bind.unmatched);
     }
     if !header::is_web(&parts.uri) {
@@ -237,6 +243,8 @@ struct Client<'a> {
     downstream: &'a Downstream,
     /// Takes what comes before the response.
     interim: &'a dyn Interim,
+    /// When it came.
+    started: Instant,
 }
 
 /// A version of HTTP, as the access log names it.
@@ -286,7 +294,7 @@ async fn serve(
     message: &mut Message,
     line: &mut Option<Box<Line>>,
 ) -> Result<Response<ResponseBody>, Fault> {
-    let Client { downstream, interim } = client;
+    let Client { downstream, interim, started } = client;
     let Routed { listener, identities, rule, prefix_bytes, wanted } = routed;
     message.body.clean_trailers(|| behind(worker, identities, listener.underscores));
     let parts = &mut message.head;
@@ -314,8 +322,15 @@ async fn serve(
         protocol: service.definition().protocol,
         has_body: !message.body.is_empty() && wanted.is_none(),
     };
-    let forward =
-        Forward { worker, downstream, service, retry: &rule.retry, timeout: rule.backend_timeout, interim };
+    let forward = Forward {
+        worker,
+        downstream,
+        service,
+        retry: &rule.retry,
+        timeout: rule.backend_timeout,
+        started,
+        interim,
+    };
     if let Some(wanted) = wanted {
         let mut opening = Opening::begin(worker, downstream, wanted, rule.tunnels)?;
         let client = message.body.take();
@@ -337,7 +352,8 @@ async fn serve(
     header::to_upstream(&mut message.head, &onward)?;
     filtered::ask(filters, backend, &mut message.head.headers);
     let forwarding = within_deadline(forward, timeout, message);
-    let (forwarded, deadline) = forwarding.await?;
+    let (mut forwarded, deadline) = forwarding.await?;
+    forwarded.body.may_be_silent(rule.idle_timeout);
     note(line, &forwarded);
     receive(forwarded, deadline).map(|response| filtered::answered(backend, response))
 }

@@ -84,7 +84,8 @@ fn redirect(
         },
         host: &host,
         port: downstream.bind.addr.port(),
-        path: parts.uri.path(),
+        // `*` is no path that anybody could be sent to.
+        path: if parts.uri.path().starts_with('/') { parts.uri.path() } else { "/" },
         prefix_bytes,
         query: parts.uri.query(),
     };

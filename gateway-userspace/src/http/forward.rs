@@ -1,6 +1,9 @@
 //! One request on its way to an endpoint: pick, connect or reuse, send; and again, as long as that cannot do harm.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt as _;
 use http::{Request, Response, request::Parts, response};
@@ -38,6 +41,8 @@ pub(super) struct Forward<'a> {
     pub(super) retry: &'a retry::Policy,
     /// Bound on each try.
     pub(super) timeout: Option<Duration>,
+    /// When the request began.
+    pub(super) started: Instant,
     /// Takes what comes before the response.
     pub(super) interim: &'a dyn Interim,
 }
@@ -195,7 +200,10 @@ impl Forward<'_> {
                 self.judge(Forwarded::new(response, lease, active, n_retries), message, keeper, n_retries)
             }
             Err(SendError::TimedOut) => Err(self.timed_out(message, keeper, n_retries)),
-            Err(cause) => Err(self.failed((&lease, freshness), &cause, message, keeper)),
+            Err(cause) => {
+                let is_kept = lease.origin() != Origin::Opened && freshness == Freshness::Any;
+                Err(self.failed((&lease, is_kept), &cause, message, (keeper, n_retries)))
+            }
         }
     }
 
@@ -238,13 +246,12 @@ impl Forward<'_> {
 
     fn failed(
         &self,
-        (lease, freshness): (&Lease, Freshness),
+        (lease, is_kept): (&Lease, bool),
         cause: &SendError,
         message: &mut Message,
-        keeper: Option<Keeper>,
+        (keeper, n_retries): (Option<Keeper>, usize),
     ) -> Failed {
         let is_down = lease.endpoint().health() == Health::Down;
-        let is_kept = lease.origin() != Origin::Opened && freshness == Freshness::Any && !is_down;
         if matches!(cause, SendError::Unaccepted) {
             self.service.unaccepted(lease.endpoint().addr());
         }
@@ -270,15 +277,22 @@ impl Forward<'_> {
             | SendError::Unsupported
             | SendError::TimedOut => (false, false),
         };
-        let burden = match (is_kept, is_seen) {
+        // A kept connection that ends at once was ended before the request came; later it was the request, perhaps.
+        let is_race = match cause {
+            SendError::Unsent => true,
+            SendError::Closed => self.worker.clock.now().duration_since(self.started) < limits::RACE,
+            _ => false,
+        };
+        let burden = match (is_kept && is_race && !is_down, is_seen) {
             (true, _) => Burden::SameEndpoint,
             (false, true) => Burden::Charged,
             (false, false) => Burden::OtherEndpoint,
         };
+        let is_paid = || n_retries < self.retry.attempts && self.withdraw();
         let may_repeat = is_harmless
             && fault.retry != Retry::Never
             && message.restore(keeper)
-            && (burden != Burden::Charged || self.withdraw());
+            && (burden != Burden::Charged || is_paid());
         Failed { fault, may_repeat, burden }
     }
 

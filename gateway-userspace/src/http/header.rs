@@ -84,6 +84,12 @@ pub fn authority(parts: &Parts) -> Option<&str> {
     }
 }
 
+/// Whether the host of a request is one that nobody can read: that is not to have none.
+pub fn has_unreadable_host(parts: &Parts) -> bool {
+    parts.uri.authority().is_none()
+        && parts.headers.get(header::HOST).is_some_and(|value| value.to_str().is_err())
+}
+
 /// Whether an authority is a host and at most a port, and nothing that another parser could read as something else (RFC
 /// 9110, section 4.2.4, on user information).
 pub fn is_sound(authority: &str) -> bool {
@@ -253,16 +259,22 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         is_other |= OF_A_CONNECTION.contains(name);
     }
     if is_connection {
-        for name in named(headers) {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
+        forget_named(headers);
     }
     if is_other {
         for name in &OF_A_CONNECTION {
             headers.remove(name);
         }
     }
+}
+
+/// Takes away the fields that `connection` makes a matter of one connection, and with them the word about it: what is
+/// written into a request from then on is ours, and no client makes it go.
+pub(super) fn forget_named(headers: &mut HeaderMap) {
+    for name in named(headers) {
+        headers.remove(name);
+    }
+    headers.remove(header::CONNECTION);
 }
 
 /// Fields that `connection` makes a matter of one connection.
@@ -278,9 +290,8 @@ fn named(headers: &HeaderMap) -> Vec<HeaderName> {
     }
     values
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         // Whoever names these wants to change what the message means, or who it seems to come from.
         .filter(|name| !ENDS_NOWHERE.contains(name) && !forwarded::is_one(name))
         .collect()

@@ -90,8 +90,16 @@ async fn send(
     message: &mut Message,
 ) {
     let timeout = Some(limits::BACKEND_REQUEST_TIMEOUT);
-    let forward =
-        Forward { worker, downstream, service, retry: &retry::Policy::NEVER, timeout, interim: &Nobody };
+    let started = worker.clock.now();
+    let forward = Forward {
+        worker,
+        downstream,
+        service,
+        retry: &retry::Policy::NEVER,
+        timeout,
+        started,
+        interim: &Nobody,
+    };
     let Ok(forwarded) = forward.run(message).await else { return };
     let mut body = ResponseBody::upstream(forwarded.body);
     let mut n_bytes = 0;

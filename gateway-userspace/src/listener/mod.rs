@@ -79,6 +79,8 @@ pub struct Workers {
     binds: Mutex<BTreeMap<BindKey, Vec<Socket>>>,
     /// Downstream connections, of all workers.
     connections: Tasks,
+    /// Loops that let connections in.
+    accepting: Tasks,
     metrics: Arc<Metrics>,
     guard: Option<Arc<Sources>>,
     memory: Arc<Memory>,
@@ -180,6 +182,7 @@ impl Workers {
             threads,
             binds: Mutex::default(),
             connections: Tasks::default(),
+            accepting: Tasks::default(),
             metrics: Arc::clone(&settings.metrics),
             guard: settings.guard.clone(),
             memory: Arc::clone(&settings.memory),
@@ -262,6 +265,8 @@ impl Workers {
     /// cut.
     pub async fn drain(mut self, deadline: Duration) -> usize {
         self.retire(|_| false);
+        // First whoever still waits to be let in: until then nobody knows that they are there.
+        self.accepting.ended(deadline).await;
         let left = self.connections.ended(deadline).await;
         for thread in &mut self.threads {
             thread.stop.start();
@@ -391,7 +396,7 @@ impl Socket {
                     guard: workers.guard.clone(),
                 };
                 let socket = Listener::new(socket)?;
-                drop(thread.worker.tasks.spawn("accept loop", loop_.run(socket, self.closing.drain())));
+                drop(workers.accepting.spawn("accept loop", loop_.run(socket, self.closing.drain())));
             }
             Kept::Udp(socket) => {
                 let forwarder = crate::udp::Forwarder {

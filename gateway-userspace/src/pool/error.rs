@@ -15,7 +15,7 @@ pub enum SendError {
     TimedOut,
     /// The response was not HTTP.
     Protocol,
-    /// Nothing of the request was sent.
+    /// Nothing of the request was sent, or the connection ended before the endpoint looked at it.
     Unsent,
     /// The endpoint did nothing with it, and said so: any request may be sent again.
     Refused,

@@ -52,11 +52,14 @@ impl From<h2::Error> for Failed {
         // Whether the endpoint said that it did nothing with the request (RFC 9113, section 8.7). Streams that a GOAWAY
         // covers go on; only those beyond its last one get this error.
         let is_unprocessed = cause.is_reset() && cause.reason() == Some(Reason::REFUSED_STREAM);
-        let is_refused = cause.is_remote() && (is_unprocessed || cause.is_go_away());
-        let error = match (is_refused, is_unaccepted(&cause)) {
-            (true, _) => SendError::Refused,
-            (false, true) => SendError::Unaccepted,
-            (false, false) => SendError::Closed,
+        let error = if cause.is_remote() && is_unprocessed {
+            SendError::Refused
+        } else if cause.is_remote() && cause.is_go_away() {
+            SendError::Unsent
+        } else if is_unaccepted(&cause) {
+            SendError::Unaccepted
+        } else {
+            SendError::Closed
         };
         Self { error, is_of_connection: !cause.is_reset() }
     }
@@ -120,7 +123,7 @@ pub(super) async fn send(
         Ok(sent) => sent,
         // The connection ended this moment: nothing was written.
         Err(cause) => {
-            let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { SendError::Refused };
+            let error = if is_unaccepted(&cause) { SendError::Unaccepted } else { SendError::Unsent };
             return Err(Failed { error, is_of_connection: true });
         }
     };

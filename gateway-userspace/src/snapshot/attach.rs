@@ -116,7 +116,9 @@ fn check_listeners(route: &DraftRoute, index: &Index<'_>, problems: &mut Problem
             let message = format!("tunnels have no meaning on a {word} listener");
             problems.fault(tunnels.place, message, "remove `tunnels`");
         }
-        if let Some(timeout) = rule.request_timeout.as_ref().or(rule.backend_timeout.as_ref()) {
+        if let Some(timeout) =
+            [&rule.request_timeout, &rule.backend_timeout, &rule.idle_timeout].into_iter().flatten().next()
+        {
             let message = format!("timeouts have no meaning on a {word} listener");
             problems.fault(timeout.place, message, "remove `timeouts`");
         }

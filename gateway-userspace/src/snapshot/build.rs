@@ -386,6 +386,10 @@ fn rule(draft: DraftRule) -> Rule {
             None => Some(limits::BACKEND_REQUEST_TIMEOUT),
             written @ Some(_) => bound(written),
         },
+        idle_timeout: match draft.idle_timeout {
+            None => Some(limits::RESPONSE_IDLE),
+            written @ Some(_) => bound(written),
+        },
         retry: draft.retry.map_or(retry::Policy::DEFAULT, |retry| retry.value),
         tunnels: draft.tunnels.map_or(Tunnels::DEFAULT, |tunnels| tunnels.value),
     }

@@ -126,6 +126,8 @@ pub struct DraftRule {
     pub request_timeout: Option<Located<Duration>>,
     /// Bound on each try; zero is none.
     pub backend_timeout: Option<Located<Duration>>,
+    /// How long an endpoint may be silent in the middle of a response; zero is for ever.
+    pub idle_timeout: Option<Located<Duration>>,
     /// When requests are sent again, if it is written.
     pub retry: Option<Located<retry::Policy>>,
     /// What clients may speak instead of HTTP, if it is written.

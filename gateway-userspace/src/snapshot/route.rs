@@ -39,6 +39,8 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// Bound on each try.
     pub backend_timeout: Option<Duration>,
+    /// How long an endpoint may be silent in the middle of a response.
+    pub idle_timeout: Option<Duration>,
     /// When requests are sent again.
     pub retry: retry::Policy,
     /// What clients may speak instead of HTTP.

@@ -217,6 +217,7 @@ fn rule(view: &View<'_>) -> DraftRule {
         mirrors: mirrors.iter().filter_map(filter::mirror).collect(),
         request_timeout: timeouts.and_then(|timeouts| timeouts.duration("request")),
         backend_timeout: timeouts.and_then(|timeouts| timeouts.duration("backendRequest")),
+        idle_timeout: timeouts.and_then(|timeouts| timeouts.duration("idle")),
         retry: view.table("retry").and_then(|retry| retry_policy(&retry)),
         tunnels: view.table("tunnels").and_then(|tunnels| tunnel_rules(&tunnels)),
     }

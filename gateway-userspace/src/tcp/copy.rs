@@ -4,14 +4,13 @@
 use std::{
     io,
     os::fd::{AsRawFd, RawFd},
-    pin::Pin,
+    pin::pin,
     sync::atomic::{AtomicU64, Ordering},
-    task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 
@@ -49,22 +48,112 @@ impl Moved {
     }
 }
 
-/// Copies until both sides have ended, or nothing moves for `idle`.
+/// Who broke a connection off.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Broken {
+    Client,
+    Endpoint,
+}
+
+/// Copies until both sides have ended, or nothing moves for `idle`. An endpoint that takes no more may still have said
+/// something: that goes on to its end.
 pub(super) async fn both_ways(
     client: &mut TcpStream,
     endpoint: &mut TcpStream,
     idle: Duration,
     moved: &Moved,
-) -> io::Result<Copied> {
+) -> Result<Copied, Broken> {
     // Of streams that live as long as this.
     let sockets = [&*client, &*endpoint].map(AsRawFd::as_raw_fd);
-    let mut client = Metered { inner: client, read: &moved.from_client, steps: &moved.steps };
-    let mut endpoint = Metered { inner: endpoint, read: &moved.from_endpoint, steps: &moved.steps };
-    tokio::select! {
-        copied = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut endpoint, COPY_BYTES, COPY_BYTES) => {
-            copied.map(|_| Copied::Ended)
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_endpoint, mut to_endpoint) = endpoint.split();
+    let mut up = pin!(one_way(&mut from_client, &mut to_endpoint, &moved.from_client, &moved.steps));
+    let mut down = pin!(one_way(&mut from_endpoint, &mut to_client, &moved.from_endpoint, &moved.steps));
+    let mut idle = pin!(until_idle(moved, sockets, idle));
+    let (mut is_up, mut is_down) = (true, true);
+    while is_up || is_down {
+        tokio::select! {
+            ended = &mut up, if is_up => match ended {
+                Ok(()) => is_up = false,
+                Err(Part::Read(cause)) => return Err(broken(&cause, Broken::Client)),
+                Err(Part::Write(cause)) => {
+                    tracing::debug!(%cause, "an endpoint takes no more");
+                    is_up = false;
+                }
+            },
+            ended = &mut down, if is_down => match ended {
+                Ok(()) => is_down = false,
+                Err(Part::Read(cause)) => return Err(broken(&cause, Broken::Endpoint)),
+                Err(Part::Write(cause)) => return Err(broken(&cause, Broken::Client)),
+            },
+            () = &mut idle => return Ok(Copied::Idle),
         }
-        () = until_idle(moved, sockets, idle) => Ok(Copied::Idle),
+    }
+    Ok(Copied::Ended)
+}
+
+fn broken(cause: &io::Error, by: Broken) -> Broken {
+    tracing::debug!(%cause, ?by, "a forwarded connection broke off");
+    by
+}
+
+/// Which part of a copy failed.
+enum Part {
+    Read(io::Error),
+    Write(io::Error),
+}
+
+/// Copies one direction to its end, which it passes on.
+async fn one_way(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    n_read: &AtomicU64,
+    steps: &AtomicU64,
+) -> Result<(), Part> {
+    let mut room = vec![0; COPY_BYTES];
+    loop {
+        let n = from.read(&mut room).await.map_err(Part::Read)?;
+        let mut rest = room.get(..n).unwrap_or_default();
+        if rest.is_empty() {
+            return to.shutdown().await.map_err(Part::Write);
+        }
+        n_read.fetch_add(u64::try_from(n).unwrap_or(u64::MAX), Ordering::Relaxed);
+        steps.fetch_add(1, Ordering::Relaxed);
+        while !rest.is_empty() {
+            let n = to.write(rest).await.map_err(Part::Write)?;
+            if n == 0 {
+                return Err(Part::Write(io::ErrorKind::WriteZero.into()));
+            }
+            steps.fetch_add(1, Ordering::Relaxed);
+            rest = rest.get(n..).unwrap_or_default();
+        }
+    }
+}
+
+/// How long a client is waited for that takes nothing of what it is still to get, and how often it is looked at.
+const LINGER: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(20);
+/// What is read of it meanwhile.
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// Waits until a client has got what was written to it. It may still be sending: the kernel resets a connection that is closed
+/// before everything was read, and takes back what the client has not got.
+pub(super) async fn delivered(client: &TcpStream) {
+    let (mut queued, mut n_read) = (sys::queued(client), 0);
+    let mut since = Instant::now();
+    while queued.is_some_and(|queued| queued > 0) && since.elapsed() < LINGER {
+        while n_read < LINGER_BYTES {
+            match client.try_read(&mut [0; 4 * 1024]) {
+                Ok(n @ 1..) => n_read += n,
+                Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => return,
+                Ok(_) | Err(_) => break,
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+        let now = sys::queued(client);
+        if now != queued {
+            (queued, since) = (now, Instant::now());
+        }
     }
 }
 
@@ -76,45 +165,5 @@ async fn until_idle(moved: &Moved, sockets: [RawFd; 2], idle: Duration) {
         let now = look();
         n_still = if now == seen { n_still + 1 } else { 0 };
         seen = now;
-    }
-}
-
-/// A stream that counts what passes.
-struct Metered<'m, S> {
-    inner: &'m mut S,
-    read: &'m AtomicU64,
-    steps: &'m AtomicU64,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<'_, S> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut *this.inner).poll_read(cx, buf);
-        let n = buf.filled().len().saturating_sub(before);
-        if n > 0 {
-            this.read.fetch_add(u64::try_from(n).unwrap_or(u64::MAX), Ordering::Relaxed);
-            this.steps.fetch_add(1, Ordering::Relaxed);
-        }
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<'_, S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut *this.inner).poll_write(cx, buf);
-        if polled.is_ready() {
-            this.steps.fetch_add(1, Ordering::Relaxed);
-        }
-        polled
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.get_mut().inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.get_mut().inner).poll_shutdown(cx)
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         proxy_protocol::{self, Ends},
     },
     state::{Balanced, Bind, BindKey, Published},
-    tcp::copy::Copied,
+    tcp::copy::{Broken, Copied},
     tls::hello::{Peek, Seen},
 };
 
@@ -88,18 +88,26 @@ async fn run(terms: Terms<'_>, bind: BindKey, mut client: TcpStream, peer: Socke
     let moved = copy::Moved::default();
     let copied = tokio::select! {
         copied = copy::both_ways(&mut client, &mut stream, idle, &moved) => copied,
-        () = active.endpoint().until_down() => Err(io::ErrorKind::ConnectionReset.into()),
+        () = active.endpoint().until_down() => {
+            tracing::debug!(%bind, "the endpoint of a forwarded connection is down");
+            Err(Broken::Client)
+        }
     };
     families.forwarded.moved(bind.addr, moved.counts());
     match copied {
-        Ok(Copied::Ended) => ForwardOutcome::Ended,
+        Ok(Copied::Ended) => {
+            copy::delivered(&client).await;
+            ForwardOutcome::Ended
+        }
         Ok(Copied::Idle) => {
             refuse(&client);
             refuse(&stream);
             ForwardOutcome::Idle
         }
-        Err(cause) => {
-            tracing::debug!(%cause, %bind, "a forwarded connection broke off");
+        Err(broken) => {
+            if broken == Broken::Endpoint {
+                copy::delivered(&client).await;
+            }
             refuse(&client);
             refuse(&stream);
             ForwardOutcome::Broken
@@ -128,7 +136,10 @@ async fn read_hello(client: &mut TcpStream) -> io::Result<(Vec<u8>, Option<Strin
 fn find(published: &Published, bind: BindKey, name: Option<&str>) -> Option<Arc<Balanced>> {
     match published.load().binds.get(&bind)? {
         Bind::Balanced(balanced) => Some(Arc::clone(balanced)),
-        Bind::Passthrough(hosts) => hosts.lookup(name.unwrap_or_default()).next().map(Arc::clone),
+        Bind::Passthrough(listeners) => {
+            let name = name.unwrap_or_default();
+            listeners.lookup(name).next()?.lookup(name).next().map(Arc::clone)
+        }
         Bind::Http(_) => None,
     }
 }

@@ -79,6 +79,7 @@ pub fn rule(matched: Match, backends: &[(&str, u32)]) -> Rule {
         mirrors: Vec::new(),
         request_timeout: None,
         backend_timeout: None,
+        idle_timeout: None,
         retry: retry::Policy::DEFAULT,
         tunnels: Tunnels::DEFAULT,
     }

@@ -113,6 +113,13 @@ pub(super) static TIMEOUTS: Table = Table {
             doc: "On each try, until the head of the response; at most `request`. It begins anew with each piece of the \
                   request's body, and does not run while the client has to send the next one.",
         },
+        Field {
+            key: "idle",
+            shape: TIMEOUT,
+            presence: Absent("one hour"),
+            doc: "Time without a byte of the endpoint in the middle of a response, while the client would take it; then the \
+                  response is broken off.",
+        },
     ],
     one_of: &[],
 };

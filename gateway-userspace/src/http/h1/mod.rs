@@ -79,11 +79,11 @@ pub(super) async fn serve<S>(
     loop {
         let mut wait = Wait::default();
         let next = poll_fn(|cx| {
-            // To be woken; once is enough, because the task stays the same.
-            if !is_asked && begun.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Err(End::Close));
+            // To be woken; once is enough, because the task stays the same. A request that is there already is answered all
+            // the same: its client was let in.
+            if !is_asked {
+                is_asked = begun.as_mut().poll(cx).is_pending();
             }
-            is_asked = true;
             connection.poll_next(&mut message, &mut wait, cx)
         });
         let ended = match next.await {
@@ -227,6 +227,8 @@ where
                 return Err(end);
             }
         };
+        // What nobody has taken of the request, nobody will.
+        message.body = RequestBody::empty();
         if response.body().is_tunnel() {
             let (parts, body) = response.into_parts();
             reply::tunnel(&mut self.wire.lock().out, &parts);
@@ -291,7 +293,7 @@ where
             spare::keep_fields(parts.headers);
             // Without a body, the connection to the endpoint is free before the head is written.
             let body = (form != Body::None).then_some(body);
-            Reply { body, form, keeps_alive: keeps_alive && form != Body::UntilClose }
+            Reply { body, form, keeps_alive: keeps_alive && form != Body::UntilClose, wait: Wait::default() }
         };
         let mut uptake = Uptake::default();
         poll_fn(|cx| self.poll_reply(&mut reply, &mut uptake, cx)).await?;
@@ -338,7 +340,11 @@ where
                 return Poll::Ready(Ok(()));
             }
             if is_waiting {
-                return Poll::Pending;
+                // A client that leaves is noticed only where its connection is watched.
+                if !wire.has_waited() {
+                    ready!(self.timer.poll(&mut reply.wait, limits::DEPARTURE, cx));
+                }
+                return wire.poll_gone(cx).map(|()| Err(End::Cut));
             }
         }
     }
@@ -382,6 +388,8 @@ struct Reply {
     body: Option<ResponseBody>,
     form: Body,
     keeps_alive: bool,
+    /// How long its next piece has been waited for, before its client is watched.
+    wait: Wait,
 }
 
 type Piece = Option<Result<http_body::Frame<Bytes>, crate::pool::body::BoxError>>;
