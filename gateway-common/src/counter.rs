@@ -38,7 +38,7 @@ pub struct ServiceCount {
     pub steered: u64,
     /// Packets dropped, whatever the reason.
     pub dropped: u64,
-    /// Flows that should have been remembered while their slot changed, and found no place.
+    /// Flows and clients that should have been remembered, found no place, and went on.
     pub unrecorded: u64,
 }
 

@@ -378,7 +378,7 @@ fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Resu
 
 /// A flow that finds no place in the table goes on all the same, and is counted.
 #[inline(always)]
-fn noted<M: Maps>(maps: &M, service: u32, is_noted: bool) {
+pub(crate) fn noted<M: Maps>(maps: &M, service: u32, is_noted: bool) {
     if !is_noted {
         maps.count_service(service, |count| count.unrecorded += 1);
     }
