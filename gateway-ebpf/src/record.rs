@@ -430,7 +430,9 @@ fn stay<M: Maps>(
     found: &Found<M::Row<FlowRows>>,
     is_settled: bool,
 ) {
-    if found.held.phase == Phase::OPENING && arrival.packet.flags.opens() {
+    // What is remembered of a client is no connection: its next one begins, and nothing comes once more.
+    let is_flow = arrival.who.client_port() != Port::NONE;
+    if is_flow && found.held.phase == Phase::OPENING && arrival.packet.flags.opens() {
         health::retry(maps, arrival, found.place.index());
     }
     if is_settled {
