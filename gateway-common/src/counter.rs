@@ -38,7 +38,7 @@ pub struct ServiceCount {
     pub steered: u64,
     /// Packets dropped, whatever the reason.
     pub dropped: u64,
-    /// Flows that should have been remembered while their slot changed, and found no place.
+    /// Flows and clients that should have been remembered, found no place, and went on.
     pub unrecorded: u64,
 }
 
@@ -341,7 +341,7 @@ reasons! {
     BadExtension = 53 "bad_extension" Dropped,
     /// A fragment that ends inside a unit of eight bytes or beyond the largest packet, or overlaps the header of TCP.
     BadFragment = 54 "bad_fragment" Dropped,
-    /// A first fragment that cannot be remembered: too many came at the same time.
+    /// A first fragment that cannot be remembered: there is no place for any. A full table forgets the oldest.
     FragmentsFull = 55 "fragments_full" Dropped,
     /// From a network that may not send to services.
     Denied = 60 "denied" Dropped,

@@ -55,11 +55,17 @@ impl Lesson {
         Self { source_port, destination_port, seen: now.count() as u16, protocol, pad: 0 }
     }
 
-    /// Whether it is too old to be believed.
+    /// Ticks since it came.
     #[inline(always)]
     #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the lower half")]
+    pub const fn age(self, now: Tick) -> u16 {
+        (now.count() as u16).wrapping_sub(self.seen)
+    }
+
+    /// Whether it is too old to be believed.
+    #[inline(always)]
     pub const fn is_over(self, now: Tick) -> bool {
-        (now.count() as u16).wrapping_sub(self.seen) > Self::TICKS
+        self.age(now) > Self::TICKS
     }
 }
 

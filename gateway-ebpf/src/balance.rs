@@ -102,8 +102,17 @@ fn remembered<E: Env>(
         arrival.proxied = 0;
         arrival.way_back = packet::way_back(env);
     }
-    let port = env.maps().apart(Stage::Record, arrival).get()?;
-    if arrival.mode == Mode::NAT && arrival.is_new != 0 && health::is_timed(arrival) {
+    let recorded = env.maps().apart(Stage::Record, arrival);
+    if arrival.mode != Mode::NAT {
+        if !recorded.is_number() {
+            // The endpoint is chosen, and without a port to be held for replies the packet needs no entry to get there.
+            record::noted(env.maps(), arrival.id, false);
+            arrival.is_new = u8::from(arrival.packet.flags.opens());
+        }
+        return Ok((None, Port::NONE));
+    }
+    let port = recorded.get()?;
+    if arrival.is_new != 0 && health::is_timed(arrival) {
         let _nothing = env.maps().apart(Stage::Begin, arrival).word();
     }
     Ok((None, port_of(port)))

@@ -189,6 +189,10 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
+    /// What a bucket holds at most: a quarter of the clock's round, twelve days of a thousand interrupts in a second. What is
+    /// further ahead could not be told from what is long over.
+    const DEEPEST: u64 = 1 << 62;
+
     #[inline(always)]
     pub(crate) fn of(rate: Rate, settings: &Settings) -> Self {
         if rate.per_second == 0 {
@@ -196,8 +200,15 @@ impl Pace {
         }
         let second = u64::from(settings.interrupts) << 32;
         let step = second / u64::from(rate.per_second);
+        let burst = u64::from(rate.burst);
+        // Asked before: the kernel's machine has no multiplication that says when it wrapped.
+        let deep = if burst > Self::DEEPEST.checked_div(step).unwrap_or(0) {
+            Self::DEEPEST
+        } else {
+            step.wrapping_mul(burst)
+        };
         // The clock moves by whole interrupts: what comes between two of them has to fit.
-        let most = step.wrapping_mul(u64::from(rate.burst)).max(2 << 32).max(step);
+        let most = deep.max(2 << 32).max(step);
         Self { step, most }
     }
 
@@ -376,5 +387,21 @@ mod tests {
         let through: usize = (0..250_u64).map(|tick| burst(&fast, &mut full_at, tick << 32)).sum();
         assert!((99_000..101_000).contains(&through), "{through}");
         assert_eq!(burst(&pace(1, 1), &mut 0, 0), 1, "the slowest lets one through");
+    }
+
+    #[test]
+    fn a_burst_of_months_is_none_of_nothing() {
+        // 2^24 seconds of 2^8 interrupts are one round of the clock.
+        let mut settings: Settings = bytemuck::Zeroable::zeroed();
+        settings.interrupts = 256;
+        for n in [1 << 24, (1 << 24) + 1, 100_000_000, u32::MAX] {
+            let pace = Pace::of(Rate { per_second: 1, burst: n }, &settings);
+            assert_eq!(pace.most, Pace::DEEPEST, "{n}");
+            assert_eq!(burst(&pace, &mut 0, 77 << 32), 1_000, "{n}");
+        }
+        let pace = Pace::of(Rate { per_second: 1, burst: 1 << 22 }, &settings);
+        assert_eq!(pace.most, Pace::DEEPEST, "the last that fits");
+        let pace = Pace::of(Rate { per_second: 1, burst: (1 << 22) - 1 }, &settings);
+        assert_eq!(pace.most, Pace::DEEPEST - (256 << 32));
     }
 }

@@ -82,6 +82,12 @@ impl Outcome {
         Self { word }
     }
 
+    /// Whether it is a number.
+    #[inline(always)]
+    pub const fn is_number(self) -> bool {
+        self.word >> 32 == 0
+    }
+
     /// As a result.
     ///
     /// # Errors
@@ -90,7 +96,7 @@ impl Outcome {
     #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the lower half of a word")]
     pub fn get(self) -> Result<u32, Reason> {
         let low = self.word as u32;
-        if self.word >> 32 == 0 {
+        if self.is_number() {
             return Ok(low);
         }
         // The few that a stage ends with; a table of all would be long code wherever a stage is called.

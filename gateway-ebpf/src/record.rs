@@ -378,7 +378,7 @@ fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Resu
 
 /// A flow that finds no place in the table goes on all the same, and is counted.
 #[inline(always)]
-fn noted<M: Maps>(maps: &M, service: u32, is_noted: bool) {
+pub(crate) fn noted<M: Maps>(maps: &M, service: u32, is_noted: bool) {
     if !is_noted {
         maps.count_service(service, |count| count.unrecorded += 1);
     }
@@ -430,7 +430,9 @@ fn stay<M: Maps>(
     found: &Found<M::Row<FlowRows>>,
     is_settled: bool,
 ) {
-    if found.held.phase == Phase::OPENING && arrival.packet.flags.opens() {
+    // What is remembered of a client is no connection: its next one begins, and nothing comes once more.
+    let is_flow = arrival.who.client_port() != Port::NONE;
+    if is_flow && found.held.phase == Phase::OPENING && arrival.packet.flags.opens() {
         health::retry(maps, arrival, found.place.index());
     }
     if is_settled {

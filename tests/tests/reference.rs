@@ -100,6 +100,32 @@ const fn kind(kind: Kind) -> &'static str {
 }
 
 #[test]
+fn documents_name_pins_that_exist() {
+    let root = layout::PIN_ROOT;
+    let tables = format!("{root}/v{}/", layout::LAYOUT_VERSION);
+    let flows = format!("flow-v{}", layout::FLOW_LAYOUT_VERSION);
+    let mut n_named = 0;
+    for page in std::fs::read_dir(expect::root().join("docs")).unwrap() {
+        let page = page.unwrap().path();
+        if page.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&page).unwrap();
+        for (named, present) in [(format!("{root}/v"), &tables), ("flow-v".to_owned(), &flows)] {
+            for (at, _) in text.match_indices(&named) {
+                let rest = &text[at..];
+                let number = rest[named.len()..].bytes().take_while(u8::is_ascii_digit).count();
+                let is_present = rest.starts_with(present.as_str())
+                    && present.trim_end_matches('/').len() == named.len() + number;
+                assert!(is_present, "{}: `{}`", page.display(), &rest[..named.len() + number]);
+                n_named += 1;
+            }
+        }
+    }
+    assert!(n_named >= 3, "{n_named}");
+}
+
+#[test]
 fn faults() {
     let mut text = String::from(
         "# Faults\n\nGenerated from the table that answers come from (`http::fault`); a test compares.\n\n\

@@ -52,9 +52,7 @@ pub(super) fn ingress<E: Env>(
         return Verdict::Pass(Reason::IcmpNoFlow);
     };
     if let Some(reason) = guard::refuses_message(env.maps(), arrival, settings, source) {
-        arrival.id = id;
-        guard::blames(env.maps(), arrival, settings, reason);
-        return dropped(env.maps(), id, Verdict::Drop(reason));
+        return refused(env.maps(), arrival, settings, id, reason);
     }
     let fails_open = standby::is_for(&service);
     if service.mode == Mode::AGENT && !(fails_open && table::holds_any(env.maps(), id)) {
@@ -73,6 +71,20 @@ pub(super) fn ingress<E: Env>(
     }
     let verdict = to_endpoint(env, arrival, settings, source, quote).unwrap_or_else(Verdict::Drop);
     dropped(env.maps(), id, verdict)
+}
+
+/// Drops an error whose sender is on a list.
+#[inline(always)]
+fn refused<M: Maps>(
+    maps: &M,
+    arrival: &mut Arrival,
+    settings: &Settings,
+    service: u32,
+    reason: Reason,
+) -> Verdict {
+    arrival.id = service;
+    guard::blames(maps, arrival, settings, reason);
+    dropped(maps, service, Verdict::Drop(reason))
 }
 
 /// The endpoint of the flow: the one that is remembered, else the one that the slot leads to. Notes its row and the
@@ -216,6 +228,9 @@ fn to_client<E: Env>(
     let answered = replies::find(env.maps(), settings, arrival.packet.key(), arrival.packet.is_v6())?;
     let reply = reply::seen(env.maps(), arrival.packet.key(), answered).filter(|reply| !reply.is_local)?;
     let service = reply.answered.who.service();
+    if let Some(reason) = guard::refuses_message(env.maps(), arrival, settings, source) {
+        return Some(refused(env.maps(), arrival, settings, service, reason));
+    }
     let verdict = back(env, arrival, source, quote, &reply).unwrap_or_else(Verdict::Drop);
     if let Verdict::Drop(_) = verdict {
         arrival.is_from(service, reply.answered.held.endpoint);

@@ -73,7 +73,7 @@ impl Spot {
 /// Remembers what a first piece told.
 ///
 /// # Errors
-/// [`Reason::FragmentsFull`] when the places are taken by packets that came just now.
+/// [`Reason::FragmentsFull`] when there is no place at all.
 #[inline(always)]
 pub(super) fn teach<M: Maps>(
     maps: &M,
@@ -87,7 +87,7 @@ pub(super) fn teach<M: Maps>(
     let now = maps.now(settings.tick_shift);
     let spot = Spot::of(settings, ip);
     let rows = maps.fragments(spot.bucket).ok_or(Reason::FragmentsFull)?;
-    let row = place::<M>(&rows, &spot, now).ok_or(Reason::FragmentsFull)?;
+    let row = place::<M>(&rows, &spot, now);
     let lesson = Lesson::new(source_port, destination_port, ip.protocol, now);
     // Readers see the tag before and after: half of a lesson is nobody's.
     M::swap(&row.tag, 0);
@@ -96,17 +96,25 @@ pub(super) fn teach<M: Maps>(
     Ok(())
 }
 
-/// The packet's own place, else one that nobody needs.
+/// The packet's own place, else the one whose lesson is the oldest: whoever sends first pieces only, to whatever address of
+/// the node, could hold the places that others need.
 #[inline(always)]
-fn place<'a, M: Maps>(rows: &'a FragmentRows, spot: &Spot, now: Tick) -> Option<&'a FragmentRow> {
+fn place<'a, M: Maps>(rows: &'a FragmentRows, spot: &Spot, now: Tick) -> &'a FragmentRow {
     let [a, b, c, d] = rows;
-    let all = [a, b, c, d];
-    for row in all {
-        if M::load(&row.tag) == spot.tag {
-            return Some(row);
+    let mut best = a;
+    let mut best_age = 0;
+    for row in [a, b, c, d] {
+        let tag = M::load(&row.tag);
+        if tag == spot.tag {
+            return row;
+        }
+        let age = if tag == 0 { u16::MAX } else { Lesson::from_word(M::load(&row.lesson)).age(now) };
+        if age > best_age {
+            best_age = age;
+            best = row;
         }
     }
-    all.into_iter().find(|row| M::load(&row.tag) == 0 || Lesson::from_word(M::load(&row.lesson)).is_over(now))
+    best
 }
 
 /// What the first piece told about this one; none when nobody saw it.

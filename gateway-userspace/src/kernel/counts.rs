@@ -178,6 +178,11 @@ impl Kernel {
         self.writer.maps().service_flows(service).entries
     }
 
+    /// Flows that are recorded with an endpoint, by its row.
+    pub fn endpoint_flows(&self, row: u32) -> u64 {
+        self.writer.maps().endpoint_flows(row)
+    }
+
     /// SYN cookies of a service, by its number.
     ///
     /// # Errors

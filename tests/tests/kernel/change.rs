@@ -204,17 +204,28 @@ fn what_is_remembered_holds() {
 
 #[test]
 fn a_flow_without_a_place_goes_on_and_is_counted() {
+    let full =
+        |name, packet: &Packet, (nth, flags): (u8, u16), track, (unrecorded, new_flows): (u64, u64)| {
+            goes(name, packet, nth, 256)
+                .with(move |world| {
+                    changing(world);
+                    fill(world, UDP4.0, world.now.after(100));
+                    world.change(UDP4, |service| service.flow_share = 256);
+                    world.change(TCP4, |service| (service.track, service.flags) = (track, flags));
+                })
+                .after(move |world| {
+                    let counts = world.tables.service_counts[&TCP4.0];
+                    assert_eq!((counts.unrecorded, counts.new_flows), (unrecorded, new_flows));
+                    assert_eq!(world.tables.service_flows[&UDP4.0], 256);
+                    assert_eq!(world.tables.live().count(), 256);
+                })
+        };
+    let sticky = Service::AFFINITY;
     check(vec![
-        goes("every place is another service's", &client(), 0, 256)
-            .with(|world| {
-                changing(world);
-                fill(world, UDP4.0, world.now.after(100));
-                world.change(UDP4, |service| service.flow_share = 256);
-            })
-            .after(|world| {
-                assert_eq!(world.tables.service_counts[&TCP4.0].unrecorded, 1);
-                assert_eq!(world.tables.service_flows[&UDP4.0], 256);
-            }),
+        full("every place is another service's", &client(), (0, 0), Track::CHANGE, (1, 0)),
+        full("of a service that remembers all", &client().syn(), (1, 0), Track::ALWAYS, (1, 1)),
+        full("in the middle of a connection", &client(), (1, 0), Track::ALWAYS, (1, 0)),
+        full("nor has its client a place", &client().syn(), (1, sticky), Track::ALWAYS, (2, 1)),
     ]);
 }
 

@@ -8,7 +8,7 @@ use gateway_common::{
     endpoint::{Endpoint, EndpointState},
     flow::{Phase, Tick},
     health::EndpointHealth,
-    service::{Mode, Track},
+    service::{Mode, Service, Track},
 };
 use gateway_tests::{
     packet::{ACK, FIN, Packet, RST, SYN, tcp, udp},
@@ -78,6 +78,30 @@ fn packets_tell_of_their_endpoints() {
         .leaves(|_| {})
         .after(|world| assert_eq!(health(world, TCP4.row() + 1).syn_retransmits, 1)),
     ]);
+}
+
+/// What is remembered of a client is no connection: its next SYN is not one that came once more.
+#[test]
+fn clients_of_endpoints_that_drain_send_nothing_twice() {
+    for mode in [Mode::NAT, Mode::DSR_L2] {
+        steps(
+            "the next connection of a client",
+            Hook::XdpBalance,
+            move |world| {
+                world.state(TCP4, EndpointState::DRAINING);
+                world.change(TCP4, |service| {
+                    (service.flags, service.affinity_ticks) = (Service::AFFINITY, 40);
+                    (service.mode, service.track) = (mode, Track::ALWAYS);
+                });
+            },
+            &[tcp(CLIENT4, VIP4).syn().bytes(), tcp("192.0.2.9:40001", VIP4).syn().bytes()],
+            Reason::Forwarded,
+            |world| {
+                assert_eq!(world.tables.live().count(), 3, "the client and two flows");
+                assert!((0..2).all(|nth| health(world, TCP4.row() + nth).syn_retransmits == 0));
+            },
+        );
+    }
 }
 
 /// What the answers of endpoints on this node tell is seen where they leave.

@@ -179,20 +179,37 @@ fn pieces_without_a_first_one_pass() {
 fn there_is_room_for_so_many() {
     let packet = udp(CLIENT4, DNS4);
     let first = pieces(&long(&packet), 0, 1, &[48]).remove(0);
-    let full = |ago: u16| {
+    let to_nobody = pieces(&long(&udp(CLIENT4, "10.0.0.1:9")), 0, 1, &[48]).remove(0);
+    // Tags that were in each bucket and are in one no more.
+    let gone = |world: &World| -> Vec<u64> {
+        let tags = |bucket: &FragmentBucket| bucket.packets.map(|packet| packet.tag);
+        let buckets: Vec<[u64; 4]> = world.tables.fragments.values().map(tags).collect();
+        [3, 5, 7, 9].into_iter().filter(|tag| !buckets.iter().all(|tags| tags.contains(tag))).collect()
+    };
+    let full = |ago: [u16; 4]| {
         move |world: &mut World| {
             let present = u16::try_from(world.now.count() & 0xffff).unwrap();
             let mut lesson = Lesson::new(Port::new(1), Port::new(2), packet_protocol(), world.now);
-            lesson.seen = present.wrapping_sub(ago);
-            let packets = [3, 5, 7, 9].map(|tag| Fragmented { tag, lesson });
+            let packets = [(3, ago[0]), (5, ago[1]), (7, ago[2]), (9, ago[3])].map(|(tag, ago)| {
+                lesson.seen = present.wrapping_sub(ago);
+                Fragmented { tag, lesson }
+            });
             for bucket in 0..u32::from(gateway_tests::kernel_run::FRAGMENTS) {
                 world.tables.fragments.insert(bucket, FragmentBucket { packets });
             }
         }
     };
     check(vec![
-        raw("all places are taken", first.clone(), Reason::FragmentsFull).with(full(0)).code(1),
-        raw("all places are old", first, Reason::Forwarded).with(full(4)).leaves(|_| {}),
+        raw("all places are taken", first.clone(), Reason::Forwarded)
+            .with(full([1, 3, 2, 1]))
+            .leaves(|_| {})
+            .after(move |world| assert_eq!(gone(world), [5], "the oldest gives way")),
+        raw("all were taken just now", first.clone(), Reason::Forwarded)
+            .with(full([0; 4]))
+            .leaves(|_| {})
+            .after(move |world| assert_eq!(gone(world), [3])),
+        raw("all places are old", first, Reason::Forwarded).with(full([4, 4, 5, 4])).leaves(|_| {}),
+        raw("of a packet to nobody", to_nobody, Reason::NoService).with(full([0; 4])).code(2),
     ]);
 }
 

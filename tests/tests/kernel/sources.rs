@@ -131,6 +131,28 @@ fn messages_about_flows_are_their_senders() {
             }),
         message("of a router to a client that is refused", DENY4, Reason::IcmpForwarded),
     ]);
+    let back = |name, rules: &'static [(&'static str, SourceRule)], reason| {
+        let request = tcp("10.0.0.1:20005", "10.0.0.10:8443");
+        let error = icmp_error("203.0.113.1", "10.0.0.1", (3, 3), 0, &request, 28);
+        raw(name, error.bytes(), reason).leaves(|_| {}).with(move |world| {
+            world.established(&tcp(CLIENT4, VIP4), TCP4.row(), 20_005, Phase::OPEN, world.now);
+            for (network, rule) in rules {
+                list(world, network, *rule);
+            }
+        })
+    };
+    check(vec![
+        back(
+            "to a client, of a router that is refused",
+            &[("203.0.113.0/24", SourceRule::DENY)],
+            Reason::Denied,
+        )
+        .after(|world| {
+            assert_eq!(refused(world).site, source::site(addr_of("203.0.113.1")));
+            assert_eq!(world.tables.service_counts[&TCP4.0].dropped, 1);
+        }),
+        back("to a client, of any other router", DENY4, Reason::IcmpForwarded),
+    ]);
 }
 
 /// Sets the bit of the client's network: the agent sets all of them for a network without any.

@@ -77,6 +77,12 @@ impl Numbers {
         Range { first: self.chunks[0], count: SlotChunk::chunks_for(self.n_slots) * 2 }
     }
 
+    /// Rows of an endpoint: its own, and those of ranges that became too small.
+    pub fn rows_of(&self, addr: SocketAddr) -> impl Iterator<Item = u32> {
+        let outgrown = self.outgrown.iter().filter(move |(_, of)| **of == addr).map(|(row, _)| *row);
+        self.members.get(&addr).copied().into_iter().chain(outgrown)
+    }
+
     fn owns(&self, row: u32) -> bool {
         row.checked_sub(self.rows.first).is_some_and(|local| local < self.rows.count)
     }

@@ -67,7 +67,8 @@ pub(super) static NEW_FLOWS: Table = Table {
             key: "burst",
             shape: BURST,
             presence: Absent("as many as in a second"),
-            doc: "New flows at once, after a pause.",
+            doc: "New flows at once, after a pause. In the kernel no more than come in twelve days, where its clock \
+                  interrupts a thousand times in a second.",
         },
         Field {
             key: "sourcePerSecond",
@@ -80,7 +81,8 @@ pub(super) static NEW_FLOWS: Table = Table {
             key: "sourceBurst",
             shape: BURST,
             presence: Absent("as many as in a second"),
-            doc: "New flows of one source at once, after a pause.",
+            doc: "New flows of one source at once, after a pause. In the kernel no more than come in twelve days, where its clock \
+                  interrupts a thousand times in a second.",
         },
     ],
     one_of: &[],

@@ -6,7 +6,7 @@ mod ways;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use crate::{
     address::{Assignment, Changes, Netlink, Routes},
     compile::{
-        id::{Full, Ids},
+        id::{Full, Ids, Numbers},
         image::{self, Made, Means, Retired, SocketRanges, Wanted},
     },
     control::{
@@ -41,7 +41,7 @@ use crate::{
     state::BindKey,
 };
 
-/// How long an endpoint that is no longer wanted keeps its row for the flows it still has.
+/// How long an endpoint that is no longer wanted keeps its rows for flows that nobody has recorded.
 const RETIRED: Duration = Duration::from_hours(1);
 
 /// The kernel and what the loop knows about it.
@@ -254,10 +254,13 @@ impl KernelSide {
         for left in left.into_iter().chain(image::left(&wanted, &self.image)) {
             retired.entry(left).or_insert(now);
         }
+        let kernel = self.kernel.lock();
+        let n_flows = |row| kernel.endpoint_flows(row);
         retired.retain(|(key, id), since| {
+            let ago = now.saturating_duration_since(*since);
             wanted.has(key)
                 && wanted.addrs(key).binary_search(&id.addr).is_err()
-                && now.saturating_duration_since(*since) < RETIRED
+                && keeps_rows(self.ids.services().get(key).map(Arc::as_ref), id.addr, ago, n_flows)
         });
         retired
     }
@@ -384,6 +387,17 @@ impl KernelSide {
     }
 }
 
+/// Whether an endpoint that left so long ago keeps its rows. Flows that are recorded with it would go on at another one
+/// without them, however busy they are.
+fn keeps_rows(
+    numbers: Option<&Numbers>,
+    addr: SocketAddr,
+    ago: Duration,
+    n_flows: impl Fn(u32) -> u64,
+) -> bool {
+    ago < RETIRED || numbers.is_some_and(|numbers| numbers.rows_of(addr).any(|row| n_flows(row) > 0))
+}
+
 fn full(what: &str, map: &str) -> Refusal {
     Refusal::Full(format!("no room for more {what} in {map}; want fewer of them"))
 }
@@ -398,4 +412,30 @@ pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_keeps_its_rows_while_one_of_them_holds_flows() {
+        let [one, other] = ["10.0.0.10:80", "10.0.0.11:80"].map(|addr| addr.parse::<SocketAddr>().unwrap());
+        let numbers = Numbers {
+            members: BTreeMap::from([(one, 7), (other, 8)]),
+            outgrown: BTreeMap::from([(3, one), (4, other)]),
+            ..Numbers::default()
+        };
+        let numbers = Some(&numbers);
+        let late = RETIRED + Duration::from_secs(1);
+        for (row, holder) in [(7, one), (3, one), (8, other), (4, other)] {
+            let n_flows = |asked: u32| u64::from(asked == row);
+            for addr in [one, other] {
+                assert_eq!(keeps_rows(numbers, addr, late, n_flows), addr == holder, "row {row}, {addr}");
+                assert!(keeps_rows(numbers, addr, RETIRED / 2, n_flows), "what is not recorded");
+            }
+        }
+        assert!(!keeps_rows(numbers, one, late, |_| 0));
+        assert!(!keeps_rows(None, one, late, |_| 1), "a service that is gone");
+    }
 }
