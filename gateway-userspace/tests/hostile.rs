@@ -110,7 +110,7 @@ async fn a_client_that_leaves_in_the_middle_of_a_response_ends_it_though_its_end
         let counted = Arc::clone(&counted);
         async move {
             let mut bytes = [0; 1_024];
-            stream.read(&mut bytes).await.unwrap();
+            assert!(stream.read(&mut bytes).await.unwrap() > 0);
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
                 .await
@@ -142,7 +142,7 @@ async fn a_client_that_leaves_in_the_middle_of_a_response_ends_it_though_its_end
 #[tokio::test(flavor = "multi_thread")]
 async fn fields_of_a_connection_behind_a_body_go_no_further() {
     let origin = Origin::raw(|mut stream| async move {
-        stream.read(&mut [0; 1_024]).await.unwrap();
+        assert!(stream.read(&mut [0; 1_024]).await.unwrap() > 0);
         let answer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\nKeep-Alive: x\r\nX-End: 1\r\n\r\n";
         stream.write_all(answer.as_bytes()).await.unwrap();
     })

@@ -256,7 +256,7 @@ async fn leaving(after: Duration) -> (Origin, Arc<AtomicUsize>) {
         let counted = Arc::clone(&counted);
         async move {
             let mut room = [0; 1_024];
-            stream.read(&mut room).await.unwrap();
+            assert!(stream.read(&mut room).await.unwrap() > 0);
             counted.fetch_add(1, Ordering::SeqCst);
             stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
             if stream.read(&mut room).await.is_ok_and(|n| n > 0) {

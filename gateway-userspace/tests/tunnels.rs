@@ -512,11 +512,8 @@ async fn what_an_endpoint_said_before_it_left_reaches_a_client_that_is_still_sen
         tokio::time::sleep(Duration::from_millis(300)).await;
         let mut n_taken = 0;
         let mut room = vec![0; 64 * 1_024];
-        loop {
-            match tokio::time::timeout(SOON, from.read(&mut room)).await.unwrap() {
-                Ok(n @ 1..) => n_taken += n,
-                Ok(_) | Err(_) => break,
-            }
+        while let Ok(n @ 1..) = tokio::time::timeout(SOON, from.read(&mut room)).await.unwrap() {
+            n_taken += n;
         }
         assert_eq!(n_taken, N_BYTES, "breaks off: {breaks_off}, {head:?}");
     }

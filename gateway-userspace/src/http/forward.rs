@@ -278,11 +278,9 @@ impl Forward<'_> {
             | SendError::TimedOut => (false, false),
         };
         // A kept connection that ends at once was ended before the request came; later it was the request, perhaps.
-        let is_race = match cause {
-            SendError::Unsent => true,
-            SendError::Closed => self.worker.clock.now().duration_since(self.started) < limits::RACE,
-            _ => false,
-        };
+        let is_race = matches!(cause, SendError::Unsent | SendError::Unaccepted)
+            || matches!(cause, SendError::Closed)
+                && self.worker.clock.now().duration_since(self.started) < limits::RACE;
         let burden = match (is_kept && is_race && !is_down, is_seen) {
             (true, _) => Burden::SameEndpoint,
             (false, true) => Burden::Charged,

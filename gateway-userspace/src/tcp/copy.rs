@@ -6,12 +6,13 @@ use std::{
     os::fd::{AsRawFd, RawFd},
     pin::pin,
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
+    time::Instant,
 };
 
 use crate::net::sys;
