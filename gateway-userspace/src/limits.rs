@@ -19,6 +19,16 @@ pub const ACCEPT_DEFERRED_SECONDS: u8 = 1;
 /// way: most come sooner.
 pub const DEPARTURE: Duration = Duration::from_millis(50);
 
+/// How long a client is waited for whose connection ends, and that may still be sending: what is on its way to the client would
+/// be lost if the connection were reset.
+pub const LINGER: Duration = Duration::from_secs(2);
+
+/// How often is looked meanwhile whether the client has it.
+pub const LINGER_LOOK: Duration = Duration::from_millis(20);
+
+/// How much of what the client sends is read meanwhile.
+pub const LINGER_BYTES: usize = 256 * 1024;
+
 /// Time for an endpoint to begin its response where the route says nothing; then the client gets 504. As long as in nginx.
 pub const BACKEND_REQUEST_TIMEOUT: Duration = Duration::from_mins(1);
 

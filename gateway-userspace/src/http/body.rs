@@ -8,12 +8,12 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use crate::{
     access::Line,
     endpoint::Active,
-    http::{header, load::UnderWay, tunnel::Tunnel},
+    http::{header, load::UnderWay, still::Still, tunnel::Tunnel},
     metrics::tunnel::TunnelOutcome,
     net::sys,
     pool::{
@@ -53,21 +53,9 @@ pub(super) struct Streamed {
     /// How long the endpoint may say nothing, how often it has said something, and how long it has not.
     idle: Option<Duration>,
     n_frames: u64,
-    silence: Option<Silence>,
+    silence: Option<Still<u64>>,
     /// The body is that of a tunnel, and has another direction.
     tunnel: Option<Box<Tunnel>>,
-}
-
-/// Looks at an endpoint in the time for which it may say nothing: its response is broken off that much later at most.
-const LOOKS: u32 = 4;
-
-/// How long nothing has come.
-#[derive(Debug)]
-struct Silence {
-    look: Pin<Box<Sleep>>,
-    /// How often something had come at the last look.
-    seen: u64,
-    n_looks: u32,
 }
 
 /// The response took longer than the route allows.
@@ -192,19 +180,8 @@ impl Streamed {
 
     /// Ready when the endpoint has said nothing for too long.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(length) = self.idle.map(|idle| idle / LOOKS) else { return Poll::Pending };
-        let n_frames = self.n_frames;
-        let new = || Silence { look: Box::pin(tokio::time::sleep(length)), seen: n_frames, n_looks: 0 };
-        let silence = self.silence.get_or_insert_with(new);
-        loop {
-            ready!(silence.look.as_mut().poll(cx));
-            silence.n_looks = if silence.seen == n_frames { silence.n_looks + 1 } else { 0 };
-            if silence.n_looks >= LOOKS {
-                return Poll::Ready(());
-            }
-            silence.seen = n_frames;
-            silence.look.as_mut().reset(Instant::now() + length);
-        }
+        let (Some(idle), n_frames) = (self.idle, self.n_frames) else { return Poll::Pending };
+        self.silence.get_or_insert_with(|| Still::new(idle, n_frames)).poll(|| n_frames, cx)
     }
 
     /// No other request goes over the connection behind it, if it is one for each request.

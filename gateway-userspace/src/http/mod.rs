@@ -14,6 +14,7 @@ mod interim;
 pub mod load;
 mod mirror;
 pub mod serve;
+mod still;
 pub mod stream;
 pub mod trace;
 mod tunnel;

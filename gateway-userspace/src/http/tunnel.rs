@@ -9,13 +9,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use aws_lc_rs::{digest, rand};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 use http_body::{Body, Frame};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Sleep;
 
 use crate::{
     http::{
@@ -25,6 +26,7 @@ use crate::{
         fault::{Fault, Kind},
         forward::Forwarded,
         header as fields,
+        still::Still,
     },
     limits,
     metrics::{
@@ -173,8 +175,8 @@ impl Opening {
         fields::interim(&mut parts);
         self.open.open();
         let moved = Arc::clone(self.open.moved());
-        let look = self.tunnels.idle_timeout / LOOKS;
-        let tunnel = Box::new(Tunnel { open: self.open, look, still: None, grace: None });
+        let idle = self.tunnels.idle_timeout;
+        let tunnel = Box::new(Tunnel { open: self.open, idle, still: None, grace: None });
         body.open(RequestBody::new(Counted { body: client.patient(), moved }), tunnel);
         Ok(Response::from_parts(parts, ResponseBody::upstream(body)))
     }
@@ -212,26 +214,15 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// Looks at a tunnel in the time after which it counts as idle: it ends that much later at most.
-const LOOKS: u32 = 4;
-
 /// A tunnel that is open.
 #[derive(Debug)]
 pub(super) struct Tunnel {
     open: OpenTunnel,
-    look: std::time::Duration,
-    still: Option<Still>,
+    idle: Duration,
+    /// Bytes that came, and what both sides had taken.
+    still: Option<Still<(u64, Queues)>>,
     /// Runs since the drain began.
     grace: Option<Pin<Box<Sleep>>>,
-}
-
-/// How long nothing has moved.
-#[derive(Debug)]
-struct Still {
-    look: Pin<Box<Sleep>>,
-    /// Bytes that came, and what both sides had taken.
-    seen: (u64, Queues),
-    n_looks: u32,
 }
 
 /// A number of each side that changes when it takes what was written to it, where anybody can tell.
@@ -262,23 +253,10 @@ impl Tunnel {
                 return Poll::Ready(TunnelOutcome::Drained);
             }
         }
-        let (length, open) = (self.look, &self.open);
+        let (idle, open) = (self.idle, &self.open);
         let mut moved = || (open.moved().sum(), taken());
-        let still = self.still.get_or_insert_with(|| Still {
-            look: Box::pin(tokio::time::sleep(length)),
-            seen: moved(),
-            n_looks: 0,
-        });
-        loop {
-            ready!(still.look.as_mut().poll(cx));
-            let moved = moved();
-            still.n_looks = if still.seen == moved { still.n_looks + 1 } else { 0 };
-            if still.n_looks >= LOOKS {
-                return Poll::Ready(TunnelOutcome::Idle);
-            }
-            still.seen = moved;
-            still.look.as_mut().reset(Instant::now() + length);
-        }
+        let still = self.still.get_or_insert_with(|| Still::new(idle, moved()));
+        still.poll(moved, cx).map(|()| TunnelOutcome::Idle)
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::net::sys;
+use crate::{limits, net::sys};
 
 /// Bytes that wait in each direction of one connection.
 const COPY_BYTES: usize = 16 * 1024;
@@ -131,26 +131,20 @@ async fn one_way(
     }
 }
 
-/// How long a client is waited for that takes nothing of what it is still to get, and how often it is looked at.
-const LINGER: Duration = Duration::from_secs(2);
-const LOOK: Duration = Duration::from_millis(20);
-/// What is read of it meanwhile.
-const LINGER_BYTES: usize = 256 * 1024;
-
 /// Waits until a client has got what was written to it. It may still be sending: the kernel resets a connection that is closed
 /// before everything was read, and takes back what the client has not got.
 pub(super) async fn delivered(client: &TcpStream) {
     let (mut queued, mut n_read) = (sys::queued(client), 0);
     let mut since = Instant::now();
-    while queued.is_some_and(|queued| queued > 0) && since.elapsed() < LINGER {
-        while n_read < LINGER_BYTES {
+    while queued.is_some_and(|queued| queued > 0) && since.elapsed() < limits::LINGER {
+        while n_read < limits::LINGER_BYTES {
             match client.try_read(&mut [0; 4 * 1024]) {
                 Ok(n @ 1..) => n_read += n,
                 Err(cause) if cause.kind() != io::ErrorKind::WouldBlock => return,
                 Ok(_) | Err(_) => break,
             }
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(limits::LINGER_LOOK).await;
         let now = sys::queued(client);
         if now != queued {
             (queued, since) = (now, Instant::now());

@@ -15,7 +15,6 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -47,11 +46,6 @@ use crate::{
     taken::Taken,
     timer::{Timer, Wait},
 };
-
-/// How long, and how much, is read from a client whose request is not read to its end: what is in its way back would be
-/// lost if the connection were reset.
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: usize = 256 * 1_024;
 
 /// Serves a connection to its end. `ahead` was read before.
 pub(super) async fn serve<S>(
@@ -360,7 +354,7 @@ where
                 Poll::Ready(Ok(())) if is_told => wire.poll_shutdown(cx),
                 closed @ (Poll::Ready(_) | Poll::Pending) => closed,
             };
-            if closed.is_ready() { Poll::Ready(()) } else { self.timer.poll(&mut wait, LINGER, cx) }
+            if closed.is_ready() { Poll::Ready(()) } else { self.timer.poll(&mut wait, limits::LINGER, cx) }
         })
         .await;
     }
@@ -372,9 +366,9 @@ where
         poll_fn(|cx| {
             loop {
                 match self.wire.lock().poll_forget(cx) {
-                    Poll::Ready(Ok(n @ 1..)) if n_bytes < LINGER_BYTES => n_bytes += n,
+                    Poll::Ready(Ok(n @ 1..)) if n_bytes < limits::LINGER_BYTES => n_bytes += n,
                     Poll::Ready(_) => return Poll::Ready(()),
-                    Poll::Pending => return self.timer.poll(&mut wait, LINGER, cx),
+                    Poll::Pending => return self.timer.poll(&mut wait, limits::LINGER, cx),
                 }
             }
         })

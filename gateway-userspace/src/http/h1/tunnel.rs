@@ -4,7 +4,6 @@ use std::{
     future::poll_fn,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use http_body::Body as _;
@@ -14,15 +13,13 @@ use crate::{
     h1::out,
     http::{
         body::ResponseBody,
-        h1::{Connection, End, LINGER, LINGER_BYTES},
+        h1::{Connection, End},
     },
+    limits,
     metrics::tunnel::TunnelOutcome,
     taken::Taken,
     timer::Wait,
 };
-
-/// How often is looked whether a client has taken what was written to it.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// The way to the client.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -85,7 +82,7 @@ where
             if matches!(written, Poll::Ready(Err(_))) {
                 return Poll::Ready(());
             }
-            while n_forgotten < LINGER_BYTES {
+            while n_forgotten < limits::LINGER_BYTES {
                 match wire.poll_forget(cx) {
                     Poll::Ready(Ok(n @ 1..)) => n_forgotten += n,
                     // It has ended its side as well: what it has not got is not taken back.
@@ -100,10 +97,10 @@ where
                 if wire.n_taken() != n_taken {
                     (n_taken, bound) = (wire.n_taken(), Wait::default());
                 }
-                if self.timer.poll(&mut bound, LINGER, cx).is_ready() {
+                if self.timer.poll(&mut bound, limits::LINGER, cx).is_ready() {
                     return Poll::Ready(());
                 }
-                ready!(self.timer.poll(&mut look, LOOK, cx));
+                ready!(self.timer.poll(&mut look, limits::LINGER_LOOK, cx));
                 look = Wait::default();
             }
         })
