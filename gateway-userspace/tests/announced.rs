@@ -148,11 +148,13 @@ async fn clients_that_a_load_balancer_names_have_connections_of_their_own_too() 
         for (n, is_http2) in [(1, true), (2, true), (3, false), (1, true)] {
             let source = SocketAddr::from(([192, 0, 2, n], 1_000 + u16::from(n)));
             let mut stream = TcpStream::connect(addr).await.unwrap();
-            let header = proxy_protocol::write_v2(&Ends { source, destination: addr });
+            // The balancer has an address of its own, which its clients connect to.
+            let destination = SocketAddr::from(([198, 51, 100, 1], 443));
+            let header = proxy_protocol::write_v2(&Ends { source, destination });
             stream.write_all(&header).await.unwrap();
             let client =
                 if is_http2 { Client::over_http2(stream).await } else { Client::over_http1(stream).await };
-            clients.push((client, format!("{source} for {addr}")));
+            clients.push((client, format!("{source} for {destination}")));
         }
         for _ in 0..3 {
             for (client, word) in &mut clients {

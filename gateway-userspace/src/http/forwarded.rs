@@ -112,14 +112,17 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::state::{BindKey, Transport};
+    use crate::{
+        net::proxy_protocol::Ends,
+        state::{BindKey, Transport},
+    };
 
     #[track_caller]
     fn check(trusted_hops: usize, fields: &[(&'static str, &str)], expected: &[(&str, Option<&str>)]) {
         let addr = SocketAddr::from(([203, 0, 113, 1], 443));
         let peer: SocketAddr = "[2001:db8::7]:4000".parse().unwrap();
         let bind = BindKey { addr, transport: Transport::Tcp };
-        let downstream = Downstream::new(bind, Scheme::Https, peer, addr);
+        let downstream = Downstream::new(bind, Scheme::Https, Ends { source: peer, destination: addr });
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());

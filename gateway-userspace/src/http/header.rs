@@ -331,6 +331,7 @@ mod tests {
     use super::*;
     use crate::{
         http::Scheme,
+        net::proxy_protocol::Ends,
         state::{BindKey, Transport},
     };
 
@@ -338,11 +339,15 @@ mod tests {
         Onward { downstream, trusted_hops: 0, host: None, protocol, has_body }
     }
 
-    fn upstream(request: Request<()>, protocol: Protocol) -> Parts {
+    fn downstream() -> Downstream {
         let addr = SocketAddr::from(([203, 0, 113, 1], 443));
+        let source = SocketAddr::from(([198, 51, 100, 7], 4000));
         let bind = BindKey { addr, transport: Transport::Tcp };
-        let peer = SocketAddr::from(([198, 51, 100, 7], 4000));
-        let downstream = Downstream::new(bind, Scheme::Https, peer, addr);
+        Downstream::new(bind, Scheme::Https, Ends { source, destination: addr })
+    }
+
+    fn upstream(request: Request<()>, protocol: Protocol) -> Parts {
+        let downstream = downstream();
         let mut parts = request.into_parts().0;
         to_upstream(&mut parts, &onward(&downstream, protocol, false)).unwrap();
         parts
@@ -423,9 +428,7 @@ mod tests {
     #[test]
     fn a_body_of_unknown_length_is_said_to_come() {
         let request = || Request::get("/search").header("host", "a.test").body(()).unwrap().into_parts().0;
-        let addr = SocketAddr::from(([203, 0, 113, 1], 80));
-        let bind = BindKey { addr, transport: Transport::Tcp };
-        let downstream = Downstream::new(bind, Scheme::Http, addr, addr);
+        let downstream = downstream();
         let (mut with, mut without) = (request(), request());
         to_upstream(&mut with, &onward(&downstream, Protocol::Http1, true)).unwrap();
         assert_eq!(with.headers.get("transfer-encoding").unwrap(), "chunked");

@@ -20,7 +20,7 @@ pub mod trace;
 mod tunnel;
 mod uptake;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use gateway_common::{addr::Protocol, flow::FlowKey};
 use http::{HeaderMap, HeaderValue, request::Parts};
@@ -33,7 +33,10 @@ use crate::{
     drain::Tasks,
     http::fault::Language,
     metrics::Metrics,
-    net::clients::{Clients, Streams},
+    net::{
+        clients::{Clients, Streams},
+        proxy_protocol::Ends,
+    },
     pool::{own::Own, pace::Terms, registry::Client},
     state::{BindKey, HttpBind, Published, State},
     tls::client::Identity,
@@ -93,7 +96,7 @@ pub struct Downstream {
     pub bind: BindKey,
     /// How.
     pub scheme: Scheme,
-    /// The 5-tuple as the client sent it.
+    /// The 5-tuple, with the address that was accepted at.
     pub flow: FlowKey,
     /// The client's address, for `x-forwarded-for`.
     pub client: HeaderValue,
@@ -108,13 +111,14 @@ pub struct Downstream {
 }
 
 impl Downstream {
-    /// From the addresses of an accepted socket.
-    pub fn new(bind: BindKey, scheme: Scheme, peer: SocketAddr, local: SocketAddr) -> Self {
-        let flow = balance::flow(peer, local, Protocol::TCP);
+    /// Of a connection with these ends, as the client sees them: a load balancer in front may have another address than the
+    /// one that was accepted at.
+    pub fn new(bind: BindKey, scheme: Scheme, Ends { source: peer, destination }: Ends) -> Self {
+        let flow = balance::flow(peer, bind.addr, Protocol::TCP);
         // An IP address is made of digits, letters, dots and colons, so the other value is never used.
         let client = HeaderValue::try_from(peer.ip().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        let own = Arc::new(Own::new(Client { source: peer, destination: bind.addr }));
+        let own = Arc::new(Own::new(Client { source: peer, destination }));
         Self { bind, scheme, flow, client, server_name: Box::default(), identity: None, own, streams: None }
     }
 

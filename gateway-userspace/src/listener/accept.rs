@@ -15,7 +15,7 @@ use crate::{
     },
     net::{
         accepted::{Accepted, Listener},
-        proxy_protocol,
+        proxy_protocol::{self, Ends},
     },
     network::Network,
     state::{Bind, BindKey},
@@ -160,7 +160,8 @@ async fn serve(
     peer: SocketAddr,
     drain: Drain,
 ) -> io::Result<()> {
-    let Some(peer) = client(&worker, bind, &mut stream, peer).await else { return Ok(()) };
+    let Some(ends) = ends(&worker, bind, &mut stream, peer).await else { return Ok(()) };
+    let peer = ends.source;
     let Some(place) = worker.clients.enter(peer.ip()) else {
         worker.metrics.families.limit(Limit::ClientConnections);
         tracing::debug!(%peer, %bind, "a client has as many connections as it may");
@@ -172,7 +173,7 @@ async fn serve(
         None => return Ok(()),
     };
     let streams = Some(place.streams());
-    let downstream = |scheme| Downstream { streams, ..Downstream::new(bind, scheme, peer, bind.addr) };
+    let downstream = |scheme| Downstream { streams, ..Downstream::new(bind, scheme, ends) };
     // Each in room of its own: a connection holds what it needs, and not what the largest of them would.
     let serving = match served {
         Served::Forwarded => {
@@ -182,7 +183,7 @@ async fn serve(
                 families: &worker.metrics.families,
                 hello_timeout: worker.timeouts.hello,
             };
-            Box::pin(tcp::forward(terms, bind, stream, peer)).await;
+            Box::pin(tcp::forward(terms, bind, stream, ends)).await;
             return Ok(());
         }
         Served::Http(None) => {
@@ -215,20 +216,17 @@ async fn serve(
     Ok(())
 }
 
-/// Who the client is: the peer, or whom a trusted load balancer connects for. None when it does not say.
-async fn client(
-    worker: &http::Worker,
-    bind: BindKey,
-    stream: &mut Accepted,
-    peer: SocketAddr,
-) -> Option<SocketAddr> {
+/// Who the client is and what it connected to: the peer and our address, or what a trusted load balancer says of the
+/// connection in front of it. None when it does not say.
+async fn ends(worker: &http::Worker, bind: BindKey, stream: &mut Accepted, peer: SocketAddr) -> Option<Ends> {
+    let own = Ends { source: peer, destination: bind.addr };
     let is_told = |networks: &Vec<Network>| networks.iter().any(|network| network.contains(peer.ip()));
     if !worker.published.load().proxies.get(&bind).is_some_and(is_told) {
-        return Some(peer);
+        return Some(own);
     }
     // In room of its own: few connections need it.
     match Box::pin(proxy_protocol::read(stream, worker.timeouts.proxy_header)).await {
-        Ok(ends) => Some(ends.map_or(peer, |ends| ends.source)),
+        Ok(ends) => Some(ends.unwrap_or(own)),
         Err(cause) => {
             tracing::debug!(%cause, %peer, %bind, "no PROXY protocol header");
             if cause.kind() == io::ErrorKind::TimedOut && cause.raw_os_error().is_none() {

@@ -42,13 +42,13 @@ pub struct Terms<'a> {
     pub hello_timeout: Duration,
 }
 
-/// Forwards one connection until both sides have ended it, it is idle for too long, or its endpoint goes down.
-pub async fn forward(terms: Terms<'_>, bind: BindKey, client: TcpStream, peer: SocketAddr) {
-    let outcome = run(terms, bind, client, peer).await;
+/// Forwards one connection with these ends until both sides have ended it, it is idle for too long, or its endpoint goes down.
+pub async fn forward(terms: Terms<'_>, bind: BindKey, client: TcpStream, ends: Ends) {
+    let outcome = run(terms, bind, client, &ends).await;
     terms.families.forwarded.ended(bind.addr, outcome);
 }
 
-async fn run(terms: Terms<'_>, bind: BindKey, mut client: TcpStream, peer: SocketAddr) -> ForwardOutcome {
+async fn run(terms: Terms<'_>, bind: BindKey, mut client: TcpStream, ends: &Ends) -> ForwardOutcome {
     let Terms { published, families, hello_timeout } = terms;
     let is_passthrough = match published.load().binds.get(&bind) {
         Some(Bind::Passthrough(_)) => true,
@@ -77,8 +77,7 @@ async fn run(terms: Terms<'_>, bind: BindKey, mut client: TcpStream, peer: Socke
         }
         return ForwardOutcome::NoRoute;
     };
-    let ends = Ends { source: peer, destination: bind.addr };
-    let Some((mut stream, active)) = open(&balanced, &ends, &hello).await else {
+    let Some((mut stream, active)) = open(&balanced, bind, ends, &hello).await else {
         refuse(&client);
         return ForwardOutcome::NoEndpoint;
     };
@@ -146,8 +145,8 @@ fn find(published: &Published, bind: BindKey, name: Option<&str>) -> Option<Arc<
 
 /// A connection to the endpoint of the flow, to the next one when it cannot be opened; with what has to stand at its
 /// beginning.
-async fn open(balanced: &Balanced, ends: &Ends, hello: &[u8]) -> Option<(TcpStream, Active)> {
-    let flow = balanced.flow(ends.source, ends.destination, Protocol::TCP);
+async fn open(balanced: &Balanced, bind: BindKey, ends: &Ends, hello: &[u8]) -> Option<(TcpStream, Active)> {
+    let flow = balanced.flow(ends.source, bind.addr, Protocol::TCP);
     let mut tried = Tried::default();
     for _ in 0..limits::TRIES {
         let picked = balanced.balancer.pick(&flow, &tried)?;

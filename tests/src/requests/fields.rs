@@ -15,6 +15,7 @@ use gateway_userspace::{
         header::{self, Onward},
     },
     limits,
+    net::proxy_protocol::Ends,
     pool::Protocol,
     state::{BindKey, Transport},
     target::{self, Delimiters, Escaped, Repeated, Rules},
@@ -143,7 +144,8 @@ pub fn fields(data: &[u8]) {
 fn downstream() -> Downstream {
     let addr = SocketAddr::from(([203, 0, 113, 1], 443));
     let peer = SocketAddr::from(([198, 51, 100, 7], 4_000));
-    Downstream::new(BindKey { addr, transport: Transport::Tcp }, Scheme::Https, peer, addr)
+    let bind = BindKey { addr, transport: Transport::Tcp };
+    Downstream::new(bind, Scheme::Https, Ends { source: peer, destination: addr })
 }
 
 /// What must be true of the fields of a request, whatever its client said.
