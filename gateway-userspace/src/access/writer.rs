@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::MetadataExt as _,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::PathBuf,
     time::Duration,
 };
@@ -15,35 +15,84 @@ const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Where lines go.
 #[derive(Debug)]
-pub(super) enum Output {
-    Stdout,
-    File { path: PathBuf, file: File },
+pub(super) struct Output {
+    /// None for standard output.
+    path: Option<PathBuf>,
+    lines: Lines<File>,
 }
 
 impl Output {
     pub(super) fn open(output: &AccessOutput) -> io::Result<Self> {
-        match output {
-            AccessOutput::Stdout => Ok(Self::Stdout),
-            AccessOutput::File(path) => Ok(Self::File { path: path.clone(), file: append(path)? }),
-        }
+        let (path, file) = match output {
+            // Past the buffer of the standard library, which does not tell how much of it was written.
+            AccessOutput::Stdout => (None, io::stdout().as_fd().try_clone_to_owned()?.into()),
+            AccessOutput::File(path) => (Some(path.clone()), append(path)?),
+        };
+        Ok(Self { path, lines: Lines::new(file) })
     }
 
-    fn write(&mut self, batch: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Stdout => {
-                let mut stdout = io::stdout().lock();
-                stdout.write_all(batch)?;
-                stdout.flush()
-            }
-            Self::File { path, file } => {
-                // Whoever rotates logs moves the file away.
-                if !is_there(path, file)? {
-                    *file = append(path)?;
-                }
-                file.write_all(batch)
+    fn write(&mut self, batch: &[u8]) -> Result<(), Broken> {
+        if let Some(path) = &self.path {
+            let is_lost = |cause| Broken { cause, n_lost: n_lines(batch) };
+            // Whoever rotates logs moves the file away.
+            if !is_there(path, &self.lines.to).map_err(is_lost)? {
+                self.lines = Lines::new(append(path).map_err(is_lost)?);
             }
         }
+        self.lines.write(batch)
     }
+}
+
+/// Why a batch was not written to its end.
+#[derive(Debug)]
+struct Broken {
+    cause: io::Error,
+    n_lost: usize,
+}
+
+/// Whole lines, also where writing fails in the middle of one: a disk that is full takes what it has room for.
+#[derive(Debug)]
+struct Lines<W> {
+    to: W,
+    /// What was written ends in the middle of a line.
+    is_torn: bool,
+}
+
+impl<W: Write> Lines<W> {
+    const fn new(to: W) -> Self {
+        Self { to, is_torn: false }
+    }
+
+    fn write(&mut self, batch: &[u8]) -> Result<(), Broken> {
+        let mut rest = batch;
+        while self.is_torn || !rest.is_empty() {
+            // What is there of a line becomes one of its own. Taking it back would look like another file to who reads along.
+            let next = if self.is_torn { b"\n" } else { rest };
+            let cause = match self.to.write(next) {
+                Ok(0) => io::ErrorKind::WriteZero.into(),
+                Ok(_) if self.is_torn => {
+                    self.is_torn = false;
+                    continue;
+                }
+                Ok(n) => {
+                    rest = rest.get(n..).unwrap_or_default();
+                    continue;
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => continue,
+                Err(cause) => cause,
+            };
+            let n_written = batch.len() - rest.len();
+            let written = batch.get(..n_written).unwrap_or_default();
+            self.is_torn |= written.last().is_some_and(|byte| *byte != b'\n');
+            return Err(Broken { cause, n_lost: n_lines(rest) });
+        }
+        Ok(())
+    }
+}
+
+/// Lines that end in these bytes.
+fn n_lines(bytes: &[u8]) -> usize {
+    bytes.split_inclusive(|byte| *byte == b'\n').count()
 }
 
 fn append(path: &PathBuf) -> io::Result<File> {
@@ -75,11 +124,10 @@ pub(super) fn run(log: &Log, mut output: Output) {
             }
             match output.write(&batch) {
                 Ok(()) => is_failing = false,
-                Err(cause) => {
-                    let n_lines = batch.split_inclusive(|byte| *byte == b'\n').count();
-                    (0..n_lines).for_each(|_| log.metrics.families.limit(Limit::AccessLog));
+                Err(Broken { cause, n_lost }) => {
+                    (0..n_lost).for_each(|_| log.metrics.families.limit(Limit::AccessLog));
                     if !is_failing {
-                        tracing::warn!(%cause, n_lines, "cannot write the access log; lines are dropped until it can be");
+                        tracing::warn!(%cause, n_lost, "cannot write the access log; lines are dropped until it can be");
                     }
                     is_failing = true;
                 }
@@ -90,6 +138,46 @@ pub(super) fn run(log: &Log, mut output: Output) {
             log.signal.state.lock().is_closed = true;
             log.signal.changed.notify_all();
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk with room for so many bytes, which takes as many of a batch as it has room for.
+    struct Disk {
+        room: usize,
+        written: Vec<u8>,
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let n = bytes.len().min(self.room);
+            if n == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.room -= n;
+            self.written.extend(bytes.iter().take(n));
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_the_lines_that_it_did_not_take_whole_and_no_other() {
+        for (room, n_lost, torn) in [(0, 3, ""), (1, 3, "a\n"), (3, 2, "a1\n"), (7, 1, "a1\na2\na\n")] {
+            let mut lines = Lines::new(Disk { room, written: Vec::new() });
+            assert_eq!(lines.write(b"a1\na2\na3\n").unwrap_err().n_lost, n_lost, "{room}");
+            assert_eq!(lines.write(b"b1\n").unwrap_err().n_lost, 1, "{room}");
+            lines.to.room = 100;
+            lines.write(b"c1\nc2\n").unwrap();
+            let text = String::from_utf8(lines.to.written).unwrap();
+            assert_eq!(text, format!("{torn}c1\nc2\n"), "{room}");
         }
     }
 }
