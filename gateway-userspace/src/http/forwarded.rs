@@ -49,11 +49,12 @@ pub fn add(
         headers.insert(REAL_IP, client.clone());
         return;
     }
-    let addresses = last(headers, &FOR, trusted_hops);
+    let addresses = last(headers, &FOR, trusted_hops, last_comma);
     let first = addresses.first().and_then(|first| HeaderValue::from_bytes(first).ok());
     let chain = joined(&addresses, client.as_bytes());
     if headers.contains_key(header::FORWARDED) {
-        let elements = last(headers, &header::FORWARDED, trusted_hops);
+        let mut elements = last(headers, &header::FORWARDED, trusted_hops, last_unquoted_comma);
+        elements.retain(|element| is_whole(element));
         let element = joined(&elements, &element(downstream, &scheme, host));
         headers.extend(element.map(|element| (header::FORWARDED, element)));
     }
@@ -65,20 +66,67 @@ pub fn add(
     }
 }
 
-/// The last members of a list that may stand in several fields (RFC 9110, section 5.6.1).
-fn last(headers: &mut HeaderMap, name: &HeaderName, n: usize) -> Vec<Vec<u8>> {
+/// The last members of a list that may stand in several fields (RFC 9110, section 5.6.1). From behind, because what a
+/// trusted proxy wrote at the end is told by it alone, whatever a client wrote in front; `split` finds the last comma.
+fn last(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    n: usize,
+    split: fn(&[u8]) -> Option<usize>,
+) -> Vec<Vec<u8>> {
     let mut members: Vec<Vec<u8>> = Vec::new();
-    for value in headers.get_all(name) {
-        let mut is_quoted = false;
-        let comma = |byte: &u8| {
-            is_quoted ^= *byte == b'"';
-            *byte == b',' && !is_quoted
-        };
-        let parts = value.as_bytes().split(comma).map(<[u8]>::trim_ascii);
-        members.extend(parts.filter(|part| !part.is_empty()).map(<[u8]>::to_vec));
+    for value in headers.get_all(name).iter().rev() {
+        let mut list = Some(value.as_bytes());
+        while let Some(rest) = list.filter(|_| members.len() < n) {
+            let comma = split(rest);
+            let member = rest.get(comma.map_or(0, |comma| comma + 1)..).unwrap_or_default().trim_ascii();
+            if !member.is_empty() {
+                members.push(member.to_vec());
+            }
+            list = comma.and_then(|comma| rest.get(..comma));
+        }
     }
     headers.remove(name);
-    members.split_off(members.len().saturating_sub(n))
+    members.reverse();
+    members
+}
+
+/// Of a list of addresses, where quotes mean nothing.
+fn last_comma(list: &[u8]) -> Option<usize> {
+    list.iter().rposition(|byte| *byte == b',')
+}
+
+/// Of a list whose members may have quoted strings (RFC 7239, section 4; RFC 9110, section 5.6.4).
+fn last_unquoted_comma(list: &[u8]) -> Option<usize> {
+    let mut is_quoted = false;
+    for (at, byte) in list.iter().enumerate().rev() {
+        match byte {
+            // In front of the quote that begins a string there is an even number of backslashes, mostly none.
+            b'"' if is_quoted => {
+                let before = list.iter().take(at).rev();
+                is_quoted = before.take_while(|byte| **byte == b'\\').count() % 2 == 1;
+            }
+            b'"' => is_quoted = true,
+            b',' if !is_quoted => return Some(at),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Whether an element is one also for whoever reads it from the front: its strings end in it.
+fn is_whole(element: &[u8]) -> bool {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    for byte in element {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            b',' if !is_quoted => return false,
+            _ => {}
+        }
+    }
+    !is_quoted
 }
 
 fn joined(members: &[Vec<u8>], last: &[u8]) -> Option<HeaderValue> {
@@ -203,5 +251,33 @@ mod tests {
                 ("forwarded", None),
             ],
         );
+    }
+
+    #[test]
+    fn quotes_of_a_client_hide_nothing_that_a_trusted_proxy_wrote() {
+        const OWN: &str = "for=\"[2001:db8::7]\";proto=https;host=\"a.test\"";
+        for (list, address) in [
+            ("x\", 10.0.0.1, 203.0.113.9", "203.0.113.9"),
+            ("\"10.0.0.1, 203.0.113.9", "203.0.113.9"),
+            ("\"10.0.0.1, 203.0.113.9\"", "203.0.113.9\""),
+        ] {
+            let chain = format!("{address}, 2001:db8::7");
+            let expected = [("x-forwarded-for", Some(chain.as_str())), ("x-real-ip", Some(address))];
+            check(1, &[("x-forwarded-for", list)], &expected);
+        }
+        for (list, element) in [
+            ("for=\"x, for=10.0.0.1, for=203.0.113.9", "for=203.0.113.9"),
+            ("for=\"x\\\", for=10.0.0.1, for=203.0.113.9", "for=203.0.113.9"),
+            ("for=x\", for=\"[2001:db8::9]:80\"", "for=\"[2001:db8::9]:80\""),
+            ("for=x\", for=a;host=\"b\\\"c, d\\\\\"", "for=a;host=\"b\\\"c, d\\\\\""),
+            ("for=a,,", "for=a"),
+        ] {
+            let both = format!("{element}, {OWN}");
+            check(1, &[("forwarded", list)], &[("forwarded", Some(&both))]);
+        }
+        // What nobody finished writing goes no further: it would hide what is written here from an endpoint.
+        for list in ["for=\"x", "for=x\\\"", "for=\"x\\\""] {
+            check(1, &[("forwarded", list)], &[("forwarded", Some(OWN))]);
+        }
     }
 }
