@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use gateway_userspace::{
     config::OverloadSettings,
+    filter::{Answer, Filters, Respond},
     net::sys,
     snapshot::{Snapshot, listener::Protocol, service::UpstreamProtocol},
     tunnel::Tunnels,
@@ -374,6 +375,40 @@ async fn an_endpoint_that_does_not_agree_says_so_and_is_not_used_again() {
     let (origin, _heads) = answering(AGREED).await;
     let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1, |_| {});
     assert_eq!(over_h2(addr, "websocket").await.unwrap_err(), 502);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_that_opens_no_tunnel_is_none_to_who_asked_by_connect() {
+    const DONE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno";
+    const CONNECT: &str = "CONNECT db.test:5432 HTTP/1.1\r\nHost: db.test:5432\r\n\r\n";
+    let (origin, _heads) = answering(DONE).await;
+    let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1, |_| {});
+    assert_eq!(over_h2(addr, "websocket").await.unwrap_err(), 502);
+    let mut client = TcpStream::connect(addr).await.unwrap();
+    client.write_all(UPGRADE.as_bytes()).await.unwrap();
+    assert!(read_until(&mut client, "no").await.starts_with("HTTP/1.1 200"), "an upgrade may be ignored");
+    // The gateway's own answers.
+    for (status, to_connect) in [(200, 501), (204, 501), (403, 403)] {
+        let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1, |snapshot| {
+            let answer = Answer::Respond(Respond {
+                status: StatusCode::from_u16(status).unwrap(),
+                body: if status == 204 { Bytes::new() } else { Bytes::from_static(b"ok") },
+                content_type: http::HeaderValue::from_static("text/plain"),
+            });
+            let rule = &mut snapshot.routes[0].rules[0];
+            rule.filters = Some(Arc::new(Filters { answer: Some(answer), ..Filters::default() }));
+            rule.tunnels.connect = true;
+        });
+        for (request, expected) in [(CONNECT, to_connect), (UPGRADE, status)] {
+            let mut client = TcpStream::connect(addr).await.unwrap();
+            client.write_all(request.as_bytes()).await.unwrap();
+            let head = read_until(&mut client, "\r\n\r\n").await;
+            assert!(head.starts_with(&format!("HTTP/1.1 {expected} ")), "{head}");
+        }
+        for protocol in ["websocket", "connect-udp"] {
+            assert_eq!(over_h2(addr, protocol).await.unwrap_err(), to_connect);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -306,7 +306,9 @@ async fn serve(
     let filters = rule.filters.as_deref();
     if let Some(filters) = filters {
         if let Some(response) = filtered::answer(filters, downstream, parts, prefix_bytes) {
-            return Ok(response);
+            let is_mistaken =
+                wanted.as_ref().is_some_and(|wanted| wanted.takes_for_tunnel(response.status()));
+            return if is_mistaken { Err(Fault::new(Kind::Unsupported)) } else { Ok(response) };
         }
         filtered::rewrite(filters, parts, prefix_bytes)?;
     }

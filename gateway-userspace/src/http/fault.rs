@@ -311,7 +311,7 @@ pub static TABLE: [Row; Kind::COUNT] = [
         grpc: Grpc::UNAVAILABLE,
         retry_after_s: None,
         text: "the endpoint did not speak HTTP\n",
-        meaning: "The endpoint sent something that is not HTTP.",
+        meaning: "The endpoint sent something that is not HTTP, or answered the wish for a tunnel with a success that opens none.",
         remedy: "Look at the endpoint, and at `protocol` of the service.",
     },
     Row {

@@ -69,6 +69,16 @@ impl Wanted {
         let key = parts.headers.get(header::SEC_WEBSOCKET_KEY).cloned();
         Some(Self::WebSocket { version: parts.version, key })
     }
+
+    /// Whether a response with this status would be an open tunnel to the client: to whoever asks by CONNECT, any success is
+    /// one (RFC 9110, section 9.3.6; RFC 8441, section 5).
+    pub(super) fn takes_for_tunnel(&self, status: StatusCode) -> bool {
+        let is_connect = match self {
+            Self::WebSocket { version, .. } => *version == Version::HTTP_2,
+            Self::Connect | Self::Unknown => true,
+        };
+        is_connect && status.is_success()
+    }
 }
 
 /// A tunnel that is being opened.
@@ -148,6 +158,9 @@ impl Opening {
         };
         // Who knows what an endpoint makes of an upgrade that it did not want.
         forwarded.body.retire();
+        if !is_agreed && self.wanted.takes_for_tunnel(status) {
+            return Err(Fault::new(Kind::Protocol));
+        }
         if !is_agreed {
             return exchange::receive(forwarded, None);
         }
