@@ -387,9 +387,12 @@ mod target {
     async fn clients_of_grpc_are_told_of_faults_in_their_words() {
         let addr = free_addr();
         let mut snapshot = simple(addr, &[]);
-        snapshot.routes[0].rules = vec![rule(prefix("/there"), &[("api", 1)])];
+        snapshot.routes[0].rules =
+            vec![rule(prefix("/there"), &[("api", 1)]), rule(prefix("/missing"), &[("api", 0)])];
         let _proxy = Proxy::start(&snapshot);
-        for (path, status, grpc) in [("/there/Call", 503, "14"), ("/nowhere/Call", 404, "12")] {
+        for (path, status, grpc) in
+            [("/there/Call", 503, "14"), ("/nowhere/Call", 404, "12"), ("/missing/Call", 500, "14")]
+        {
             for kind in ["application/grpc", "text/plain"] {
                 let request =
                     http::Request::post(format!("http://a.test{path}")).header("content-type", kind);

@@ -264,7 +264,8 @@ pub static TABLE: [Row; Kind::COUNT] = [
         side: Side::Gateway,
         retry: Retry::Never,
         status: StatusCode::INTERNAL_SERVER_ERROR,
-        grpc: Grpc::INTERNAL,
+        // What the Gateway API asks for where a GRPCRoute has no valid backend.
+        grpc: Grpc::UNAVAILABLE,
         retry_after_s: None,
         text: "the route leads to a service that does not exist\n",
         meaning: "The route names a service that does not exist, or gives no backend a weight.",
