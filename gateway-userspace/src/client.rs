@@ -3,6 +3,7 @@
 use std::{future::Future, io};
 
 use bytes::Bytes;
+use http::uri::Scheme;
 use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
@@ -13,11 +14,16 @@ use tokio::{
 
 use crate::drain::Tasks;
 
-/// The status of a response over HTTP/2; none when HTTP/2 is not what is spoken.
+/// The status of a response over HTTP/2, whose scheme is that of the stream; none when HTTP/2 is not what is spoken.
 ///
 /// # Errors
 /// When the connection is closed or reset.
-pub async fn status_over_http2<S>(stream: S, path: &str, host: &str, tasks: &Tasks) -> io::Result<Option<u16>>
+pub async fn status_over_http2<S>(
+    stream: S,
+    scheme: Scheme,
+    (host, path): (&str, &str),
+    tasks: &Tasks,
+) -> io::Result<Option<u16>>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -27,7 +33,7 @@ where
             std::error::Error::source(&cause).and_then(<dyn std::error::Error>::downcast_ref::<io::Error>);
         io.map_or(Ok(None), |io| Err(io.kind().into()))
     };
-    let uri = http::Uri::builder().scheme("http").authority(host).path_and_query(path).build();
+    let uri = http::Uri::builder().scheme(scheme).authority(host).path_and_query(path).build();
     let request = http::Request::get(uri.unwrap_or_default())
         .version(http::Version::HTTP_2)
         .header(http::header::USER_AGENT, "sluice")

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use http::uri::Scheme;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -224,9 +225,9 @@ async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
     }
     let asked = match (&check.kind, &probe.tls) {
         (Kind::Tcp, _) => return Outcome::Passed.into(),
-        (Kind::Http { .. }, None) => ask(stream, &check.kind, tasks).await,
+        (Kind::Http { .. }, None) => ask(stream, Scheme::HTTP, &check.kind, tasks).await,
         (Kind::Http { .. }, Some(tls)) => match tls.connect(stream).await {
-            Ok(stream) => ask(stream, &check.kind, tasks).await,
+            Ok(stream) => ask(stream, Scheme::HTTPS, &check.kind, tasks).await,
             Err(cause) => return Done { outcome: Outcome::Untrusted, cause: Some(cause) },
         },
     };
@@ -271,13 +272,13 @@ fn passage(
 }
 
 /// Asks for the status that a check wants.
-async fn ask<S>(mut stream: S, kind: &Kind, tasks: &Tasks) -> io::Result<Outcome>
+async fn ask<S>(mut stream: S, scheme: Scheme, kind: &Kind, tasks: &Tasks) -> io::Result<Outcome>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let Kind::Http { path, host, statuses, is_http2 } = kind else { return Ok(Outcome::Passed) };
     let status = if *is_http2 {
-        client::status_over_http2(stream, path, host, tasks).await?
+        client::status_over_http2(stream, scheme, (host, path), tasks).await?
     } else {
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: sluice\r\nConnection: close\r\n\r\n");

@@ -64,9 +64,10 @@ fn faults(proxy: &Proxy) -> f64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_reach_endpoints_over_tls_in_every_protocol() {
     let ours = Authority::new("ours");
-    for (protocol, alpn, version) in
-        [(UpstreamProtocol::Http1, "http/1.1", "HTTP/1.1"), (UpstreamProtocol::H2, "h2", "HTTP/2.0")]
-    {
+    for (protocol, alpn, version, scheme) in [
+        (UpstreamProtocol::Http1, "http/1.1", "HTTP/1.1", ""),
+        (UpstreamProtocol::H2, "h2", "HTTP/2.0", "https"),
+    ] {
         let origin = Origin::secured(ours.terms(NAME, &["h2", "http/1.1"], None)).await;
         let addr = free_addr();
         let _proxy = Proxy::with_workers(&secured(addr, &[origin.addr], protocol, ours.towards(NAME)), 1);
@@ -76,6 +77,7 @@ async fn requests_reach_endpoints_over_tls_in_every_protocol() {
             assert_eq!((answer.status.as_u16(), &answer.body[..]), (200, &b"some body"[..]));
             assert_eq!((answer.header("tls-name"), answer.header("tls-alpn")), (NAME, alpn));
             assert_eq!((answer.header("seen-version"), answer.header("tls-client")), (version, "0"));
+            assert_eq!(answer.header("seen-scheme"), scheme);
         }
         assert_eq!(origin.connections(), 1, "connections are kept");
     }

@@ -351,6 +351,24 @@ mod target {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn what_clients_of_http1_may_leave_empty_or_say_of_a_connection_reaches_endpoints_of_http2() {
+        let origin = Origin::named("a").await;
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[origin.addr]);
+        snapshot.services[0].protocol = UpstreamProtocol::H2c;
+        let _proxy = Proxy::start(&snapshot);
+        for (fields, seen) in [
+            ("Host:\r\nConnection: close", None),
+            ("Host: a.test\r\nConnection: te, close\r\nTE: deflate;q=0.5, trailers", Some("trailers")),
+        ] {
+            let answer = client::raw(addr, format!("GET / HTTP/1.1\r\n{fields}\r\n\r\n").as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let found = answer.lines().find_map(|line| line.strip_prefix("seen-te: "));
+            assert_eq!(found, seen, "{answer}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn targets_of_other_schemes_are_refused_over_both_versions() {
         let origin = Origin::named("a").await;
         let addr = free_addr();

@@ -322,6 +322,7 @@ async fn serve(
         trusted_hops: listener.trusted_hops,
         host: filters.and_then(|filters| filters.rewrite.as_ref()?.host.as_ref()),
         protocol: service.definition().protocol,
+        is_secured: service.definition().tls.is_some(),
         has_body: !message.body.is_empty() && wanted.is_none(),
     };
     let forward = Forward {

@@ -157,6 +157,8 @@ pub struct Onward<'a> {
     pub host: Option<&'a HeaderValue>,
     /// What the endpoint speaks.
     pub protocol: Protocol,
+    /// Whether it is spoken behind TLS.
+    pub is_secured: bool,
     /// Whether a body follows.
     pub has_body: bool,
 }
@@ -169,8 +171,7 @@ pub fn to_upstream(parts: &mut Parts, onward: &Onward<'_>) -> Result<(), Fault> 
         Some(authority) => Some(HeaderValue::try_from(authority.as_str()).map_err(bad)?),
         None => parts.headers.get(header::HOST).cloned(),
     };
-    let trailers =
-        parts.headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    let takes_trailers = protocol == Protocol::Http2 && takes_trailers(&parts.headers);
     strip_hop_by_hop(&mut parts.headers);
     forwarded::add(&mut parts.headers, downstream, host.as_ref(), trusted_hops);
     // Without a body there is nothing to wait for, and a client of HTTP/1.0 does not wait (RFC 9110, section 10.1.1).
@@ -196,10 +197,13 @@ pub fn to_upstream(parts: &mut Parts, onward: &Onward<'_>) -> Result<(), Fault> 
         Protocol::Http2 => {
             parts.version = Version::HTTP_2;
             parts.headers.remove(header::HOST);
-            uri.scheme = Some(UriScheme::HTTP);
-            let authority = host.as_ref().map_or(&b"localhost"[..], HeaderValue::as_bytes);
+            // The scheme is that of the connection which carries it (RFC 9113, section 8.3.1): servers compare.
+            uri.scheme = Some(if onward.is_secured { UriScheme::HTTPS } else { UriScheme::HTTP });
+            // A client of HTTP/1.1 that asks for no host sends the field without a value (RFC 9112, section 3.2).
+            let host = host.as_ref().map(HeaderValue::as_bytes).filter(|host| !host.is_empty());
+            let authority = host.unwrap_or(b"localhost");
             uri.authority = Some(Authority::try_from(authority).map_err(|_| Fault::new(Kind::BadRequest))?);
-            if trailers {
+            if takes_trailers {
                 parts.headers.insert(header::TE, HeaderValue::from_static("trailers"));
             }
         }
@@ -207,6 +211,13 @@ pub fn to_upstream(parts: &mut Parts, onward: &Onward<'_>) -> Result<(), Fault> 
     parts.uri = Uri::from_parts(uri).map_err(|_| Fault::new(Kind::BadRequest))?;
     parts.extensions = http::Extensions::new();
     Ok(())
+}
+
+/// Whether a client takes fields behind a body (RFC 9110, section 10.1.4).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut members =
+        headers.get_all(header::TE).iter().flat_map(|te| te.as_bytes().split(|byte| *byte == b','));
+    members.any(|member| member.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Makes the head of the response as the client gets it; a body whose length nobody can tell is a fault of the endpoint.
@@ -269,7 +280,8 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Takes away the fields that `connection` makes a matter of one connection, and with them the word about it: what is
-/// written into a request from then on is ours, and no client makes it go.
+/// written into a request from then on is ours, and no client makes it go. `te` stays until the request goes on: what it
+/// says is said again to an endpoint of HTTP/2.
 pub(super) fn forget_named(headers: &mut HeaderMap) {
     for name in named(headers) {
         headers.remove(name);
@@ -293,7 +305,7 @@ fn named(headers: &HeaderMap) -> Vec<HeaderName> {
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         // Whoever names these wants to change what the message means, or who it seems to come from.
-        .filter(|name| !ENDS_NOWHERE.contains(name) && !forwarded::is_one(name))
+        .filter(|name| !ENDS_NOWHERE.contains(name) && !forwarded::is_one(name) && *name != header::TE)
         .collect()
 }
 
@@ -336,7 +348,7 @@ mod tests {
     };
 
     fn onward(downstream: &Downstream, protocol: Protocol, has_body: bool) -> Onward<'_> {
-        Onward { downstream, trusted_hops: 0, host: None, protocol, has_body }
+        Onward { downstream, trusted_hops: 0, host: None, protocol, is_secured: false, has_body }
     }
 
     fn downstream() -> Downstream {
@@ -403,6 +415,47 @@ mod tests {
         assert_eq!((parts.uri.to_string().as_str(), parts.version), ("http://a.test/x", Version::HTTP_2));
         assert_eq!(parts.headers.get("te").unwrap(), "trailers");
         assert!(parts.headers.get("host").is_none());
+    }
+
+    #[test]
+    fn the_scheme_towards_http2_is_that_of_the_connection() {
+        for (is_secured, expected) in [(false, "http://a.test/x"), (true, "https://a.test/x")] {
+            let downstream = downstream();
+            let mut parts = Request::get("/x").header("host", "a.test").body(()).unwrap().into_parts().0;
+            let onward = Onward { is_secured, ..onward(&downstream, Protocol::Http2, false) };
+            to_upstream(&mut parts, &onward).unwrap();
+            assert_eq!(parts.uri, expected);
+        }
+    }
+
+    #[test]
+    fn no_host_is_one_thing_whether_its_field_is_there_or_not() {
+        for request in [Request::get("/x"), Request::get("/x").header("host", "")] {
+            let parts = upstream(request.body(()).unwrap(), Protocol::Http2);
+            assert_eq!(parts.uri, "http://localhost/x");
+        }
+        let parts = upstream(Request::get("/x").body(()).unwrap(), Protocol::Http1);
+        assert_eq!(parts.headers.get("host").unwrap(), "");
+    }
+
+    #[test]
+    fn clients_say_as_one_of_many_that_they_take_fields_behind_a_body() {
+        for (te, expected) in [
+            (&["trailers"][..], true),
+            (&["Trailers, deflate;q=0.5"], true),
+            (&["gzip", "deflate ,trailers"], true),
+            (&["deflate"], false),
+            (&["trailers;q=1"], false),
+            (&[], false),
+        ] {
+            let request = Request::get("/x").header("connection", "te");
+            let request = te.iter().fold(request, |request, te| request.header("te", *te));
+            let mut request = request.body(()).unwrap();
+            forget_named(request.headers_mut());
+            let parts = upstream(request, Protocol::Http2);
+            let found: Vec<_> = parts.headers.get_all("te").iter().collect();
+            assert_eq!(found, if expected { &["trailers"][..] } else { &[] }, "{te:?}");
+        }
     }
 
     #[test]

@@ -55,7 +55,9 @@ pub(super) fn copy(
             worker.metrics.families.limit(Limit::Mirrors);
             continue;
         };
-        let onward = Onward { protocol: service.definition().protocol, ..*onward };
+        let definition = service.definition();
+        let onward =
+            Onward { protocol: definition.protocol, is_secured: definition.tls.is_some(), ..*onward };
         let mut head = parts.clone();
         if header::to_upstream(&mut head, &onward).is_err() {
             continue;

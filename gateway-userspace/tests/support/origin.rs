@@ -96,7 +96,8 @@ impl Origin {
     }
 
     /// Answers over TLS like [`Origin::named`], with the name that was asked for (`tls-name`), what was agreed on (`tls-alpn`),
-    /// and how many certificates the client showed (`tls-client`).
+    /// and how many certificates the client showed (`tls-client`). Refuses what says over HTTP/2 that it came in plain text, as
+    /// strict servers do.
     pub async fn secured(terms: rustls::ServerConfig) -> Self {
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(terms));
         let requests = Arc::new(AtomicUsize::new(0));
@@ -121,7 +122,9 @@ impl Origin {
                         .header("tls-name", &name)
                         .header("tls-alpn", &alpn)
                         .header("tls-client", n_certificates)
-                        .header("seen-version", format!("{:?}", request.version()));
+                        .header("seen-version", format!("{:?}", request.version()))
+                        .header("seen-scheme", request.uri().scheme_str().unwrap_or_default())
+                        .status(if request.uri().scheme_str() == Some("http") { 421 } else { 200 });
                     async move {
                         if request.uri().path() == "/slow" {
                             tokio::time::sleep(std::time::Duration::from_millis(300)).await;

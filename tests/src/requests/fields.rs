@@ -112,7 +112,14 @@ pub fn fields(data: &[u8]) {
     let has_body = framing != Framing::None;
     let protocol = if is_http2 { Protocol::Http2 } else { Protocol::Http1 };
     let downstream = downstream();
-    let onward = Onward { downstream: &downstream, trusted_hops, host: None, protocol, has_body };
+    let onward = Onward {
+        downstream: &downstream,
+        trusted_hops,
+        host: None,
+        protocol,
+        is_secured: is_http2,
+        has_body,
+    };
     let mut sent = parts.clone();
     if header::to_upstream(&mut sent, &onward).is_err() {
         return;
@@ -120,6 +127,7 @@ pub fn fields(data: &[u8]) {
     onwards(&parts, &sent, trusted_hops);
     if is_http2 {
         assert!(!sent.headers.contains_key(names::HOST) && sent.uri.authority().is_some());
+        assert_eq!(sent.uri.scheme_str(), Some("https"), "as the connection to the endpoint");
         assert!(!sent.headers.contains_key(names::TRANSFER_ENCODING));
         return;
     }
