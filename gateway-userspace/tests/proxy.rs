@@ -351,6 +351,30 @@ mod target {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn cookies_that_a_client_of_http2_splits_are_one_field() {
+        let origin = Origin::named("a").await;
+        let addr = free_addr();
+        let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        let cookies: Vec<String> = (0..2 * limits::HEADERS).map(|n| format!("a{n}=1")).collect();
+        let get =
+            |uri: &str| cookies.iter().fold(http::Request::get(uri), |get, one| get.header("cookie", one));
+        let split = get("http://a.test/").body(http_body_util::Full::default()).unwrap();
+        let answer = Client::http2(addr).await.send(split).await.unwrap();
+        assert_eq!(
+            (answer.status.as_u16(), answer.header("seen-cookie")),
+            (200, cookies.join("; ").as_str())
+        );
+        // In HTTP/1.1 nobody may split them.
+        let split = get("/").header("host", "a.test").body(http_body_util::Full::default()).unwrap();
+        assert_eq!(Client::http1(addr).await.send(split).await.unwrap().status, 431);
+        // They are one, and not none.
+        let many =
+            (0..limits::HEADERS).fold(get("http://a.test/"), |get, n| get.header(format!("x-{n}"), "1"));
+        let many = many.body(http_body_util::Full::default()).unwrap();
+        assert_eq!(Client::http2(addr).await.send(many).await.unwrap().status, 431);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn what_clients_of_http1_may_leave_empty_or_say_of_a_connection_reaches_endpoints_of_http2() {
         let origin = Origin::named("a").await;
         let addr = free_addr();

@@ -171,7 +171,7 @@ fn find<'s>(
         fault(kind, counted)
     };
     // The codec of HTTP/1 refuses more by itself; HTTP/2 counts bytes only.
-    if n_fields > limits::HEADERS {
+    if n_fields > limits::HEADERS && header::n_counted(n_fields, parts) > limits::HEADERS {
         return refuse(Refusal::HeadTooLarge, Kind::HeadTooLarge, &bind.unmatched);
     }
     let authority = header::authority(parts).unwrap_or_default();

@@ -220,6 +220,15 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
     members.any(|member| member.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
+/// Fields of a request as they are counted against a bound: those of HTTP/2 that hold one cookie each, as their sender may
+/// split them (RFC 9113, section 8.2.3), are one.
+pub fn n_counted(n_fields: usize, parts: &Parts) -> usize {
+    if parts.version != Version::HTTP_2 {
+        return n_fields;
+    }
+    n_fields.saturating_sub(parts.headers.get_all(header::COOKIE).iter().skip(1).count())
+}
+
 /// Makes the head of the response as the client gets it; a body whose length nobody can tell is a fault of the endpoint.
 pub fn to_downstream(parts: &mut response::Parts) -> Result<(), Fault> {
     let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
