@@ -375,6 +375,28 @@ mod target {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn requests_go_as_far_as_their_client_lets_them() {
+        let origin = Origin::named("a").await;
+        let addr = free_addr();
+        let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+        for (method, most, status, seen) in [
+            ("OPTIONS", "2", 200, "1"),
+            ("TRACE", "1", 200, "0"),
+            ("GET", "0", 200, "0"),
+            ("OPTIONS", "0", 200, ""),
+            ("TRACE", "0", 501, ""),
+        ] {
+            let request = http::Request::builder().method(method).uri("/");
+            let request = request.header("host", "a.test").header("max-forwards", most);
+            let request = request.body(http_body_util::Full::default()).unwrap();
+            let answer = Client::http1(addr).await.send(request).await.unwrap();
+            let found = (answer.status.as_u16(), answer.header("seen-max-forwards"));
+            assert_eq!(found, (status, seen), "{method} {most}");
+        }
+        assert_eq!(origin.requests(), 3);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn what_clients_of_http1_may_leave_empty_or_say_of_a_connection_reaches_endpoints_of_http2() {
         let origin = Origin::named("a").await;
         let addr = free_addr();

@@ -312,6 +312,9 @@ async fn serve(
         }
         filtered::rewrite(filters, parts, prefix_bytes)?;
     }
+    if !header::count_hop(parts) {
+        return filtered::last_hop(&parts.method);
+    }
     let backend = rule.backends.draw().ok_or(Fault::new(Kind::MissingService))?;
     let service = &backend.service;
     if let Some(line) = line {

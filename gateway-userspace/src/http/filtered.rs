@@ -64,6 +64,12 @@ pub fn answer(
     }
 }
 
+/// The answer to a request that goes no further, as if no endpoint were behind us (RFC 9110, section 7.6.2). Requests are
+/// not said back: fields of theirs are nobody's business but the endpoint's (section 9.3.8).
+pub(super) fn last_hop(method: &Method) -> Result<Response<ResponseBody>, Fault> {
+    if *method == Method::OPTIONS { Ok(bare(StatusCode::OK)) } else { Err(Fault::new(Kind::Unsupported)) }
+}
+
 pub(super) fn bare(status: StatusCode) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::text(bytes::Bytes::new()));
     *response.status_mut() = status;

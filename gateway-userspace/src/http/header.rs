@@ -220,6 +220,21 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
     members.any(|member| member.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
+/// Counts a hop of a request that may be asked to take only so many (RFC 9110, section 7.6.2); `false` when this is the last.
+pub fn count_hop(parts: &mut Parts) -> bool {
+    if !matches!(parts.method, Method::OPTIONS | Method::TRACE) {
+        return true;
+    }
+    let Some(most) = parts.headers.get(header::MAX_FORWARDS) else { return true };
+    // What is no number bounds nothing.
+    let is_number = !most.is_empty() && most.as_bytes().iter().all(u8::is_ascii_digit);
+    let Some(most) = most.to_str().ok().filter(|_| is_number) else { return true };
+    // A larger one than can be counted here becomes the largest that can.
+    let Some(left) = most.parse().unwrap_or(u64::MAX).checked_sub(1) else { return false };
+    parts.headers.insert(header::MAX_FORWARDS, HeaderValue::from(left));
+    true
+}
+
 /// Fields of a request as they are counted against a bound: those of HTTP/2 that hold one cookie each, as their sender may
 /// split them (RFC 9113, section 8.2.3), are one.
 pub fn n_counted(n_fields: usize, parts: &Parts) -> usize {
@@ -464,6 +479,27 @@ mod tests {
             let parts = upstream(request, Protocol::Http2);
             let found: Vec<_> = parts.headers.get_all("te").iter().collect();
             assert_eq!(found, if expected { &["trailers"][..] } else { &[] }, "{te:?}");
+        }
+    }
+
+    #[test]
+    fn hops_are_counted_where_a_client_asks_for_it() {
+        for (method, most, expected) in [
+            ("OPTIONS", "3", Some("2")),
+            ("TRACE", "1", Some("0")),
+            ("TRACE", "0", None),
+            ("OPTIONS", "000", None),
+            ("OPTIONS", "99999999999999999999999", Some("18446744073709551614")),
+            ("OPTIONS", "+1", Some("+1")),
+            ("OPTIONS", "", Some("")),
+            ("GET", "0", Some("0")),
+        ] {
+            let request = Request::builder().method(method).uri("/x").header("max-forwards", most);
+            let mut parts = request.body(()).unwrap().into_parts().0;
+            assert_eq!(count_hop(&mut parts), expected.is_some(), "{method} {most}");
+            if let Some(expected) = expected {
+                assert_eq!(parts.headers.get("max-forwards").unwrap(), expected, "{method} {most}");
+            }
         }
     }
 
