@@ -19,11 +19,13 @@ use gateway_common::{
 use crate::{
     answer::{self, handshake},
     arrival::Arrival,
-    count::counted,
+    count::dropped,
     env::{Env, Maps},
+    event::told,
     guard::{self, Pace},
     packet::{self, Packet},
     rewrite::ports_word,
+    select::NO_ROW,
     steer,
     verdict::Verdict,
 };
@@ -109,8 +111,12 @@ impl Syn {
 /// Answers the SYN that the arrival speaks of with a cookie if its service does so at this moment, counted; else it goes on
 /// to the stack.
 #[inline(always)]
-pub fn answer<E: Env>(env: &mut E, arrival: &Arrival) -> Verdict {
-    counted(env, |env| run(env, arrival))
+pub fn answer<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
+    arrival.row = NO_ROW;
+    told(env, arrival, false, |env, arrival| {
+        let verdict = run(env, arrival);
+        dropped(env.maps(), arrival.id, verdict)
+    })
 }
 
 #[inline(always)]

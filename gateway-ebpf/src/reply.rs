@@ -8,7 +8,7 @@ use gateway_common::{
 };
 
 use crate::{
-    arrival::{Arrival, Errand},
+    arrival::{Arrival, Errand, NO_ENTRY},
     count::dropped,
     env::{Env, Maps},
     event::Seen,
@@ -64,11 +64,19 @@ pub(crate) fn seen<M: Maps>(
 #[inline(always)]
 pub fn to_client<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Option<Verdict> {
     let packet = &arrival.packet;
-    let answered = reply::find(env.maps(), settings, packet.key(), packet.is_v6())?;
+    let mut changing = NO_ENTRY;
+    let answered = reply::find(env.maps(), settings, packet.key(), packet.is_v6(), &mut changing);
+    if let Some((service, row)) = reply::whose(env.maps(), changing) {
+        arrival.is_from(service, row);
+        return Some(ended::<E>(env.maps(), arrival, Verdict::Drop(Reason::FlowContended), false));
+    }
+    let answered = answered?;
+    let packet = &arrival.packet;
     let reply = seen(env.maps(), packet.key(), answered).filter(|reply| !reply.is_local)?;
     let service = reply.answered.who.service();
     if reply.answered.held.proxied != 0 {
         arrival.errand = Errand::TO_CLIENT;
+        arrival.is_from(service, reply.answered.held.endpoint);
         return Some(Verdict::Proxy(Reason::HandshakePending));
     }
     let verdict = send(env, arrival, settings, &reply);
@@ -153,8 +161,13 @@ fn run_egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 #[inline(always)]
 pub(crate) fn leaves<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Verdict {
     let packet = &arrival.packet;
-    let reply = reply::find_local(env.maps(), settings, packet.key(), packet.is_v6())
+    let mut changing = NO_ENTRY;
+    let reply = reply::find_local(env.maps(), settings, packet.key(), packet.is_v6(), &mut changing)
         .and_then(|answered| seen(env.maps(), packet.key(), answered));
+    if let Some((service, row)) = reply::whose(env.maps(), changing) {
+        arrival.is_from(service, row);
+        return dropped(env.maps(), service, Verdict::Drop(Reason::FlowContended));
+    }
     let Some(reply) = reply.filter(|reply| reply.is_local) else {
         return Verdict::Pass(Reason::NotTranslated);
     };

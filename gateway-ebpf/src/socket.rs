@@ -153,11 +153,15 @@ fn give<S: Sockets>(
     let to = (endpoint.addr, port_at(&endpoint, service.mode, port));
     let peer = Aligned(SocketPeer::new(cookie, to.0, to.1));
     let asked = Aligned(AskedFor::new(addr, port, service.id));
-    if maps.asked_for(&peer.0) != Some(asked.0) {
+    let noted = maps.asked_for(&peer.0);
+    if noted != Some(asked.0) {
         if !maps.note_asked(&peer.0, &asked.0) {
             return Verdict::Drop(Reason::SocketsFull);
         }
-        maps.count_flow(service.id, row);
+        // Datagrams that go by turns to two virtual addresses with the same endpoint are no flow each.
+        if noted.is_none() || protocol == Protocol::TCP {
+            maps.count_flow(service.id, row);
+        }
     }
     call.name(to.0, to.1);
     Verdict::HandOver(Reason::SocketTranslated)

@@ -82,10 +82,17 @@ pub fn begins_anew(held: &Held, packet: &Packet, now: Tick) -> bool {
     }
 }
 
-/// Whether the endpoint of a flow may still receive this packet.
+/// Whether the endpoint of a flow may still receive this packet, which does not [begin anew](begins_anew).
 #[inline(always)]
 pub fn may_stay(service: u32, endpoint: &Endpoint, held: &Held, packet: &Packet) -> bool {
-    endpoint.still_holds(held.generation) && endpoint.service == service && takes(endpoint, packet)
+    // What begins nothing is a stray SYN of the open connection, which its endpoint knows how to answer (RFC 9293, section
+    // 3.10.7.4).
+    let is_its = endpoint.state == EndpointState::DRAINING
+        && packet.key().protocol == Protocol::TCP
+        && held.phase == Phase::OPEN;
+    endpoint.still_holds(held.generation)
+        && endpoint.service == service
+        && (takes(endpoint, packet) || is_its)
 }
 
 /// Whether an endpoint takes this packet of a flow that it has: one that drains keeps its connections, and nothing else.

@@ -177,6 +177,9 @@ pub const TUNNELS: usize = 16_384;
 /// Time for which an endpoint may be silent in the middle of a response where the route says nothing: as long as tunnels may.
 pub const RESPONSE_IDLE: Duration = Duration::from_hours(1);
 
+/// Time for which a response is kept, whose last byte has come, for its endpoint to say over HTTP/2 that it was the last.
+pub const STREAM_END: Duration = Duration::from_millis(100);
+
 /// For so long after a request began, a kept connection that ends without an answer is taken for one that its endpoint had
 /// ended before: the request goes to the same endpoint again, and costs nobody anything.
 pub const RACE: Duration = Duration::from_secs(1);

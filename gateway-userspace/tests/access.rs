@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use gateway_userspace::{
     config::{AccessField, AccessOutput, AccessSettings},
-    snapshot::listener::Protocol,
+    snapshot::{listener::Protocol, service::UpstreamProtocol},
 };
 use http::{HeaderValue, Request, Response};
 use http_body_util::Full;
@@ -118,6 +118,50 @@ async fn a_response_that_breaks_off_is_told_from_one_that_ended() {
     assert!(Client::http1(addr).await.get("a.test", "/").await.is_err());
     let line = lines(&path, 1).await.remove(0);
     assert_eq!(line, serde_json::json!({ "status": 200, "bytesSent": 10, "complete": false }));
+}
+
+/// An endpoint of HTTP/2 that says that a body is over some time after its last byte, or never.
+async fn late(is_ever: bool) -> Origin {
+    Origin::raw(move |stream| async move {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            tokio::spawn(async move {
+                let head = Response::builder().header("content-length", 5).body(()).unwrap();
+                let mut stream = respond.send_response(head, false).unwrap();
+                stream.send_data("hello".into(), false).unwrap();
+                tokio::time::sleep(Duration::from_millis(if is_ever { 20 } else { 2_000 })).await;
+                drop(stream.send_data(bytes::Bytes::new(), true));
+            });
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_is_complete_when_its_client_has_all_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let (soon, never) = (late(true).await, late(false).await);
+    let (addr, fields) = (free_addr(), [AccessField::Target, AccessField::BytesSent, AccessField::Complete]);
+    let mut snapshot = simple(addr, &[soon.addr]);
+    snapshot.services.push(service("never", &[never.addr]));
+    for service in &mut snapshot.services {
+        service.protocol = UpstreamProtocol::H2c;
+    }
+    snapshot.routes[0].rules =
+        vec![rule(prefix("/soon"), &[("api", 1)]), rule(prefix("/never"), &[("never", 1)])];
+    let _proxy = Proxy::logged(&snapshot, &settings(&path, &fields));
+    let mut client = Client::http1(addr).await;
+    for target in ["/soon", "/never", "/soon"] {
+        assert_eq!(client.get("a.test", target).await.unwrap().status, 200, "{target}");
+    }
+    let head = Request::head("/nowhere").header("host", "a.test").body(Full::default()).unwrap();
+    assert_eq!(client.send(head).await.unwrap().status, 404);
+    let head = Request::head("http://a.test/nowhere").body(Full::default()).unwrap();
+    assert_eq!(Client::http2(addr).await.send(head).await.unwrap().status, 404);
+    let expected = [("/soon", 5), ("/never", 5), ("/soon", 5), ("/nowhere", 0), ("/nowhere", 0)]
+        .map(|(target, bytes)| serde_json::json!({ "target": target, "bytesSent": bytes, "complete": true }));
+    assert_eq!(lines(&path, 5).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

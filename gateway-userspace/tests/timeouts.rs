@@ -164,6 +164,27 @@ async fn an_idle_connection_is_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn empty_lines_in_pieces_keep_no_connection() {
+    let (addr, proxy, _origin) =
+        started(ClientTimeouts { head: 2 * SHORT, idle: 2 * SHORT, ..PATIENT }).await;
+    for before in ["", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        let mut stream = begun(addr, before.as_bytes()).await;
+        let started = Instant::now();
+        let mut is_over = false;
+        for byte in b"\r\n".repeat(40) {
+            if stream.write_all(&[byte]).await.is_err() {
+                is_over = true;
+                break;
+            }
+            tokio::time::sleep(SHORT / 4).await;
+        }
+        assert!(is_over, "still there after {:?}", started.elapsed());
+    }
+    let metrics = |timeout| proxy.metric(&format!("sluice_client_timeouts_total{{timeout=\"{timeout}\"}} "));
+    assert!(metrics("head") + metrics("idle") > 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_used_is_not_idle() {
     // Long beside a pause: others use the machine, too.
     let (addr, proxy, _origin) = started(ClientTimeouts { idle: SHORT * 8, ..PATIENT }).await;

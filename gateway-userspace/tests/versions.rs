@@ -470,3 +470,69 @@ async fn an_endpoint_that_reads_nothing_stops_the_client_over_http_1() {
     let answer = String::from_utf8_lossy(&answer[..n]).to_lowercase();
     assert!(answer.starts_with("http/1.1 200 ok") && answer.contains(&format!("x-read: {MUCH}")), "{answer}");
 }
+
+/// Bytes of a request whose client reads nothing before it has sent it, and of the response that comes meanwhile: more than
+/// the buffers of one connection hold.
+const EACH_WAY: usize = 24 * 1024 * 1024;
+
+/// An endpoint that answers at once, and goes on reading.
+async fn both_ways() -> Origin {
+    let answer = Bytes::from(vec![b'y'; EACH_WAY]);
+    Origin::serve("127.0.0.1:0".parse().unwrap(), move |request| {
+        use http_body_util::BodyExt as _;
+        let answer = answer.clone();
+        tokio::spawn(async move {
+            let mut body = request.into_body();
+            while let Some(Ok(_)) = body.frame().await {}
+        });
+        async move { Response::new(Full::new(answer)) }
+    })
+    .await
+}
+
+async fn send_first_h1(addr: SocketAddr) -> usize {
+    let (mut from, mut to) = TcpStream::connect(addr).await.unwrap().into_split();
+    let request =
+        format!("PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {EACH_WAY}\r\n\r\n");
+    to.write_all(request.as_bytes()).await.unwrap();
+    to.write_all(&vec![b'x'; EACH_WAY]).await.unwrap();
+    let mut answer = Vec::new();
+    from.read_to_end(&mut answer).await.unwrap();
+    let head = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+    answer.len() - head
+}
+
+async fn send_first_h2(addr: SocketAddr) -> usize {
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    let _driven = tokio::spawn(connection);
+    let request = Request::put("http://a/").body(()).unwrap();
+    let (response, mut body) = sender.send_request(request, false).unwrap();
+    let mut left = EACH_WAY;
+    while left > 0 {
+        body.reserve_capacity(left.min(64 * 1024));
+        let room = std::future::poll_fn(|cx| body.poll_capacity(cx)).await.unwrap().unwrap();
+        left -= room;
+        body.send_data(vec![b'x'; room].into(), left == 0).unwrap();
+    }
+    let mut answer = response.await.unwrap().into_body();
+    let mut n_read = 0;
+    while let Some(data) = answer.data().await {
+        let n = data.unwrap().len();
+        answer.flow_control().release_capacity(n).unwrap();
+        n_read += n;
+    }
+    n_read
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_may_send_all_before_it_reads_anything() {
+    let origin = both_ways().await;
+    for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
+        let (addr, _proxy) = start(origin.addr, protocol);
+        let h1 = tokio::time::timeout(4 * SOON, send_first_h1(addr)).await;
+        assert_eq!(h1, Ok(EACH_WAY), "HTTP/1.1 to {protocol:?}");
+        let h2 = tokio::time::timeout(4 * SOON, send_first_h2(addr)).await;
+        assert_eq!(h2, Ok(EACH_WAY), "HTTP/2 to {protocol:?}");
+    }
+}

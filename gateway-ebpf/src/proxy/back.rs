@@ -8,7 +8,7 @@ use gateway_common::{
 
 use super::{ACK, Head, SHORT, segment_bytes};
 use crate::{
-    arrival::Arrival,
+    arrival::{Arrival, NO_ENTRY},
     checksum::Diff,
     env::{Env, Maps},
     packet::{Packet, ip, transport::TCP_LEN},
@@ -32,7 +32,11 @@ pub(super) fn to_client<E: Env>(
     settings: &Settings,
 ) -> Result<Reason, Reason> {
     let packet = &arrival.packet;
-    let answered = replies::find(env.maps(), settings, packet.key(), packet.is_v6());
+    let mut changing = NO_ENTRY;
+    let answered = replies::find(env.maps(), settings, packet.key(), packet.is_v6(), &mut changing);
+    if replies::whose(env.maps(), changing).is_some() {
+        return Err(Reason::FlowContended);
+    }
     let reply = answered
         .and_then(|answered| reply::seen(env.maps(), packet.key(), answered))
         .filter(|reply| !reply.is_local);

@@ -15,7 +15,7 @@ use gateway_common::{
 
 use super::quoted::{self, Change};
 use crate::{
-    arrival::Arrival,
+    arrival::{Arrival, NO_ENTRY},
     balance,
     count::dropped,
     env::{Env, Maps},
@@ -225,7 +225,13 @@ fn to_client<E: Env>(
     source: Addr,
     quote: &Quote,
 ) -> Option<Verdict> {
-    let answered = replies::find(env.maps(), settings, arrival.packet.key(), arrival.packet.is_v6())?;
+    let (key, v6, mut changing) = (arrival.packet.key(), arrival.packet.is_v6(), NO_ENTRY);
+    let answered = replies::find(env.maps(), settings, key, v6, &mut changing);
+    if let Some((service, row)) = replies::whose(env.maps(), changing) {
+        arrival.is_from(service, row);
+        return Some(dropped(env.maps(), service, Verdict::Drop(Reason::FlowContended)));
+    }
+    let answered = answered?;
     let reply = reply::seen(env.maps(), arrival.packet.key(), answered).filter(|reply| !reply.is_local)?;
     let service = reply.answered.who.service();
     if let Some(reason) = guard::refuses_message(env.maps(), arrival, settings, source) {
@@ -285,8 +291,12 @@ pub(super) fn egress<E: Env>(
     quote: &Quote,
 ) -> Verdict {
     let key = packet.key();
-    let reply = replies::find_local(env.maps(), settings, key, packet.is_v6())
+    let mut changing = NO_ENTRY;
+    let reply = replies::find_local(env.maps(), settings, key, packet.is_v6(), &mut changing)
         .and_then(|answered| reply::seen(env.maps(), key, answered));
+    if let Some((service, _)) = replies::whose(env.maps(), changing) {
+        return dropped(env.maps(), service, Verdict::Drop(Reason::FlowContended));
+    }
     let Some(reply) = reply.filter(|reply| reply.is_local) else {
         return Verdict::Pass(Reason::NotTranslated);
     };

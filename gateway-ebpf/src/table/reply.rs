@@ -15,7 +15,7 @@ use super::{
     row::{FlowRow, FlowRows, HeadWord, Held, ReplyRow, ReplyRows, Who},
     way,
 };
-use crate::{Aligned, env::Maps, way::Way};
+use crate::{Aligned, arrival::NO_ENTRY, env::Maps, way::Way};
 
 /// Places in a bucket.
 const WAYS: u32 = 8;
@@ -112,18 +112,21 @@ pub fn expect<M: Maps>(maps: &M, spot: &Spot) {
     }
 }
 
-/// Looks for the flow that a packet of a remote endpoint answers. Whether it is that endpoint's is still to be seen.
+/// Looks for the flow that a packet of a remote endpoint answers. Whether it is that endpoint's is still to be seen. Where
+/// there is one, but another processor is writing its entry at this moment, the number of the entry is `changing`: such a
+/// packet is dropped, and its sender repeats it. Taken for no reply, it would end the connection.
 #[inline(always)]
 pub fn find<M: Maps>(
     maps: &M,
     settings: &Settings,
     key: &FlowKey,
     v6: bool,
+    changing: &mut u32,
 ) -> Option<Answered<M::Row<FlowRows>>> {
     let spot = Spot::of(settings, key, v6);
     let rows = maps.replies(spot.bucket)?;
     let reply = place(&rows, spot.way).get::<M>();
-    if reply.tag == spot.tag { answered(maps, reply, key) } else { None }
+    if reply.tag == spot.tag { answered(maps, reply, key, changing) } else { None }
 }
 
 /// The same for a packet of an endpoint on this node.
@@ -133,13 +136,14 @@ pub fn find_local<M: Maps>(
     settings: &Settings,
     key: &FlowKey,
     v6: bool,
+    changing: &mut u32,
 ) -> Option<Answered<M::Row<FlowRows>>> {
     let spot = Spot::of(settings, key, v6);
     let rows = maps.replies(spot.bucket)?;
     for turn in 0..WAYS {
         let reply = place(&rows, turn).get::<M>();
         if reply.tag == spot.tag {
-            return answered(maps, reply, key);
+            return answered(maps, reply, key, changing);
         }
     }
     None
@@ -160,14 +164,44 @@ pub fn forget_local<M: Maps>(maps: &M, settings: &Settings, key: &FlowKey, v6: b
 }
 
 #[inline(always)]
-fn answered<M: Maps>(maps: &M, reply: Reply, key: &FlowKey) -> Option<Answered<M::Row<FlowRows>>> {
+fn answered<M: Maps>(
+    maps: &M,
+    reply: Reply,
+    key: &FlowKey,
+    changing: &mut u32,
+) -> Option<Answered<M::Row<FlowRows>>> {
     let index = reply.index();
     let rows = maps.flows(index / super::WAYS)?;
-    let (who, held, way_back) = way(&rows, index).read_any::<M>()?;
-    let is_its = reply.is_of(held.head.version())
+    let Some((who, held, way_back)) = way(&rows, index).read_any::<M>() else {
+        if is_written_anew(way(&rows, index).head::<M>(), reply) {
+            *changing = index;
+        }
+        return None;
+    };
+    // The next version: it was written anew since its place was read.
+    let version = held.head.version();
+    let is_its = (reply.is_of(version) || reply.is_of(version.wrapping_sub(1)))
         && held.source_port == key.destination_port
         && held.head.protocol() == key.protocol;
     is_its.then_some(Answered { rows, way: index, who, held, way_back })
+}
+
+/// The rows of the service and the endpoint of an entry that is `changing`; none when it is [`NO_ENTRY`].
+#[inline(always)]
+pub fn whose<M: Maps>(maps: &M, changing: u32) -> Option<(u32, u32)> {
+    if changing == NO_ENTRY {
+        return None;
+    }
+    let rows = maps.flows(changing / super::WAYS)?;
+    let row = way(&rows, changing);
+    Some((row.service::<M>(), row.endpoint::<M>()))
+}
+
+/// Whether the entry of a flow that has this place is, or just was, written anew.
+#[inline(always)]
+fn is_written_anew(head: HeadWord, reply: Reply) -> bool {
+    (head.is_busy() || head.is_live())
+        && (reply.is_of(head.version()) || reply.is_of(head.version().wrapping_sub(1)))
 }
 
 /// Gives a port towards a remote endpoint to an entry that is being written, unless another flow has its place; says

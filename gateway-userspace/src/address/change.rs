@@ -12,7 +12,7 @@ use rtnetlink::{
     },
 };
 
-use super::{attribute, ip};
+use super::route::{attribute, ip};
 use crate::network::Network;
 
 /// What has changed.
@@ -40,7 +40,8 @@ impl Changes {
     pub(super) fn of<T>(
         messages: impl Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, T)> + Send + Unpin + 'static,
     ) -> Self {
-        Self(Box::new(messages.map(|(message, _)| change(&message.payload))))
+        let changes = messages.filter_map(|(message, _)| std::future::ready(change(&message.payload)));
+        Self(Box::new(changes))
     }
 
     /// Waits for the next change. None when the socket is gone.
@@ -54,10 +55,17 @@ impl Changes {
     }
 }
 
+/// None for what concerns nobody: which link-layer address is behind which port of a bridge is told in the same group as
+/// neighbours, and may be told without end.
 #[expect(clippy::wildcard_enum_match_arm, reason = "whatever is neither may be anything, also lost messages")]
-fn change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Change {
+fn change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Option<Change> {
     use RouteNetlinkMessage::{DelNeighbour, DelRoute, NewNeighbour, NewRoute};
     let known = match payload {
+        NetlinkPayload::InnerMessage(NewNeighbour(message) | DelNeighbour(message))
+            if message.header.family == AddressFamily::Bridge =>
+        {
+            return None;
+        }
         NetlinkPayload::InnerMessage(NewNeighbour(message) | DelNeighbour(message)) => {
             destination(message).map(Change::Neighbour)
         }
@@ -66,7 +74,7 @@ fn change(payload: &NetlinkPayload<RouteNetlinkMessage>) -> Change {
         }
         _ => None,
     };
-    known.unwrap_or(Change::Any)
+    Some(known.unwrap_or(Change::Any))
 }
 
 /// The address of a neighbour.
@@ -106,7 +114,7 @@ mod tests {
     use super::{super::Routes, *};
 
     fn told(message: RouteNetlinkMessage) -> Change {
-        change(&NetlinkPayload::InnerMessage(message))
+        change(&NetlinkPayload::InnerMessage(message)).unwrap()
     }
 
     #[test]
@@ -129,7 +137,19 @@ mod tests {
         assert_eq!(changed, Change::Neighbour([10, 1, 2, 3].into()));
         let link = rtnetlink::packet_route::link::LinkMessage::default();
         assert_eq!(told(RouteNetlinkMessage::NewLink(link)), Change::Any);
-        assert_eq!(change(&NetlinkPayload::Overrun(Vec::new())), Change::Any);
+        assert_eq!(change(&NetlinkPayload::Overrun(Vec::new())), Some(Change::Any));
+    }
+
+    #[test]
+    fn what_a_bridge_learns_concerns_nobody() {
+        let mut learned = NeighbourMessage::default();
+        learned.header.family = AddressFamily::Bridge;
+        learned.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 0, 0, 0, 1]));
+        for message in
+            [RouteNetlinkMessage::NewNeighbour(learned.clone()), RouteNetlinkMessage::DelNeighbour(learned)]
+        {
+            assert_eq!(change(&NetlinkPayload::InnerMessage(message)), None);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod assigned;
 mod change;
 mod link;
+mod route;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -22,12 +23,11 @@ use rtnetlink::{
         AddressFamily,
         link::LinkMessage,
         neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{
-            RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-        },
+        route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType},
     },
 };
 
+use self::route::{attribute, gateway, interfaces, ip, is_refusal, oif, route_mtu};
 pub use crate::address::{
     assigned::Assignment,
     change::{Change, Changes},
@@ -243,6 +243,9 @@ impl Netlink {
         if route.header.kind == RouteType::Local {
             return Way { is_local: true, ..Way::default() };
         }
+        if is_refusal(route.header.kind) {
+            return Way::default();
+        }
         let source = attribute(route, |attribute| {
             if let RouteAttribute::PrefSource(source) = attribute { ip(source) } else { None }
         });
@@ -420,18 +423,6 @@ fn refused(what: &str) -> impl FnOnce(rtnetlink::Error) -> Error {
     move |source| Error::Request { what, source: Box::new(source) }
 }
 
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "netlink may name addresses of any family; two matter here"
-)]
-fn ip(addr: &RouteAddress) -> Option<IpAddr> {
-    match addr {
-        RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
-        RouteAddress::Inet6(addr) => Some(IpAddr::V6(*addr)),
-        _ => None,
-    }
-}
-
 /// A neighbour's link-layer address, when it has one.
 #[expect(clippy::wildcard_enum_match_arm, reason = "of many attributes one matters here")]
 fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Neighbour)> {
@@ -445,46 +436,4 @@ fn neighbour(message: &NeighbourMessage) -> Option<(IpAddr, Neighbour)> {
     });
     let addr = change::destination(message)?;
     Some((addr, Neighbour { mac: mac?, is_stale: state == NeighbourState::Stale }))
-}
-
-fn attribute<T>(route: &RouteMessage, read: impl Fn(&RouteAttribute) -> Option<T>) -> Option<T> {
-    route.attributes.iter().find_map(read)
-}
-
-/// The router that packets go to, where there is one.
-fn gateway(route: &RouteMessage) -> Option<IpAddr> {
-    attribute(
-        route,
-        |attribute| {
-            if let RouteAttribute::Gateway(gateway) = attribute { ip(gateway) } else { None }
-        },
-    )
-}
-
-/// Every interface of a route: one that is spread over several ways names each of them.
-fn interfaces(route: &RouteMessage) -> Vec<u32> {
-    let several = attribute(route, |attribute| {
-        let RouteAttribute::MultiPath(ways) = attribute else { return None };
-        Some(ways.iter().map(|way| way.interface_index).collect())
-    });
-    several.unwrap_or_else(|| oif(route).into_iter().collect())
-}
-
-/// What a route says of the size of packets. Not what the kernel has learned for a while: nobody says when that is over.
-fn route_mtu(route: &RouteMessage) -> u32 {
-    let expires = attribute(route, |attribute| {
-        if let RouteAttribute::CacheInfo(cache) = attribute { Some(cache.expires) } else { None }
-    });
-    if expires.is_some_and(|expires| expires != 0) {
-        return 0;
-    }
-    let mtu = |metric: &RouteMetric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None };
-    let found = attribute(route, |attribute| {
-        if let RouteAttribute::Metrics(metrics) = attribute { metrics.iter().find_map(mtu) } else { None }
-    });
-    found.unwrap_or(0)
-}
-
-fn oif(route: &RouteMessage) -> Option<u32> {
-    attribute(route, |attribute| if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None })
 }

@@ -96,6 +96,26 @@ impl ResponseBody {
         }
     }
 
+    /// Goes on with what does not wait for the client to take its response: the rest of its request, which it may send to
+    /// the end before it reads, and the time that the exchange has. For whoever waits for the client instead of polling for
+    /// the next frame. Returns what changes whenever the request goes on.
+    ///
+    /// # Errors
+    /// As those of the frames.
+    pub(super) fn poll_beside(&mut self, cx: &mut Context<'_>) -> Result<u64, BoxError> {
+        match &mut self.source {
+            Source::Upstream(streamed) if streamed.tunnel.is_none() => streamed.poll_beside(cx),
+            Source::Upstream(_) | Source::Text(_) => Ok(0),
+        }
+    }
+
+    /// The client has all that the head announced, which may be nothing: what is left of the body is no part of the response.
+    pub(super) fn suffices(mut self) {
+        if let Some(line) = &mut self.line {
+            line.complete();
+        }
+    }
+
     /// See [`Tunnel::poll_over`]; `n_taken` changes when the client takes something.
     pub(super) fn poll_over(
         &mut self,
@@ -205,10 +225,20 @@ impl Streamed {
         self.lease.finish(&mut self.incoming);
     }
 
+    /// Whether the whole exchange should be over.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        self.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready())
+    }
+
+    fn poll_beside(&mut self, cx: &mut Context<'_>) -> Result<u64, BoxError> {
+        if self.is_late(cx) {
+            return Err(Box::new(TooLate));
+        }
+        self.incoming.poll_upload(cx)
+    }
+
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
+        if self.is_late(cx) {
             return Poll::Ready(Some(Err(Box::new(TooLate))));
         }
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {

@@ -341,12 +341,19 @@ impl Receiving {
         Ok(())
     }
 
+    /// See [`Incoming::poll_upload`](super::incoming::Incoming::poll_upload).
+    pub(super) fn drive_upload(&mut self, cx: &mut Context<'_>) -> Result<u64, BoxError> {
+        match self.poll_upload(cx) {
+            Ok(()) => Ok(self.pieces),
+            Err(SendError::Stalled) => Err(Box::new(Stalled)),
+            Err(_) => Err(BoxError::from(BrokenOff)),
+        }
+    }
+
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let broken = || Poll::Ready(Some(Err(BoxError::from(BrokenOff))));
-        match self.poll_upload(cx) {
-            Ok(()) => {}
-            Err(SendError::Stalled) => return Poll::Ready(Some(Err(Box::new(Stalled)))),
-            Err(_) => return broken(),
+        if let Err(cause) = self.drive_upload(cx) {
+            return Poll::Ready(Some(Err(cause)));
         }
         loop {
             let Some(connection) = &mut self.connection else { return Poll::Ready(None) };

@@ -202,6 +202,15 @@ impl Receiving {
         self.upload = self.held.take().map(|stream| Sending::new(client, stream));
     }
 
+    /// See [`Incoming::poll_upload`](super::incoming::Incoming::poll_upload).
+    pub(super) fn drive_upload(&mut self, cx: &mut Context<'_>) -> Result<u64, BoxError> {
+        match poll_upload(&mut self.upload, cx) {
+            Ok(()) => Ok(self.upload.as_ref().map_or(u64::MAX, Sending::pieces)),
+            Err(SendError::Stalled) => Err(Box::new(Stalled)),
+            Err(_) => Err("the request broke off".into()),
+        }
+    }
+
     /// Drives what is written of a tunnel; ready when the client has ended it.
     pub(super) fn poll_upload_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         if poll_upload(&mut self.upload, cx).is_err() {
@@ -220,10 +229,8 @@ impl Body for Receiving {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
-        match poll_upload(&mut this.upload, cx) {
-            Ok(()) => {}
-            Err(SendError::Stalled) => return Poll::Ready(Some(Err(Box::new(Stalled)))),
-            Err(_) => return Poll::Ready(Some(Err("the request broke off".into()))),
+        if let Err(cause) = this.drive_upload(cx) {
+            return Poll::Ready(Some(Err(cause)));
         }
         Poll::Ready(match ready!(Pin::new(&mut this.received).poll_frame(cx)) {
             // The response is whole, the endpoint just wants no more of the request (RFC 9113, section 8.1).

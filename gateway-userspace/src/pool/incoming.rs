@@ -54,6 +54,17 @@ impl Incoming {
         }
     }
 
+    /// Drives what is still to be written of the request; returns what changes whenever that goes on.
+    ///
+    /// # Errors
+    /// As those of the body: what is written of the request broke off.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<u64, BoxError> {
+        match &mut self.0 {
+            Codec::Http1(receiving) => receiving.drive_upload(cx),
+            Codec::Http2(receiving) => receiving.drive_upload(cx),
+        }
+    }
+
     /// Drives what is written to the endpoint of a tunnel; ready when the client has ended its side.
     pub fn poll_upload_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         match &mut self.0 {

@@ -86,6 +86,8 @@ fn a_flow_stays_where_it_is() {
         known_and("long silent, but not a syn", &client(), (Phase::OPEN, 5_000), FIRST, elsewhere),
         known_and("a syn that is sent again", &client().syn(), (Phase::OPENING, 3), FIRST, elsewhere),
         known_and("its endpoint drains", &client(), (Phase::OPEN, 3), FIRST, draining).after(port_kept),
+        known_and("a stray syn while it drains", &client().syn(), (Phase::OPEN, 3), FIRST, draining)
+            .after(port_kept),
         known_and("udp in time", &query(), (Phase::OPEN, 30), FIRST_DNS, elsewhere_udp),
         known_and("udp while all drain", &query(), (Phase::OPEN, 1), FIRST_DNS, all_drain).after(|world| {
             let flow = flow_of(world, &query());

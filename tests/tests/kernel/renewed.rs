@@ -5,7 +5,7 @@ use gateway_common::{
     addr::Addr,
     counter::{Hook, Reason},
     endpoint::{Endpoint, NextHop},
-    flow::Phase,
+    flow::{HeadState, Phase},
     service::{Mode, Service, Track},
 };
 use gateway_tests::{
@@ -160,6 +160,51 @@ fn what_was_sent_before_is_answered_where_it_came_from() {
                 from_elsewhere(world, UDP4);
             })
             .sent(DNS4, CLIENT4, 63),
+    ]);
+}
+
+/// Another processor writes the entry of the flow at this instant, or has just done so.
+fn written(world: &mut World, state: HeadState, versions: u16) {
+    let entry = world.tables.flows.values_mut().flat_map(|bucket| &mut bucket.flows);
+    for flow in entry.filter(|flow| flow.head.state == HeadState::LIVE) {
+        (flow.head.state, flow.head.version) = (state, flow.head.version.wrapping_add(versions));
+    }
+}
+
+/// Taken for no reply, it would go to the stack, which resets the connection.
+#[test]
+fn an_answer_that_comes_while_its_flow_is_written_is_sent_again() {
+    let (stream, here) = (tcp(CLIENT4, VIP4), tcp(CLIENT4, LOCAL_VIP4));
+    let answer = tcp(FIRST, "10.0.0.1:20005");
+    let remote = |name, reason, state, versions| {
+        let stream = stream.clone();
+        case(name, &answer, reason).with(move |world| {
+            world.established(&stream, TCP4.row(), 20_005, Phase::OPEN, world.now);
+            written(world, state, versions);
+        })
+    };
+    let local = |name, reason, state, versions| {
+        let here = here.clone();
+        case(name, &tcp(HERE, CLIENT4), reason).at(Hook::TcEgress).with(move |world| {
+            world.established(&here, LOCAL4.row(), 40_000, Phase::OPEN, world.now);
+            written(world, state, versions);
+        })
+    };
+    let dropped = |world: &World| {
+        let count = world.tables.service_counts.values().map(|count| count.dropped).sum::<u64>();
+        assert_eq!(count, 1);
+    };
+    check(vec![
+        remote("taken", Reason::FlowContended, HeadState::BUSY, 0).after(dropped),
+        remote("taken for its next version", Reason::FlowContended, HeadState::BUSY, 1).after(dropped),
+        remote("written since its place was read", Reason::Replied, HeadState::LIVE, 1)
+            .sent(VIP4, CLIENT4, 63),
+        remote("taken for others since", Reason::NoTranslation, HeadState::BUSY, 2),
+        remote("others' since", Reason::NoTranslation, HeadState::LIVE, 2),
+        remote("nobody's", Reason::NoTranslation, HeadState::FREE, 0),
+        local("of this node, taken", Reason::FlowContended, HeadState::BUSY, 1).after(dropped),
+        local("of this node, written", Reason::Replied, HeadState::LIVE, 1).sent(LOCAL_VIP4, CLIENT4, 64),
+        local("of this node, others'", Reason::NotTranslated, HeadState::LIVE, 2),
     ]);
 }
 

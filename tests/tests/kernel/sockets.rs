@@ -86,7 +86,7 @@ fn a_virtual_address_becomes_an_endpoint() {
         let (addr, port) = place(expected);
         let (vip, vport) = place(to);
         let asked = [(SocketPeer::new(COOKIE, addr, port), AskedFor::new(vip, vport, id.0))];
-        assert_eq!(world.tables.asked, asked.into(), "{to}");
+        assert_eq!(world.tables.asked, asked.clone().into(), "{to}");
         assert_eq!(world.tables.service_counts[&id.0].new_flows, 1, "{to}");
         assert_eq!(world.tables.endpoint_counts[&id.row()].new_flows, 1, "{to}");
 
@@ -100,6 +100,14 @@ fn a_virtual_address_becomes_an_endpoint() {
             assert_eq!(answer.peer, place(to), "{}", hook.name());
             assert_eq!(reason(&world, hook), Reason::SocketRestored);
         }
+        // Nor is a datagram after one to another virtual address with the same endpoint; a connection is.
+        world.tables.asked =
+            [(SocketPeer::new(COOKIE, addr, port), AskedFor::new(vip, Port::new(1), id.0))].into();
+        let mut turned = SocketCall { peer: place(to), ..call };
+        assert_eq!(run(&mut world, hook, &mut turned), PROCEED);
+        let expected_flows = if protocol == Protocol::TCP { 2 } else { 1 };
+        assert_eq!(world.tables.service_counts[&id.0].new_flows, expected_flows, "{to}");
+        assert_eq!(world.tables.asked, asked.into(), "{to}");
         let mut other = SocketCall { peer: place(expected), cookie: COOKIE + 1, ..call };
         assert_eq!(run(&mut world, Hook::GetPeerName4, &mut other), PROCEED);
         assert_eq!(other.peer, place(expected), "another socket's");

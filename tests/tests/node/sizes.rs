@@ -10,6 +10,11 @@ const PORT: u16 = 7_000;
 
 /// A node at TC whose endpoint answers each datagram with so many bytes.
 fn started(answer_bytes: usize) -> Node {
+    started_at(answer_bytes, &Node::v4(0))
+}
+
+/// The same where the configuration names the endpoint by this address.
+fn started_at(answer_bytes: usize, endpoint: &str) -> Node {
     let mut node = Node::new(1).unwrap();
     let socket = node.endpoints[0].run(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
     thread::spawn(move || {
@@ -24,8 +29,7 @@ fn started(answer_bytes: usize) -> Node {
         + &format!(
             "listeners:\n  - {{ name: l4, address: {L4}, port: {PORT}, protocol: UDP }}\nroutes:\n  - {{ name: l4, \
              listeners: [l4], rules: [ {{ backends: [ {{ service: l4 }} ] }} ] }}\nservices:\n  - {{ name: l4, \
-             endpoints: [ {{ address: {}, port: {PORT} }} ] }}\n",
-            Node::v4(0)
+             endpoints: [ {{ address: {endpoint}, port: {PORT} }} ] }}\n"
         );
     node.start_agent(&text).unwrap();
     node
@@ -95,6 +99,23 @@ fn where_no_way_is_known_the_routing_table_says_what_fits() {
         reason(&node, "too_big_answered") > 0.5
     });
     assert!((reason(&node, "no_next_hop") - lost).abs() < 0.5, "none was lost without a word");
+}
+
+#[test]
+fn an_endpoint_may_be_behind_a_router_of_the_other_family() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    const BEHIND: &str = "10.77.0.9";
+    let node = started_at(1, BEHIND);
+    assert!(!has_way(&node) && ask(&node.client, 1).is_none());
+    node.endpoints[0].ip(&format!("address add {BEHIND}/32 dev lo")).unwrap();
+    // It answers from where it was asked.
+    node.endpoints[0].ip(&format!("route add 10.7.1.1/32 dev uplink src {BEHIND}")).unwrap();
+    node.node.ip(&format!("route add {BEHIND}/32 via inet6 {} dev sl-e1", Node::v6(0))).unwrap();
+    until("the way is known", Duration::from_secs(3), &node, || has_way(&node));
+    until("it answers", Duration::from_secs(3), &node, || ask(&node.client, 1) == Some(1));
 }
 
 /// Whether the agent knows the way to the endpoint.

@@ -71,14 +71,14 @@ pub(super) async fn serve<S>(
     // Each request stands where the one before did, from its head to its end.
     let mut message = Message::none();
     loop {
-        let mut wait = Wait::default();
+        let mut patience = Patience::default();
         let next = poll_fn(|cx| {
             // To be woken; once is enough, because the task stays the same. A request that is there already is answered all
             // the same: its client was let in.
             if !is_asked {
                 is_asked = begun.as_mut().poll(cx).is_pending();
             }
-            connection.poll_next(&mut message, &mut wait, cx)
+            connection.poll_next(&mut message, &mut patience, cx)
         });
         let ended = match next.await {
             Ok(asked) => connection.exchange(&mut message, &asked).await,
@@ -91,6 +91,15 @@ pub(super) async fn serve<S>(
             Err(End::Cut) => return,
         }
     }
+}
+
+/// How long a request has been waited for.
+#[derive(Debug, Default)]
+struct Patience {
+    /// Since the connection was free, or since the first byte came.
+    wait: Wait,
+    /// A byte has come. Once: one that turns out to be of an empty line in front of the request begins nothing anew.
+    has_begun: bool,
 }
 
 /// How a connection ends.
@@ -151,11 +160,10 @@ where
     fn poll_next(
         &mut self,
         message: &mut Message,
-        wait: &mut Wait,
+        patience: &mut Patience,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Asked, End>> {
         let mut wire = self.wire.lock();
-        let was_in_head = wire.is_in_head();
         let refusal = match wire.poll_head(cx) {
             Poll::Ready(Ok(bytes)) => match head::parse(&bytes) {
                 Ok(head) => {
@@ -172,14 +180,14 @@ where
                 if !is_in_head && self.drain.has_begun() {
                     return Poll::Ready(Err(End::Close));
                 }
-                if is_in_head && !was_in_head {
-                    *wait = Wait::default();
+                if is_in_head && !patience.has_begun {
+                    *patience = Patience { wait: Wait::default(), has_begun: true };
                 }
                 // The first head has to come at once, the others after a while; each has to end in time.
                 let is_short = is_in_head || self.is_first;
                 let timeouts = &self.worker.timeouts;
                 let bound = if is_short { timeouts.head } else { timeouts.idle };
-                ready!(self.timer.poll(wait, bound, cx));
+                ready!(self.timer.poll(&mut patience.wait, bound, cx));
                 let missed = if is_short { ClientTimeout::Head } else { ClientTimeout::Idle };
                 self.worker.metrics.families.client_timeout(missed);
                 if !is_in_head {
@@ -285,9 +293,19 @@ where
                 && (is_wanted || wire.skip());
             let form = reply::head(&mut wire.out, asked, &mut parts, &body.size_hint(), keeps_alive);
             spare::keep_fields(parts.headers);
-            // Without a body, the connection to the endpoint is free before the head is written.
-            let body = (form != Body::None).then_some(body);
-            Reply { body, form, keeps_alive: keeps_alive && form != Body::UntilClose, wait: Wait::default() }
+            let mut reply = Reply {
+                body: Some(body),
+                form,
+                is_whole: false,
+                keeps_alive: keeps_alive && form != Body::UntilClose,
+                n_uploaded: 0,
+                wait: Wait::default(),
+            };
+            if form == Body::None {
+                // The connection to the endpoint is free before the head is written.
+                reply.finish();
+            }
+            reply
         };
         let mut uptake = Uptake::default();
         poll_fn(|cx| self.poll_reply(&mut reply, &mut uptake, cx)).await?;
@@ -301,22 +319,17 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), End>> {
         loop {
-            let mut is_waiting = false;
-            if let Some(body) = &mut reply.body
-                && self.wire.lock().out.has_room()
-            {
-                // Not with the lock: whoever gets a response may still be reading the request.
-                match Pin::new(body).poll_frame(cx) {
-                    Poll::Ready(frame) => {
-                        if let Some(Err(cause)) = &frame
-                            && cause.is::<Stalled>()
-                        {
-                            self.worker.metrics.families.client_timeout(ClientTimeout::Body);
-                        }
-                        reply.push(&mut self.wire.lock(), frame)?;
-                    }
-                    Poll::Pending => is_waiting = true,
+            let has_room = self.wire.lock().out.has_room();
+            // Not with the lock: whoever gets a response may still be reading the request.
+            let piece = reply.poll_piece(has_room, uptake, cx);
+            let is_waiting = has_room && piece.is_pending();
+            if let Poll::Ready(piece) = piece {
+                if let Some(Err(cause)) = &piece
+                    && cause.is::<Stalled>()
+                {
+                    self.worker.metrics.families.client_timeout(ClientTimeout::Body);
                 }
+                reply.push(&mut self.wire.lock(), piece)?;
             }
             let mut wire = self.wire.lock();
             match wire.poll_write(cx) {
@@ -331,6 +344,11 @@ where
                 }
             }
             if reply.body.is_none() {
+                return Poll::Ready(Ok(()));
+            }
+            if is_waiting && reply.is_whole {
+                ready!(self.timer.poll(&mut reply.wait, limits::STREAM_END, cx));
+                reply.finish();
                 return Poll::Ready(Ok(()));
             }
             if is_waiting {
@@ -381,7 +399,11 @@ struct Reply {
     /// None at its end.
     body: Option<ResponseBody>,
     form: Body,
+    /// The client has all that the head announced; the endpoint has not said that it was all.
+    is_whole: bool,
     keeps_alive: bool,
+    /// See [`ResponseBody::poll_beside`].
+    n_uploaded: u64,
     /// How long its next piece has been waited for, before its client is watched.
     wait: Wait,
 }
@@ -389,8 +411,41 @@ struct Reply {
 type Piece = Option<Result<http_body::Frame<Bytes>, crate::pool::body::BoxError>>;
 
 impl Reply {
+    /// The client has all of it.
+    fn finish(&mut self) {
+        if let Some(body) = self.body.take() {
+            body.suffices();
+        }
+    }
+
+    /// The next piece of the body, where there is room for one; else, what of the exchange does not wait for room.
+    fn poll_piece(&mut self, has_room: bool, uptake: &mut Uptake, cx: &mut Context<'_>) -> Poll<Piece> {
+        let Some(body) = &mut self.body else { return Poll::Pending };
+        if has_room {
+            return Pin::new(body).poll_frame(cx);
+        }
+        match body.poll_beside(cx) {
+            Err(cause) => Poll::Ready(Some(Err(cause))),
+            Ok(n_uploaded) => {
+                // A client that is still sending its request may read when that is over.
+                if std::mem::replace(&mut self.n_uploaded, n_uploaded) != n_uploaded {
+                    *uptake = Uptake::default();
+                }
+                Poll::Pending
+            }
+        }
+    }
+
     /// The next piece of the body.
     fn push<S>(&mut self, wire: &mut Wire<S>, piece: Piece) -> Result<(), End> {
+        let is_end = self.body.as_ref().is_none_or(ResponseBody::is_end_stream);
+        if self.is_whole {
+            let is_empty = |piece: &Piece| matches!(piece, Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty));
+            if is_end || !is_empty(&piece) {
+                self.finish();
+            }
+            return Ok(());
+        }
         let trailers = match piece {
             None => None,
             Some(Err(cause)) => {
@@ -400,8 +455,9 @@ impl Reply {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
                     wire.out.data(&mut self.form, data).map_err(|_| End::Cut)?;
-                    let is_end = self.body.as_ref().is_none_or(ResponseBody::is_end_stream);
-                    if !is_end && self.form != Body::Length(0) {
+                    if !is_end {
+                        self.is_whole = self.form == Body::Length(0);
+                        self.wait = Wait::default();
                         return Ok(());
                     }
                     None

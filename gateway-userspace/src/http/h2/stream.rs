@@ -31,7 +31,7 @@ use crate::{
     },
     metrics::{refusal::Refusal, timeout::ClientTimeout, tunnel::TunnelOutcome},
     pool::{
-        body::{RequestBody, Stalled},
+        body::{BoxError, RequestBody, Stalled},
         interim::Interim,
         pace::Pace,
         stream::{Received, Sending, Sent},
@@ -79,7 +79,7 @@ pub(super) async fn serve(
     let (parts, body) = response.into_parts();
     let (head, is_bodiless) = head(parts, &method, &body);
     match client.respond.into_inner().send_response(head, is_bodiless) {
-        Ok(_) if is_bodiless => {}
+        Ok(_) if is_bodiless => body.suffices(),
         Ok(stream) if body.is_tunnel() => tunnel(&serving, body, stream, drain).await,
         Ok(stream) => send(&worker, &serving, body, stream).await,
         Err(cause) => tracing::debug!(%cause, "a response cannot be sent"),
@@ -156,6 +156,12 @@ async fn send(worker: &Worker, serving: &Serving, body: ResponseBody, stream: Se
             return Poll::Ready(Sent::Unwanted);
         }
         let sent = sending.poll(cx);
+        if sent.is_pending()
+            && sending.is_blocked()
+            && let Err(cause) = reader.poll_beside(&mut sending, cx)
+        {
+            return Poll::Ready(Sent::Broken(cause));
+        }
         if sent.is_pending() && reader.poll(&sending, (&worker.timeouts, serving), cx).is_ready() {
             return Poll::Ready(Sent::Broken(Box::new(Untaken)));
         }
@@ -263,9 +269,25 @@ struct Reader {
     timer: Timer,
     wait: Wait,
     n_bytes: u64,
+    /// See [`ResponseBody::poll_beside`].
+    n_uploaded: u64,
 }
 
 impl Reader {
+    /// Goes on with what of the exchange does not wait for the client.
+    fn poll_beside(
+        &mut self,
+        sending: &mut Sending<ResponseBody>,
+        cx: &mut Context<'_>,
+    ) -> Result<(), BoxError> {
+        let n_uploaded = sending.body.poll_beside(cx)?;
+        // A client that is still sending its request may read when that is over.
+        if std::mem::replace(&mut self.n_uploaded, n_uploaded) != n_uploaded {
+            self.wait = Wait::default();
+        }
+        Ok(())
+    }
+
     /// Ready when the client was waited for too long.
     fn poll(
         &mut self,
