@@ -456,8 +456,9 @@ impl Reply {
                 Ok(data) => {
                     wire.out.data(&mut self.form, data).map_err(|_| End::Cut)?;
                     if !is_end {
-                        self.is_whole = self.form == Body::Length(0);
-                        self.wait = Wait::default();
+                        if self.form == Body::Length(0) {
+                            (self.is_whole, self.wait) = (true, Wait::default());
+                        }
                         return Ok(());
                     }
                     None
