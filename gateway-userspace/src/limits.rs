@@ -174,6 +174,9 @@ pub const TUNNEL_IDLE: Duration = Duration::from_hours(1);
 /// Tunnels that are open on one address; beyond it a request for one gets 503.
 pub const TUNNELS: usize = 16_384;
 
+/// Time in which whoever asks the operator's window has to take some of a page: scrapers take all of it in a second.
+pub const ADMIN_STALL: Duration = Duration::from_secs(10);
+
 /// Time for which an endpoint may be silent in the middle of a response where the route says nothing: as long as tunnels may.
 pub const RESPONSE_IDLE: Duration = Duration::from_hours(1);
 

@@ -363,3 +363,32 @@ async fn endpoints_that_want_it_learn_who_the_client_is() {
     raw.read_to_end(&mut seen).await.unwrap();
     assert_eq!(String::from_utf8_lossy(&seen), format!("{own} {tls} {:?}", &hello[..4]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_counted_of_an_address_ends_with_its_last_connection() {
+    let origin = echo_at_end().await;
+    let (before, after) = (free_addr(), free_addr());
+    let proxy = Proxy::start(&by_agent(before, &[origin.addr]));
+    let mut stream = TcpStream::connect(before).await.unwrap();
+    stream.write_all(b"hello").await.unwrap();
+    let is_named = || proxy.metrics.encode().unwrap().contains(&before.to_string());
+    eventually("it is served", Duration::from_secs(5), || origin.connections() == 1 && is_named()).await;
+    proxy.apply(&by_agent(after, &[origin.addr])).unwrap();
+    stream.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"hello", "a forwarded connection goes on");
+    eventually("nothing names it", Duration::from_secs(5), || {
+        proxy.keep_house();
+        !is_named()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!is_named(), "{}", proxy.metrics.encode().unwrap());
+    // One that comes back is counted again.
+    proxy.apply(&by_agent(before, &[origin.addr])).unwrap();
+    drop(TcpStream::connect(before).await.unwrap());
+    eventually("it is counted", Duration::from_secs(5), is_named).await;
+    proxy.keep_house();
+    assert!(is_named());
+}

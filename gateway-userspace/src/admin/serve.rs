@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -25,8 +26,19 @@ const CONNECTIONS: usize = 64;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the window until the drain begins.
-pub async fn serve(listener: TcpListener, view: Arc<dyn View>, tasks: Tasks, mut drain: Drain) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+pub async fn serve(listener: TcpListener, view: Arc<dyn View>, tasks: Tasks, drain: Drain) {
+    serve_within((CONNECTIONS, limits::ADMIN_STALL), listener, view, tasks, drain).await;
+}
+
+/// The same for so many connections, where a page has to be taken so fast.
+async fn serve_within(
+    (n_connections, stall): (usize, Duration),
+    listener: TcpListener,
+    view: Arc<dyn View>,
+    tasks: Tasks,
+    mut drain: Drain,
+) {
+    let permits = Arc::new(Semaphore::new(n_connections));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         let accepted = tokio::select! {
@@ -35,6 +47,7 @@ pub async fn serve(listener: TcpListener, view: Arc<dyn View>, tasks: Tasks, mut
         };
         match accepted {
             Ok((stream, _)) => {
+                bound(&stream, stall);
                 let (view, drain) = (Arc::clone(&view), drain.clone());
                 drop(tasks.spawn("admin connection", async move {
                     connection(stream, view, drain).await;
@@ -46,6 +59,17 @@ pub async fn serve(listener: TcpListener, view: Arc<dyn View>, tasks: Tasks, mut
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+}
+
+/// Whoever takes nothing of a page, or is gone, is given up by the kernel: its place is for others.
+fn bound(stream: &TcpStream, stall: Duration) {
+    let reference = SockRef::from(stream);
+    let bounded = reference
+        .set_tcp_user_timeout(Some(stall))
+        .and_then(|()| reference.set_tcp_keepalive(&limits::keepalive()));
+    if let Err(cause) = bounded {
+        tracing::debug!(%cause, "an admin connection has no bound");
     }
 }
 
@@ -138,6 +162,54 @@ mod tests {
         fn events(&self) -> serde_json::Value {
             serde_json::json!([{ "reason": "denied" }])
         }
+    }
+
+    /// A page that no buffer takes whole.
+    struct Large;
+
+    impl View for Large {
+        fn metrics(&self) -> String {
+            "#".repeat(16 << 20)
+        }
+
+        fn readiness(&self) -> Readiness {
+            Readiness::Ready
+        }
+
+        fn dump(&self) -> serde_json::Value {
+            serde_json::Value::Null
+        }
+
+        fn events(&self) -> serde_json::Value {
+            serde_json::Value::Null
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_nothing_of_a_page_gives_its_place_up() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        const SOON: Duration = Duration::from_secs(20);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (_drain, drain) = crate::drain::channel();
+        let bounds = (2, Duration::from_secs(1));
+        let tasks = Tasks::default();
+        let serving = serve_within(bounds, listener, Arc::new(Large), tasks.clone(), drain);
+        let serving = tasks.spawn("admin", serving);
+        let mut still = Vec::new();
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(addr).await.unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+            stream.readable().await.unwrap();
+            still.push(stream);
+        }
+        let mut probe = TcpStream::connect(addr).await.unwrap();
+        probe.write_all(b"GET /live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let read = tokio::time::timeout(SOON, probe.read_to_string(&mut answer)).await;
+        read.expect("there is a place for it").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        serving.abort();
     }
 
     async fn check(view: &Told, method: Method, path: &str, status: u16, text: &str) {

@@ -151,7 +151,7 @@ impl Control {
         self.report_certificates(&before, &compiled);
         self.stapler.apply(compiled.expiries.values().filter_map(|expiry| expiry.fetched.as_ref()));
         self.workers.expect(|bind| compiled.binds.get(bind).is_some_and(Bind::hears_client_first));
-        self.workers.serve().map_err(Refusal::Listen)?;
+        self.workers.serve();
         if let (Some(kernel), Some(image)) = (&mut self.kernel, image) {
             kernel.take(image).await;
         }
@@ -241,6 +241,7 @@ impl Control {
         if let Some(kernel) = &mut self.kernel {
             kernel.keep_house().await;
         }
+        self.workers.forget_retired();
         self.report_staples();
         self.report_kernel();
     }

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     fmt, io,
     os::fd::{AsFd, OwnedFd},
-    sync::Arc,
+    sync::{Arc, Weak},
     thread::JoinHandle,
     time::Duration,
 };
@@ -77,6 +77,8 @@ pub struct Settings {
 pub struct Workers {
     threads: Vec<Thread>,
     binds: Mutex<BTreeMap<BindKey, Vec<Socket>>>,
+    /// Addresses that were given up, and what their connections hold.
+    retired: Mutex<Vec<(BindKey, Vec<Weak<BindLabels>>)>>,
     /// Downstream connections, of all workers.
     connections: Tasks,
     /// Loops that let connections in.
@@ -98,7 +100,12 @@ struct Thread {
 /// One listening socket of one worker.
 #[derive(Debug)]
 struct Socket {
-    kept: Kept,
+    /// A handle on it, whoever serves it.
+    fd: OwnedFd,
+    /// Until it is served. Everything that may fail is done by then.
+    ready: Option<Ready>,
+    /// What its connections are counted under, held by each of them.
+    labels: Arc<BindLabels>,
     /// Whether connections wait in the kernel for what their client says first.
     is_deferred: bool,
     /// Ends the accept loop.
@@ -108,13 +115,11 @@ struct Socket {
 }
 
 #[derive(Debug)]
-enum Kept {
+enum Ready {
     /// Listens; connections wait in the kernel's queue.
-    Tcp(std::net::TcpListener),
+    Tcp(Listener),
     /// Receives; datagrams wait in the kernel's buffer.
-    Udp(std::net::UdpSocket),
-    /// Belongs to its loop; this is another handle on it.
-    Served(OwnedFd),
+    Udp(tokio::net::UdpSocket),
 }
 
 /// A listening socket, for whoever steers connections to it.
@@ -181,6 +186,7 @@ impl Workers {
         Ok(Self {
             threads,
             binds: Mutex::default(),
+            retired: Mutex::default(),
             connections: Tasks::default(),
             accepting: Tasks::default(),
             metrics: Arc::clone(&settings.metrics),
@@ -200,11 +206,12 @@ impl Workers {
             let sockets = self
                 .threads
                 .iter()
-                .map(|_| open(*bind, *place))
+                .map(|thread| open(*bind, *place, thread))
                 .collect::<io::Result<Vec<_>>>()
                 .map_err(|cause| Error::Bind { bind: *bind, cause })?;
             opened.insert(*bind, sockets);
         }
+        self.retired.lock().retain(|(bind, _)| !opened.contains_key(bind));
         binds.extend(opened);
         Ok(())
     }
@@ -214,7 +221,7 @@ impl Workers {
         let binds = self.binds.lock();
         let handles = binds.iter().flat_map(|(bind, sockets)| {
             sockets.iter().enumerate().map(|(worker, socket)| {
-                let fd = socket.kept.fd().map_err(Error::Handle)?;
+                let fd = socket.fd.try_clone().map_err(Error::Handle)?;
                 Ok(Listening { bind: *bind, worker, fd })
             })
         });
@@ -227,7 +234,7 @@ impl Workers {
         for (bind, sockets) in self.binds.lock().iter_mut() {
             let is_deferred = speaks_first(bind);
             for socket in sockets.iter_mut().filter(|socket| socket.is_deferred != is_deferred) {
-                match socket.kept.defer(is_deferred) {
+                match socket.defer(*bind, is_deferred) {
                     Ok(()) => socket.is_deferred = is_deferred,
                     // It costs no more than before.
                     Err(cause) => tracing::debug!(%cause, %bind, "connections are accepted at once"),
@@ -237,14 +244,12 @@ impl Workers {
     }
 
     /// Begins to accept from every socket that is bound: to be called when the state knows their addresses.
-    pub fn serve(&self) -> Result<(), Error> {
-        let mut binds = self.binds.lock();
-        for (bind, sockets) in binds.iter_mut() {
+    pub fn serve(&self) {
+        for (bind, sockets) in self.binds.lock().iter_mut() {
             for (thread, socket) in self.threads.iter().zip(sockets) {
-                socket.serve(*bind, thread, self).map_err(|cause| Error::Bind { bind: *bind, cause })?;
+                socket.serve(*bind, thread, self);
             }
         }
-        Ok(())
     }
 
     /// Gives up every address that `keep` refuses: to be called when nothing is steered there any more.
@@ -253,11 +258,23 @@ impl Workers {
             let stays = keep(bind);
             if !stays {
                 sockets.iter().for_each(Socket::close);
-                let labels = Self::labels(*bind);
-                self.metrics.families.forget(&labels, bind.addr);
-                self.metrics.families.guarded.forget(&labels, Refused::ALL.map(Refused::as_str));
+                let held = sockets.iter().map(|socket| Arc::downgrade(&socket.labels));
+                self.retired.lock().push((*bind, held.collect()));
             }
             stays
+        });
+        self.forget_retired();
+    }
+
+    /// Forgets what is counted of addresses that were given up, again as long as connections of theirs may count more: to be
+    /// called now and then.
+    pub fn forget_retired(&self) {
+        self.retired.lock().retain(|(bind, held)| {
+            let is_held = held.iter().any(|labels| labels.strong_count() > 0);
+            let labels = Self::labels(*bind);
+            self.metrics.families.forget(&labels, bind.addr);
+            self.metrics.families.guarded.forget(&labels, Refused::ALL.map(Refused::as_str));
+            is_held
         });
     }
 
@@ -351,54 +368,51 @@ async fn beat(heart: Option<&Heart>, worker: usize) {
     }
 }
 
-fn open(bind: BindKey, place: Place) -> io::Result<Socket> {
-    let kept = match bind.transport {
-        Transport::Tcp => Kept::Tcp(listen::tcp(bind.addr, place)?),
-        Transport::Udp => Kept::Udp(listen::udp(bind.addr, place)?),
+fn open(bind: BindKey, place: Place, thread: &Thread) -> io::Result<Socket> {
+    // Sockets register with the runtime that they are entered in.
+    let _entered = thread.handle.enter();
+    let (fd, ready) = match bind.transport {
+        Transport::Tcp => {
+            let socket = listen::tcp(bind.addr, place)?;
+            (socket.as_fd().try_clone_to_owned()?, Ready::Tcp(Listener::new(socket)?))
+        }
+        Transport::Udp => {
+            let socket = listen::udp(bind.addr, place)?;
+            let fd = socket.as_fd().try_clone_to_owned()?;
+            (fd, Ready::Udp(tokio::net::UdpSocket::from_std(socket)?))
+        }
     };
-    Ok(Socket { kept, is_deferred: false, closing: drain::channel().0, drain: drain::channel().0 })
-}
-
-impl Kept {
-    fn defer(&self, is_deferred: bool) -> io::Result<()> {
-        let seconds = if is_deferred { limits::ACCEPT_DEFERRED_SECONDS } else { 0 };
-        match self {
-            Self::Tcp(socket) => sys::defer_accept(socket, seconds),
-            Self::Served(fd) => sys::defer_accept(fd, seconds),
-            Self::Udp(_) => Ok(()),
-        }
-    }
-
-    fn fd(&self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Tcp(socket) => socket.as_fd().try_clone_to_owned(),
-            Self::Udp(socket) => socket.as_fd().try_clone_to_owned(),
-            Self::Served(fd) => fd.try_clone(),
-        }
-    }
+    let (closing, drain) = (drain::channel().0, drain::channel().0);
+    let labels = Arc::new(Workers::labels(bind));
+    Ok(Socket { fd, ready: Some(ready), labels, is_deferred: false, closing, drain })
 }
 
 impl Socket {
-    fn serve(&mut self, bind: BindKey, thread: &Thread, workers: &Workers) -> io::Result<()> {
-        let served = Kept::Served(self.kept.fd()?);
-        // Sockets register with the runtime that they are entered in.
+    fn defer(&self, bind: BindKey, is_deferred: bool) -> io::Result<()> {
+        let seconds = if is_deferred { limits::ACCEPT_DEFERRED_SECONDS } else { 0 };
+        match bind.transport {
+            Transport::Tcp => sys::defer_accept(&self.fd, seconds),
+            Transport::Udp => Ok(()),
+        }
+    }
+
+    fn serve(&mut self, bind: BindKey, thread: &Thread, workers: &Workers) {
         let _entered = thread.handle.enter();
-        match std::mem::replace(&mut self.kept, served) {
-            Kept::Served(_) => {}
-            Kept::Tcp(socket) => {
+        match self.ready.take() {
+            None => {}
+            Some(Ready::Tcp(socket)) => {
                 let loop_ = accept::Loop {
                     bind,
                     worker: Arc::clone(&thread.worker),
                     permits: Arc::clone(&thread.permits),
                     connections: workers.connections.clone(),
                     drain: self.drain.drain(),
-                    labels: Arc::new(Workers::labels(bind)),
+                    labels: Arc::clone(&self.labels),
                     guard: workers.guard.clone(),
                 };
-                let socket = Listener::new(socket)?;
                 drop(workers.accepting.spawn("accept loop", loop_.run(socket, self.closing.drain())));
             }
-            Kept::Udp(socket) => {
+            Some(Ready::Udp(socket)) => {
                 let forwarder = crate::udp::Forwarder {
                     bind,
                     published: Arc::clone(&thread.worker.published),
@@ -409,13 +423,11 @@ impl Socket {
                     guard: workers.guard.clone(),
                     memory: Arc::clone(&workers.memory),
                 };
-                let socket = tokio::net::UdpSocket::from_std(socket)?;
                 drop(
                     thread.worker.tasks.spawn("datagram loop", forwarder.serve(socket, self.closing.drain())),
                 );
             }
         }
-        Ok(())
     }
 
     fn close(&self) {

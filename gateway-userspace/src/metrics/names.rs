@@ -245,6 +245,7 @@ impl Families {
     pub fn forget(&self, bind: &BindLabels, addr: SocketAddr) {
         self.accepted.remove(bind);
         self.open.remove(bind);
+        self.misdirected.remove(bind);
         self.handshake_failures.remove(bind);
         self.handshakes.forget(addr);
         self.forwarded.forget(addr);

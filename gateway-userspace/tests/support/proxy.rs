@@ -171,7 +171,7 @@ impl Proxy {
         self.published.publish(Arc::new(compiled));
         let now = self.published.load();
         workers.expect(|key| now.binds.get(key).is_some_and(Bind::hears_client_first));
-        workers.serve().unwrap();
+        workers.serve();
         workers.retire(|key| now.binds.contains_key(key));
         Ok(())
     }
@@ -182,6 +182,11 @@ impl Proxy {
         addr: std::net::SocketAddr,
     ) -> Arc<gateway_userspace::endpoint::Endpoint> {
         self.registry.resolve(&EndpointId { service: ServiceName::new(service), addr })
+    }
+
+    /// What an agent does every second.
+    pub fn keep_house(&self) {
+        self.workers.lock().unwrap().as_ref().unwrap().forget_retired();
     }
 
     pub fn sockets(&self) -> Vec<gateway_userspace::listener::Listening> {

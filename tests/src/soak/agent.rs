@@ -101,6 +101,8 @@ impl Agent {
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
+        // What is not there would pass for zero.
+        ensure!(text.lines().any(|line| line.starts_with(name)), "no metric is named {name}");
         let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
         Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
     }

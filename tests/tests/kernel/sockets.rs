@@ -86,7 +86,7 @@ fn a_virtual_address_becomes_an_endpoint() {
         let (addr, port) = place(expected);
         let (vip, vport) = place(to);
         let asked = [(SocketPeer::new(COOKIE, addr, port), AskedFor::new(vip, vport, id.0))];
-        assert_eq!(world.tables.asked, asked.clone().into(), "{to}");
+        assert_eq!(world.tables.asked, asked.into(), "{to}");
         assert_eq!(world.tables.service_counts[&id.0].new_flows, 1, "{to}");
         assert_eq!(world.tables.endpoint_counts[&id.row()].new_flows, 1, "{to}");
 

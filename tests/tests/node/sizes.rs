@@ -101,13 +101,15 @@ fn where_no_way_is_known_the_routing_table_says_what_fits() {
     assert!((reason(&node, "no_next_hop") - lost).abs() < 0.5, "none was lost without a word");
 }
 
+/// An address of the endpoint that only a route knows.
+const BEHIND: &str = "10.77.0.9";
+
 #[test]
 fn an_endpoint_may_be_behind_a_router_of_the_other_family() {
     if !privilege::require("network namespaces") {
         return;
     }
     let _alone = alone();
-    const BEHIND: &str = "10.77.0.9";
     let node = started_at(1, BEHIND);
     assert!(!has_way(&node) && ask(&node.client, 1).is_none());
     node.endpoints[0].ip(&format!("address add {BEHIND}/32 dev lo")).unwrap();
