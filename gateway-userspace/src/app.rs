@@ -227,7 +227,7 @@ fn assemble(
     let published = Arc::new(Published::default());
     let workers = Workers::start(&Settings {
         n_workers,
-        n_connections: limits::connections_per_worker(raise_descriptor_limit(), n_workers),
+        share: limits::Share::per_worker(raise_descriptor_limit(), n_workers),
         published: Arc::clone(&published),
         metrics: Arc::clone(metrics),
         pools,
