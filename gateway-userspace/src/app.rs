@@ -81,7 +81,10 @@ pub fn run(file: &Path) -> anyhow::Result<Ended> {
         .thread_name("control")
         .build()
         .context("cannot start the control runtime")?;
-    runtime.block_on(agent(loaded, source))?;
+    let ended = runtime.block_on(agent(loaded, source));
+    // Names that are still looked up, and files that are still read, are nobody's any more.
+    runtime.shutdown_timeout(limits::LAST_WORK);
+    ended?;
     Ok(Ended::Drained)
 }
 
@@ -114,6 +117,10 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
         tracing::warn!("{warning}");
     }
     let agent = config.agent;
+    // First: until somebody listens to them they end the process, and it takes a while until it serves.
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let (trigger, drain) = drain::channel();
     let tasks = Tasks::default();
     let board = Arc::new(Board::default());
@@ -152,9 +159,6 @@ async fn agent(loaded: Loaded, source: FileSource) -> anyhow::Result<()> {
     let reload = source.handle();
     let (updates, wanted) = mpsc::channel(1);
     drop(tasks.spawn("file source", source.run(updates, drain.clone())));
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         () = control.run(wanted, drain) => {}
         () = async { while hangup.recv().await.is_some() { reload.reload(); } } => {}
@@ -227,7 +231,7 @@ fn assemble(
     let published = Arc::new(Published::default());
     let workers = Workers::start(&Settings {
         n_workers,
-        n_connections: limits::connections_per_worker(raise_descriptor_limit(), n_workers),
+        share: limits::Share::per_worker(raise_descriptor_limit(), n_workers),
         published: Arc::clone(&published),
         metrics: Arc::clone(metrics),
         pools,

@@ -306,6 +306,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether it was no longer wanted.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// May it receive connections of the agent's own, and which.
     pub fn availability(&self) -> Availability {
         self.availability_with(self.health())

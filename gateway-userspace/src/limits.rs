@@ -174,6 +174,9 @@ pub const TUNNEL_IDLE: Duration = Duration::from_hours(1);
 /// Tunnels that are open on one address; beyond it a request for one gets 503.
 pub const TUNNELS: usize = 16_384;
 
+/// Time that what is still done aside gets when everything else has ended.
+pub const LAST_WORK: Duration = Duration::from_secs(1);
+
 /// Time in which whoever asks the operator's window has to take some of a page: scrapers take all of it in a second.
 pub const ADMIN_STALL: Duration = Duration::from_secs(10);
 
@@ -224,7 +227,8 @@ pub const CONNECTIONS_PER_WORKER: usize = 16_384;
 /// Connections that wait in the kernel for `accept`; beyond it the kernel drops SYNs.
 pub const ACCEPT_BACKLOG: i32 = 4_096;
 
-/// UDP flows that a worker forwards without the kernel's help; beyond it the oldest is forgotten.
+/// UDP flows that a worker forwards without the kernel's help, of all addresses, or fewer where descriptors are scarce; beyond
+/// it the oldest is forgotten.
 pub const UDP_FLOWS: usize = 16_384;
 
 /// Silence after which a UDP flow is forgotten.
@@ -296,15 +300,52 @@ pub const fn keepalive() -> socket2::TcpKeepalive {
 /// File descriptors that are not for connections: sockets that listen, maps, files, health checks.
 pub const RESERVED_DESCRIPTORS: usize = 512;
 
-/// Connections of one worker with so many descriptors for the process: each may need one towards an endpoint, too.
-pub const fn connections_per_worker(n_descriptors: usize, n_workers: usize) -> usize {
-    let n_workers = if n_workers == 0 { 1 } else { n_workers };
-    let share = n_descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2 / n_workers;
-    if share < 16 {
+/// What one worker may hold of the process's descriptors.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Share {
+    /// Downstream connections.
+    pub connections: usize,
+    /// UDP flows that it forwards without the kernel's help, of all addresses.
+    pub udp_flows: usize,
+}
+
+impl Share {
+    /// What each of so many workers may hold with so many descriptors for the process: a quarter is for flows of UDP, one
+    /// each, and the rest for connections, each of which may need one towards an endpoint, too.
+    pub const fn per_worker(n_descriptors: usize, n_workers: usize) -> Self {
+        let n_workers = if n_workers == 0 { 1 } else { n_workers };
+        let share = n_descriptors.saturating_sub(RESERVED_DESCRIPTORS) / n_workers;
+        let udp_flows = bounded(share / 4, UDP_FLOWS);
+        Self { connections: bounded(share.saturating_sub(udp_flows) / 2, CONNECTIONS_PER_WORKER), udp_flows }
+    }
+}
+
+/// Without a few nothing would be served at all.
+const fn bounded(n: usize, most: usize) -> usize {
+    if n < 16 {
         16
-    } else if share > CONNECTIONS_PER_WORKER {
-        CONNECTIONS_PER_WORKER
+    } else if n > most {
+        most
     } else {
-        share
+        n
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_together_need_no_more_descriptors_than_there_are() {
+        for n_workers in [1, 4, 64] {
+            for n_descriptors in [8_192, 20_000, 65_536, 524_288, 1 << 30] {
+                let share = Share::per_worker(n_descriptors, n_workers);
+                let needed = n_workers * (2 * share.connections + share.udp_flows) + RESERVED_DESCRIPTORS;
+                assert!(needed <= n_descriptors, "{share:?} of {n_workers} with {n_descriptors}");
+            }
+        }
+        let most = Share { connections: CONNECTIONS_PER_WORKER, udp_flows: UDP_FLOWS };
+        assert_eq!(Share::per_worker(524_288, 4), most);
+        assert_eq!(Share::per_worker(64, 0), Share { connections: 16, udp_flows: 16 });
     }
 }

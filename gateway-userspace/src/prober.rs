@@ -107,6 +107,14 @@ impl Prober {
         let services: HashSet<&ServiceName> = by_way.keys().map(|(id, _)| &id.service).collect();
         for ((id, _), probe) in &by_way {
             probe.endpoint.set_straight(by_way.contains_key(&(id.clone(), Reach::Straight)));
+            // What was said of a way before the endpoint went, and is said of none since it is back.
+            for reach in Reach::ALL {
+                if probe.endpoint.health_by(reach) != Health::Unknown
+                    && !by_way.contains_key(&(id.clone(), reach))
+                {
+                    probe.endpoint.set_health_by(reach, Health::Unknown);
+                }
+            }
         }
         let mut running = self.running.lock();
         running.retain(|way, running| {
@@ -214,7 +222,8 @@ pub async fn run(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
 async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
     let failed = |cause: io::Error| Done { outcome: outcome_of(&cause), cause: Some(cause) };
     let check = &probe.check;
-    let (mut stream, _passage) = match open(probe, path).await {
+    // The passage is the last to go, however this ends.
+    let (_passage, mut stream) = match open(probe, path).await {
         Ok(opened) => opened,
         Err(cause) => return failed(cause),
     };
@@ -224,7 +233,13 @@ async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
         return failed(cause);
     }
     let asked = match (&check.kind, &probe.tls) {
-        (Kind::Tcp, _) => return Outcome::Passed.into(),
+        (Kind::Tcp, _) => {
+            if probe.detour.is_some() {
+                // What is left to say after it goes no longer through the tunnel: a reset is said at once, and it is all.
+                drop(socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
+            }
+            return Outcome::Passed.into();
+        }
         (Kind::Http { .. }, None) => ask(stream, Scheme::HTTP, &check.kind, tasks).await,
         (Kind::Http { .. }, Some(tls)) => match tls.connect(stream).await {
             Ok(stream) => ask(stream, Scheme::HTTPS, &check.kind, tasks).await,
@@ -235,10 +250,10 @@ async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
 }
 
 /// Opens a connection to an endpoint, on the way of clients' packets. The passage is to be kept as long as the connection.
-async fn open(probe: &Probe, path: &Path) -> io::Result<(TcpStream, Option<Passage>)> {
+async fn open(probe: &Probe, path: &Path) -> io::Result<(Option<Passage>, TcpStream)> {
     let (addr, timeout) = (probe.endpoint.addr(), probe.check.timeout);
     let (Some(detour), Some(tunnelled)) = (probe.detour, &path.tunnelled) else {
-        return Ok((connect::tcp(addr, timeout, path.options).await?, None));
+        return Ok((None, connect::tcp(addr, timeout, path.options).await?));
     };
     let (socket, passage) = passage(addr, detour, tunnelled, path.options)?;
     let stream = connect::finish(socket, addr, timeout).await?;
@@ -247,7 +262,7 @@ async fn open(probe: &Probe, path: &Path) -> io::Result<(TcpStream, Option<Passa
     if stream.local_addr()?.ip() != addr.ip() && !passage.is_used() {
         return Err(io::ErrorKind::NetworkUnreachable.into());
     }
-    Ok((stream, Some(passage)))
+    Ok((Some(passage), stream))
 }
 
 /// A socket whose packets go through a tunnel.
@@ -302,10 +317,20 @@ fn outcome_of(cause: &io::Error) -> Outcome {
     } else if cause.kind() == io::ErrorKind::PermissionDenied {
         // Over TLS 1.3 an endpoint says after the handshake that it misses a certificate.
         Outcome::Untrusted
+    } else if is_own(cause) {
+        Outcome::Unasked
     } else {
         // No route, no neighbor, no time: nobody said no.
         Outcome::Silent
     }
+}
+
+/// Whether this node lacks what it needs to ask: ports, descriptors, memory.
+fn is_own(cause: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let lacks = cause.raw_os_error().map(Errno::from_raw);
+    matches!(cause.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+        || matches!(lacks, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
 /// The status of a response; none when it is not HTTP, too long, or breaks off.
@@ -374,6 +399,25 @@ mod tests {
             is_announced: false,
         };
         run(&probe, &Path::default(), &Tasks::default()).await.outcome
+    }
+
+    #[test]
+    fn what_this_node_lacks_says_nothing_about_an_endpoint() {
+        use nix::errno::Errno;
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EADDRNOTAVAIL] {
+            assert_eq!(outcome_of(&errno.into()), Outcome::Unasked, "{errno}");
+        }
+        for (errno, expected) in [
+            (Errno::ECONNREFUSED, Outcome::Refused),
+            (Errno::EHOSTUNREACH, Outcome::Silent),
+            (Errno::ENETUNREACH, Outcome::Silent),
+            (Errno::ETIMEDOUT, Outcome::Silent),
+        ] {
+            assert_eq!(outcome_of(&errno.into()), expected, "{errno}");
+        }
+        let mut tracker = Tracker::new(Health::Up);
+        let thresholds = Thresholds { unhealthy: 1, healthy: 1 };
+        assert_eq!(tracker.observe(Outcome::Unasked, thresholds), None);
     }
 
     #[tokio::test]

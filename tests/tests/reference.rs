@@ -22,6 +22,7 @@ use gateway_userspace::{
     http::fault::TABLE,
     metrics::{
         Metrics,
+        datagram::Loss,
         forwarded::ForwardOutcome,
         kernel::EndpointSample as KernelEndpoint,
         misuse::Misuse,
@@ -175,6 +176,8 @@ fn metrics() {
     writeln!(text, "- `reason` of a refused request: {}", list(reasons)).unwrap();
     let reasons = Misuse::ALL.iter().map(|reason| reason.as_str()).collect();
     writeln!(text, "- `reason` of a misuse of HTTP/2: {}", list(reasons)).unwrap();
+    let reasons = Loss::ALL.iter().map(|reason| reason.as_str()).collect();
+    writeln!(text, "- `reason` of a lost datagram: {}", list(reasons)).unwrap();
     let timeouts = ClientTimeout::ALL.iter().map(|timeout| timeout.as_str()).collect();
     writeln!(text, "- `timeout` of a client: {}", list(timeouts)).unwrap();
     let outcomes = ForwardOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
@@ -210,6 +213,7 @@ fn everything() -> Metrics {
     families.open.get_or_create(&bind).inc();
     families.misdirected.get_or_create(&bind).inc();
     families.handshake_failures.get_or_create(&bind).inc();
+    families.datagrams.at(&bind).count(Loss::NoEndpoint);
     families.misuse(Misuse::Control);
     families.client_timeout(ClientTimeout::Head);
     families.guarded.count(&bind, Refused::Denied.as_str());

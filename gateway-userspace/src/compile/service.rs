@@ -11,7 +11,7 @@ use gateway_common::service::Mode;
 use crate::{
     balance::Policy,
     compile::state::Shared,
-    endpoint::{EndpointId, Registry},
+    endpoint::{EndpointId, Health, Reach, Registry},
     health::{Check, Kind, Thresholds, passive::Terms},
     kernel::tunnelled::Detour,
     name::{ListenerName, ServiceName},
@@ -70,6 +70,12 @@ fn settle_one(service: &Service, registry: &Registry) {
     for endpoint in &service.endpoints {
         let id = EndpointId { service: service.name.clone(), addr: endpoint.addr };
         let live = registry.resolve(&id);
+        if service.health.is_none() && live.is_draining() {
+            // It may have been down when it went, and nobody would ever find it up.
+            for reach in Reach::ALL {
+                live.set_health_by(reach, Health::Unknown);
+            }
+        }
         live.set_draining(false);
         live.set_weight(endpoint.weight);
     }

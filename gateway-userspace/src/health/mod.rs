@@ -59,11 +59,14 @@ pub enum Outcome {
     Untrusted,
     /// Something came, and it was not what was asked for.
     Wrong,
+    /// This node could not ask, for lack of ports, descriptors or memory: that says nothing about the endpoint.
+    Unasked,
 }
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Passed, Self::Refused, Self::Silent, Self::Untrusted, Self::Wrong];
+    pub const ALL: [Self; 6] =
+        [Self::Passed, Self::Refused, Self::Silent, Self::Untrusted, Self::Wrong, Self::Unasked];
 
     /// The value of the metric's label.
     pub const fn as_str(self) -> &'static str {
@@ -73,6 +76,7 @@ impl Outcome {
             Self::Silent => "silent",
             Self::Untrusted => "untrusted",
             Self::Wrong => "wrong",
+            Self::Unasked => "unasked",
         }
     }
 }
@@ -94,6 +98,7 @@ impl Tracker {
     /// Takes the outcome of one check; the new health, when it changed.
     pub fn observe(&mut self, outcome: Outcome, thresholds: Thresholds) -> Option<Health> {
         let enough = match outcome {
+            Outcome::Unasked => return None,
             Outcome::Passed => {
                 self.failed_in_a_row = 0;
                 self.passed_in_a_row = self.passed_in_a_row.saturating_add(1);

@@ -37,6 +37,7 @@ use crate::{
     },
     pool::registry::Pools,
     state::{BindKey, Published, Transport},
+    udp,
 };
 
 /// What workers are started with.
@@ -44,8 +45,8 @@ use crate::{
 pub struct Settings {
     /// Number of threads; at least one.
     pub n_workers: usize,
-    /// Downstream connections of each; see [`limits::connections_per_worker`].
-    pub n_connections: usize,
+    /// What each may hold.
+    pub share: limits::Share,
     /// The state they serve.
     pub published: Arc<Published>,
     /// Numbers.
@@ -93,6 +94,7 @@ struct Thread {
     handle: Handle,
     worker: Arc<http::Worker>,
     permits: Arc<Semaphore>,
+    flows: Arc<udp::Flows>,
     stop: Trigger,
     join: Option<JoinHandle<()>>,
 }
@@ -346,8 +348,9 @@ impl Thread {
                 });
             })
             .map_err(Error::Start)?;
-        let permits = Arc::new(Semaphore::new(settings.n_connections));
-        Ok(Self { handle, worker, permits, stop, join: Some(join) })
+        let permits = Arc::new(Semaphore::new(settings.share.connections));
+        let flows = Arc::new(udp::Flows::new(settings.share.udp_flows));
+        Ok(Self { handle, worker, permits, flows, stop, join: Some(join) })
     }
 }
 
@@ -413,8 +416,9 @@ impl Socket {
                 drop(workers.accepting.spawn("accept loop", loop_.run(socket, self.closing.drain())));
             }
             Some(Ready::Udp(socket)) => {
-                let forwarder = crate::udp::Forwarder {
+                let forwarder = udp::Forwarder {
                     bind,
+                    flows: Arc::clone(&thread.flows),
                     published: Arc::clone(&thread.worker.published),
                     metrics: Arc::clone(&workers.metrics),
                     clock: thread.worker.clock.clone(),

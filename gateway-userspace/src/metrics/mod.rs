@@ -5,6 +5,7 @@
 //! configured.
 
 pub mod announcement;
+pub mod datagram;
 pub mod fault;
 pub mod forwarded;
 pub mod guard;

@@ -12,6 +12,7 @@ use prometheus_client::{
 use crate::metrics::{
     Sampler,
     announcement::Announcements,
+    datagram::Datagrams,
     forwarded::Forwarded,
     guard::Guarded,
     handshake::Handshakes,
@@ -123,6 +124,8 @@ pub struct Families {
     pub handshakes: Handshakes,
     /// Connections that were forwarded byte by byte.
     pub forwarded: Forwarded,
+    /// Datagrams that got no further.
+    pub datagrams: Datagrams,
     /// Who was refused without the kernel side.
     pub guarded: Guarded,
     /// What clients speak instead of HTTP.
@@ -180,6 +183,7 @@ impl Families {
         );
         families.handshakes.register(registry);
         families.forwarded.register(registry);
+        families.datagrams.register(registry);
         families.guarded.register(registry);
         families.tunnels.register(registry);
         families.verdicts.register(registry);
@@ -249,6 +253,7 @@ impl Families {
         self.handshake_failures.remove(bind);
         self.handshakes.forget(addr);
         self.forwarded.forget(addr);
+        self.datagrams.forget(bind);
         self.tunnels.forget(addr);
     }
 

@@ -17,6 +17,7 @@ use gateway_userspace::{
     drain::Tasks,
     endpoint::{EndpointId, Registry},
     guard::Sources,
+    limits::Share,
     listener::{Settings, Workers},
     memory::Memory,
     metrics::Metrics,
@@ -49,6 +50,9 @@ pub const PATIENT: ClientTimeouts = ClientTimeouts {
     stall: Duration::from_mins(1),
     bytes_per_second: 1_024,
 };
+
+/// What each worker may hold.
+const ROOMY: Share = Share { connections: 1_024, udp_flows: 1_024 };
 
 /// What is bounded for clients.
 type Bounds = (OverloadSettings, ClientSettings, ClientTimeouts);
@@ -98,6 +102,11 @@ impl Proxy {
         Self::all(Place::Virtual, snapshot, 1, None, (CALM, GENEROUS, timeouts))
     }
 
+    /// One worker that may hold so many flows of UDP.
+    pub fn with_flows(snapshot: &Snapshot, udp_flows: usize) -> Self {
+        Self::sized(Place::Virtual, snapshot, 1, None, FREE, Share { udp_flows, ..ROOMY })
+    }
+
     fn at(place: Place, snapshot: &Snapshot, n_workers: usize) -> Self {
         Self::all(place, snapshot, n_workers, None, FREE)
     }
@@ -107,7 +116,18 @@ impl Proxy {
         snapshot: &Snapshot,
         n_workers: usize,
         access: Option<&AccessSettings>,
+        bounds: Bounds,
+    ) -> Self {
+        Self::sized(place, snapshot, n_workers, access, bounds, ROOMY)
+    }
+
+    fn sized(
+        place: Place,
+        snapshot: &Snapshot,
+        n_workers: usize,
+        access: Option<&AccessSettings>,
         (overload, per_client, client_timeouts): Bounds,
+        share: Share,
     ) -> Self {
         let metrics = Arc::new(Metrics::new(n_workers));
         let registry = Arc::new(Registry::default());
@@ -134,7 +154,7 @@ impl Proxy {
         };
         let settings = Settings {
             n_workers,
-            n_connections: 1_024,
+            share,
             published: Arc::clone(&published),
             metrics: Arc::clone(&metrics),
             pools: Arc::clone(&pools),

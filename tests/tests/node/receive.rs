@@ -1,6 +1,8 @@
 //! Packets through tunnels to an endpoint whose agent opens them, and back to the client without this node.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, fmt::Write as _, fs, net::SocketAddr, path::PathBuf, thread, time::Duration,
+};
 
 use gateway_tests::{
     agent::{Agent, get, metric, sluice},
@@ -221,6 +223,25 @@ fn health_checks_take_the_tunnel() {
     assert!(pins().contains(&"link-tc_probe_out-sl-e1".to_owned()), "{:?}", pins());
     node.write_config(&(node.agent_part("required") + "listeners: []\nroutes: []\nservices: []\n")).unwrap();
     until("the programs are gone", patience, &node, || !pins().iter().any(|pin| pin.contains("tc_probe")));
+}
+
+#[test]
+fn checks_through_a_tunnel_leave_no_connection_behind() {
+    if !privilege::require("network namespaces") {
+        return;
+    }
+    let _alone = alone();
+    let mut node = Node::new(1).unwrap();
+    with_addresses(&node);
+    let mut receiver = Receiver::new(&node.endpoints[0]);
+    receiver.start(&node.endpoints[0], PEERS);
+    let text = config(&node, ", health: { tcp: {}, interval: 200ms }");
+    node.start_agent(&text).unwrap();
+    until("the endpoint is up", Duration::from_secs(8), &node, || is_up(&node, "v4") && is_up(&node, "v6"));
+    thread::sleep(Duration::from_secs(2));
+    let left = node.endpoints[0].tool("ss", "-Htn state established state close-wait").unwrap();
+    // Those under way at this moment.
+    assert!(left.lines().count() <= 4, "{left}");
 }
 
 /// What the balancing node's checks say of an endpoint, by the way that they take.
