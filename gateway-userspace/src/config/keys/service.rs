@@ -131,7 +131,8 @@ static ENDPOINT: Table = Table {
             key: "weight",
             shape: WEIGHT,
             presence: Default("1"),
-            doc: "Share of new flows relative to the other endpoints; 0 gets no new ones and keeps those it has.",
+            doc: "Share of new flows relative to the other endpoints; 0 gets no new ones and keeps its connections, while \
+                  flows of UDP go elsewhere.",
         },
     ],
     one_of: &[],
