@@ -84,8 +84,7 @@ pub fn run(file: &Path) -> anyhow::Result<Ended> {
     let ended = runtime.block_on(agent(loaded, source));
     // Names that are still looked up, and files that are still read, are nobody's any more.
     runtime.shutdown_timeout(limits::LAST_WORK);
-    ended?;
-    Ok(Ended::Drained)
+    ended.map(|()| Ended::Drained)
 }
 
 /// Puts the host back: links, pins, local routes and addresses. What was removed, a line each.

@@ -1106,3 +1106,26 @@ mod sharing {
         }
     }
 }
+
+#[test]
+fn an_endpoint_that_was_down_when_it_went_is_trusted_when_it_is_back_without_a_check() {
+    use gateway_userspace::{
+        compile::service::settle,
+        endpoint::{EndpointId, Health, Registry},
+    };
+    let addrs = [free_addr(), free_addr()];
+    let (both, one) = (simple(free_addr(), &addrs), simple(free_addr(), &addrs[..1]));
+    let registry = Registry::default();
+    settle(&both, None, &registry);
+    let service = both.services[0].name.clone();
+    let gone = registry.resolve(&EndpointId { service, addr: addrs[1] });
+    gone.set_health(Health::Down);
+    settle(&one, Some(&both), &registry);
+    assert_eq!(gone.health(), Health::Down, "whoever holds flows to it goes by that");
+    settle(&both, Some(&one), &registry);
+    assert_eq!(gone.health(), Health::Unknown);
+    // What is said of one that stayed is not taken back.
+    gone.set_health(Health::Down);
+    settle(&both, None, &registry);
+    assert_eq!(gone.health(), Health::Down);
+}

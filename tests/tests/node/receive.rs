@@ -235,7 +235,7 @@ fn checks_through_a_tunnel_leave_no_connection_behind() {
     with_addresses(&node);
     let mut receiver = Receiver::new(&node.endpoints[0]);
     receiver.start(&node.endpoints[0], PEERS);
-    let text = config(&node, ", health: { tcp: {}, interval: 200ms }");
+    let text = config(&node, ", health: { tcp: {}, interval: 200ms, timeout: 150ms }");
     node.start_agent(&text).unwrap();
     until("the endpoint is up", Duration::from_secs(8), &node, || is_up(&node, "v4") && is_up(&node, "v6"));
     thread::sleep(Duration::from_secs(2));
