@@ -307,16 +307,21 @@ pub struct Share {
     pub connections: usize,
     /// UDP flows that it forwards without the kernel's help, of all addresses.
     pub udp_flows: usize,
+    /// There are too few for both: each flow takes the place of a connection.
+    pub is_scarce: bool,
 }
 
 impl Share {
-    /// What each of so many workers may hold with so many descriptors for the process: a quarter is for flows of UDP, one
-    /// each, and the rest for connections, each of which may need one towards an endpoint, too.
+    /// What each of so many workers may hold with so many descriptors for the process: two for a connection, which may need
+    /// one towards an endpoint, too, and one for a flow of UDP. Flows may have half of the places where they take those of
+    /// connections.
     pub const fn per_worker(n_descriptors: usize, n_workers: usize) -> Self {
         let n_workers = if n_workers == 0 { 1 } else { n_workers };
         let share = n_descriptors.saturating_sub(RESERVED_DESCRIPTORS) / n_workers;
-        let udp_flows = bounded(share / 4, UDP_FLOWS);
-        Self { connections: bounded(share.saturating_sub(udp_flows) / 2, CONNECTIONS_PER_WORKER), udp_flows }
+        let connections = bounded(share / 2, CONNECTIONS_PER_WORKER);
+        let is_scarce = share < 2 * connections + UDP_FLOWS;
+        let udp_flows = if is_scarce { bounded(connections / 2, UDP_FLOWS) } else { UDP_FLOWS };
+        Self { connections, udp_flows, is_scarce }
     }
 }
 
@@ -340,12 +345,13 @@ mod tests {
         for n_workers in [1, 4, 64] {
             for n_descriptors in [8_192, 20_000, 65_536, 524_288, 1 << 30] {
                 let share = Share::per_worker(n_descriptors, n_workers);
-                let needed = n_workers * (2 * share.connections + share.udp_flows) + RESERVED_DESCRIPTORS;
+                let beside = if share.is_scarce { 0 } else { share.udp_flows };
+                let needed = n_workers * (2 * share.connections + beside) + RESERVED_DESCRIPTORS;
                 assert!(needed <= n_descriptors, "{share:?} of {n_workers} with {n_descriptors}");
             }
         }
-        let most = Share { connections: CONNECTIONS_PER_WORKER, udp_flows: UDP_FLOWS };
+        let most = Share { connections: CONNECTIONS_PER_WORKER, udp_flows: UDP_FLOWS, is_scarce: false };
         assert_eq!(Share::per_worker(524_288, 4), most);
-        assert_eq!(Share::per_worker(64, 0), Share { connections: 16, udp_flows: 16 });
+        assert_eq!(Share::per_worker(64, 0), Share { connections: 16, udp_flows: 16, is_scarce: true });
     }
 }

@@ -193,6 +193,23 @@ async fn addresses_share_the_flows_that_a_worker_may_have() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_descriptors_are_scarce_flows_take_places_of_connections() {
+    let (addr, endpoint) = (free_addr(), echo(1).await);
+    let proxy = Proxy::with_places(&balanced(addr, &[endpoint]), 2);
+    let (first, second, third) = (Client::of(addr).await, Client::of(addr).await, Client::of(addr).await);
+    first.asks().await;
+    second.asks().await;
+    third.0.send(b"x").await.unwrap();
+    eventually("there is no place for it", SOON, || {
+        proxy.metric("sluice_limit_reached_total{limit=\"udp_flows\"} ") > 0.5
+    })
+    .await;
+    is(lost(&proxy, addr, "no_socket"), 1);
+    is(open(&proxy, addr), 2);
+    first.asks().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_lost_is_counted_by_reason() {
     let (addr, endpoint) = (free_addr(), echo(1).await);
     let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();

@@ -349,7 +349,8 @@ impl Thread {
             })
             .map_err(Error::Start)?;
         let permits = Arc::new(Semaphore::new(settings.share.connections));
-        let flows = Arc::new(udp::Flows::new(settings.share.udp_flows));
+        let places = settings.share.is_scarce.then(|| Arc::clone(&permits));
+        let flows = Arc::new(udp::Flows::new(settings.share.udp_flows, places));
         Ok(Self { handle, worker, permits, flows, stop, join: Some(join) })
     }
 }

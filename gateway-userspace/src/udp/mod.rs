@@ -16,7 +16,12 @@ use gateway_common::addr::Protocol;
 use parking_lot::Mutex;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use socket2::SockRef;
-use tokio::{io::Interest, net::UdpSocket, task::AbortHandle};
+use tokio::{
+    io::Interest,
+    net::UdpSocket,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
 
 use crate::{
     balance::{Member, Tried},
@@ -43,14 +48,20 @@ const DATAGRAM_BYTES: usize = 65_535;
 #[derive(Debug)]
 pub struct Flows {
     table: Mutex<Table<Flow>>,
+    /// Those of connections, where flows take them.
+    places: Option<Arc<Semaphore>>,
     /// Room for the reply that is passed on at the moment.
     reply: Mutex<Box<[u8]>>,
 }
 
 impl Flows {
     /// Room for so many flows.
-    pub fn new(most: usize) -> Self {
-        Self { table: Mutex::new(Table::new(most)), reply: Mutex::new(vec![0; DATAGRAM_BYTES].into()) }
+    pub fn new(most: usize, places: Option<Arc<Semaphore>>) -> Self {
+        Self {
+            table: Mutex::new(Table::new(most)),
+            places,
+            reply: Mutex::new(vec![0; DATAGRAM_BYTES].into()),
+        }
     }
 }
 
@@ -107,6 +118,7 @@ struct Flow {
     replies: AbortHandle,
     open: Gauge,
     fit: Fit,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 /// When a flow was last known to be where it may be: for as long as both stand still, it is.
@@ -269,6 +281,11 @@ impl Forwarder {
         balanced: &Arc<Balanced>,
         (key, number): (Key, u64),
     ) -> Result<Flow, Lost> {
+        let place = self.flows.places.clone().map(Semaphore::try_acquire_owned).transpose();
+        let place = place.map_err(|_| {
+            self.metrics.families.limit(Limit::UdpFlows);
+            Lost { loss: Loss::NoSocket, cause: None }
+        })?;
         let picked = balanced.flow(key.client, self.bind.addr, Protocol::UDP);
         let member = balanced.balancer.pick(&picked, &Tried::default());
         let member = member.and_then(|idx| balanced.balancer.members().get(idx)).ok_or(Lost::NO_ENDPOINT)?;
@@ -296,6 +313,7 @@ impl Forwarder {
             open: downstream.open.clone(),
             // Whatever has changed since it was picked is looked at with the next datagram.
             fit: Fit { balanced: Weak::new(), epoch: 0 },
+            _place: place,
         })
     }
 }

@@ -52,7 +52,7 @@ pub const PATIENT: ClientTimeouts = ClientTimeouts {
 };
 
 /// What each worker may hold.
-const ROOMY: Share = Share { connections: 1_024, udp_flows: 1_024 };
+const ROOMY: Share = Share { connections: 1_024, udp_flows: 1_024, is_scarce: false };
 
 /// What is bounded for clients.
 type Bounds = (OverloadSettings, ClientSettings, ClientTimeouts);
@@ -100,6 +100,12 @@ impl Proxy {
     /// One worker that waits so long for its clients.
     pub fn waiting(snapshot: &Snapshot, timeouts: ClientTimeouts) -> Self {
         Self::all(Place::Virtual, snapshot, 1, None, (CALM, GENEROUS, timeouts))
+    }
+
+    /// One worker whose flows of UDP take the places of so many connections.
+    pub fn with_places(snapshot: &Snapshot, connections: usize) -> Self {
+        let share = Share { connections, is_scarce: true, ..ROOMY };
+        Self::sized(Place::Virtual, snapshot, 1, None, FREE, share)
     }
 
     /// One worker that may hold so many flows of UDP.
