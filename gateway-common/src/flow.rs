@@ -48,7 +48,8 @@ impl FlowKey {
 /// Entries in a bucket of [`Flows`](crate::map::Flows).
 pub const WAYS: usize = 4;
 
-/// Value of [`Flows`](crate::map::Flows): four entries, one cache line each. A flow stands in one of two buckets.
+/// Value of [`Flows`](crate::map::Flows): four entries, one cache line each. A flow stands in one of two buckets; its home
+/// is the entry of its first that the lowest bits of [`Head::tag`] name.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct FlowBucket {
@@ -137,8 +138,9 @@ impl HeadState {
     }
 }
 
-/// Value of [`Displaced`](crate::map::Displaced): for each of eight buckets, how many flows stand in their second bucket
-/// because this one, their first, had no place. Only then is a flow looked for there. 255 stays: nobody counts beyond.
+/// Value of [`Displaced`](crate::map::Displaced): for each of eight buckets, how many flows whose first bucket it is do not
+/// stand at their home, because that was taken: in the lower three bits those at another entry of it, in the upper five
+/// those in their second bucket. Only then is a flow looked for there. 7 and 31 stay: nobody counts beyond.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Pod, Zeroable)]
 pub struct DisplacedFlows {

@@ -25,7 +25,7 @@ pub fn is_unchanged_since(map: &str, version: u32) -> bool {
 }
 
 /// Version of the flow tables, whose entries outlive a change of the other maps.
-pub const FLOW_LAYOUT_VERSION: u32 = 4;
+pub const FLOW_LAYOUT_VERSION: u32 = 5;
 
 /// Directory under a BPF file system that holds everything of Sluice.
 pub const PIN_ROOT: &str = "sluice";

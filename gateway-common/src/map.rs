@@ -138,7 +138,8 @@ maps! {
     Endpoints "ENDPOINTS" MappedArray [131_072] u32 => Endpoint;
     /// Flows: a hash table with four places in a bucket and two buckets for a flow.
     Flows "FLOWS" MappedArray [131_072] u32 => FlowBucket;
-    /// Flows that stand in the second of their buckets, by the first; eight buckets to a value.
+    /// Flows that do not stand at their home, by their first bucket; eight buckets to a value, a byte for each: the lower three
+    /// bits count those at another entry of it, the upper five those in their second bucket.
     Displaced "DISPLACED" MappedArray [16_384] u32 => DisplacedFlows;
     /// The way from an endpoint's packets to their flows: a hash table with eight places in a bucket.
     Replies "REPLIES" MappedArray [131_072] u32 => ReplyBucket;

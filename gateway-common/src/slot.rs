@@ -18,6 +18,12 @@ impl Slot {
     /// this number.
     pub const ELSEWHERE: u16 = u16::MAX;
 
+    /// The same outside a change window.
+    #[must_use]
+    pub const fn settled(self) -> Self {
+        Self { former: self.endpoint, ..self }
+    }
+
     /// Where its flows went before the change, as this table knows it: the endpoint where it knows nothing.
     pub const fn before(self) -> u16 {
         if self.former == Self::ELSEWHERE { self.endpoint } else { self.former }

@@ -225,6 +225,24 @@ impl Arrival {
         }
     }
 
+    /// A slot, as the service remembers it: where nothing, or everything, is remembered, flows follow slots at once.
+    #[inline(always)]
+    pub(crate) fn as_remembered(&self, slot: Slot) -> Slot {
+        if self.track == Track::CHANGE { slot } else { slot.settled() }
+    }
+
+    /// The phase of the flow whose first packet this is.
+    #[inline(always)]
+    pub(crate) fn first_phase(&self) -> Phase {
+        let protocol = self.packet.key().protocol;
+        if protocol == Protocol::UDP && self.mode != Mode::NAT {
+            // No answer passes here.
+            Phase::OPEN
+        } else {
+            track::first_phase(protocol, self.packet.flags)
+        }
+    }
+
     /// Whether a client keeps its endpoint for a while.
     #[inline(always)]
     pub const fn is_sticky(&self) -> bool {

@@ -97,7 +97,7 @@ fn remembered<E: Env>(
     } else {
         arrival.notes_entry(found.as_ref());
         arrival.is_new = 1;
-        arrival.phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);
+        arrival.phase = arrival.first_phase();
         arrival.preferred = Port::NONE;
         arrival.proxied = 0;
         arrival.way_back = packet::way_back(env);

@@ -342,9 +342,9 @@ const fn nth_port(first: Port, offset: u32) -> Port {
 fn change<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<u32, Reason> {
     let service = maps.service(arrival.id).ok_or(Reason::NoEndpoint)?;
     arrival.has_flow(maps, &service, settings);
-    let slot = arrival.slot;
-    let is_same = slot.endpoint == slot.former;
     let remembers = arrival.track == Track::CHANGE;
+    let slot = arrival.as_remembered(arrival.slot);
+    let is_same = slot.endpoint == slot.former;
     let own = usable(maps, arrival, slot.endpoint);
     let found = if remembers { table::find(maps, &arrival.spot, &arrival.who) } else { None };
     if let Some(found) = &found
@@ -469,7 +469,7 @@ fn note<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result
         give_up(maps, arrival, settings, &claimed);
         return Err(Reason::BadSlot);
     };
-    let phase = track::first_phase(arrival.packet.key().protocol, arrival.packet.flags);
+    let phase = arrival.first_phase();
     let content = Content {
         endpoint: arrival.row,
         generation: endpoint.generation,

@@ -1,6 +1,6 @@
 //! A small world for packet tests: a few services with endpoints, as the agent would have written them.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, ops::Range};
 
 use gateway_common::{
     addr::{Addr, Port, Protocol},
@@ -311,10 +311,15 @@ impl World {
             let place = usize::try_from(way).ok().and_then(|way| at.flows.get_mut(way));
             if let Some(place) = place.filter(|place| **place == Flow::default()) {
                 *place = flow;
-                if bucket != spot.place(0).0 {
+                let first = spot.place(0).0;
+                let displaced = if bucket == first {
+                    u64::from(turn != 0)
+                } else {
                     place.head.state = place.head.state.displaced();
-                    *self.tables.displaced.entry(spot.place(0).0 / 8).or_default() +=
-                        displaced_one(spot.place(0).0);
+                    TO_BUCKET
+                };
+                if displaced != 0 {
+                    *self.tables.displaced.entry(first / 8).or_default() += displaced * displaced_one(first);
                 }
                 *self.tables.service_flows.entry(flow.service).or_default() += 1;
                 if flow.client_port != Port::NONE {
@@ -328,22 +333,40 @@ impl World {
 
     /// Takes every place of the first bucket of a flow for others of a service.
     pub fn crowd(&mut self, packet: &Packet, service: u32, expires: Tick) {
-        let (bucket, _) = self.spot(packet).place(0);
-        let at = self.tables.flows.entry(bucket).or_default();
-        for (number, flow) in (0_u16..).zip(&mut at.flows) {
-            flow.head.state = HeadState::LIVE;
-            (flow.client_port, flow.service, flow.expires) = (Port::new(number), service, expires);
-        }
-        *self.tables.service_flows.entry(service).or_default() += 4;
-        // The one of port zero is no flow.
-        *self.tables.endpoint_flows.entry(0).or_default() += 3;
+        self.occupy(packet, 0..4, service, expires);
     }
 
-    /// How many flows of the first bucket of a flow are counted as displaced.
-    pub fn n_displaced(&self, packet: &Packet) -> u64 {
+    /// Takes the places of these turns in the first bucket of a flow for others of a service, whose homes they are.
+    pub fn occupy(&mut self, packet: &Packet, turns: Range<u32>, service: u32, expires: Tick) {
+        for turn in turns {
+            let (bucket, way) = self.spot(packet).place(turn);
+            let flows = &mut self.tables.flows.entry(bucket).or_default().flows;
+            let (Ok(at), Ok(tag)) = (usize::try_from(way), u16::try_from(way)) else { continue };
+            let Some(flow) = flows.get_mut(at) else { continue };
+            (flow.head.tag, flow.head.state) = (tag, HeadState::LIVE);
+            // The last of four is a client's, which is no flow.
+            let port = u16::try_from((turn + 1) % 4).map_or(Port::NONE, Port::new);
+            (flow.client_port, flow.service, flow.expires) = (port, service, expires);
+            *self.tables.service_flows.entry(service).or_default() += 1;
+            if port != Port::NONE {
+                *self.tables.endpoint_flows.entry(0).or_default() += 1;
+            }
+        }
+    }
+
+    /// The entry at the home of a flow.
+    pub fn home(&mut self, packet: &Packet) -> &mut Flow {
+        let (bucket, way) = self.spot(packet).place(0);
+        let way = usize::try_from(way).expect("below four");
+        &mut self.tables.flows.entry(bucket).or_default().flows[way]
+    }
+
+    /// How many flows of the first bucket of a flow are counted as displaced: to other entries, and to their second bucket.
+    pub fn n_displaced(&self, packet: &Packet) -> [u64; 2] {
         let (bucket, _) = self.spot(packet).place(0);
         let word = self.tables.displaced.get(&(bucket / 8)).copied().unwrap_or_default();
-        (word / displaced_one(bucket)) & 0xff
+        let byte = (word / displaced_one(bucket)) & 0xff;
+        [byte % TO_BUCKET, byte / TO_BUCKET]
     }
 
     /// The two buckets of a flow.
@@ -368,7 +391,10 @@ impl World {
     }
 }
 
-/// One in the count of a bucket.
+/// One flow in its second bucket, in the byte of its first.
+const TO_BUCKET: u64 = 8;
+
+/// One in the byte of a bucket.
 const fn displaced_one(bucket: u32) -> u64 {
     1 << (bucket % 8 * 8)
 }

@@ -49,6 +49,7 @@ use gateway_userspace::{
         ticks::Ticks,
         writer::{Terms, Writer},
     },
+    limits::Share,
     metrics::Metrics,
     net::connect,
     pool::registry::{self, Pools},
@@ -150,12 +151,8 @@ impl Agent {
         fs::write(folder.path().join("web.pem"), made.cert.pem()).unwrap();
         fs::write(folder.path().join("web.key"), made.signing_key.serialize_pem()).unwrap();
         let (tasks, clock, metrics) = (Tasks::default(), Clock::driven(), Arc::new(Metrics::new(1)));
-        let pools = Pools::new(registry::Shared {
-            n_shards: 1,
-            tasks: tasks.clone(),
-            clock: clock.clone(),
-            families: metrics.families.clone(),
-        });
+        let share = Share::per_worker(1_024, 1);
+        let pools = Pools::new(registry::Shared::new((1, share), &tasks, &clock, &metrics.families));
         let parts = Parts {
             registry: Arc::new(Registry::default()),
             pools: Arc::new(pools),

@@ -57,7 +57,7 @@ const RECORDED: (u32, &[(&str, usize)]) = (
 
 /// Sizes at flow layout version 4.
 const RECORDED_FLOWS: (u32, &[(&str, usize)]) = (
-    4,
+    5,
     &[
         ("FlowBucket", 256),
         ("DisplacedFlows", 8),

@@ -18,7 +18,7 @@ use gateway_common::{
 use gateway_tests::expect;
 use gateway_userspace::{
     guard::Refused,
-    health::passive::Verdict,
+    health::{Outcome, passive::Verdict},
     http::fault::TABLE,
     metrics::{
         Metrics,
@@ -180,6 +180,8 @@ fn metrics() {
     writeln!(text, "- `reason` of a lost datagram: {}", list(reasons)).unwrap();
     let timeouts = ClientTimeout::ALL.iter().map(|timeout| timeout.as_str()).collect();
     writeln!(text, "- `timeout` of a client: {}", list(timeouts)).unwrap();
+    let outcomes = Outcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
+    writeln!(text, "- `outcome` of a health check: {}", list(outcomes)).unwrap();
     let outcomes = ForwardOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
     writeln!(text, "- `outcome` of a forwarded connection: {}", list(outcomes)).unwrap();
     let outcomes = TunnelOutcome::ALL.iter().map(|outcome| outcome.as_str()).collect();
@@ -197,6 +199,8 @@ fn metrics() {
 /// One series of every metric.
 fn everything() -> Metrics {
     let metrics = Metrics::new(1);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    metrics.watch_tasks("t", runtime.handle());
     let route = metrics.route(&RouteLabels { listener: "l".to_owned(), route: "r".to_owned() });
     route.record(0, 200, Duration::from_millis(1));
     route.fault(0, FaultKind::NoRoute);

@@ -107,7 +107,8 @@ fn holder<M: Maps>(maps: &M, arrival: &mut Arrival) -> bool {
         return false;
     }
     // What is not remembered while a slot changes is with the endpoint that the slot had before.
-    if let Some(slot) = select::slot(maps, &arrival.table, arrival.hash)
+    if let Some(slot) =
+        select::slot(maps, &arrival.table, arrival.hash).map(|slot| arrival.as_remembered(slot))
         && let Some(former) = select::before(maps, &arrival.seat(), arrival.hash, slot)
         && former.endpoint.state != EndpointState::DOWN
     {

@@ -1,16 +1,19 @@
 //! The flow table: where a flow stands, and which entry a new one may take.
 //!
 //! A hash table of fixed size in an array: four entries to a bucket, two buckets for a flow. There are no locks: an entry
-//! is taken by exchanging its head, and whoever reads looks at the head before and after. A flow stands in its first
-//! bucket unless that had no place; whether any flow of a bucket is displaced, and so worth looking for in a second, is
-//! counted apart, in few bytes. Entries that are over stay
-//! until their place is needed, or the agent has the table swept. While there is no such place, a service gives up flows of its own, and flows of services
-//! that hold more than their share; it never takes a place from a service within its share.
+//! is taken by exchanging its head, and whoever reads looks at the head before and after. A flow stands at its home, one
+//! entry of its first bucket, unless that was taken; whether any flow of a bucket is displaced, to another entry or to its
+//! second bucket, and so worth looking for there, is counted apart, in few bytes: most flows, and most that are new, touch
+//! one line of the table. Entries that are over stay until their place is needed, or the agent has the table swept. While
+//! there is no such place, a service gives up flows of its own, and flows of services that hold more than their share; it
+//! never takes a place from a service within its share.
 
 mod displaced;
 pub mod reply;
 pub mod row;
 pub mod sequence;
+
+use core::hint::black_box;
 
 use bytemuck::{Pod, Zeroable};
 use gateway_common::{
@@ -45,13 +48,19 @@ impl Spot {
         let tag = (hash >> 48) as u16;
         let low = hash as u32;
         let wanted = HeadWord::of(tag, protocol);
-        Self { first: low & mask, second: partner(low, tag) & mask, way: (hash >> 32) as u32, wanted, pad: 0 }
+        Self { first: low & mask, second: partner(low, tag) & mask, way: home(tag), wanted, pad: 0 }
     }
 
-    /// The place that is tried in a turn: four in each bucket.
+    /// The place that is tried in a turn: four in each bucket, the flow's home first.
     #[inline(always)]
     pub const fn place(&self, turn: u32) -> (u32, u32) {
         (self.bucket(turn >= WAYS), self.way.wrapping_add(turn) & (WAYS - 1))
+    }
+
+    /// How flows are displaced that stand at the place of a turn, which is not the first.
+    #[inline(always)]
+    const fn to(turn: u32) -> displaced::To {
+        if turn < WAYS { displaced::To::Entry } else { displaced::To::Bucket }
     }
 
     /// The head of the flow's entry, without its version.
@@ -71,6 +80,13 @@ impl Spot {
 #[expect(clippy::as_conversions, reason = "widening in a const function")]
 const fn partner(bucket: u32, tag: u16) -> u32 {
     bucket ^ ((tag as u32) << 1 | 1).wrapping_mul(0x5bd1_e995)
+}
+
+/// The entry of its first bucket where a flow with this tag stands unless that was taken.
+#[inline(always)]
+#[expect(clippy::as_conversions, reason = "widening in a const function")]
+const fn home(tag: u16) -> u32 {
+    tag as u32 & (WAYS - 1)
 }
 
 /// One entry of the table.
@@ -93,6 +109,15 @@ impl<R: core::ops::Deref<Target = FlowRows>> Place<R> {
     pub const fn index(&self) -> u32 {
         self.bucket * WAYS + (self.way & (WAYS - 1))
     }
+
+    /// Where a flow with this head is counted as displaced while it stands here, by its first bucket.
+    #[inline(always)]
+    fn displaced(&self, head: HeadWord, mask: u32) -> Option<(u32, displaced::To)> {
+        if head.is_displaced() {
+            return Some((partner(self.bucket, head.tag()) & mask, displaced::To::Bucket));
+        }
+        (self.way & (WAYS - 1) != home(head.tag())).then_some((self.bucket, displaced::To::Entry))
+    }
 }
 
 /// One entry of a bucket. The mask, not a comparison: the verifier follows it.
@@ -111,25 +136,41 @@ pub struct Found<R> {
     pub held: Held,
 }
 
-/// Looks for a flow.
+/// Looks for a flow: at its home, and elsewhere only if any flow of its first bucket stands there.
 #[inline(always)]
 pub fn find<M: Maps>(maps: &M, spot: &Spot, who: &Who) -> Option<Found<M::Row<FlowRows>>> {
-    match in_bucket(maps, spot, spot.first, who) {
-        None if displaced::any(maps, spot.first) => in_bucket(maps, spot, spot.second, who),
+    match at(maps, spot, 0, who) {
+        // A number that the compiler knows nothing of: it would make a way of its own of every turn, and copy registers
+        // that hold nothing where they meet.
+        None => at(maps, spot, black_box(turn(maps, spot, who)), who),
         found => found,
     }
 }
 
+/// The turn in which a flow is found that is not at home; else the first, where it is not either.
 #[inline(always)]
-fn in_bucket<M: Maps>(maps: &M, spot: &Spot, bucket: u32, who: &Who) -> Option<Found<M::Row<FlowRows>>> {
-    let rows = maps.flows(bucket)?;
-    for turn in 0..WAYS {
-        let at = spot.way.wrapping_add(turn);
-        if let Some(held) = way(&rows, at).read::<M>(spot.wanted, who) {
-            return Some(Found { place: Place { rows, bucket, way: at & (WAYS - 1) }, held });
+fn turn<M: Maps>(maps: &M, spot: &Spot, who: &Who) -> u32 {
+    let counts = displaced::of(maps, spot.first);
+    for turn in 1..WAYS * 2 {
+        if !counts.is_to(Spot::to(turn)) {
+            continue;
+        }
+        let (bucket, at) = spot.place(turn);
+        let Some(rows) = maps.flows(bucket) else { return 0 };
+        let row = way(&rows, at);
+        if row.head::<M>().is_of(spot.wanted) && row.is_of::<M>(who) {
+            return turn;
         }
     }
-    None
+    0
+}
+
+#[inline(always)]
+fn at<M: Maps>(maps: &M, spot: &Spot, turn: u32, who: &Who) -> Option<Found<M::Row<FlowRows>>> {
+    let (bucket, at) = spot.place(turn);
+    let rows = maps.flows(bucket)?;
+    let held = way(&rows, at).read::<M>(spot.wanted, who)?;
+    Some(Found { place: Place { rows, bucket, way: at }, held })
 }
 
 /// A flow that wants an entry.
@@ -166,17 +207,15 @@ pub fn claim<M: Maps>(maps: &M, wish: &Wish<'_>) -> Result<u32, Reason> {
         Some(found) => found,
         None => evictable(maps, wish).ok_or(Reason::FlowTableFull)?,
     };
-    let home = wish.spot.first;
-    let is_displaced = place.bucket != home;
-    // Counted before the entry is there, so that whoever looks afterwards looks in both buckets.
-    if is_displaced && !displaced::add(maps, home) {
+    let busy = old.taken_for(wish.spot.wanted, place.bucket != wish.spot.first);
+    // Counted before the entry is there, so that whoever looks afterwards looks there, too.
+    if let Some((first, to)) = place.displaced(busy, wish.settings.flow_mask)
+        && !displaced::add(maps, first, to)
+    {
         return Err(Reason::FlowContended);
     }
-    let busy = old.taken_for(wish.spot.wanted, is_displaced);
     if !place.row().exchange::<M>(old, busy) {
-        if is_displaced {
-            displaced::remove(maps, home);
-        }
+        back_home(maps, &place, busy, wish.settings);
         return Err(Reason::FlowContended);
     }
     if old.is_live() {
@@ -189,11 +228,11 @@ pub fn claim<M: Maps>(maps: &M, wish: &Wish<'_>) -> Result<u32, Reason> {
         }
         parted(maps, counted::<M>(place.row()));
         reply::forget(maps, wish.settings, place.row(), old, place.index());
-        back_home(maps, place.bucket, old, wish.settings);
+        back_home(maps, &place, old, wish.settings);
     }
     if is_elsewhere(maps, wish, &place) {
         place.row().publish::<M>(busy.free());
-        back_home(maps, place.bucket, busy, wish.settings);
+        back_home(maps, &place, busy, wish.settings);
         return Err(Reason::FlowContended);
     }
     if let Some(entries) = maps.service_flows(wish.who.service()) {
@@ -217,14 +256,14 @@ pub fn entry<M: Maps>(maps: &M, index: u32) -> Option<Claimed<M::Row<FlowRows>>>
 pub fn give_up<M: Maps>(maps: &M, claimed: &Claimed<M::Row<FlowRows>>, service: u32, settings: &Settings) {
     left(maps, service);
     claimed.place.row().publish::<M>(claimed.busy.free());
-    back_home(maps, claimed.place.bucket, claimed.busy, settings);
+    back_home(maps, &claimed.place, claimed.busy, settings);
 }
 
-/// Counts a flow no more that stood in the second of its buckets under this head.
+/// Counts a flow no more that stood at this place under this head, if it was not its home.
 #[inline(always)]
-fn back_home<M: Maps>(maps: &M, bucket: u32, head: HeadWord, settings: &Settings) {
-    if head.is_displaced() {
-        displaced::remove(maps, partner(bucket, head.tag()) & settings.flow_mask);
+fn back_home<M: Maps>(maps: &M, place: &Place<M::Row<FlowRows>>, head: HeadWord, settings: &Settings) {
+    if let Some((first, to)) = place.displaced(head, settings.flow_mask) {
+        displaced::remove(maps, first, to);
     }
 }
 
@@ -236,7 +275,7 @@ pub fn release<M: Maps>(maps: &M, found: &Found<M::Row<FlowRows>>, who: &Who, se
         if who.client_port() != Port::NONE {
             parted(maps, found.held.endpoint);
         }
-        back_home(maps, found.place.bucket, found.held.head, settings);
+        back_home(maps, &found.place, found.held.head, settings);
     }
 }
 
@@ -259,7 +298,7 @@ fn clear<M: Maps>(maps: &M, place: &Place<M::Row<FlowRows>>, head: HeadWord, set
     parted(maps, counted::<M>(row));
     reply::forget(maps, settings, row, head, place.index());
     row.publish::<M>(head.free());
-    back_home(maps, place.bucket, head, settings);
+    back_home(maps, place, head, settings);
 }
 
 #[inline(always)]
@@ -390,8 +429,12 @@ fn has_more<M: Maps>(maps: &M, service: u32, share: u32) -> bool {
 /// Whether another processor records the same flow at this moment: then both give way, and the sender comes again.
 #[inline(always)]
 fn is_elsewhere<M: Maps>(maps: &M, wish: &Wish<'_>, place: &Place<M::Row<FlowRows>>) -> bool {
-    let turns = if displaced::any(maps, wish.spot.first) { WAYS * 2 } else { WAYS };
-    for turn in 0..turns {
+    // Whoever took another place counted it before, and looks here afterwards.
+    let counts = displaced::of(maps, wish.spot.first);
+    for turn in 0..WAYS * 2 {
+        if turn != 0 && !counts.is_to(Spot::to(turn)) {
+            continue;
+        }
         let (bucket, at) = wish.spot.place(turn);
         let Some(rows) = maps.flows(bucket) else { return false };
         if bucket == place.bucket && at == place.way {

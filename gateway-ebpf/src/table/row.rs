@@ -259,6 +259,12 @@ impl HeadWord {
         Protocol::new(protocol)
     }
 
+    /// Whether this is the head of a live entry that may be of the flow with this one.
+    #[inline(always)]
+    pub const fn is_of(self, wanted: Self) -> bool {
+        self.word & Self::MASK == wanted.word
+    }
+
     /// Whether both are of the same tag and protocol.
     #[inline(always)]
     pub const fn is_like(self, other: Self) -> bool {
@@ -293,13 +299,13 @@ impl FlowRow {
     /// What the entry says, if it is the live entry of this flow. `wanted` is the head without its version.
     #[inline(always)]
     pub fn read<M: Maps>(&self, wanted: HeadWord, who: &Who) -> Option<Held> {
-        let before = M::load(&self.head);
-        if before & HeadWord::MASK != wanted.word || !self.is_of::<M>(who) {
+        let before = self.head::<M>();
+        if !before.is_of(wanted) || !self.is_of::<M>(who) {
             return None;
         }
-        let held = self.held::<M>(before);
+        let held = self.held::<M>(before.word);
         // Nobody took the entry while it was read.
-        (M::load(&self.head) == before).then_some(held)
+        (self.head::<M>() == before).then_some(held)
     }
 
     #[inline(always)]

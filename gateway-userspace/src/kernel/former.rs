@@ -118,8 +118,8 @@ pub(super) fn next(
     passed_on: &BTreeSet<u32>,
 ) -> Vec<Slot> {
     let slot = |(endpoint, present): (&u16, &Slot)| {
-        // Where nothing, or everything, is remembered in the flow table, a change has no end.
-        let before = if track == Track::CHANGE { present.former } else { present.endpoint };
+        // Where nothing, or everything, is remembered in the flow table, flows follow the slot at once.
+        let before = if track == Track::CHANGE { present.former } else { *endpoint };
         let is_lost = passed_on.contains(&first_row.saturating_add(u32::from(before)));
         Slot { endpoint: *endpoint, former: if is_lost { *endpoint } else { before } }
     };

@@ -25,6 +25,7 @@ pub mod plan;
 mod pods;
 pub mod probe;
 mod records;
+mod row;
 mod sizes;
 pub mod sources;
 mod sweep;
@@ -409,18 +410,22 @@ pub fn cleanup(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(removed)
 }
 
-/// Takes the hooks away that an earlier agent left, for an agent that serves in userspace: programs that nobody tells
+/// Takes the hooks away that an earlier agent of any layout left, for an agent that serves in userspace: programs that nobody tells
 /// about endpoints would go on with what they knew. The maps stay. Says what was removed.
 ///
 /// # Errors
 /// When they cannot be removed, or an agent still owns them.
 pub fn let_go(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
-    let pins = Pins::under(bpffs);
-    if !pins.tables().exists() {
+    let folders = upgrade::all(&bpffs.join(PIN_ROOT))?;
+    if folders.is_empty() {
         return Ok(Vec::new());
     }
     let _ownership = Ownership::take(bpffs)?;
-    pin::remove_hooks(pins.tables())
+    let mut removed = Vec::new();
+    for folder in folders {
+        removed.extend(pin::remove_hooks(&folder)?);
+    }
+    Ok(removed)
 }
 
 /// One agent for each BPF file system and for each network namespace.

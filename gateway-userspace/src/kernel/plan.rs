@@ -1,8 +1,9 @@
 //! The plan: which writes bring the maps from what stands in them to what an image wants. Pure.
 //!
-//! Make before break. Additions go leaves first: endpoint rows, slots, the service values that refer to both, then the
-//! bits of the filter that let packets in. Removals go roots first: services, bits, rows. At every moment in between a
-//! packet finds either the old or the new state of its service, whole.
+//! Make before break. Additions begin with the bits of the filter, so that whatever comes back from an endpoint is seen, and go
+//! on leaves first: endpoint rows, slots, the service values that refer to both, then the entries of the index. Removals go
+//! roots first: services, bits, rows. At every moment in between a packet finds either the old or the new state of its
+//! service, whole.
 
 use std::{
     borrow::Cow,
@@ -13,7 +14,7 @@ use std::{
 
 use gateway_common::{
     addr::{Addr, Port, Protocol},
-    endpoint::{self as shared, EndpointState, NextHop},
+    endpoint::{self as shared, EndpointState},
     filter,
     hash::Seed,
     service::{Mode, PortRange, Service, ServiceEntry, ServiceKey, Table},
@@ -21,11 +22,11 @@ use gateway_common::{
 };
 
 use crate::{
-    endpoint::{Availability, Reach},
     image::{self, Image, Limits, Range, Row, Way},
     kernel::{
-        former, generation,
+        former,
         maps::Observed,
+        row::{endpoint, state, way},
         sources::{self, SourceOp},
         ticks::Ticks,
     },
@@ -355,71 +356,6 @@ pub(super) fn released(rows: impl IntoIterator<Item = u32>, written: &Observed) 
         (*present != value).then_some(Op::Row { row, value })
     };
     rows.into_iter().filter_map(op).collect()
-}
-
-/// The content of a row.
-fn endpoint(service: &image::Service, row: &Row, facts: &Facts, written: &Observed) -> shared::Endpoint {
-    let way = way(row, facts, written);
-    let own_port = Port::new(row.endpoint.addr().port());
-    shared::Endpoint {
-        addr: Addr::from(row.endpoint.addr().ip()),
-        source: way.source.map_or(Addr::UNSPECIFIED, Addr::from),
-        next_hop: if way.is_local { NextHop::UNKNOWN } else { way.next_hop },
-        // Packets for many ports keep theirs; the next agent finds the endpoint by its own all the same.
-        port: if is_one_port(service) { own_port } else { Port::NONE },
-        state: state(service.forwarding(), row, &way),
-        flags: if way.is_local { shared::Endpoint::LOCAL } else { 0 },
-        service: service.id,
-        generation: generation::of(service, row, &way, written),
-        mtu: way.mtu,
-        known_by: if is_one_port(service) { Port::NONE } else { own_port },
-    }
-}
-
-/// Whether a service has a port of its own, rather than several or all.
-fn is_one_port(service: &image::Service) -> bool {
-    service.ports.is_empty() && service.key.port != Port::NONE
-}
-
-/// How an endpoint is reached. As long as nobody has looked, what an earlier agent wrote still holds.
-fn way(row: &Row, facts: &Facts, written: &Observed) -> Way {
-    let addr = row.endpoint.addr().ip();
-    if let Some(way) = facts.ways.get(&addr) {
-        return *way;
-    }
-    match written.endpoints.get(&row.row) {
-        Some(present) if IpAddr::from(present.addr) == addr => Way {
-            is_local: present.is_local(),
-            // It is down where this mattered and was not so.
-            is_on_link: present.state != EndpointState::DOWN,
-            interface: present.next_hop.interface,
-            source: (present.source != Addr::UNSPECIFIED).then(|| present.source.into()),
-            next_hop: present.next_hop,
-            mtu: present.mtu,
-        },
-        Some(_) | None => Way::default(),
-    }
-}
-
-/// May an endpoint receive packets, and which.
-fn state(mode: Mode, row: &Row, way: &Way) -> EndpointState {
-    let is_reachable = way.is_local
-        || match mode {
-            // Without an address of this node to send from, a packet could not come back.
-            Mode::NAT => way.source.is_some(),
-            // A router would send it back here, where the virtual address is.
-            Mode::DSR_L2 => way.interface != 0 && way.is_on_link,
-            _ => way.interface != 0,
-        };
-    if !is_reachable {
-        return EndpointState::DOWN;
-    }
-    match row.endpoint.availability_by(Reach::of(mode)) {
-        // Also for rows that no slot names: flows that began there go on.
-        Availability::Active if row.backend_weight > 0 => EndpointState::ACTIVE,
-        Availability::Active | Availability::Draining => EndpointState::DRAINING,
-        Availability::Down => EndpointState::DOWN,
-    }
 }
 
 /// What the slots of a service follow from.

@@ -49,6 +49,14 @@ pub(super) fn take_over(pins: &Pins) -> Result<(), Error> {
     Ok(())
 }
 
+/// Folders that agents of any layout pinned tables and hooks in.
+pub(super) fn all(root: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut folders = if root.exists() { others(root, "v", LAYOUT_VERSION)? } else { Vec::new() };
+    let present = root.join(format!("v{LAYOUT_VERSION}"));
+    folders.extend(present.exists().then_some((LAYOUT_VERSION, present)));
+    Ok(folders.into_iter().map(|(_, folder)| folder).collect())
+}
+
 /// Folders of other versions.
 fn others(root: &Path, prefix: &str, present: u32) -> Result<Vec<(u32, PathBuf)>, Error> {
     let failed = |source| Error::PinFolder { path: root.to_owned(), source };

@@ -101,6 +101,15 @@ fn flows_stay_through_a_change() {
         changing(world);
         slots(world, 1, 1);
     };
+    let never = |world: &mut World| {
+        changing(world);
+        world.change(TCP4, |service| service.track = Track::NEVER);
+    };
+    let draining = move |world: &mut World| {
+        never(world);
+        world.row(TCP4.row()).state = EndpointState::DRAINING;
+        world.row(TCP4.row() + 1).state = EndpointState::DRAINING;
+    };
     let state = |nth: u32, state: EndpointState| {
         move |world: &mut World| {
             changing(world);
@@ -112,15 +121,20 @@ fn flows_stay_through_a_change() {
         goes("a syn goes to the new endpoint and is remembered", &client().syn(), 1, 1),
         goes("the middle of a flow goes where it was, and is remembered", &client(), 0, 1),
         goes("udp goes where it was", &udp(CLIENT, DNS), 0, 1),
+        goes("and stays for as long as datagrams do, though no answer passes here", &udp(CLIENT, DNS), 0, 1)
+            .after(|world| {
+                let udp_ticks = world.tables.settings.udp_ticks;
+                let flows: Vec<_> = world.tables.live().map(|flow| (flow.phase, flow.expires)).collect();
+                assert_eq!(flows, [(Phase::OPEN, world.now.after(udp_ticks))]);
+            }),
         goes("nothing changed: nothing is remembered", &client().syn(), 1, 0).with(settled),
         goes("a former endpoint that drains keeps its flows", &client(), 0, 1)
             .with(state(0, EndpointState::DRAINING)),
         goes("but no datagrams", &udp(CLIENT, DNS), 1, 1).with(state(0, EndpointState::DRAINING)),
         goes("a former endpoint that is down is left", &client(), 1, 1).with(state(0, EndpointState::DOWN)),
-        goes("a service that remembers nothing follows its slots", &client(), 1, 0).with(|world| {
-            changing(world);
-            world.change(TCP4, |service| service.track = Track::NEVER);
-        }),
+        goes("a service that remembers nothing follows its slots", &client(), 1, 0).with(never),
+        goes("also while all its endpoints drain", &client(), 1, 0).with(draining),
+        goes("to where its connections began", &client().syn(), 1, 0).with(draining),
     ]);
 }
 

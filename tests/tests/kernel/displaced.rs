@@ -1,6 +1,8 @@
-//! Flows that found no place in their first bucket: they stand in their second, and only where one does is looked there.
+//! Flows whose home was taken: they stand at another entry of their first bucket, or in their second, and only where one
+//! does is looked there.
 
 use gateway_common::{
+    addr::Port,
     counter::Reason,
     endpoint::EndpointState,
     flow::{HeadState, Phase, Tick},
@@ -32,14 +34,14 @@ fn alive(world: &World) -> Tick {
 fn displaced(world: &mut World) {
     world.crowd(&client(), UDP4.0, alive(world));
     world.established(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(3));
-    assert_eq!(world.n_displaced(&client()), 1);
+    assert_eq!(world.n_displaced(&client()), [0, 1]);
 }
 
 #[test]
 fn a_flow_without_a_place_stands_in_its_second_bucket() {
     let counted = |packet: Packet| {
         move |world: &World| {
-            assert_eq!(world.n_displaced(&packet), 1);
+            assert_eq!(world.n_displaced(&packet), [0, 1]);
             assert_eq!(world.tables.live().count(), 5);
             assert!(world.found(&packet).is_some());
         }
@@ -57,15 +59,15 @@ fn a_flow_without_a_place_stands_in_its_second_bucket() {
             .with(|world| {
                 world.crowd(&client(), UDP4.0, alive(world));
                 for word in 0..8 {
-                    world.tables.displaced.insert(word, 0x0707_0707_0707_0707);
+                    world.tables.displaced.insert(word, 0x3b3b_3b3b_3b3b_3b3b);
                 }
             })
             .sent("10.0.0.1:?", FIRST, 63)
             .after(|world| {
-                assert_eq!(world.n_displaced(&client()), 8);
+                assert_eq!(world.n_displaced(&client()), [3, 8]);
                 let sum: u32 =
                     world.tables.displaced.values().flat_map(|word| word.to_ne_bytes()).map(u32::from).sum();
-                assert_eq!(sum, 64 * 7 + 1, "no other count changed");
+                assert_eq!(sum, 64 * 0x3b + 8, "no other count changed");
             }),
         case("a count at its end stays there", &client().syn(), Reason::Forwarded)
             .with(|world| {
@@ -90,7 +92,7 @@ fn a_displaced_flow_is_found() {
             .with(moved)
             .sent("10.0.0.1:?", FIRST, 63)
             .after(|world| {
-                assert_eq!((world.tables.live().count(), world.n_displaced(&client())), (5, 1));
+                assert_eq!((world.tables.live().count(), world.n_displaced(&client())), (5, [0, 1]));
                 assert_eq!(world.tables.service_counts[&TCP4.0].new_flows, 0);
             }),
         case("it selects again in its place", &client(), Reason::Forwarded)
@@ -99,7 +101,9 @@ fn a_displaced_flow_is_found() {
                 world.row(TCP4.row()).state = EndpointState::DOWN;
             })
             .sent("10.0.0.1:?", SECOND, 63)
-            .after(|world| assert_eq!((world.tables.live().count(), world.n_displaced(&client())), (5, 1))),
+            .after(|world| {
+                assert_eq!((world.tables.live().count(), world.n_displaced(&client())), (5, [0, 1]));
+            }),
         case(
             "where none is counted nobody looks, until both buckets are seen to be taken",
             &client(),
@@ -144,7 +148,7 @@ fn a_displaced_flow_that_goes_is_counted_no_more() {
             })
             .sent("10.0.0.1:?", FIRST, 63)
             .after(|world| {
-                assert_eq!((world.n_displaced(&client()), world.n_displaced(&neighbor())), (0, 0));
+                assert_eq!((world.n_displaced(&client()), world.n_displaced(&neighbor())[1]), ([0, 0], 0));
                 assert!(world.found(&client()).is_none() && world.found(&neighbor()).is_some());
             }),
         case("its slot alone decides again", &client(), Reason::Forwarded)
@@ -152,11 +156,97 @@ fn a_displaced_flow_that_goes_is_counted_no_more() {
                 world.change(TCP4, |service| (service.mode, service.track) = (Mode::DSR_L2, Track::CHANGE));
                 world.crowd(&client(), UDP4.0, alive(world));
                 world.flow(&client(), TCP4.row(), 0, Phase::OPEN, world.ago(3));
-                assert_eq!(world.n_displaced(&client()), 1);
+                assert_eq!(world.n_displaced(&client()), [0, 1]);
             })
             .leaves(|_| {})
             .after(|world| {
-                assert_eq!(world.n_displaced(&client()), 0);
+                assert_eq!(world.n_displaced(&client()), [0, 0]);
+                assert!(world.found(&client()).is_none());
+            }),
+    ]);
+}
+
+/// The home of the client's flow is another's, and the flow stands at the next entry, towards the first endpoint.
+fn beside(world: &mut World) {
+    world.occupy(&client(), 0..1, UDP4.0, alive(world));
+    world.established(&client(), TCP4.row(), 20_005, Phase::OPEN, world.ago(3));
+    assert_eq!(world.n_displaced(&client()), [1, 0]);
+}
+
+/// The one at the client's home goes.
+fn leave(world: &mut World) {
+    let home = world.home(&client());
+    home.head.state = HeadState::FREE;
+    let is_flow = home.client_port != Port::NONE;
+    world.tables.service_flows.remove(&UDP4.0);
+    if is_flow {
+        world.tables.endpoint_flows.remove(&0);
+    }
+}
+
+#[test]
+fn a_flow_whose_home_is_taken_stands_beside_it() {
+    let moved = |world: &mut World| {
+        beside(world);
+        world.slots(TCP4, 1);
+    };
+    check(vec![
+        case("a new one", &client().syn(), Reason::Forwarded)
+            .with(|world| world.occupy(&client(), 0..1, UDP4.0, alive(world)))
+            .sent("10.0.0.1:?", FIRST, 63)
+            .after(|world| {
+                assert_eq!((world.tables.live().count(), world.n_displaced(&client())), (2, [1, 0]));
+            }),
+        case("at home it is not counted", &client().syn(), Reason::Forwarded)
+            .with(|world| world.occupy(&client(), 1..4, UDP4.0, alive(world)))
+            .sent("10.0.0.1:?", FIRST, 63)
+            .after(|world| {
+                assert_eq!((world.tables.live().count(), world.n_displaced(&client())), (4, [0, 0]));
+            }),
+        case("a known one is found", &client(), Reason::Forwarded)
+            .with(moved)
+            .sent("10.0.0.1:?", FIRST, 63)
+            .after(|world| assert_eq!(world.tables.service_counts[&TCP4.0].new_flows, 0)),
+        case("also when its home is free again", &client(), Reason::Forwarded)
+            .with(move |world| {
+                moved(world);
+                leave(world);
+            })
+            .sent("10.0.0.1:?", FIRST, 63)
+            .after(|world| {
+                assert_eq!((world.tables.live().count(), world.n_displaced(&client())), (1, [1, 0]));
+            }),
+        case("where none is counted nobody looks", &client(), Reason::Forwarded)
+            .with(move |world| {
+                moved(world);
+                world.tables.displaced.clear();
+                leave(world);
+            })
+            .sent("10.0.0.1:?", SECOND, 63)
+            .after(|world| assert_eq!(world.tables.live().count(), 2)),
+        case(
+            "while another processor records it there, both give way",
+            &client().syn(),
+            Reason::FlowContended,
+        )
+        .with(move |world| {
+            beside(world);
+            let flows = world.tables.flows.values_mut().flat_map(|bucket| &mut bucket.flows);
+            for flow in flows.filter(|flow| flow.service == TCP4.0 && flow.head.state.is_live()) {
+                flow.head.state = HeadState::BUSY;
+            }
+        })
+        .after(|world| assert_eq!(world.n_displaced(&client()), [1, 0])),
+        case("its slot alone decides again, and it is counted no more", &client(), Reason::Forwarded)
+            .with(move |world| {
+                world.change(TCP4, |service| (service.mode, service.track) = (Mode::DSR_L2, Track::CHANGE));
+                world.occupy(&client(), 0..1, UDP4.0, alive(world));
+                world.flow(&client(), TCP4.row(), 0, Phase::OPEN, world.ago(3));
+                assert_eq!(world.n_displaced(&client()), [1, 0]);
+            })
+            .leaves(|_| {})
+            .after(|world| {
+                assert_eq!(world.n_displaced(&client()), [0, 0]);
                 assert!(world.found(&client()).is_none());
             }),
     ]);

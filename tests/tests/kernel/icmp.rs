@@ -392,6 +392,12 @@ fn direct_return_hears_at_the_endpoint_of_the_flow() {
     check(vec![
         case("remembered", &error, Reason::IcmpForwarded).with(remembered).leaves(to(0x77)),
         case("while a slot changes", &error, Reason::IcmpForwarded).with(changing).leaves(to(0x77)),
+        case("which nobody remembers", &error, Reason::IcmpForwarded)
+            .with(move |world| {
+                changing(world);
+                world.change(TCP4, |service| service.track = Track::NEVER);
+            })
+            .leaves(to(0x01)),
         case("whose former endpoint is down", &error, Reason::IcmpForwarded)
             .with(move |world| {
                 changing(world);

@@ -200,15 +200,15 @@ impl<M: Maps> Writer<M> {
             (difference.changed.contains(&idx) || self.is_stale(service)).then_some(idx)
         };
         let stale: Vec<usize> = image.services.iter().enumerate().filter_map(is_stale).collect();
+        if !difference.sees_alike {
+            self.run(plan::widened(image, &self.facts, &self.written), &mut done)?;
+        }
         self.publish_services(image, stale, &mut done)?;
         for op in sources::ops(image, &self.written) {
             self.write_source(op)?;
         }
         if !difference.leads_alike {
             self.run(plan::entries(image, &self.facts, &self.written), &mut done)?;
-        }
-        if !difference.sees_alike {
-            self.run(plan::widened(image, &self.facts, &self.written), &mut done)?;
         }
         if !difference.leads_alike {
             self.run(plan::removals(image, &self.facts, &self.written), &mut done)?;
@@ -235,12 +235,12 @@ impl<M: Maps> Writer<M> {
         let Some(image) = self.image.clone() else { return Ok(Written::default()) };
         self.behind = true;
         let mut done = Written::default();
+        self.run(plan::widened(&image, &self.facts, &self.written), &mut done)?;
         self.publish_services(&image, 0..image.services.len(), &mut done)?;
         for op in sources::ops(&image, &self.written) {
             self.write_source(op)?;
         }
         self.run(plan::entries(&image, &self.facts, &self.written), &mut done)?;
-        self.run(plan::widened(&image, &self.facts, &self.written), &mut done)?;
         self.run(plan::removals(&image, &self.facts, &self.written), &mut done)?;
         self.forget(&image);
         self.run(plan::narrowed(&image, &self.facts, &self.written), &mut done)?;
@@ -325,8 +325,8 @@ impl<M: Maps> Writer<M> {
         let services: Vec<usize> = image.services.iter().enumerate().filter_map(concerned).collect();
         let mut done = Written::default();
         self.behind = true;
-        self.publish_services(&image, services, &mut done)?;
         self.run(plan::widened(&image, &self.facts, &self.written), &mut done)?;
+        self.publish_services(&image, services, &mut done)?;
         self.run(plan::narrowed(&image, &self.facts, &self.written), &mut done)?;
         self.behind = false;
         Ok(done)
