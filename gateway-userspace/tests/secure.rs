@@ -152,6 +152,107 @@ async fn a_session_does_not_resume_where_clients_are_trusted_differently() {
     assert!(kind().await.is_err(), "a ticket from before must not stand for a certificate");
 }
 
+/// A client of its own for each version, over a connection without a certificate.
+async fn strangers(addr: SocketAddr) -> Vec<Client> {
+    let mut clients = Vec::new();
+    for (alpn, is_http2) in [("h2", true), ("http/1.1", false)] {
+        let stream = client::tls(addr, "a.test", &[alpn]).await.unwrap();
+        clients.push(if is_http2 {
+            Client::over_http2(stream).await
+        } else {
+            Client::over_http1(stream).await
+        });
+    }
+    clients
+}
+
+/// Asks again and again until the connection has ended.
+async fn until_turned_away(mut client: Client) -> Vec<u16> {
+    let mut answers = Vec::new();
+    loop {
+        let Ok(answer) = client.get("a.test", "/").await else { return answers };
+        answers.push(answer.status.as_u16());
+        assert!(answers.len() < 3, "the connection goes on: {answers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_clients_have_to_prove_holds_for_connections_that_are_open() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let open = secure(addr, &[origin.addr]);
+    let demanding = |authority: Option<&Authority>, is_required: bool| {
+        let mut snapshot = open.clone();
+        snapshot.listeners[0].clients = authority.map(|authority| clients(authority, is_required));
+        snapshot
+    };
+    let mut plain = open.clone();
+    plain.listeners[0].protocol = Protocol::Http;
+    plain.listeners[0].certificates.clear();
+    let mut tcp = plain.clone();
+    tcp.listeners[0].protocol = Protocol::Tcp;
+    for (before, after) in [
+        (open.clone(), demanding(Some(&ours), true)),
+        (open.clone(), demanding(Some(&ours), false)),
+        (demanding(Some(&ours), false), demanding(Some(&ours), true)),
+        (demanding(Some(&ours), false), demanding(Some(&theirs), false)),
+        (open.clone(), plain.clone()),
+        (plain.clone(), open.clone()),
+        (plain, tcp),
+    ] {
+        let proxy = Proxy::start(&before);
+        let mut clients = if before.listeners[0].protocol == Protocol::Https {
+            strangers(addr).await
+        } else {
+            vec![Client::http1(addr).await, Client::http2(addr).await]
+        };
+        for client in &mut clients {
+            assert_eq!(client.get("a.test", "/").await.unwrap().status, 200);
+        }
+        // Nothing ends connections here, so that requests come after the change.
+        proxy.publish(&after);
+        let n_served = origin.requests();
+        let (first, second) = (clients.remove(0), clients.remove(0));
+        let answers = [until_turned_away(first).await, until_turned_away(second).await];
+        // One of HTTP/2 is told that its stream was not looked at.
+        assert!(answers.iter().flatten().eq([&421]), "{answers:?}");
+        assert_eq!(origin.requests(), n_served, "nothing reaches the endpoint");
+        let stale = "sluice_request_faults_total{listener=\"web\",route=\"\",kind=\"stale\"}";
+        // What is counted of a listener without routes for requests goes with the last of its connections.
+        if after.listeners[0].protocol != Protocol::Tcp {
+            assert_eq!(proxy.metric(stale), 2.0);
+        }
+        proxy.drain(Duration::from_secs(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_end_when_their_listener_demands_something_else_and_only_then() {
+    let authority = Authority::new("ours");
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let mut snapshot = secure(addr, &[origin.addr]);
+    let proxy = Proxy::start(&snapshot);
+    let mut clients_before = strangers(addr).await;
+    // Certificates of our own, and routes, are none of a client's proofs.
+    snapshot.listeners[0].certificates = vec![wanted::certificate("a.test")];
+    snapshot.routes[0].rules.push(rule(prefix("/more"), &[("api", 1)]));
+    proxy.apply(&snapshot).unwrap();
+    for client in &mut clients_before {
+        assert_eq!(client.get("a.test", "/").await.unwrap().status, 200);
+    }
+    let open = format!("sluice_connections_open{{address=\"{addr}\",protocol=\"tcp\"}}");
+    assert_eq!(proxy.metric(&open), 2.0);
+    snapshot.listeners[0].clients = Some(clients(&authority, false));
+    proxy.apply(&snapshot).unwrap();
+    // Idle ones are not waited for until they ask again.
+    eventually("both end", Duration::from_secs(10), || proxy.metric(&open) == 0.0).await;
+    for mut client in strangers(addr).await {
+        for _ in 0..2 {
+            assert_eq!(client.get("a.test", "/").await.unwrap().status, 200, "who comes later stays");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_resume_on_another_node_and_while_keys_rotate() {
     let keys = |bytes: &[u8]| bytes.iter().map(|byte| Secret::new(&[*byte; 32])).collect::<Vec<_>>();

@@ -103,23 +103,24 @@ impl Stapler {
 
     /// Asks about these certificates from now on, and about no others.
     pub fn apply<'f>(&self, wanted: impl IntoIterator<Item = &'f Arc<Fetched>>) {
+        // By chain: a file may have another one by now, and what it had may be in another file.
         let wanted: HashMap<&str, &Arc<Fetched>> =
-            wanted.into_iter().map(|fetched| (fetched.origin(), fetched)).collect();
+            wanted.into_iter().map(|fetched| (fetched.name(), fetched)).collect();
+        let origins: HashSet<&str> = wanted.values().map(|fetched| fetched.origin()).collect();
         let mut running = self.running.lock();
-        running.retain(|origin, running| {
-            let next = wanted.get(origin.as_str());
-            if next.is_none() {
+        running.retain(|name, running| {
+            let origin = running.fetched.origin();
+            if !origins.contains(origin) {
                 self.means.metrics.families.handshakes.never_asked(origin);
             }
-            next.is_some_and(|next| Arc::ptr_eq(next, &running.fetched))
+            wanted.get(name.as_str()).is_some_and(|next| Arc::ptr_eq(next, &running.fetched))
         });
         if let Some(kept) = &self.means.kept {
-            let names: HashSet<&str> = wanted.values().map(|fetched| fetched.name()).collect();
-            warn(kept, kept.retain(&names));
+            warn(kept, kept.retain(&wanted.keys().copied().collect()));
         }
-        for (origin, fetched) in wanted {
-            if !running.contains_key(origin) {
-                running.insert(origin.to_owned(), self.start(fetched));
+        for (name, fetched) in wanted {
+            if !running.contains_key(name) {
+                running.insert(name.to_owned(), self.start(fetched));
             }
         }
     }

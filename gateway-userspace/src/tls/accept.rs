@@ -7,12 +7,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
+    clock,
     taken::Taken,
     tls::{
         Context,
         client::{self, Demand, Identity},
         resolver::Resolver,
-        ticket::{Ring, Scope, Ticketer},
+        ticket::{self, Ring, Scope, Ticketer},
     },
 };
 
@@ -58,7 +59,10 @@ impl std::error::Error for Error {}
 
 /// Accepts TLS with the certificates of one address.
 #[derive(Clone)]
-pub struct Acceptor(TlsAcceptor);
+pub struct Acceptor {
+    tls: TlsAcceptor,
+    scope: Scope,
+}
 
 impl std::fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -87,6 +91,9 @@ impl<S: Taken> Taken for TlsStream<S> {
     fn n_queued(&self) -> Option<u64> {
         self.get_ref().0.n_queued()
     }
+
+    /// Without the alert that closes it, it has broken off (RFC 8446, section 6.1).
+    fn break_off(&self) {}
 }
 
 impl Acceptor {
@@ -114,7 +121,12 @@ impl Acceptor {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         // A resumed session needs one round trip less; two tickets serve the two connections that browsers open.
         config.send_tls13_tickets = 2;
-        Ok(Self(TlsAcceptor::from(Arc::new(config))))
+        Ok(Self { tls: TlsAcceptor::from(Arc::new(config)), scope })
+    }
+
+    /// Which clients are let in. Certificates of our own do not count.
+    pub const fn scope(&self) -> Scope {
+        self.scope
     }
 
     /// Shakes hands; `TimedOut` when it takes longer than `timeout`.
@@ -122,7 +134,7 @@ impl Acceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let stream = match tokio::time::timeout(timeout, self.0.accept(stream)).await {
+        let stream = match tokio::time::timeout(timeout, ticket::ageing(self.tls.accept(stream))).await {
             Ok(accepted) => accepted?,
             Err(_) => return Err(io::Error::from(io::ErrorKind::TimedOut)),
         };
@@ -131,12 +143,21 @@ impl Acceptor {
             Some(b"h2") => Spoken::Http2,
             Some(_) | None => Spoken::Http1,
         };
+        let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
         let identity = match connection.peer_certificates().and_then(|chain| chain.first()) {
             // A certificate that was found good and cannot be read must not turn into nobody.
-            Some(leaf) => Some(Arc::new(Identity::of(leaf).ok_or(io::ErrorKind::InvalidData)?)),
+            Some(leaf) => {
+                // Nobody looked at it again; a full handshake would have ended here.
+                if is_resumed && client::is_over(leaf, clock::wall_s()) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "the client's certificate is over",
+                    ));
+                }
+                Some(Arc::new(Identity::of(leaf).ok_or(io::ErrorKind::InvalidData)?))
+            }
             None => None,
         };
-        let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
         Ok(Accepted { stream: Box::new(stream), spoken, identity, is_resumed })
     }
 }

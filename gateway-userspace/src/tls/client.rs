@@ -103,6 +103,13 @@ impl Identity {
     }
 }
 
+/// Whether the time of a certificate that was good once is over, at this second since 1970; also where it cannot be read.
+pub(super) fn is_over(certificate: &[u8], now_s: i64) -> bool {
+    let until_s =
+        parse_x509_certificate(certificate).map(|(_, parsed)| parsed.validity().not_after.timestamp());
+    !until_s.is_ok_and(|until_s| now_s <= until_s)
+}
+
 fn header(fingerprint: &str, subject: &str, dns_names: &[String], uris: &[String]) -> HeaderValue {
     let mut text = format!("Hash={fingerprint};Subject={}", quoted(subject));
     let names = uris.iter().map(|uri| ("URI", uri)).chain(dns_names.iter().map(|name| ("DNS", name)));

@@ -1,4 +1,5 @@
-//! The certificate for a name: exact, then wildcard, then what the listener has for any name.
+//! The certificate for a name: of its most specific listener, the one with that name, then the one with a wildcard for it,
+//! then whatever the listener has.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,15 +11,24 @@ use rustls::{
 
 use crate::tls::certificate::Certificate;
 
-/// Certificates of one address, by name. Immutable: a reload makes a new one.
+/// Certificates of one address: those of the most specific listener for a name, as it is for requests. Immutable: a reload
+/// makes a new one.
 #[derive(Debug, Default)]
 pub struct Resolver {
+    exact: HashMap<String, Served>,
+    /// By the suffix of a listener's host name; matches any number of labels, as listeners do.
+    suffix: HashMap<String, Served>,
+    any: Served,
+}
+
+/// What is served to clients of a listener, or of several with the same names.
+#[derive(Debug, Default)]
+struct Served {
+    /// By the names of the certificates.
     exact: HashMap<String, Vec<Certificate>>,
     /// By the suffix without `*.`; matches one label, as certificates do.
     wildcard: HashMap<String, Vec<Certificate>>,
-    /// By the suffix of a listener's host name; matches any number of labels, as listeners do.
-    suffix: HashMap<String, Vec<Certificate>>,
-    any: Vec<Certificate>,
+    all: Vec<Certificate>,
 }
 
 /// Names that a certificate is served for.
@@ -36,6 +46,24 @@ impl Resolver {
     /// Adds a certificate of a listener that serves `names`. Of several for a name the first wins whose key the client can
     /// use, RSA last: signing with it costs ten times as much as with ECDSA.
     pub fn add(&mut self, names: Names<'_>, certificate: &Certificate) {
+        match names {
+            Names::Any => &mut self.any,
+            Names::Exact(name) => self.exact.entry(name.to_owned()).or_default(),
+            Names::Suffix(suffix) => self.suffix.entry(suffix.to_owned()).or_default(),
+        }
+        .add(certificate);
+    }
+
+    /// Certificates for a name, best first.
+    fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Certificate> {
+        let exact = name.and_then(|name| self.exact.get(name));
+        let suffix = || name.into_iter().flat_map(parents).find_map(|parent| self.suffix.get(parent));
+        exact.or_else(suffix).unwrap_or(&self.any).candidates(name)
+    }
+}
+
+impl Served {
+    fn add(&mut self, certificate: &Certificate) {
         let put = |others: &mut Vec<Certificate>| {
             let is_rsa = |one: &Certificate| one.key.key.algorithm() == SignatureAlgorithm::RSA;
             let n_before = others.iter().take_while(|other| !is_rsa(other)).count();
@@ -44,45 +72,24 @@ impl Resolver {
         };
         for name in certificate.names() {
             match name.strip_prefix("*.") {
-                Some(suffix) if covers(names, suffix, true) => {
-                    put(self.wildcard.entry(suffix.to_owned()).or_default());
-                }
-                None if covers(names, name, false) => put(self.exact.entry(name.clone()).or_default()),
-                Some(_) | None => {}
+                Some(suffix) => put(self.wildcard.entry(suffix.to_owned()).or_default()),
+                None => put(self.exact.entry(name.clone()).or_default()),
             }
         }
-        match names {
-            Names::Any => put(&mut self.any),
-            Names::Exact(name) => put(self.exact.entry(name.to_owned()).or_default()),
-            Names::Suffix(suffix) => put(self.suffix.entry(suffix.to_owned()).or_default()),
-        }
+        put(&mut self.all);
     }
 
-    /// Certificates for a name, best first.
     fn candidates(&self, name: Option<&str>) -> impl Iterator<Item = &Certificate> {
         let exact = name.and_then(|name| self.exact.get(name));
         let parent = name.and_then(|name| name.split_once('.')).map(|(_, parent)| parent);
         let wildcard = parent.and_then(|parent| self.wildcard.get(parent));
-        let suffix = name.into_iter().flat_map(parents).find_map(|parent| self.suffix.get(parent));
-        exact.into_iter().chain(wildcard).chain(suffix).chain([&self.any]).flatten()
+        exact.into_iter().chain(wildcard).chain([&self.all]).flatten()
     }
 }
 
 /// Every suffix of a name that begins after a dot, longest first. Names are at most 253 bytes long.
 fn parents(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..))
-}
-
-/// Whether a listener's names include some name that a certificate is good for.
-fn covers(listener: Names<'_>, name: &str, is_wildcard: bool) -> bool {
-    match listener {
-        Names::Any => true,
-        Names::Exact(_) => false,
-        Names::Suffix(suffix) => {
-            let below = name.strip_suffix(suffix).is_some_and(|rest| rest.ends_with('.'));
-            below || (is_wildcard && name == suffix)
-        }
-    }
 }
 
 impl ResolvesServerCert for Resolver {
@@ -125,6 +132,44 @@ mod tests {
         check(Some("a.deep.example.org"), &deep);
         check(Some("example.org"), &fallback);
         check(None, &fallback);
+    }
+
+    #[test]
+    fn a_listener_has_the_certificates_that_it_names() {
+        let context = Context::new().unwrap();
+        let names = ["example.org", "admin.example.org", "*.example.org", "a.deep.example.org"];
+        let pair = rcgen::generate_simple_self_signed(names.map(str::to_owned)).unwrap();
+        let (chain, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        let all = Certificate::from_pem(&context, chain.as_bytes(), key.as_bytes()).unwrap();
+        let [admin, below, deep] =
+            ["admin.test", "below.test", "deep.test"].map(|name| certificate(&context, name));
+        let added = [
+            (Names::Any, &all),
+            (Names::Suffix("example.org"), &below),
+            (Names::Suffix("deep.example.org"), &deep),
+            (Names::Exact("admin.example.org"), &admin),
+        ];
+        for is_reversed in [false, true] {
+            let mut resolver = Resolver::default();
+            let mut order = added.to_vec();
+            if is_reversed {
+                order.reverse();
+            }
+            for (names, certificate) in order {
+                resolver.add(names, certificate);
+            }
+            for (name, expected) in [
+                ("example.org", &all),
+                ("admin.example.org", &admin),
+                ("b.example.org", &below),
+                ("a.deep.example.org", &deep),
+                ("other.test", &all),
+            ] {
+                let found: Vec<_> = resolver.candidates(Some(name)).collect();
+                assert!(found.iter().all(|one| Arc::ptr_eq(&one.key, &expected.key)), "{name}");
+                assert!(!found.is_empty(), "{name}");
+            }
+        }
     }
 
     #[test]

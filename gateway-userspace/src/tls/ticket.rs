@@ -2,13 +2,15 @@
 //!
 //! A ticket is `version (1) | name of the key (8) | salt (32) | sealed (8 + n) | tag (16)`. The name and, with the salt, the
 //! key of this one ticket follow from the ring's key by HKDF-SHA256; it is sealed with AES-256-GCM under a nonce of zeros,
-//! because no two tickets share a key. What is sealed begins with the second in which it was made. The version and the name
-//! are authenticated with it.
+//! because no two tickets share a key. What is sealed begins with the second of the full handshake that the session goes back
+//! to, so that it ends some time after it however often it is resumed: each connection gets new tickets. The version and the
+//! name are authenticated with it.
 //!
 //! A resumed session skips the check of the client's certificate, so tickets are bound to a [`Scope`]: one that was given
 //! where clients are trusted differently opens nothing here.
 
 use std::{
+    cell::Cell,
     fmt,
     sync::Arc,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -179,6 +181,17 @@ impl Own {
     }
 }
 
+tokio::task_local! {
+    /// The second of the full handshake that the connection goes back to whose handshake is going on; none before a ticket of
+    /// it was opened. The library makes and opens tickets while a handshake is polled, and does not say for whom.
+    static BEGUN_S: Cell<Option<u64>>;
+}
+
+/// Shakes hands, so that the tickets of a session that is resumed are as old as the one that it was resumed with.
+pub(super) async fn ageing<F: Future>(handshake: F) -> F::Output {
+    BEGUN_S.scope(Cell::new(None), handshake).await
+}
+
 /// Makes and opens the tickets of one TLS configuration.
 #[derive(Debug)]
 pub struct Ticketer {
@@ -210,7 +223,8 @@ impl Ticketer {
         Some(ticket)
     }
 
-    fn open(&self, ticket: &[u8], now_s: u64) -> Option<Vec<u8>> {
+    /// What was sealed, and the second of its full handshake.
+    fn open(&self, ticket: &[u8], now_s: u64) -> Option<(Vec<u8>, u64)> {
         let (head, rest) = ticket.split_at_checked(HEAD_BYTES)?;
         let (version, name) = head.split_first()?;
         let (salt, sealed) = rest.split_at_checked(SALT_BYTES)?;
@@ -223,7 +237,7 @@ impl Ticketer {
         let (made, plain) = plain.split_at_checked(TIME_BYTES)?;
         let made_s = u64::from_be_bytes(made.try_into().ok()?);
         // A ticket from a node whose clock is ahead is young.
-        (now_s.saturating_sub(made_s) <= limits::TICKET_LIFETIME.as_secs()).then(|| plain.to_vec())
+        (now_s.saturating_sub(made_s) <= limits::TICKET_LIFETIME.as_secs()).then(|| (plain.to_vec(), made_s))
     }
 }
 
@@ -241,11 +255,14 @@ impl ProducesTickets for Ticketer {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.seal(plain, wall_s())
+        self.seal(plain, BEGUN_S.try_with(Cell::get).ok().flatten().unwrap_or_else(wall_s))
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        self.open(ticket, wall_s())
+        let (plain, begun_s) = self.open(ticket, wall_s())?;
+        // Nobody is there where no handshake goes on, and then nobody makes tickets.
+        BEGUN_S.try_with(|begun| begun.set(Some(begun_s))).ok();
+        Some(plain)
     }
 }
 
@@ -255,7 +272,15 @@ fn wall_s() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use rustls::{
+        ClientConfig, HandshakeKind, RootCertStore, ServerConfig,
+        pki_types::{PrivateKeyDer, ServerName},
+    };
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
     use super::*;
+    use crate::tls::Context;
 
     fn given(keys: &[[u8; KEY_BYTES]]) -> Ring {
         Ring::given(keys.iter().map(<[u8; KEY_BYTES]>::as_slice)).unwrap()
@@ -278,7 +303,7 @@ mod tests {
         assert_eq!(opens(&prepared), [true; 4], "the new key is known before anybody uses it");
         assert_eq!(opens(&turned), [true; 4]);
         assert_eq!(opens(&after), [false, false, true, true]);
-        assert_eq!(turned.open(&tickets[0], 6).unwrap(), b"session");
+        assert_eq!(turned.open(&tickets[0], 6).unwrap(), (b"session".to_vec(), 5));
     }
 
     #[test]
@@ -322,6 +347,85 @@ mod tests {
         assert!(one.open(&second, 0).is_some());
         clock.advance(limits::TICKET_KEY_USE * 2);
         assert_eq!(one.open(&second, 0), None, "also when no ticket was made meanwhile");
+    }
+
+    /// Seconds that seem to have passed whenever a ticket is opened; after a few the time of a session is over.
+    const STEP_S: u64 = 3_700;
+
+    /// Tickets that say what they go back to.
+    #[derive(Debug)]
+    struct Aged {
+        tickets: Ticketer,
+        begun_s: Mutex<Vec<u64>>,
+    }
+
+    impl ProducesTickets for Aged {
+        fn enabled(&self) -> bool {
+            true
+        }
+
+        fn lifetime(&self) -> u32 {
+            self.tickets.lifetime()
+        }
+
+        fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+            let ticket = self.tickets.encrypt(plain)?;
+            self.begun_s.lock().push(self.tickets.open(&ticket, wall_s())?.1);
+            Some(ticket)
+        }
+
+        fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+            let (plain, begun_s) = self.tickets.open(ticket, wall_s())?;
+            self.tickets.decrypt(&self.tickets.seal(&plain, begun_s - STEP_S)?)
+        }
+    }
+
+    /// One connection; whether an earlier session went on.
+    async fn connect(client: &TlsConnector, server: &TlsAcceptor) -> bool {
+        let (ours, theirs) = tokio::io::duplex(64 * 1_024);
+        let name = ServerName::try_from("a.test").unwrap();
+        let (accepted, connected) = tokio::join!(ageing(server.accept(theirs)), client.connect(name, ours));
+        let (mut accepted, mut connected) = (accepted.unwrap(), connected.unwrap());
+        // The client takes tickets while it reads.
+        accepted.write_all(b"x").await.unwrap();
+        connected.read_exact(&mut [0]).await.unwrap();
+        accepted.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    #[tokio::test]
+    async fn a_session_is_as_old_as_its_full_handshake_however_often_it_is_resumed() {
+        let context = Context::new().unwrap();
+        let pair = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(pair.cert.der().clone()).unwrap();
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let tickets = Ticketer::new(given(&[[1; KEY_BYTES]]), Scope::of(&[]));
+            let aged = Arc::new(Aged { tickets, begun_s: Mutex::default() });
+            let mut server = ServerConfig::builder_with_provider(Arc::clone(&context.provider))
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![pair.cert.der().clone()], key.clone_key())
+                .unwrap();
+            server.ticketer = Arc::<Aged>::clone(&aged);
+            let client = ClientConfig::builder_with_provider(Arc::clone(&context.provider))
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(roots.clone())
+                .with_no_client_auth();
+            let (client, server) =
+                (TlsConnector::from(Arc::new(client)), TlsAcceptor::from(Arc::new(server)));
+            let (now_s, most) = (wall_s(), limits::TICKET_LIFETIME.as_secs() / STEP_S);
+            for n in 0..=most {
+                assert_eq!(connect(&client, &server).await, n > 0, "{version:?}, {n}");
+                for begun_s in std::mem::take(&mut *aged.begun_s.lock()) {
+                    let age_s = (now_s + 60).saturating_sub(begun_s + n * STEP_S);
+                    assert!((30..=60).contains(&age_s), "{version:?}, {n}: {age_s}");
+                }
+            }
+            assert!(!connect(&client, &server).await, "{version:?}: it is over");
+        }
     }
 
     #[test]
