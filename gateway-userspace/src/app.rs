@@ -209,12 +209,9 @@ fn assemble(
     let n_workers = agent.workers.get();
     let clock = Clock::real();
     let registry = Arc::new(Registry::default());
-    let pools = Arc::new(Pools::new(registry::Shared {
-        n_shards: n_workers,
-        tasks: tasks.clone(),
-        clock: clock.clone(),
-        families: metrics.families.clone(),
-    }));
+    let share = limits::Share::per_worker(raise_descriptor_limit(), n_workers);
+    let shared = registry::Shared::new((n_workers, share), tasks, &clock, &metrics.families);
+    let pools = Arc::new(Pools::new(shared));
     // The kernel side needs the privilege that a mark needs; without it nothing of ours could touch own traffic.
     let options = connect::Options { mark: kernel.is_some().then_some(connect::OWN_MARK) };
     let parts = Parts {
@@ -230,7 +227,7 @@ fn assemble(
     let published = Arc::new(Published::default());
     let workers = Workers::start(&Settings {
         n_workers,
-        share: limits::Share::per_worker(raise_descriptor_limit(), n_workers),
+        share,
         published: Arc::clone(&published),
         metrics: Arc::clone(metrics),
         pools,

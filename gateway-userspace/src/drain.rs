@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 /// The owner's side: tells everyone to drain.
@@ -47,6 +48,34 @@ impl Drain {
     pub async fn begun(&mut self) {
         // An error means that the trigger is gone, which ends everything just as well.
         drop(self.0.wait_for(|begun| *begun).await);
+    }
+}
+
+/// One drain after the other, each of those who are there when it begins.
+#[derive(Clone, Debug)]
+pub struct Rounds(Arc<Mutex<Trigger>>);
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(channel().0)))
+    }
+}
+
+impl Rounds {
+    /// Another listener, of the drain that comes next.
+    pub fn drain(&self) -> Drain {
+        self.0.lock().drain()
+    }
+
+    /// Starts a drain; whoever listens from now on waits for the one after it.
+    pub fn next(&self) {
+        let former = std::mem::replace(&mut *self.0.lock(), channel().0);
+        former.start();
+    }
+
+    /// Starts the last one; whoever listens later hears of it, too.
+    pub fn end(&self) {
+        self.0.lock().start();
     }
 }
 
@@ -131,6 +160,18 @@ impl Tasks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_round_ends_whoever_is_there_and_nobody_who_comes_later() {
+        let rounds = Rounds::default();
+        let first = rounds.drain();
+        assert!(!first.has_begun());
+        rounds.next();
+        let second = rounds.drain();
+        assert!(first.has_begun() && !second.has_begun());
+        rounds.end();
+        assert!(second.has_begun() && rounds.drain().has_begun());
+    }
 
     #[tokio::test]
     async fn tasks_end_after_the_drain_begins() {

@@ -231,6 +231,9 @@ pub const ACCEPT_BACKLOG: i32 = 4_096;
 /// it the oldest is forgotten.
 pub const UDP_FLOWS: usize = 16_384;
 
+/// Connections to endpoints for each worker: a client of HTTP/2 may need many.
+pub const UPSTREAM_PER_WORKER: usize = 65_536;
+
 /// Silence after which a UDP flow is forgotten.
 pub const UDP_FLOW_IDLE: Duration = Duration::from_mins(1);
 
@@ -305,6 +308,8 @@ pub const RESERVED_DESCRIPTORS: usize = 512;
 pub struct Share {
     /// Downstream connections.
     pub connections: usize,
+    /// Connections to endpoints, which all workers have together.
+    pub upstream: usize,
     /// UDP flows that it forwards without the kernel's help, of all addresses.
     pub udp_flows: usize,
     /// There are too few for both: each flow takes the place of a connection.
@@ -313,7 +318,7 @@ pub struct Share {
 
 impl Share {
     /// What each of so many workers may hold with so many descriptors for the process: two for a connection, which may need
-    /// one towards an endpoint, too, and one for a flow of UDP. Flows may have half of the places where they take those of
+    /// one towards an endpoint, too, and one for a flow of UDP; what is left is for connections to endpoints, too. Flows may have half of the places where they take those of
     /// connections.
     pub const fn per_worker(n_descriptors: usize, n_workers: usize) -> Self {
         let n_workers = if n_workers == 0 { 1 } else { n_workers };
@@ -321,7 +326,15 @@ impl Share {
         let connections = bounded(share / 2, CONNECTIONS_PER_WORKER);
         let is_scarce = share < 2 * connections + UDP_FLOWS;
         let udp_flows = if is_scarce { bounded(connections / 2, UDP_FLOWS) } else { UDP_FLOWS };
-        Self { connections, udp_flows, is_scarce }
+        let beside = if is_scarce { 0 } else { udp_flows };
+        let upstream = bounded(share.saturating_sub(connections + beside), UPSTREAM_PER_WORKER);
+        Self { connections, upstream, udp_flows, is_scarce }
+    }
+
+    /// Idle connections to endpoints, of all together; the oldest are closed beyond it. They are in the place of those that
+    /// clients who wait do not need.
+    pub const fn idle_upstream(self) -> usize {
+        self.connections / 2
     }
 }
 
@@ -346,12 +359,18 @@ mod tests {
             for n_descriptors in [8_192, 20_000, 65_536, 524_288, 1 << 30] {
                 let share = Share::per_worker(n_descriptors, n_workers);
                 let beside = if share.is_scarce { 0 } else { share.udp_flows };
-                let needed = n_workers * (2 * share.connections + beside) + RESERVED_DESCRIPTORS;
+                let needed = n_workers * (share.connections + share.upstream + beside) + RESERVED_DESCRIPTORS;
                 assert!(needed <= n_descriptors, "{share:?} of {n_workers} with {n_descriptors}");
             }
         }
-        let most = Share { connections: CONNECTIONS_PER_WORKER, udp_flows: UDP_FLOWS, is_scarce: false };
+        let most = Share {
+            connections: CONNECTIONS_PER_WORKER,
+            upstream: UPSTREAM_PER_WORKER,
+            udp_flows: UDP_FLOWS,
+            is_scarce: false,
+        };
         assert_eq!(Share::per_worker(524_288, 4), most);
-        assert_eq!(Share::per_worker(64, 0), Share { connections: 16, udp_flows: 16, is_scarce: true });
+        let least = Share { connections: 16, upstream: 16, udp_flows: 16, is_scarce: true };
+        assert_eq!(Share::per_worker(64, 0), least);
     }
 }

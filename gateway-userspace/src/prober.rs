@@ -7,14 +7,16 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::Duration,
 };
 
 use http::uri::Scheme;
 use parking_lot::Mutex;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpSocket, TcpStream},
     sync::Semaphore,
     task::AbortHandle,
@@ -31,6 +33,7 @@ use crate::{
     metrics::{Metrics, names::ProbeLabels},
     name::ServiceName,
     net::{connect, proxy_protocol},
+    pool,
     tls::connect::Connector,
 };
 
@@ -57,7 +60,12 @@ pub struct Prober {
     metrics: Arc<Metrics>,
     permits: Arc<Semaphore>,
     path: Path,
+    /// When it was last told that checks cannot be made.
+    told: Arc<Mutex<Option<Instant>>>,
 }
+
+/// Time between two lines about checks that this node cannot make.
+const TOLD_EVERY: Duration = Duration::from_mins(1);
 
 /// How checks reach endpoints.
 #[derive(Clone, Debug, Default)]
@@ -94,7 +102,7 @@ impl Prober {
     /// Checks nothing yet.
     pub fn new(tasks: Tasks, metrics: Arc<Metrics>, path: Path) -> Self {
         let permits = Arc::new(Semaphore::new(limits::PROBES));
-        Self { running: Mutex::default(), tasks, metrics, permits, path }
+        Self { running: Mutex::default(), tasks, metrics, permits, path, told: Arc::default() }
     }
 
     /// Starts, keeps and ends checks, so that those of `wanted` run. An endpoint that loses its check while it
@@ -156,7 +164,7 @@ impl Prober {
 
     fn start(&self, probe: Probe, reach: Reach) -> Running {
         let (permits, path, tasks) = (Arc::clone(&self.permits), self.path.clone(), self.tasks.clone());
-        let (metrics, running) = (Arc::clone(&self.metrics), probe.clone());
+        let (metrics, told, running) = (Arc::clone(&self.metrics), Arc::clone(&self.told), probe.clone());
         let task = self.tasks.spawn("prober", async move {
             let first = Instant::now() + probe.check.interval.mul_f64(fastrand::f64());
             let mut ticks = tokio::time::interval_at(first, probe.check.interval);
@@ -174,6 +182,13 @@ impl Prober {
                     .probes
                     .get_or_create(&ProbeLabels { service, outcome: outcome.as_str() })
                     .inc();
+                if outcome == Outcome::Unasked && is_due(&told, Instant::now()) {
+                    let (id, cause) = (probe.endpoint.id(), cause.as_ref().map(tracing::field::display));
+                    tracing::warn!(
+                        service = %id.service, endpoint = %id.addr, cause,
+                        "this node cannot check endpoints, which keep the health that they have: see sluice_probes_total"
+                    );
+                }
                 if let Some(health) = tracker.observe(outcome, probe.check.thresholds) {
                     report(&probe.endpoint, reach, health, &Done { outcome, cause });
                     probe.endpoint.set_health_by(reach, health);
@@ -182,6 +197,16 @@ impl Prober {
         });
         Running { probe: running, task: task.abort_handle() }
     }
+}
+
+/// Whether it is time to tell of what may happen all the time.
+fn is_due(told: &Mutex<Option<Instant>>, now: Instant) -> bool {
+    let mut told = told.lock();
+    let is_due = told.is_none_or(|told| now.saturating_duration_since(told) >= TOLD_EVERY);
+    if is_due {
+        *told = Some(now);
+    }
+    is_due
 }
 
 fn report(endpoint: &Endpoint, reach: Reach, health: Health, done: &Done) {
@@ -222,9 +247,8 @@ pub async fn run(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
 async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
     let failed = |cause: io::Error| Done { outcome: outcome_of(&cause), cause: Some(cause) };
     let check = &probe.check;
-    // The passage is the last to go, however this ends.
-    let (_passage, mut stream) = match open(probe, path).await {
-        Ok(opened) => opened,
+    let mut stream = match open(probe, path).await {
+        Ok(stream) => stream,
         Err(cause) => return failed(cause),
     };
     if probe.is_announced
@@ -233,13 +257,7 @@ async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
         return failed(cause);
     }
     let asked = match (&check.kind, &probe.tls) {
-        (Kind::Tcp, _) => {
-            if probe.detour.is_some() {
-                // What is left to say after it goes no longer through the tunnel: a reset is said at once, and it is all.
-                drop(socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
-            }
-            return Outcome::Passed.into();
-        }
+        (Kind::Tcp, _) => return Outcome::Passed.into(),
         (Kind::Http { .. }, None) => ask(stream, Scheme::HTTP, &check.kind, tasks).await,
         (Kind::Http { .. }, Some(tls)) => match tls.connect(stream).await {
             Ok(stream) => ask(stream, Scheme::HTTPS, &check.kind, tasks).await,
@@ -249,11 +267,43 @@ async fn attempt(probe: &Probe, path: &Path, tasks: &Tasks) -> Done {
     asked.map_or_else(failed, Done::from)
 }
 
-/// Opens a connection to an endpoint, on the way of clients' packets. The passage is to be kept as long as the connection.
-async fn open(probe: &Probe, path: &Path) -> io::Result<(Option<Passage>, TcpStream)> {
+/// A connection to an endpoint, on the way of clients' packets: the passage is the last to go, whoever holds both.
+#[derive(Debug)]
+struct Opened {
+    stream: TcpStream,
+    _passage: Option<Passage>,
+}
+
+impl AsyncRead for Opened {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Opened {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Opens a connection to an endpoint.
+async fn open(probe: &Probe, path: &Path) -> io::Result<Opened> {
     let (addr, timeout) = (probe.endpoint.addr(), probe.check.timeout);
     let (Some(detour), Some(tunnelled)) = (probe.detour, &path.tunnelled) else {
-        return Ok((None, connect::tcp(addr, timeout, path.options).await?));
+        let stream = connect::tcp(addr, timeout, path.options).await?;
+        return Ok(Opened { stream, _passage: None });
     };
     let (socket, passage) = passage(addr, detour, tunnelled, path.options)?;
     let stream = connect::finish(socket, addr, timeout).await?;
@@ -262,7 +312,9 @@ async fn open(probe: &Probe, path: &Path) -> io::Result<(Option<Passage>, TcpStr
     if stream.local_addr()?.ip() != addr.ip() && !passage.is_used() {
         return Err(io::ErrorKind::NetworkUnreachable.into());
     }
-    Ok((Some(passage), stream))
+    // What is left to say after it goes no longer through the tunnel: a reset is said at once, and it is all.
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    Ok(Opened { stream, _passage: Some(passage) })
 }
 
 /// A socket whose packets go through a tunnel.
@@ -327,10 +379,8 @@ fn outcome_of(cause: &io::Error) -> Outcome {
 
 /// Whether this node lacks what it needs to ask: ports, descriptors, memory.
 fn is_own(cause: &io::Error) -> bool {
-    use nix::errno::Errno;
-    let lacks = cause.raw_os_error().map(Errno::from_raw);
     matches!(cause.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
-        || matches!(lacks, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
+        || pool::is_of_node(cause)
 }
 
 /// The status of a response; none when it is not HTTP, too long, or breaks off.

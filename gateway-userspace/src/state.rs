@@ -23,11 +23,12 @@ use crate::{
     net::connect,
     network::Network,
     observer::Watched,
+    pool::registry::Pools,
     prober::Probe,
     retry,
     route::{Table, host::Hosts},
     target,
-    tls::{accept::Acceptor, fetched::Fetched},
+    tls::{accept::Acceptor, fetched::Fetched, ticket::Scope},
     tunnel::Tunnels,
     upstream::Upstream,
 };
@@ -102,6 +103,18 @@ pub struct State {
     pub watched: Vec<Watched>,
 }
 
+impl State {
+    /// Whether the connections that an address let in under the state `before` would be let in alike now.
+    pub fn admits_as(&self, before: &Self, bind: &BindKey) -> bool {
+        match (before.binds.get(bind), self.binds.get(bind)) {
+            (Some(Bind::Http(before)), Some(Bind::Http(now))) => before.admission() == now.admission(),
+            (Some(Bind::Http(_)), _) | (Some(_), None) => false,
+            // What is forwarded stays with its endpoint, whatever is served at the address.
+            (Some(Bind::Balanced(_) | Bind::Passthrough(_)), Some(_)) | (None, _) => true,
+        }
+    }
+}
+
 /// Who may come, and how many flows may begin.
 #[derive(Debug, Default)]
 pub struct Guards {
@@ -163,6 +176,13 @@ pub struct HttpBind {
     pub listeners: Hosts<HttpListener>,
     /// Counts requests for host names of no listener.
     pub unmatched: Arc<RouteStats>,
+}
+
+impl HttpBind {
+    /// What clients have to prove before they are let in; none in plain text.
+    pub fn admission(&self) -> Option<Scope> {
+        self.tls.as_ref().map(Acceptor::scope)
+    }
 }
 
 /// Routes of one listener.
@@ -297,6 +317,8 @@ pub struct Balanced {
     pub connect_timeout: Duration,
     /// How sockets towards endpoints are made.
     pub options: connect::Options,
+    /// Where connections to endpoints are counted.
+    pub pools: Arc<Pools>,
 }
 
 impl Balanced {

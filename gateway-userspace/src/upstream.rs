@@ -178,7 +178,10 @@ impl Upstream {
             return Ok(lease);
         }
         // Most requests open nothing, and should not carry the room for it.
-        let opened = Box::pin(self.opening.open(pool, worker)).await;
+        let mut opened = Box::pin(self.opening.open(pool, worker)).await;
+        if opened.as_ref().is_err_and(OpenError::is_of_node) && self.registry.make_room(worker) {
+            opened = Box::pin(self.opening.open(pool, worker)).await;
+        }
         match &opened {
             Ok(_) => self.stats.connected(worker),
             Err(cause) => {

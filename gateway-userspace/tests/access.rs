@@ -101,6 +101,43 @@ async fn each_request_has_a_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_has_a_line_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let origin = Origin::named("a").await;
+    let addr = free_addr();
+    let _proxy = Proxy::logged(&simple(addr, &[origin.addr]), &settings(&path, AccessField::ALL));
+    let answer = client::raw(addr, b"GET / HTTP/1.1\r\n\r\n").await;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
+    let mut client = Client::http2(addr).await;
+    let expecting = Request::get("http://a.test/e").header("expect", "more").body(Full::default()).unwrap();
+    assert_eq!(client.send(expecting).await.unwrap().status, 417);
+    let two_hosts = Request::get("http://a.test/h").header("host", "b.test").body(Full::default()).unwrap();
+    client.send(two_hosts).await.unwrap_err();
+    let mut lines = lines(&path, 3).await;
+    for line in &mut lines {
+        assert!(line["time"].is_string() && line["duration"].is_u64(), "{line}");
+        for key in ["time", "duration"] {
+            line.as_object_mut().unwrap().remove(key);
+        }
+    }
+    let over_http2 = |target: &str, refusal: &str| {
+        serde_json::json!({
+            "client": "127.0.0.1", "method": "GET", "host": "a.test", "target": target,
+            "protocol": "HTTP/2.0", "refusal": refusal, "bytesSent": 0, "complete": false,
+        })
+    };
+    let mut answered = over_http2("/e", "expect");
+    (answered["status"], answered["complete"]) = (417.into(), true.into());
+    let unread = serde_json::json!({
+        "client": "127.0.0.1", "refusal": "host", "status": 400, "bytesSent": body.len(), "complete": true,
+    });
+    assert_eq!(lines, [unread, answered, over_http2("/h", "host")]);
+    assert_eq!(origin.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_breaks_off_is_told_from_one_that_ended() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("access.log");
@@ -118,6 +155,38 @@ async fn a_response_that_breaks_off_is_told_from_one_that_ended() {
     assert!(Client::http1(addr).await.get("a.test", "/").await.is_err());
     let line = lines(&path, 1).await.remove(0);
     assert_eq!(line, serde_json::json!({ "status": 200, "bytesSent": 10, "complete": false }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_a_listener_that_is_gone_are_told_to_come_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let snapshot = simple(addr, &[origin.addr]);
+    let fields = [AccessField::Target, AccessField::Status, AccessField::Fault];
+    let proxy = Proxy::logged(&snapshot, &settings(&path, &fields));
+    let mut old = Client::http1(addr).await;
+    let mut new = Client::http2(addr).await;
+    for client in [&mut old, &mut new] {
+        assert_eq!(client.get("a.test", "/before").await.unwrap().status, 200);
+    }
+    let mut without = snapshot.clone();
+    without.listeners.clear();
+    without.routes.clear();
+    // As between the publication and the end of its connections.
+    proxy.publish(&without);
+    let answer = old.get("a.test", "/old").await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.header("connection")), (421, "close"));
+    let refused = new.get("a.test", "/new").await.unwrap_err();
+    let reason = std::error::Error::source(&refused).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    assert_eq!(reason.and_then(h2::Error::reason), Some(h2::Reason::REFUSED_STREAM), "{refused:?}");
+    let lines = lines(&path, 4).await;
+    for target in ["/old", "/new"] {
+        let line = lines.iter().find(|line| line["target"] == target).unwrap();
+        assert_eq!((&line["status"], &line["fault"]), (&421.into(), &"stale".into()), "{line}");
+    }
+    let stale = "sluice_request_faults_total{listener=\"web\",route=\"\",kind=\"stale\"}";
+    assert!((proxy.metric(stale) - 2.0).abs() < 0.5);
 }
 
 /// An endpoint of HTTP/2 that says that a body is over some time after its last byte, or never.

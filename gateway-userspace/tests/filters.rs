@@ -231,6 +231,7 @@ async fn browsers_are_told_who_may_read() {
         ("access-control-allow-headers", "x-a, x-b"),
         ("access-control-allow-credentials", "true"),
         ("access-control-max-age", "3600"),
+        ("access-control-expose-headers", "x-c"),
         ("vary", "origin"),
     ] {
         assert_eq!(all(&answer.headers, name), [value], "{name}");

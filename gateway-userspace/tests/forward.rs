@@ -374,6 +374,9 @@ async fn what_is_counted_of_an_address_ends_with_its_last_connection() {
     let is_named = || proxy.metrics.encode().unwrap().contains(&before.to_string());
     eventually("it is served", Duration::from_secs(5), || origin.connections() == 1 && is_named()).await;
     proxy.apply(&by_agent(after, &[origin.addr])).unwrap();
+    proxy.keep_house();
+    let open = format!("sluice_connections_open{{address=\"{before}\",protocol=\"tcp\"}} 1");
+    assert!(proxy.metrics.encode().unwrap().contains(&open), "it is still counted");
     stream.shutdown().await.unwrap();
     let mut got = Vec::new();
     stream.read_to_end(&mut got).await.unwrap();

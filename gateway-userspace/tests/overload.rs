@@ -11,7 +11,7 @@ mod support;
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use gateway_userspace::config::OverloadSettings;
+use gateway_userspace::{config::OverloadSettings, snapshot::listener::Protocol};
 use http::Response;
 use http_body_util::Full;
 use support::{
@@ -21,9 +21,12 @@ use support::{
     free_addr,
     origin::Origin,
     proxy::{CALM, Proxy},
-    wanted::simple,
+    wanted::{listener, prefix, route, rule, service, simple},
 };
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -50,6 +53,53 @@ async fn requests_beyond_the_bound_are_refused_before_anything_is_done() {
     for client in [&mut http1, &mut http2] {
         assert_eq!(client.get("a", "/").await.unwrap().status, 200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_connections_to_all_endpoints_than_there_are_places() {
+    let (held, permits) = Origin::held().await;
+    let (web, tcp) = (free_addr(), free_addr());
+    let other = Origin::named("other").await;
+    let mut snapshot = simple(web, &[held.addr]);
+    snapshot.listeners.push(listener("plain", tcp, Protocol::Tcp));
+    snapshot.routes[0].rules.push(rule(prefix("/other"), &[("other", 1)]));
+    snapshot.routes.push(route("plain", "plain", vec![rule(prefix("/"), &[("other", 1)])]));
+    snapshot.services.push(service("other", &[other.addr]));
+    let proxy = Proxy::with_upstream(&snapshot, 2);
+    let reached = || proxy.metric("sluice_limit_reached_total{limit=\"all_upstream_connections\"} ");
+    let begun: Vec<_> = (0..2).map(|_| tokio::spawn(client::get(web, "a", "/"))).collect();
+    eventually("two are under way", SOON, || held.requests() == 2).await;
+    let refused = client::get(web, "a", "/other").await;
+    assert_eq!((refused.status.as_u16(), refused.header("retry-after")), (503, "1"));
+    let n_reached = reached();
+    assert!(n_reached > 0.5);
+    assert!(!is_forwarded(tcp).await);
+    assert!(reached() > n_reached + 0.5);
+    assert_eq!(other.connections(), 0);
+    permits.add_permits(100);
+    for one in begun {
+        assert_eq!(one.await.unwrap().status, 200);
+    }
+    // What is idle now makes room, and whoever needs it learns nothing of that.
+    assert_eq!(client::get(web, "a", "/other").await.status, 200);
+    // Who is forwarded waits for nobody, and comes again when the worker has made room.
+    let mut is_served = is_forwarded(tcp).await;
+    for _ in 0..50 {
+        if is_served {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        is_served = is_forwarded(tcp).await;
+    }
+    assert!(is_served);
+}
+
+/// Whether a request gets through where connections are forwarded; else they are reset at once.
+async fn is_forwarded(addr: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(addr).await else { return false };
+    drop(stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.is_ok() && answer.starts_with("HTTP/1.1 200 ")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,6 +111,46 @@ async fn listed_statuses_are_tried_again_as_often_as_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_retry_of_the_only_endpoint_waits_once() {
+    let origin = failing(1, 503, Duration::ZERO).await;
+    let addr = free_addr();
+    let patient = retry::Policy { backoff: Duration::from_millis(300), ..policy(3, &[503]) };
+    let _proxy = Proxy::start(&with(addr, &[origin.addr], &patient));
+    let begun = Instant::now();
+    assert_eq!(client::get(addr, "a.test", "/").await.status, 200);
+    let lasting = begun.elapsed();
+    // At least as long as written, at most half as much again; twice as long as that had been the second wait alone.
+    assert!((300..900).contains(&lasting.as_millis()), "{lasting:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_does_not_answer_an_expectation_has_its_time() {
+    let origin = Origin::raw(|mut stream| async move {
+        drop(stream.read(&mut [0; 1_024]).await);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    })
+    .await;
+    let addr = free_addr();
+    let mut snapshot = with(addr, &[origin.addr], &policy(0, &[]));
+    timeouts(&mut snapshot, Some(200), None);
+    let proxy = Proxy::start(&snapshot);
+    let answer = client::raw(
+        addr,
+        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 504 "), "{answer}");
+    let faults = "sluice_request_faults_total{listener=\"web\",route=\"all\",kind=\"try_timeout\"}";
+    assert!((proxy.metric(faults) - 1.0).abs() < 0.5);
+    // Whoever sends all the same is waited for.
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    let head = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n1";
+    stream.write_all(head).await.unwrap();
+    let silent = tokio::time::timeout(Duration::from_millis(600), stream.read(&mut [0])).await;
+    assert!(silent.is_err(), "the rest of the body is the client's to send");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn other_statuses_and_rules_without_retries_are_passed_on() {
     let origin = failing(100, 503, Duration::ZERO).await;
     for policy in [policy(3, &[500]), policy(0, &[503]), retry::Policy::DEFAULT] {

@@ -37,7 +37,7 @@ use support::{
     wanted::{certificate, listener, simple},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
 };
 
@@ -258,10 +258,16 @@ async fn a_body_that_does_not_come_is_answered_with_408() {
         assert_eq!(given_up(&proxy, "body"), n);
         assert!((slow_bodies(&proxy) - f64::from(n)).abs() < 0.5);
     }
+    // Over HTTP/1 nobody is in a conversation of gRPC, whatever it says; what it is told is another matter.
+    let fields = "Host: a\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked";
+    let mut stream = begun(addr, format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n1\r\na\r\n").as_bytes()).await;
+    let answer = rest(&mut stream).await;
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert_eq!(given_up(&proxy, "body"), 3);
     let mut peer = Peer::connect(addr).await;
     peer.send(&[post(1), frame(DATA, 0, 1, "ab")].concat()).await;
     assert_eq!(end(&mut peer).await.status(), Some(408));
-    assert_eq!(given_up(&proxy, "body"), 3);
+    assert_eq!(given_up(&proxy, "body"), 4);
     peer.send(&get(3)).await;
     let answer = loop {
         let frame = end(&mut peer).await;
@@ -384,6 +390,63 @@ async fn a_response_that_is_not_read_is_cut() {
     eventually("it is given up", SOON, || given_up(&proxy, "response") == 2).await;
 }
 
+/// Sends a chunk of so many bytes so often, four in `SHORT`, and reads nothing; says whether it could send them all.
+async fn upload<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, n_bytes: usize, n_chunks: u32) -> bool {
+    let head = "POST / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let chunk = [format!("{n_bytes:x}\r\n").as_bytes(), &vec![b'x'; n_bytes], b"\r\n"].concat();
+    for _ in 0..n_chunks {
+        tokio::time::sleep(SHORT / 4).await;
+        if stream.write_all(&chunk).await.is_err() || stream.flush().await.is_err() {
+            return false;
+        }
+    }
+    stream.write_all(b"0\r\n\r\n").await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_all_before_it_reads_has_its_time_and_who_trickles_meanwhile_has_not() {
+    const MUCH: usize = 32 << 20;
+    let (addr, origin) = (free_addr(), Origin::both_ways(MUCH).await);
+    let proxy = Proxy::waiting(&simple(addr, &[origin.addr]), ClientTimeouts { stall: SHORT, ..PATIENT });
+    let mut stream = client::narrow(addr).await;
+    assert!(upload(&mut stream, 4_096, 20).await, "five times as long as it may read nothing");
+    assert_eq!(given_up(&proxy, "response"), 0);
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.len() > MUCH, "{} bytes", answer.len());
+    let mut stream = client::narrow(addr).await;
+    upload(&mut stream, 1, 40).await;
+    eventually("it is given up", SOON, || given_up(&proxy, "response") == 1).await;
+
+    // The same over HTTP/2, whose window is shut.
+    let mut peer = Peer::silent(addr).await;
+    let begins = post(1);
+    peer.send(&[PREFACE, &settings(&[(4, 0)]), &begins[..]].concat()).await;
+    let mut n_sent = 0;
+    let reset = loop {
+        assert!(n_sent < 40, "it is given up");
+        peer.send(&frame(DATA, 0, 1, "x")).await;
+        n_sent += 1;
+        if let Some(frame) = peer.read(SHORT / 4).await
+            && frame.kind == RST_STREAM
+        {
+            break frame;
+        }
+    };
+    assert_eq!((reset.stream, reset.code()), (1, Some(CALM)));
+
+    // Over TLS more is taken than was written.
+    let (addr, origin) = (free_addr(), Origin::both_ways(MUCH).await);
+    let proxy = Proxy::waiting(&secured(addr, &origin), ClientTimeouts { stall: SHORT, ..PATIENT });
+    let mut stream = client::tls(addr, "a.test", &["http/1.1"]).await.unwrap();
+    assert!(upload(&mut stream, 4_096, 20).await, "five times as long as it may read nothing");
+    assert_eq!(given_up(&proxy, "response"), 0);
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.len() > MUCH, "{} bytes", answer.len());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_whose_window_stays_shut_is_reset_and_the_others_go_on() {
     let (addr, origin) = (free_addr(), large(256 * 1_024).await);
@@ -441,6 +504,35 @@ async fn a_client_of_http2_that_answers_no_ping_is_gone() {
     permits.add_permits(10);
     assert_eq!(waiting.await.unwrap(), 200);
     assert_eq!(given_up(&proxy, "silent"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_http2_that_reads_or_speaks_is_there_whenever_its_answer_comes() {
+    let (addr, origin) = (free_addr(), large(32 << 20).await);
+    let timeouts = ClientTimeouts { answer: SHORT * 2, ..PATIENT };
+    let proxy = Proxy::waiting(&simple(addr, &[origin.addr]), timeouts);
+    // The question stands behind megabytes.
+    let reading = async {
+        let mut peer = Peer(client::narrow(addr).await);
+        peer.send(&[PREFACE, &settings(&[(4, 1 << 30)]), &window(0, 1 << 30), &get(1)].concat()).await;
+        client::slowly(peer.0, SHORT * 9).await
+    };
+    // One that waits for its response, and answers no question.
+    let (held_addr, (held, _permits)) = (free_addr(), Origin::held().await);
+    let held_proxy = Proxy::waiting(&simple(held_addr, &[held.addr]), timeouts);
+    let speaking = async {
+        let mut peer = Peer::connect(held_addr).await;
+        peer.send(&get(1)).await;
+        for _ in 0..12 {
+            tokio::time::sleep(SHORT * 3 / 4).await;
+            peer.send(&window(0, 1)).await;
+        }
+        peer
+    };
+    let open = tokio::join!(reading, speaking);
+    assert_eq!((given_up(&proxy, "none"), given_up(&held_proxy, "none")), (0, 0));
+    eventually("whoever falls silent is given up", SOON, || given_up(&held_proxy, "silent") == 1).await;
+    drop(open);
 }
 
 #[tokio::test(flavor = "multi_thread")]

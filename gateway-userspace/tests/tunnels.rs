@@ -681,3 +681,61 @@ async fn tunnels_have_some_time_when_the_drain_begins() {
     assert!((9..15).contains(&waited.1.as_secs()), "{:?}", waited.1);
     drop((first.next().await, second.next().await));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_refuses_a_tunnel_has_the_time_of_any_other() {
+    for is_whole in [false, true] {
+        let (origin, mut heads) = answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 10\r\n\r\nab").await;
+        let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1, |snapshot| {
+            let rule = &mut snapshot.routes[0].rules[0];
+            let bound = Some(Duration::from_millis(400));
+            *(if is_whole { &mut rule.request_timeout } else { &mut rule.idle_timeout }) = bound;
+        });
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(UPGRADE.as_bytes()).await.unwrap();
+        let (_, endpoint) = heads.recv().await.unwrap();
+        let mut response = Vec::new();
+        let read = client.read_to_end(&mut response);
+        drop(tokio::time::timeout(SOON, read).await.expect("it ends"));
+        let response = String::from_utf8(response).unwrap();
+        assert!(response.starts_with("HTTP/1.1 403 ") && response.ends_with("\r\n\r\nab"), "{response}");
+        drop(endpoint);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_client_sees_that_its_tunnel_broke_off() {
+    const CONNECT: &[u8] = b"CONNECT db.test:5432 HTTP/1.1\r\nHost: db.test:5432\r\n\r\nhello";
+    // The endpoint resets its connection, or nothing moves for too long.
+    for (n_bytes, breaks_off) in [(10, true), (1_000_000, true), (10, false)] {
+        let origin = Origin::raw(move |mut stream| async move {
+            stream.read_exact(&mut [0; 5]).await.unwrap();
+            stream.write_all(&vec![b'a'; n_bytes]).await.unwrap();
+            if breaks_off {
+                let queued = || sys::queued(&stream).unwrap();
+                eventually("it is taken", SOON, || queued() == 0).await;
+                socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+            } else {
+                drop(stream.read(&mut [0; 1]).await);
+            }
+        })
+        .await;
+        let (addr, _proxy) = start(origin.addr, UpstreamProtocol::Http1, |snapshot| {
+            let tunnels = &mut snapshot.routes[0].rules[0].tunnels;
+            *tunnels = Tunnels { connect: true, idle_timeout: Duration::from_millis(500), ..*tunnels };
+        });
+        let mut client = client::narrow(addr).await;
+        client.write_all(CONNECT).await.unwrap();
+        read_until(&mut client, "\r\n\r\n").await;
+        let (mut n_taken, mut room) = (0, vec![0; 64 * 1_024]);
+        let end = loop {
+            match tokio::time::timeout(SOON, client.read(&mut room)).await.unwrap() {
+                Ok(n @ 1..) => n_taken += n,
+                end => break end,
+            }
+        };
+        assert_eq!(n_taken, n_bytes);
+        let end = end.map_err(|cause| cause.kind());
+        assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "breaks off: {breaks_off}");
+    }
+}

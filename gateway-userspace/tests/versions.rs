@@ -2,6 +2,7 @@
 //! segment, and a side that reads nothing.
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::disallowed_methods,
     clippy::indexing_slicing,
     reason = "a test says what went wrong by failing, and its tasks end with it"
@@ -22,7 +23,15 @@ use bytes::Bytes;
 use gateway_userspace::{field::Underscores, snapshot::service::UpstreamProtocol};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::Full;
-use support::{client, client::Client, free_addr, origin::Origin, proxy::Proxy, wanted::simple};
+use support::{
+    client,
+    client::Client,
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, POST, PROTOCOL, Peer, RST_STREAM, block, frame},
+    free_addr,
+    origin::Origin,
+    proxy::Proxy,
+    wanted::simple,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -475,21 +484,6 @@ async fn an_endpoint_that_reads_nothing_stops_the_client_over_http_1() {
 /// the buffers of one connection hold.
 const EACH_WAY: usize = 24 * 1024 * 1024;
 
-/// An endpoint that answers at once, and goes on reading.
-async fn both_ways() -> Origin {
-    let answer = Bytes::from(vec![b'y'; EACH_WAY]);
-    Origin::serve("127.0.0.1:0".parse().unwrap(), move |request| {
-        use http_body_util::BodyExt as _;
-        let answer = answer.clone();
-        tokio::spawn(async move {
-            let mut body = request.into_body();
-            while let Some(Ok(_)) = body.frame().await {}
-        });
-        async move { Response::new(Full::new(answer)) }
-    })
-    .await
-}
-
 async fn send_first_h1(addr: SocketAddr) -> usize {
     let (mut from, mut to) = TcpStream::connect(addr).await.unwrap().into_split();
     let request =
@@ -527,7 +521,7 @@ async fn send_first_h2(addr: SocketAddr) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_may_send_all_before_it_reads_anything() {
-    let origin = both_ways().await;
+    let origin = Origin::both_ways(EACH_WAY).await;
     for protocol in [UpstreamProtocol::Http1, UpstreamProtocol::H2c] {
         let (addr, _proxy) = start(origin.addr, protocol);
         let h1 = tokio::time::timeout(4 * SOON, send_first_h1(addr)).await;
@@ -535,4 +529,86 @@ async fn a_client_may_send_all_before_it_reads_anything() {
         let h2 = tokio::time::timeout(4 * SOON, send_first_h2(addr)).await;
         assert_eq!(h2, Ok(EACH_WAY), "HTTP/2 to {protocol:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_endpoint_sees_a_length_of_http2_that_is_no_number() {
+    let origin = answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", false).await;
+    let (addr, proxy) = start(origin.addr, UpstreamProtocol::Http1);
+    let head = |flags, length| {
+        frame(HEADERS, END_HEADERS | flags, 1, block(&[&POST[..], &[("content-length", length)]].concat()))
+    };
+    let trailers = frame(HEADERS, END_STREAM | END_HEADERS, 1, block(&[("x-a", "b")]));
+    for request in [
+        head(END_STREAM, ""),
+        [head(0, ""), frame(DATA, END_STREAM, 1, "")].concat(),
+        [head(0, ""), trailers].concat(),
+    ] {
+        let mut peer = Peer::connect(addr).await;
+        peer.send(&request).await;
+        let end = loop {
+            let frame = peer.read(SOON).await.expect("it is told how it ends");
+            if frame.kind == RST_STREAM || frame.status().is_some() {
+                break frame;
+            }
+        };
+        assert_eq!((end.kind, end.code()), (RST_STREAM, Some(PROTOCOL)));
+    }
+    assert_eq!(origin.connections(), 0);
+    let refused = proxy.metric("sluice_requests_refused_total{reason=\"length\"} ");
+    assert!((refused - 3.0).abs() < 0.5, "{refused}");
+}
+
+/// Reads until the connection ends; what came, and whether the end was a reset.
+async fn until_end(stream: &mut TcpStream) -> (String, bool) {
+    let mut bytes = Vec::new();
+    let end = tokio::time::timeout(SOON, stream.read_to_end(&mut bytes)).await.expect("it ends");
+    let is_reset = end.is_err_and(|cause| cause.kind() == std::io::ErrorKind::ConnectionReset);
+    (String::from_utf8(bytes).unwrap(), is_reset)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_http_1_0_sees_that_a_response_without_a_length_broke_off() {
+    const BEGUN: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n4\r\n tw";
+    // The endpoint leaves, or takes longer than the route allows.
+    for ends in [true, false] {
+        let origin = answering(BEGUN, ends).await;
+        let addr = free_addr();
+        let mut snapshot = simple(addr, &[origin.addr]);
+        if !ends {
+            snapshot.routes[0].rules[0].request_timeout = Some(Duration::from_millis(300));
+        }
+        let _proxy = Proxy::with_workers(&snapshot, 1);
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\nHost: a.test\r\n\r\n").await.unwrap();
+        let (answer, is_reset) = until_end(&mut stream).await;
+        assert!(answer.ends_with("\r\n\r\none tw"), "{answer}");
+        assert!(is_reset, "it looks whole; the endpoint leaves: {ends}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_goes_on_does_so_after_a_request_that_was_answered_early() {
+    let origin = Origin::raw(|mut stream| async move {
+        let mut head = [0; 1_024];
+        drop(stream.read(&mut head).await);
+        drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    })
+    .await;
+    let addr = free_addr();
+    let _proxy = Proxy::start(&simple(addr, &[origin.addr]));
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nok") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    let answer = String::from_utf8(answer).unwrap().to_lowercase();
+    assert!(answer.starts_with("http/1.1 200 ") && !answer.contains("connection: close"), "{answer}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stream.write_all(b"67890GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut second = String::new();
+    stream.read_to_string(&mut second).await.unwrap();
+    assert!(second.starts_with("HTTP/1.1 200 "), "{second}");
 }

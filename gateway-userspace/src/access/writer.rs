@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
     path::PathBuf,
     time::Duration,
 };
@@ -23,12 +26,12 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn open(output: &AccessOutput) -> io::Result<Self> {
-        let (path, file) = match output {
+        let (path, lines) = match output {
             // Past the buffer of the standard library, which does not tell how much of it was written.
-            AccessOutput::Stdout => (None, io::stdout().as_fd().try_clone_to_owned()?.into()),
+            AccessOutput::Stdout => (None, Lines::new(io::stdout().as_fd().try_clone_to_owned()?.into())),
             AccessOutput::File(path) => (Some(path.clone()), append(path)?),
         };
-        Ok(Self { path, lines: Lines::new(file) })
+        Ok(Self { path, lines })
     }
 
     fn write(&mut self, batch: &[u8]) -> Result<(), Broken> {
@@ -36,7 +39,7 @@ impl Output {
             let is_lost = |cause| Broken { cause, n_lost: n_lines(batch) };
             // Whoever rotates logs moves the file away.
             if !is_there(path, &self.lines.to).map_err(is_lost)? {
-                self.lines = Lines::new(append(path).map_err(is_lost)?);
+                self.lines = append(path).map_err(is_lost)?;
             }
         }
         self.lines.write(batch)
@@ -95,8 +98,20 @@ fn n_lines(bytes: &[u8]) -> usize {
     bytes.split_inclusive(|byte| *byte == b'\n').count()
 }
 
-fn append(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
+fn append(path: &PathBuf) -> io::Result<Lines<File>> {
+    let to = OpenOptions::new().append(true).create(true).open(path)?;
+    // An agent that ended on a full disk may have left half a line.
+    let is_torn = last_byte(path).is_ok_and(|last| last.is_some_and(|last| last != b'\n'));
+    Ok(Lines { to, is_torn })
+}
+
+/// The last byte of a regular file, if it has any.
+fn last_byte(path: &PathBuf) -> io::Result<Option<u8>> {
+    let there = fs::metadata(path)?;
+    let Some(last) = there.len().checked_sub(1).filter(|_| there.is_file()) else { return Ok(None) };
+    let mut byte = [0];
+    File::open(path)?.read_exact_at(&mut byte, last)?;
+    Ok(Some(byte[0]))
 }
 
 fn is_there(path: &PathBuf, file: &File) -> io::Result<bool> {
@@ -178,6 +193,20 @@ mod tests {
             lines.write(b"c1\nc2\n").unwrap();
             let text = String::from_utf8(lines.to.written).unwrap();
             assert_eq!(text, format!("{torn}c1\nc2\n"), "{room}");
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_of_a_line_is_one_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, there, wanted) in
+            [("torn", "a1\na", "a1\na\nb1\n"), ("whole", "a1\n", "a1\nb1\n"), ("new", "", "b1\n")]
+        {
+            let path = folder.path().join(name);
+            fs::write(&path, there).unwrap();
+            let mut output = Output::open(&AccessOutput::File(path.clone())).unwrap();
+            output.write(b"b1\n").unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), wanted);
         }
     }
 }

@@ -181,5 +181,6 @@ fn balanced(snapshot: &Snapshot, shared: &Shared, listener: &Listener, rule: Opt
         balancer: Balancer::new(Policy::Maglev, members, &shared.seed),
         connect_timeout: connect_timeout.unwrap_or(limits::CONNECT_TIMEOUT),
         options: shared.parts.options,
+        pools: Arc::clone(&shared.parts.pools),
     }
 }

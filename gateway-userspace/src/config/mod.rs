@@ -203,6 +203,7 @@ access_fields! {
     UserAgent, "userAgent", "The field of that name.";
     Trace, "trace", "Trace that the request belongs to, 32 digits.";
     Status, "status", "Status of the response.";
+    Refusal, "refusal", "Why bytes were refused that are no request; absent where they are one.";
     Fault, "fault", "Kind of the fault that the gateway answered for; absent when there was none.";
     Service, "service", "Name of the service; absent when nothing was forwarded.";
     Endpoint, "endpoint", "Address of the endpoint that answered.";

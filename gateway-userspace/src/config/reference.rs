@@ -99,6 +99,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::AccessField;
 
     #[test]
     fn the_page_in_the_repository_is_this_one() {
@@ -124,5 +125,7 @@ mod tests {
         for key in ["seedFile", "queryParams", "unhealthyThreshold"] {
             assert!(page.contains(&format!("| `{key}` |")), "{key}");
         }
+        let fields: Vec<String> = AccessField::WORDS.iter().map(|word| format!("`{word}`")).collect();
+        assert!(page.contains(&format!("What a line has: {}.", fields.join(", "))));
     }
 }

@@ -131,7 +131,8 @@ impl Control {
                 match kernel.compile(&snapshot, &self.registry, &self.workers, &binds, self.clock.now()) {
                     Ok(image) => Some(image),
                     Err(refusal) => {
-                        self.workers.retire(|bind| before.binds.contains_key(bind));
+                        let kept = self.binds(&before);
+                        self.workers.retire(|bind| kept.iter().any(|(kept, _)| kept == bind));
                         return Err(refusal);
                     }
                 }
@@ -148,6 +149,7 @@ impl Control {
         service::settle(&snapshot, former, &self.registry);
         let compiled = Arc::new(compiled);
         self.published.publish(Arc::clone(&compiled));
+        self.workers.renew(|bind| compiled.admits_as(&before, bind));
         self.report_certificates(&before, &compiled);
         self.stapler.apply(compiled.expiries.values().filter_map(|expiry| expiry.fetched.as_ref()));
         self.workers.expect(|bind| compiled.binds.get(bind).is_some_and(Bind::hears_client_first));

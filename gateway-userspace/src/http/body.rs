@@ -31,6 +31,8 @@ pub struct ResponseBody {
     line: Option<Box<Line>>,
     /// Its request is under way as long as it is.
     under_way: Option<UnderWay>,
+    /// Nothing was done with the request, and nothing will be done with further ones of its connection.
+    ends_connection: bool,
 }
 
 #[derive(Debug)]
@@ -73,12 +75,16 @@ impl std::error::Error for TooLate {}
 impl ResponseBody {
     /// A text, or nothing.
     pub fn text(text: Bytes) -> Self {
-        Self { source: Source::Text(Some(text).filter(|text| !text.is_empty())), line: None, under_way: None }
+        Self::new(Source::Text(Some(text).filter(|text| !text.is_empty())))
     }
 
     /// A response that streams from an endpoint.
     pub(super) const fn upstream(streamed: Box<Streamed>) -> Self {
-        Self { source: Source::Upstream(streamed), line: None, under_way: None }
+        Self::new(Source::Upstream(streamed))
+    }
+
+    const fn new(source: Source) -> Self {
+        Self { source, line: None, under_way: None, ends_connection: false }
     }
 }
 
@@ -98,7 +104,7 @@ impl ResponseBody {
 
     /// Goes on with what does not wait for the client to take its response: the rest of its request, which it may send to
     /// the end before it reads, and the time that the exchange has. For whoever waits for the client instead of polling for
-    /// the next frame. Returns what changes whenever the request goes on.
+    /// the next frame. Returns how many bytes of the request went on so far, or nothing when it is over.
     ///
     /// # Errors
     /// As those of the frames.
@@ -146,6 +152,16 @@ impl ResponseBody {
             Source::Text(_) => None,
             Source::Upstream(streamed) => streamed.tunnel.as_deref_mut(),
         }
+    }
+
+    /// Nothing was done with the request, and its client has to repeat it on another connection.
+    pub(super) const fn end_connection(&mut self) {
+        self.ends_connection = true;
+    }
+
+    /// Whether no further request of the connection is served; see [`ResponseBody::end_connection`].
+    pub(super) const fn ends_connection(&self) -> bool {
+        self.ends_connection
     }
 
     /// Hands over what says that the request is under way.

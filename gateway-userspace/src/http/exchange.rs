@@ -49,14 +49,14 @@ pub(super) async fn run(
     let wanted = Wanted::of(parts);
     // Before fields are added here.
     let n_fields = parts.headers.len();
-    let Some(Bind::Http(bind)) = state.binds.get(&downstream.bind) else {
-        return Fault::new(Kind::NoRoute).response(language);
-    };
     if parts.headers.contains_key(names::CONNECTION) {
         header::forget_named(&mut parts.headers);
     }
     trace::propagate(&mut parts.headers, worker.trace);
     let mut line = begin(worker, downstream, parts, started);
+    let Some(bind) = current(&state, downstream) else {
+        return turn_away(worker, downstream, line, (started, language));
+    };
     let (routed, counted) = find(worker, &state, bind, downstream, (parts, n_fields));
     let routed = routed.map(|routed| Routed { wanted, ..routed });
     let filters = routed.as_ref().ok().and_then(|routed| routed.rule.filters.as_deref());
@@ -108,6 +108,38 @@ pub(super) async fn run(
     response
 }
 
+/// What a connection's requests are served with, if it would be let in there now as it was.
+fn current<'s>(state: &'s State, downstream: &Downstream) -> Option<&'s HttpBind> {
+    match state.binds.get(&downstream.bind)? {
+        Bind::Http(bind) if bind.admission() == downstream.admitted.scope => Some(bind),
+        Bind::Http(_) | Bind::Balanced(_) | Bind::Passthrough(_) => None,
+    }
+}
+
+/// Has the client send its request again on another connection.
+fn turn_away(
+    worker: &Worker,
+    downstream: &Downstream,
+    mut line: Option<Box<Line>>,
+    (started, language): (Instant, Language),
+) -> Response<ResponseBody> {
+    let fault = Fault::new(Kind::Stale);
+    let mut response = fault.response(language);
+    response.body_mut().end_connection();
+    let elapsed = worker.clock.now().duration_since(started);
+    if let Some(counted) = &downstream.admitted.counted {
+        counted.fault(worker.idx, fault.kind);
+        counted.record(worker.idx, response.status().as_u16(), elapsed);
+    }
+    if let Some(line) = &mut line {
+        line.word(AccessField::Fault, fault.kind.as_str());
+        line.number(AccessField::Status, response.status().as_u16().into());
+        line.duration(AccessField::HeadTime, elapsed);
+    }
+    response.body_mut().log(line);
+    response
+}
+
 /// Begins a request, unless there is too much to do.
 fn begin_request(worker: &Worker) -> Result<UnderWay, Fault> {
     worker.load.begin().map_err(|limit| {
@@ -116,13 +148,43 @@ fn begin_request(worker: &Worker) -> Result<UnderWay, Fault> {
     })
 }
 
-/// Begins the line of the access log with what the client said.
-fn begin(worker: &Worker, downstream: &Downstream, parts: &Parts, started: Instant) -> Option<Box<Line>> {
+/// Counts what is no request, and logs it: what is known of it, and the status and the bytes that it was answered with, if
+/// it was.
+pub(super) fn refuse(
+    worker: &Worker,
+    downstream: &Downstream,
+    (parts, refusal): (Option<&Parts>, Refusal),
+    answer: Option<(StatusCode, usize)>,
+) {
+    worker.metrics.families.refuse(refusal);
+    tracing::debug!(reason = refusal.as_str(), "the bytes of a request were refused");
+    let started = worker.clock.now();
+    let line = match parts {
+        Some(parts) => begin(worker, downstream, parts, started),
+        None => begin_unread(worker, downstream, started),
+    };
+    let Some(mut line) = line else { return };
+    line.word(AccessField::Refusal, refusal.as_str());
+    if let Some((status, n_bytes)) = answer {
+        line.number(AccessField::Status, status.as_u16().into());
+        line.sent(n_bytes);
+        line.complete();
+    }
+}
+
+/// Begins the line of the access log with what is known before the client has said anything.
+fn begin_unread(worker: &Worker, downstream: &Downstream, started: Instant) -> Option<Box<Line>> {
     let mut line = worker.access.as_ref()?.begin(&worker.clock, started)?;
     line.text(AccessField::Client, downstream.client.as_bytes());
     if !downstream.server_name.is_empty() {
         line.text(AccessField::ServerName, downstream.server_name.as_bytes());
     }
+    Some(line)
+}
+
+/// Begins the line of the access log with what the client said.
+fn begin(worker: &Worker, downstream: &Downstream, parts: &Parts, started: Instant) -> Option<Box<Line>> {
+    let mut line = begin_unread(worker, downstream, started)?;
     line.text(AccessField::Method, parts.method.as_str().as_bytes());
     if let Some(authority) = header::authority(parts) {
         line.text(AccessField::Host, authority.as_bytes());
@@ -302,7 +364,7 @@ async fn serve(
         line.word(AccessField::Listener, listener.name.as_str());
         line.word(AccessField::Route, rule.route.as_str());
     }
-    let timeout = deadline::of(rule.request_timeout, parts);
+    let timeouts = (deadline::of(rule.request_timeout, parts), rule.idle_timeout);
     let filters = rule.filters.as_deref();
     if let Some(filters) = filters {
         if let Some(response) = filtered::answer(filters, downstream, parts, prefix_bytes) {
@@ -340,26 +402,26 @@ async fn serve(
     if let Some(wanted) = wanted {
         let mut opening = Opening::begin(worker, downstream, wanted, rule.tunnels)?;
         let client = message.body.take();
-        let forwarded = if opening.is_raw() {
-            forward.connect().await?
+        let (forwarded, deadline) = if opening.is_raw() {
+            (forward.connect().await?, None)
         } else {
             let head = &mut message.head;
             header::to_upstream(head, &onward)?;
             filtered::ask(filters, backend, &mut head.headers);
             opening.ask(head, onward.protocol)?;
-            within_deadline(forward, timeout, message).await?.0
+            within_deadline(forward, timeouts, message).await?
         };
         note(line, &forwarded);
-        return opening.answer(forwarded, client).map(|response| filtered::answered(backend, response));
+        return opening
+            .answer((forwarded, deadline), client)
+            .map(|response| filtered::answered(backend, response));
     }
     if !rule.mirrors.is_empty() {
         message.body = mirror::copy(worker, rule, &message.head, &onward, message.body.take());
     }
     header::to_upstream(&mut message.head, &onward)?;
     filtered::ask(filters, backend, &mut message.head.headers);
-    let forwarding = within_deadline(forward, timeout, message);
-    let (mut forwarded, deadline) = forwarding.await?;
-    forwarded.body.may_be_silent(rule.idle_timeout);
+    let (forwarded, deadline) = within_deadline(forward, timeouts, message).await?;
     note(line, &forwarded);
     receive(forwarded, deadline).map(|response| filtered::answered(backend, response))
 }
@@ -372,23 +434,26 @@ fn note(line: &mut Option<Box<Line>>, forwarded: &Forwarded) {
 }
 
 /// When the rest of an exchange must be over.
-type Deadline = Option<Pin<Box<Sleep>>>;
+pub(super) type Deadline = Option<Pin<Box<Sleep>>>;
 
-/// Bounds the exchange; what is left of the time is for the body.
+/// Bounds the exchange; what is left of the time is for the body, which may be silent for as long as `idle` says. A tunnel has
+/// a bound of its own.
 async fn within_deadline(
     forward: Forward<'_>,
-    timeout: Option<Duration>,
+    (timeout, idle): (Option<Duration>, Option<Duration>),
     message: &mut Message,
 ) -> Result<(Forwarded, Deadline), Fault> {
-    let Some(timeout) = timeout else {
-        return Ok((forward.run(message).await?, None));
+    let mut deadline = timeout.map(|timeout| Box::pin(tokio::time::sleep(timeout)));
+    let mut forwarded = match &mut deadline {
+        None => forward.run(message).await?,
+        Some(deadline) => tokio::select! {
+            biased;
+            forwarded = forward.run(message) => forwarded?,
+            () = deadline.as_mut() => return Err(Fault::new(Kind::RequestTimeout)),
+        },
     };
-    let mut deadline = Box::pin(tokio::time::sleep(timeout));
-    tokio::select! {
-        biased;
-        forwarded = forward.run(message) => Ok((forwarded?, Some(deadline))),
-        () = deadline.as_mut() => Err(Fault::new(Kind::RequestTimeout)),
-    }
+    forwarded.body.may_be_silent(idle);
+    Ok((forwarded, deadline))
 }
 
 /// Receive: the head goes on, the body streams behind it.

@@ -74,6 +74,8 @@ struct Course {
     /// The endpoint whose kept connection turned out to be dead: it gets a new connection before another is picked.
     again: Option<usize>,
     n_retries: usize,
+    /// The next try was waited for already.
+    has_waited: bool,
     last: Fault,
 }
 
@@ -101,7 +103,8 @@ impl Forward<'_> {
     pub(super) async fn run(&self, message: &mut Message) -> Result<Forwarded, Fault> {
         self.service.budget().deposit(self.worker.idx);
         let last = Fault::new(Kind::NoEndpoint);
-        let mut course = Course { tried: Tried::default(), again: None, n_retries: 0, last };
+        let mut course =
+            Course { tried: Tried::default(), again: None, n_retries: 0, has_waited: false, last };
         loop {
             let (picked, freshness) = self.next(&mut course).await?;
             let failed = match self.once(picked, freshness, message, course.n_retries).await {
@@ -122,6 +125,7 @@ impl Forward<'_> {
             }
             if failed.burden == Burden::Charged {
                 tokio::time::sleep(self.retry.wait(course.n_retries)).await;
+                course.has_waited = true;
             }
             course.n_retries += 1;
         }
@@ -156,6 +160,7 @@ impl Forward<'_> {
         if course.n_retries > 0 {
             self.service.stats().retried(self.worker.idx);
         }
+        let has_waited = std::mem::take(&mut course.has_waited);
         let flow = &self.downstream.flow;
         if let Some(picked) = self.service.pick(flow, &course.tried) {
             return Ok((picked, Freshness::Any));
@@ -166,7 +171,9 @@ impl Forward<'_> {
             return Err(course.last);
         }
         course.tried = Tried::default();
-        tokio::time::sleep(retry.wait(course.n_retries)).await;
+        if !has_waited {
+            tokio::time::sleep(retry.wait(course.n_retries - 1)).await;
+        }
         let picked = self.service.pick(flow, &course.tried).ok_or(course.last)?;
         Ok((picked, Freshness::Any))
     }
@@ -311,6 +318,7 @@ fn unopened(cause: &OpenError) -> Kind {
     match cause {
         OpenError::Full => Kind::Overload,
         OpenError::Io(cause) if cause.kind() == io::ErrorKind::AddrNotAvailable => Kind::LocalPorts,
+        OpenError::Io(_) if cause.is_of_node() => Kind::Descriptors,
         OpenError::Io(_) => Kind::Connect,
         OpenError::Handshake(_) => Kind::Handshake,
     }
@@ -361,10 +369,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn running_out_of_ports_is_told_from_an_endpoint_that_refuses() {
+    fn what_this_node_lacks_is_told_from_an_endpoint_that_refuses() {
         // What connect(2) says when every local port towards the address is taken.
         let exhausted = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
         assert_eq!(unopened(&OpenError::Io(exhausted)), Kind::LocalPorts);
+        for cause in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+            let cause = io::Error::from_raw_os_error(cause);
+            assert_eq!(unopened(&OpenError::Io(cause)), Kind::Descriptors);
+        }
         let refused = io::Error::from_raw_os_error(libc::ECONNREFUSED);
         assert_eq!(unopened(&OpenError::Io(refused)), Kind::Connect);
         assert_eq!(unopened(&OpenError::Full), Kind::Overload);

@@ -10,6 +10,7 @@ use http::{
 };
 
 use crate::{
+    h1,
     http::{
         Downstream,
         fault::{Fault, Kind},
@@ -179,6 +180,7 @@ pub fn to_upstream(parts: &mut Parts, onward: &Onward<'_>) -> Result<(), Fault> 
         parts.headers.remove(header::EXPECT);
     }
     let host = onward.host.cloned().or(host);
+    let has_length = keep_length(&mut parts.headers, has_body);
     join_cookies(&mut parts.headers);
     let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
@@ -190,7 +192,7 @@ pub fn to_upstream(parts: &mut Parts, onward: &Onward<'_>) -> Result<(), Fault> 
             let host = host.unwrap_or_else(|| HeaderValue::from_static(""));
             parts.headers.insert(header::HOST, host);
             // Without it the codec takes a request such as GET for one without a body.
-            if has_body && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+            if has_body && !has_length {
                 parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
         }
@@ -211,6 +213,16 @@ pub fn to_upstream(parts: &mut Parts, onward: &Onward<'_>) -> Result<(), Fault> 
     parts.uri = Uri::from_parts(uri).map_err(|_| Fault::new(Kind::BadRequest))?;
     parts.extensions = http::Extensions::new();
     Ok(())
+}
+
+/// Keeps a length that says how a body is framed, and no other one; whether there is one.
+fn keep_length(headers: &mut HeaderMap, has_body: bool) -> bool {
+    let said = headers.get(header::CONTENT_LENGTH).and_then(|value| h1::number(value.as_bytes()));
+    let is_kept = said.is_some_and(|length| has_body || length == 0);
+    if !is_kept {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    is_kept
 }
 
 /// Whether a client takes fields behind a body (RFC 9110, section 10.1.4).
@@ -532,6 +544,28 @@ mod tests {
         assert_eq!(with.headers.get("transfer-encoding").unwrap(), "chunked");
         to_upstream(&mut without, &onward(&downstream, Protocol::Http1, false)).unwrap();
         assert!(!without.headers.contains_key("transfer-encoding"));
+        // Whatever is said of it that nobody can frame it by.
+        for (said, has_body, length, coding) in [
+            ("3", true, Some("3"), None),
+            ("", true, None, Some("chunked")),
+            ("+3", true, None, Some("chunked")),
+            ("0", false, Some("0"), None),
+            ("", false, None, None),
+            ("3", false, None, None),
+        ] {
+            for protocol in [Protocol::Http1, Protocol::Http2] {
+                let mut parts = request();
+                parts.headers.insert("content-length", said.parse().unwrap());
+                to_upstream(&mut parts, &onward(&downstream, protocol, has_body)).unwrap();
+                let coding = coding.filter(|_| protocol == Protocol::Http1);
+                let written = |name| parts.headers.get(name).map(|value| value.to_str().unwrap());
+                assert_eq!(
+                    (written("content-length"), written("transfer-encoding")),
+                    (length, coding),
+                    "{said}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ mod uptake;
 use std::sync::Arc;
 
 use gateway_common::{addr::Protocol, flow::FlowKey};
-use http::{HeaderMap, HeaderValue, request::Parts};
+use http::{HeaderMap, HeaderValue, Version, request::Parts};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -32,14 +32,14 @@ use crate::{
     config::{ClientTimeouts, TraceSettings},
     drain::Tasks,
     http::fault::Language,
-    metrics::Metrics,
+    metrics::{Metrics, shard::RouteStats},
     net::{
         clients::{Clients, Streams},
         proxy_protocol::Ends,
     },
     pool::{own::Own, pace::Terms, registry::Client},
     state::{BindKey, HttpBind, Published, State},
-    tls::client::Identity,
+    tls::{client::Identity, ticket::Scope},
 };
 
 /// What a worker serves with.
@@ -75,7 +75,8 @@ impl Worker {
         Terms {
             stall: self.timeouts.stall,
             bytes_per_second: self.timeouts.bytes_per_second,
-            is_conversation: Language::of(head) == Language::Grpc,
+            // Of gRPC, which nobody speaks over HTTP/1; there a client that is silent cannot be asked whether it still is there.
+            is_conversation: head.version == Version::HTTP_2 && Language::of(head) == Language::Grpc,
         }
     }
 }
@@ -89,6 +90,22 @@ pub enum Scheme {
     Https,
 }
 
+/// What a connection was let in by. When its listener demands something else, or is gone, its requests are not served: their
+/// clients have to come again.
+#[derive(Clone, Debug, Default)]
+pub struct Admitted {
+    scope: Option<Scope>,
+    /// Counts the requests that are turned away, also when the listener is gone.
+    counted: Option<Arc<RouteStats>>,
+}
+
+impl Admitted {
+    /// By what is served at an address now.
+    pub fn by(bind: &HttpBind) -> Self {
+        Self { scope: bind.admission(), counted: Some(Arc::clone(&bind.unmatched)) }
+    }
+}
+
 /// One downstream connection, as its requests see it.
 #[derive(Clone, Debug)]
 pub struct Downstream {
@@ -100,6 +117,8 @@ pub struct Downstream {
     pub flow: FlowKey,
     /// The client's address, for `x-forwarded-for`.
     pub client: HeaderValue,
+    /// What it was let in by.
+    pub admitted: Admitted,
     /// The name that the connection was opened for, lower case; empty when TLS named none, or without TLS.
     pub server_name: Box<str>,
     /// Who the client proved to be; none without a certificate.
@@ -119,7 +138,17 @@ impl Downstream {
         let client = HeaderValue::try_from(peer.ip().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         let own = Arc::new(Own::new(Client { source: peer, destination }));
-        Self { bind, scheme, flow, client, server_name: Box::default(), identity: None, own, streams: None }
+        Self {
+            bind,
+            scheme,
+            flow,
+            client,
+            admitted: Admitted::default(),
+            server_name: Box::default(),
+            identity: None,
+            own,
+            streams: None,
+        }
     }
 
     /// The same, opened for a name by TLS.

@@ -68,6 +68,11 @@ impl<S> Guarded<S> {
 }
 
 impl<S: Taken> Guarded<S> {
+    /// See [`Taken::n_taken`].
+    pub fn n_taken(&self) -> Option<u64> {
+        self.stream.n_taken()
+    }
+
     /// A write that waits for the client must not wait for ever: the codec does not ask a body for its deadline meanwhile.
     fn wait_for_client<T>(
         &mut self,

@@ -22,7 +22,7 @@ use crate::{
     http::{
         Downstream, Worker,
         body::ResponseBody,
-        exchange,
+        exchange::{self, Deadline},
         fault::{Fault, Kind},
         forward::Forwarded,
         header as fields,
@@ -143,10 +143,11 @@ impl Opening {
         Ok(())
     }
 
-    /// What the client gets: a tunnel, or the endpoint's reasons against it. `client` is what it sends meanwhile.
+    /// What the client gets: a tunnel, or the endpoint's reasons against it, which have to be over by `deadline` like any other
+    /// response. `client` is what it sends meanwhile.
     pub(super) fn answer(
         mut self,
-        mut forwarded: Forwarded,
+        (mut forwarded, deadline): (Forwarded, Deadline),
         client: RequestBody,
     ) -> Result<Response<ResponseBody>, Fault> {
         let protocol = forwarded.body.lease().protocol();
@@ -162,7 +163,7 @@ impl Opening {
             return Err(Fault::new(Kind::Protocol));
         }
         if !is_agreed {
-            return exchange::receive(forwarded, None);
+            return exchange::receive(forwarded, deadline);
         }
         let Forwarded { head: mut parts, mut body, .. } = forwarded;
         if let (Wanted::WebSocket { version, key }, false) = (&self.wanted, self.is_raw()) {

@@ -1,14 +1,14 @@
 //! One accept loop: one worker, one address.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    drain::{Drain, Tasks},
+    drain::{Drain, Rounds, Tasks},
     guard::{Refused, Sources},
-    http::{self, Downstream, Scheme, stream::Spoken},
+    http::{self, Admitted, Downstream, Scheme, serve::Serving, stream::Spoken},
     metrics::{
         names::{BindLabels, Limit},
         timeout::ClientTimeout,
@@ -33,7 +33,7 @@ pub(super) struct Loop {
     pub(super) worker: Arc<http::Worker>,
     pub(super) permits: Arc<Semaphore>,
     pub(super) connections: Tasks,
-    pub(super) drain: Drain,
+    pub(super) drain: Rounds,
     pub(super) labels: Arc<BindLabels>,
     pub(super) guard: Option<Arc<Sources>>,
 }
@@ -46,7 +46,7 @@ struct Counted {
 
 /// What becomes of an accepted connection.
 enum Served {
-    Http(Option<Acceptor>),
+    Http(Option<Acceptor>, Admitted),
     Forwarded,
 }
 
@@ -137,7 +137,7 @@ impl Loop {
         counted.accepted.inc();
         let open = counted.open.clone();
         let failures = families.handshake_failures.clone();
-        let (worker, bind, drain) = (Arc::clone(&self.worker), self.bind, self.drain.clone());
+        let (worker, bind, drain) = (Arc::clone(&self.worker), self.bind, self.drain.drain());
         // Shared, because few connections need it.
         let labels = Arc::clone(&self.labels);
         drop(self.connections.spawn("downstream connection", async move {
@@ -168,14 +168,15 @@ async fn serve(
         return Ok(());
     };
     let served = match worker.published.load().binds.get(&bind) {
-        Some(Bind::Http(http)) => Served::Http(http.tls.clone()),
+        Some(Bind::Http(http)) => Served::Http(http.tls.clone(), Admitted::by(http)),
         Some(Bind::Balanced(_) | Bind::Passthrough(_)) => Served::Forwarded,
         None => return Ok(()),
     };
     let streams = Some(place.streams());
-    let downstream = |scheme| Downstream { streams, ..Downstream::new(bind, scheme, ends) };
+    let downstream =
+        |scheme, admitted| Downstream { admitted, streams, ..Downstream::new(bind, scheme, ends) };
     // Each in room of its own: a connection holds what it needs, and not what the largest of them would.
-    let serving = match served {
+    let beginning: Pin<Box<dyn Future<Output = Option<Serving>> + Send>> = match served {
         Served::Forwarded => {
             let Ok(stream) = stream.watched() else { return Ok(()) };
             let terms = tcp::Terms {
@@ -186,11 +187,11 @@ async fn serve(
             Box::pin(tcp::forward(terms, bind, stream, ends)).await;
             return Ok(());
         }
-        Served::Http(None) => {
-            let downstream = Arc::new(downstream(Scheme::Http));
-            Box::pin(http::serve::begin(worker, downstream, stream, None, drain)).await
+        Served::Http(None, admitted) => {
+            let downstream = Arc::new(downstream(Scheme::Http, admitted));
+            Box::pin(http::serve::begin(worker, downstream, stream, None, drain))
         }
-        Served::Http(Some(acceptor)) => {
+        Served::Http(Some(acceptor), admitted) => {
             let accepted = Box::pin(acceptor.accept(stream, worker.timeouts.handshake)).await;
             let accepted = accepted.inspect_err(|cause| {
                 // The kernel's own word for a client that is gone has a number.
@@ -204,13 +205,14 @@ async fn serve(
                 accept::Spoken::Http2 => Spoken::Http2,
             };
             let server_name = accepted.stream.get_ref().1.server_name();
-            let downstream = downstream(Scheme::Https).named(server_name);
+            let downstream = downstream(Scheme::Https, admitted).named(server_name);
             let downstream = Arc::new(Downstream { identity: accepted.identity, ..downstream });
             let (stream, spoken) = (accepted.stream, Some(spoken));
-            Box::pin(http::serve::begin(worker, downstream, stream, spoken, drain)).await
+            Box::pin(http::serve::begin(worker, downstream, stream, spoken, drain))
         }
     };
-    if let Some(serving) = serving {
+    // Out here, where the room of what was made above is not held.
+    if let Some(serving) = beginning.await {
         serving.await;
     }
     Ok(())

@@ -22,7 +22,7 @@ use crate::{
     access,
     clock::Clock,
     config::{ClientSettings, ClientTimeouts, OverloadSettings, TraceSettings},
-    drain::{self, Tasks, Trigger},
+    drain::{self, Rounds, Tasks, Trigger},
     guard::{Refused, Sources},
     http::{self, load::Load},
     kernel::heart::Heart,
@@ -113,7 +113,7 @@ struct Socket {
     /// Ends the accept loop.
     closing: Trigger,
     /// Ends the connections.
-    drain: Trigger,
+    drain: Rounds,
 }
 
 #[derive(Debug)]
@@ -254,8 +254,22 @@ impl Workers {
         }
     }
 
+    /// Lets the connections of every address end that `keep` refuses, and not those that it accepts from now on: to be called
+    /// when the state is published under which they would be let in otherwise.
+    pub fn renew(&self, keep: impl Fn(&BindKey) -> bool) {
+        let binds = self.binds.lock();
+        for socket in binds.iter().filter(|(bind, _)| !keep(bind)).flat_map(|(_, sockets)| sockets) {
+            socket.drain.next();
+        }
+    }
+
     /// Gives up every address that `keep` refuses: to be called when nothing is steered there any more.
     pub fn retire(&self, keep: impl Fn(&BindKey) -> bool) {
+        self.close(keep);
+        self.forget_retired();
+    }
+
+    fn close(&self, keep: impl Fn(&BindKey) -> bool) {
         self.binds.lock().retain(|bind, sockets| {
             let stays = keep(bind);
             if !stays {
@@ -265,17 +279,18 @@ impl Workers {
             }
             stays
         });
-        self.forget_retired();
     }
 
-    /// Forgets what is counted of addresses that were given up, again as long as connections of theirs may count more: to be
-    /// called now and then.
+    /// Forgets what is counted of addresses that were given up, with the last of their connections: to be called now and
+    /// then.
     pub fn forget_retired(&self) {
         self.retired.lock().retain(|(bind, held)| {
             let is_held = held.iter().any(|labels| labels.strong_count() > 0);
-            let labels = Self::labels(*bind);
-            self.metrics.families.forget(&labels, bind.addr);
-            self.metrics.families.guarded.forget(&labels, Refused::ALL.map(Refused::as_str));
+            if !is_held {
+                let labels = Self::labels(*bind);
+                self.metrics.families.forget(&labels, bind.addr);
+                self.metrics.families.guarded.forget(&labels, Refused::ALL.map(Refused::as_str));
+            }
             is_held
         });
     }
@@ -283,7 +298,7 @@ impl Workers {
     /// Stops accepting, lets connections finish, and ends the threads; at most for `deadline`. How many connections were
     /// cut.
     pub async fn drain(mut self, deadline: Duration) -> usize {
-        self.retire(|_| false);
+        self.close(|_| false);
         // First whoever still waits to be let in: until then nobody knows that they are there.
         self.accepting.ended(deadline).await;
         let left = self.connections.ended(deadline).await;
@@ -359,8 +374,12 @@ impl Thread {
 async fn sweep(pools: &Pools, worker: usize) {
     let mut ticks = tokio::time::interval(limits::POOL_IDLE / 4);
     loop {
-        ticks.tick().await;
-        pools.sweep(worker, limits::POOL_IDLE);
+        tokio::select! {
+            _ = ticks.tick() => pools.sweep(worker, limits::POOL_IDLE),
+            () = pools.crowded(worker) => {
+                pools.relieve(worker);
+            }
+        }
     }
 }
 
@@ -386,7 +405,7 @@ fn open(bind: BindKey, place: Place, thread: &Thread) -> io::Result<Socket> {
             (fd, Ready::Udp(tokio::net::UdpSocket::from_std(socket)?))
         }
     };
-    let (closing, drain) = (drain::channel().0, drain::channel().0);
+    let (closing, drain) = (drain::channel().0, Rounds::default());
     let labels = Arc::new(Workers::labels(bind));
     Ok(Socket { fd, ready: Some(ready), labels, is_deferred: false, closing, drain })
 }
@@ -410,7 +429,7 @@ impl Socket {
                     worker: Arc::clone(&thread.worker),
                     permits: Arc::clone(&thread.permits),
                     connections: workers.connections.clone(),
-                    drain: self.drain.drain(),
+                    drain: self.drain.clone(),
                     labels: Arc::clone(&self.labels),
                     guard: workers.guard.clone(),
                 };
@@ -424,7 +443,7 @@ impl Socket {
                     metrics: Arc::clone(&workers.metrics),
                     clock: thread.worker.clock.clone(),
                     tasks: thread.worker.tasks.clone(),
-                    labels: Workers::labels(bind),
+                    labels: Arc::clone(&self.labels),
                     guard: workers.guard.clone(),
                     memory: Arc::clone(&workers.memory),
                 };
@@ -437,6 +456,6 @@ impl Socket {
 
     fn close(&self) {
         self.closing.start();
-        self.drain.start();
+        self.drain.end();
     }
 }

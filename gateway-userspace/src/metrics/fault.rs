@@ -9,6 +9,8 @@ pub enum FaultKind {
     ClientGone,
     /// No connection to an endpoint could be opened.
     Connect,
+    /// This node has no descriptor or memory for another connection to the endpoint.
+    Descriptors,
     /// The endpoint went down while it had the request.
     EndpointDown,
     /// The endpoint and the agent did not agree over TLS.
@@ -39,6 +41,8 @@ pub enum FaultKind {
     Shed,
     /// The client did not send its body in time.
     SlowBody,
+    /// The connection was let in otherwise than its listener lets clients in now, or its listener is gone.
+    Stale,
     /// The time for one try was over.
     TryTimeout,
     /// A method or a protocol change that is not served.
@@ -50,10 +54,11 @@ impl FaultKind {
     pub const COUNT: usize = Self::ALL.len();
 
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::BadRequest,
         Self::ClientGone,
         Self::Connect,
+        Self::Descriptors,
         Self::EndpointDown,
         Self::Handshake,
         Self::HeadTooLarge,
@@ -69,6 +74,7 @@ impl FaultKind {
         Self::RequestTimeout,
         Self::Shed,
         Self::SlowBody,
+        Self::Stale,
         Self::TryTimeout,
         Self::Unsupported,
     ];
@@ -79,6 +85,7 @@ impl FaultKind {
             Self::BadRequest => "bad_request",
             Self::ClientGone => "client_gone",
             Self::Connect => "connect",
+            Self::Descriptors => "descriptors",
             Self::EndpointDown => "endpoint_down",
             Self::Handshake => "handshake",
             Self::HeadTooLarge => "head_too_large",
@@ -94,6 +101,7 @@ impl FaultKind {
             Self::RequestTimeout => "request_timeout",
             Self::Shed => "shed",
             Self::SlowBody => "slow_body",
+            Self::Stale => "stale",
             Self::TryTimeout => "try_timeout",
             Self::Unsupported => "unsupported",
         }

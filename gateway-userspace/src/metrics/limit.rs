@@ -9,6 +9,8 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEn
 pub enum Limit {
     /// Bytes of the access log that wait to be written, in lines that were dropped.
     AccessLog,
+    /// Connections to endpoints of all services.
+    AllUpstreamConnections,
     /// Connections of one client.
     ClientConnections,
     /// Streams of HTTP/2 of one client.
@@ -19,6 +21,8 @@ pub enum Limit {
     Delay,
     /// Events of the kernel that are written to the log.
     Events,
+    /// Idle connections of a worker to all endpoints.
+    IdleConnections,
     /// Interim responses that are passed on.
     Interims,
     /// Memory of the process, in requests that were refused.
@@ -45,13 +49,15 @@ pub enum Limit {
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::AccessLog,
+        Self::AllUpstreamConnections,
         Self::ClientConnections,
         Self::ClientStreams,
         Self::Connections,
         Self::Delay,
         Self::Events,
+        Self::IdleConnections,
         Self::Interims,
         Self::Memory,
         Self::MemoryConnections,
@@ -69,6 +75,7 @@ impl Limit {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::AccessLog => "access_log",
+            Self::AllUpstreamConnections => "all_upstream_connections",
             Self::ClientConnections => "client_connections",
             Self::ClientStreams => "client_streams",
             Self::Connections => "connections",
@@ -77,6 +84,7 @@ impl Limit {
             Self::MemoryConnections => "memory_connections",
             Self::Requests => "requests",
             Self::Events => "events",
+            Self::IdleConnections => "idle_connections",
             Self::Interims => "interims",
             Self::Mirrors => "mirrors",
             Self::Pods => "pods",

@@ -91,7 +91,7 @@ pub struct BindLabels {
 pub struct ProbeLabels {
     /// Name of the service.
     pub service: String,
-    /// `passed`, `refused`, `silent`, `wrong`.
+    /// One of [`Outcome`](crate::health::Outcome).
     pub outcome: &'static str,
 }
 
@@ -251,10 +251,13 @@ impl Families {
         self.open.remove(bind);
         self.misdirected.remove(bind);
         self.handshake_failures.remove(bind);
-        self.handshakes.forget(addr);
-        self.forwarded.forget(addr);
         self.datagrams.forget(bind);
-        self.tunnels.forget(addr);
+        // These are of TCP, whatever else the address is used for.
+        if bind.protocol == "tcp" {
+            self.handshakes.forget(addr);
+            self.forwarded.forget(addr);
+            self.tunnels.forget(addr);
+        }
     }
 
     /// Counts that a bound was reached.

@@ -98,13 +98,7 @@ impl Accepted {
 
     /// Closes it with a reset, and nothing stays behind.
     pub fn reset(self) {
-        let linger = Some(std::time::Duration::ZERO);
-        // Whoever cannot be reset is closed.
-        drop(match &self.state {
-            State::Unwatched(stream) => socket2::SockRef::from(stream).set_linger(linger),
-            State::Watched(stream) => socket2::SockRef::from(stream).set_linger(linger),
-            State::Gone => Ok(()),
-        });
+        self.break_off();
     }
 
     /// Does something at once if nobody watches yet; none when that has to be waited for, which the runtime does from then on.
@@ -148,6 +142,17 @@ impl Taken for Accepted {
             State::Watched(stream) => sys::queued(stream),
             State::Gone => None,
         }
+    }
+
+    /// It is closed with a reset.
+    fn break_off(&self) {
+        let linger = Some(std::time::Duration::ZERO);
+        // Whoever cannot be reset is closed.
+        drop(match &self.state {
+            State::Unwatched(stream) => socket2::SockRef::from(stream).set_linger(linger),
+            State::Watched(stream) => socket2::SockRef::from(stream).set_linger(linger),
+            State::Gone => Ok(()),
+        });
     }
 }
 

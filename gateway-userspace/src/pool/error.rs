@@ -35,3 +35,15 @@ pub enum OpenError {
     /// The endpoint and we did not agree on who we are, or on how to speak.
     Handshake(io::Error),
 }
+
+impl OpenError {
+    /// Whether this node has no descriptor or memory for a connection, wherever it leads.
+    pub fn is_of_node(&self) -> bool {
+        matches!(self, Self::Io(cause) if is_of_node(cause))
+    }
+}
+
+/// Whether this node has no descriptor or memory for a connection, wherever it leads.
+pub fn is_of_node(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}

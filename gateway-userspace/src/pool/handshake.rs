@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -25,7 +25,11 @@ use tokio::{
 use crate::{
     limits,
     metrics::names::Limit,
-    pool::{Lease, Multiplexed, OpenError, Origin, Pool, Wire, http1, http2, link::Link},
+    pool::{
+        Lease, Multiplexed, OpenError, Origin, Pool, Wire, http1, http2,
+        link::{Heard, Link},
+        places::Place,
+    },
 };
 
 /// Bytes that an endpoint may send ahead on one stream of HTTP/2, and on a connection: all streams together, so that
@@ -70,6 +74,7 @@ pub(super) struct Counted {
     total: Arc<AtomicUsize>,
     home: usize,
     driver: u64,
+    _place: Place,
 }
 
 impl Drop for Counted {
@@ -103,6 +108,7 @@ impl Pool {
     {
         let counted = self.count(home)?;
         let link = connect.await?;
+        let (link, n_reads) = Heard::new(link);
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -121,7 +127,7 @@ impl Pool {
             used: Mutex::new(self.shared.clock.now()),
             bound: AtomicUsize::new(limits::UPSTREAM_STREAMS),
         });
-        let connection = Driven::new(connection, &multiplexed);
+        let connection = Driven::new(connection, &multiplexed, n_reads);
         self.drive(counted, connection);
         if let Some(shard) = self.shards.get(home) {
             shard.connections.lock().shared.push(Arc::clone(&multiplexed));
@@ -141,12 +147,16 @@ impl Pool {
             self.shared.families.limit(Limit::UpstreamConnections);
             return Err(OpenError::Full);
         }
+        let place = self.shared.place().map_err(OpenError::Io).inspect_err(|_| {
+            self.total.fetch_sub(1, Ordering::AcqRel);
+        })?;
         self.open.fetch_add(1, Ordering::AcqRel);
         if let Some(shard) = self.shards.get(home) {
             shard.open.fetch_add(1, Ordering::AcqRel);
         }
         let driver = self.next_driver.fetch_add(1, Ordering::Relaxed);
-        Ok(Counted { pool: Arc::downgrade(self), total: Arc::clone(&self.total), home, driver })
+        let (pool, total) = (Arc::downgrade(self), Arc::clone(&self.total));
+        Ok(Counted { pool, total, home, driver, _place: place })
     }
 
     /// Runs a connection on this worker until it ends, or until the endpoint goes down.
@@ -190,8 +200,9 @@ impl Pool {
     fn cut(&self) {
         // From now on a new connection gets a new watcher.
         *self.watcher.lock() = None;
-        for shard in &self.shards {
+        for (home, shard) in self.shards.iter().enumerate() {
             let mut connections = shard.connections.lock();
+            self.shared.kept.remove(home, connections.idle.len());
             connections.idle.clear();
             connections.shared.clear();
         }
@@ -203,37 +214,64 @@ impl Pool {
 
 /// A connection of HTTP/2 that tells its pool what it can carry, and asks a silent endpoint whether it still is there.
 struct Driven {
-    connection: Connection<Link, Bytes>,
+    connection: Connection<Heard, Bytes>,
     told: Weak<Multiplexed>,
+    /// How often the endpoint was heard.
+    n_reads: Arc<AtomicU64>,
     pings: Option<PingPong>,
     /// When to ask, or when the answer is due.
     next: Pin<Box<Sleep>>,
+    presence: Presence,
+}
+
+/// Whether an endpoint is still there.
+#[derive(Debug, Default)]
+struct Presence {
     is_asked: bool,
+    /// How often it had been heard at the last look.
+    n_reads: u64,
+}
+
+impl Presence {
+    /// When its time is over: how long it has from now on; none when nobody is there.
+    fn look(&mut self, n_reads: u64, ask: impl FnOnce() -> bool) -> Option<Duration> {
+        let is_heard = std::mem::replace(&mut self.n_reads, n_reads) != n_reads;
+        if self.is_asked {
+            // The answer may stand behind much else that it has to say, over a slow link.
+            return is_heard.then_some(PING_TIMEOUT);
+        }
+        self.is_asked = ask();
+        Some(if self.is_asked { PING_TIMEOUT } else { PING_INTERVAL })
+    }
 }
 
 impl Driven {
-    fn new(mut connection: Connection<Link, Bytes>, multiplexed: &Arc<Multiplexed>) -> Self {
+    fn new(
+        mut connection: Connection<Heard, Bytes>,
+        multiplexed: &Arc<Multiplexed>,
+        n_reads: Arc<AtomicU64>,
+    ) -> Self {
         let pings = connection.ping_pong();
         let next = Box::pin(tokio::time::sleep(PING_INTERVAL));
-        Self { connection, told: Arc::downgrade(multiplexed), pings, next, is_asked: false }
+        let told = Arc::downgrade(multiplexed);
+        Self { connection, told, n_reads, pings, next, presence: Presence::default() }
     }
 
     /// Ready when the endpoint does not answer.
     fn poll_silence(&mut self, multiplexed: &Multiplexed, cx: &mut Context<'_>) -> Poll<()> {
         let Some(pings) = &mut self.pings else { return Poll::Pending };
-        if self.is_asked && pings.poll_pong(cx).is_ready() {
-            self.is_asked = false;
+        if self.presence.is_asked && pings.poll_pong(cx).is_ready() {
+            self.presence.is_asked = false;
             self.next.as_mut().reset(Instant::now() + PING_INTERVAL);
         }
         while self.next.as_mut().poll(cx).is_ready() {
-            if self.is_asked {
-                return Poll::Ready(());
+            // Nobody waits for one without streams: the sweep ends it, or its own end.
+            let ask =
+                || multiplexed.streams.load(Ordering::Acquire) > 0 && pings.send_ping(Ping::opaque()).is_ok();
+            match self.presence.look(self.n_reads.load(Ordering::Relaxed), ask) {
+                Some(wait) => self.next.as_mut().reset(Instant::now() + wait),
+                None => return Poll::Ready(()),
             }
-            // Nobody waits for it: the sweep ends it, or its own end.
-            let is_idle = multiplexed.streams.load(Ordering::Acquire) == 0;
-            self.is_asked = !is_idle && pings.send_ping(Ping::opaque()).is_ok();
-            let wait = if self.is_asked { PING_TIMEOUT } else { PING_INTERVAL };
-            self.next.as_mut().reset(Instant::now() + wait);
         }
         Poll::Pending
     }
@@ -266,5 +304,21 @@ impl Drop for Driven {
         if let Some(multiplexed) = self.told.upgrade() {
             multiplexed.is_closed.store(true, Ordering::Release);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_says_anything_has_time_to_answer() {
+        let mut presence = Presence::default();
+        assert_eq!(presence.look(7, || false), Some(PING_INTERVAL));
+        assert_eq!(presence.look(7, || true), Some(PING_TIMEOUT));
+        assert_eq!(presence.look(8, || true), Some(PING_TIMEOUT));
+        assert_eq!(presence.look(8, || true), None);
+        presence.is_asked = false;
+        assert_eq!(presence.look(8, || true), Some(PING_TIMEOUT));
     }
 }

@@ -100,11 +100,13 @@ pub(super) async fn send(
         connection: Some(connection),
         upload: Upload::new(&parts.headers, body.take()),
         pieces: 0,
+        n_uploaded: 0,
         is_broken: false,
         is_reusable: false,
         rest: Rest::End,
         read_bytes: READ_BYTES,
         tunnel: None,
+        awaits_continue: parts.headers.contains_key(header::EXPECT),
     };
     if let Some(connection) = &mut receiving.connection {
         let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
@@ -136,6 +138,8 @@ pub(super) async fn send(
 struct Upload {
     body: RequestBody,
     form: out::Body,
+    /// Bytes that were read so far.
+    n_bytes: u64,
 }
 
 impl Upload {
@@ -144,7 +148,7 @@ impl Upload {
             return None;
         }
         let length = fields.get(header::CONTENT_LENGTH).and_then(|value| crate::h1::number(value.as_bytes()));
-        Some(Self { body, form: length.map_or(out::Body::Chunked, out::Body::Length) })
+        Some(Self { body, form: length.map_or(out::Body::Chunked, out::Body::Length), n_bytes: 0 })
     }
 
     /// The next piece; true at the end.
@@ -152,7 +156,10 @@ impl Upload {
         Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             None if out.end(self.form, None) => Ok(true),
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => out.data(&mut self.form, data).map(|()| false).map_err(|_| SendError::Body),
+                Ok(data) => {
+                    self.n_bytes += u64::try_from(data.len()).unwrap_or(0);
+                    out.data(&mut self.form, data).map(|()| false).map_err(|_| SendError::Body)
+                }
                 Err(frame) if out.end(self.form, frame.trailers_ref()) => Ok(true),
                 Err(_) => Err(SendError::Body),
             },
@@ -170,6 +177,8 @@ pub struct Receiving {
     upload: Option<Upload>,
     /// Pieces of the upload that were taken so far.
     pieces: u64,
+    /// Bytes of the upload that were read so far.
+    n_uploaded: u64,
     /// The endpoint takes no more of the request; its answer may still come.
     is_broken: bool,
     is_reusable: bool,
@@ -177,6 +186,8 @@ pub struct Receiving {
     read_bytes: usize,
     /// None as long as HTTP is spoken.
     tunnel: Option<Tunnel>,
+    /// The client was promised a word of the endpoint before it sends its body, and there was none.
+    awaits_continue: bool,
 }
 
 /// The way to the endpoint of a tunnel.
@@ -225,7 +236,7 @@ impl Receiving {
     /// HTTP is over: what follows are the bytes of both sides.
     pub(super) fn open(&mut self, client: RequestBody) {
         self.retire();
-        self.upload = Some(Upload { body: client, form: out::Body::UntilClose });
+        self.upload = Some(Upload { body: client, form: out::Body::UntilClose, n_bytes: 0 });
         self.rest = Rest::UntilClose;
         self.tunnel = Some(Tunnel::Open);
     }
@@ -241,11 +252,13 @@ impl Receiving {
             connection: Some(connection),
             upload: None,
             pieces: 0,
+            n_uploaded: 0,
             is_broken: false,
             is_reusable: false,
             rest: Rest::UntilClose,
             read_bytes: READ_BYTES,
             tunnel: None,
+            awaits_continue: false,
         }
     }
 
@@ -282,6 +295,7 @@ impl Receiving {
                 if answer.parts.status.is_informational()
                     && answer.parts.status != StatusCode::SWITCHING_PROTOCOLS
                 {
+                    self.awaits_continue &= answer.parts.status != StatusCode::CONTINUE;
                     interim.pass(answer.parts);
                     continue;
                 }
@@ -304,9 +318,13 @@ impl Receiving {
         }
     }
 
-    /// Whether the endpoint has everything that the client has sent so far, and the client is to send more.
+    /// Whether the endpoint has everything that the client has sent so far, and the client is to send more. One that was
+    /// promised a word of the endpoint before may wait for that (RFC 9110, section 10.1.1).
     fn waits_for_client(&self) -> bool {
-        self.upload.is_some() && self.connection.as_ref().is_some_and(|connection| connection.out.is_empty())
+        let is_promised = self.awaits_continue && self.pieces == 0;
+        self.upload.is_some()
+            && !is_promised
+            && self.connection.as_ref().is_some_and(|connection| connection.out.is_empty())
     }
 
     /// Writes what can be written now. An endpoint that takes no more may have answered already.
@@ -321,6 +339,7 @@ impl Receiving {
                 match upload.poll(out, cx) {
                     Poll::Ready(done) => {
                         self.pieces = self.pieces.wrapping_add(1);
+                        self.n_uploaded = upload.n_bytes;
                         if done? {
                             self.upload = None;
                         }
@@ -344,7 +363,7 @@ impl Receiving {
     /// See [`Incoming::poll_upload`](super::incoming::Incoming::poll_upload).
     pub(super) fn drive_upload(&mut self, cx: &mut Context<'_>) -> Result<u64, BoxError> {
         match self.poll_upload(cx) {
-            Ok(()) => Ok(self.pieces),
+            Ok(()) => Ok(self.n_uploaded),
             Err(SendError::Stalled) => Err(Box::new(Stalled)),
             Err(_) => Err(BoxError::from(BrokenOff)),
         }

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, SendStream, client::SendRequest};
-use http::{Method, Request, Response, request::Parts};
+use http::{Method, Request, Response, StatusCode, header, request::Parts};
 use http_body::{Body, Frame, SizeHint};
 
 use crate::{
@@ -134,16 +134,20 @@ pub(super) async fn send(
         upload = Some(Sending::new(body.take(), stream));
     }
     let mut pieces = None;
+    // A client that was promised a word of the endpoint before it sends may wait for that (RFC 9110, section 10.1.1).
+    let mut is_promised = head.headers.contains_key(header::EXPECT);
     let head = poll_fn(|cx| {
         if let Err(error) = poll_upload(&mut upload, cx) {
             return Poll::Ready(Err(Failed::of_stream(error)));
         }
         let now = upload.as_ref().map(Sending::pieces);
-        if now != pieces || upload.as_ref().is_some_and(|upload| !upload.is_blocked()) {
+        is_promised &= pieces.is_none() || now == pieces;
+        if now != pieces || !is_promised && upload.as_ref().is_some_and(|upload| !upload.is_blocked()) {
             pieces = now;
             patience.renew();
         }
         while let Poll::Ready(Some(Ok(head))) = response.poll_informational(cx) {
+            is_promised &= head.status() != StatusCode::CONTINUE;
             interim.pass(head.into_parts().0);
         }
         match Pin::new(&mut response).poll(cx) {
@@ -205,7 +209,7 @@ impl Receiving {
     /// See [`Incoming::poll_upload`](super::incoming::Incoming::poll_upload).
     pub(super) fn drive_upload(&mut self, cx: &mut Context<'_>) -> Result<u64, BoxError> {
         match poll_upload(&mut self.upload, cx) {
-            Ok(()) => Ok(self.upload.as_ref().map_or(u64::MAX, Sending::pieces)),
+            Ok(()) => Ok(self.upload.as_ref().map_or(0, Sending::n_bytes)),
             Err(SendError::Stalled) => Err(Box::new(Stalled)),
             Err(_) => Err("the request broke off".into()),
         }

@@ -54,7 +54,8 @@ impl Incoming {
         }
     }
 
-    /// Drives what is still to be written of the request; returns what changes whenever that goes on.
+    /// Drives what is still to be written of the request; returns how many bytes of it went on so far, or nothing when it is
+    /// over.
     ///
     /// # Errors
     /// As those of the body: what is written of the request broke off.

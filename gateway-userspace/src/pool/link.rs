@@ -4,6 +4,10 @@ use std::{
     fmt, io,
     os::fd::{AsRawFd as _, RawFd},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -40,6 +44,61 @@ impl Link {
             Self::Plain(stream) => stream.as_raw_fd(),
             Self::Secured(_, socket) => *socket,
         }
+    }
+}
+
+/// A link whose owner knows how often something came over it.
+#[derive(Debug)]
+pub(super) struct Heard {
+    link: Link,
+    n_reads: Arc<AtomicU64>,
+}
+
+impl Heard {
+    /// With nothing heard yet, and the count of what will be.
+    pub(super) fn new(link: Link) -> (Self, Arc<AtomicU64>) {
+        let n_reads = Arc::default();
+        (Self { link, n_reads: Arc::clone(&n_reads) }, n_reads)
+    }
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.link).poll_read(cx, bytes);
+        if read.is_ready() {
+            self.n_reads.fetch_add(1, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.link).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.link).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.link.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.link).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.link).poll_shutdown(cx)
     }
 }
 

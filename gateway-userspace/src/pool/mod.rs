@@ -15,9 +15,11 @@ mod http1;
 mod http2;
 pub mod incoming;
 pub mod interim;
+pub mod kept;
 pub mod link;
 pub mod own;
 pub mod pace;
+pub mod places;
 pub mod registry;
 pub mod stream;
 
@@ -38,11 +40,10 @@ use http::{Response, request::Parts};
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 
-pub use crate::pool::error::{OpenError, SendError};
+pub use crate::pool::error::{OpenError, SendError, is_of_node};
 use crate::{
     endpoint::Endpoint,
     limits,
-    metrics::names::Limit,
     pool::{
         body::RequestBody,
         handshake::Driver,
@@ -237,7 +238,9 @@ impl Pool {
         let home = worker % self.shards.len();
         let Some(shard) = self.shards.get(home) else { return Err(OpenError::Full) };
         match self.key.manner.protocol {
-            Protocol::Http1 => self.open_http1(home, connect).await,
+            Protocol::Http1 => {
+                self.open_http1(home, connect).await.inspect_err(|cause| self.note(home, cause))
+            }
             Protocol::Http2 => {
                 let failures = shard.failures.load(Ordering::Acquire);
                 let _turn = shard.opening.lock().await;
@@ -256,6 +259,7 @@ impl Pool {
                 }
                 let opened = self.open_http2(home, connect).await;
                 if let Err(cause) = &opened {
+                    self.note(home, cause);
                     let kind = u64::from(matches!(cause, OpenError::Handshake(_)));
                     // Whoever has the turn is the only writer.
                     shard.failures.store(((now | HANDSHAKE_FAILED) + 1) | kind, Ordering::Release);
@@ -282,22 +286,15 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle in this worker's shard for longer than `limit`.
-    pub fn sweep(&self, worker: usize, limit: Duration) {
-        let Some(shard) = self.shards.get(worker) else { return };
-        let now = self.shared.clock.now();
-        let mut connections = shard.connections.lock();
-        connections.idle.retain_mut(|idle| now.duration_since(idle.since) < limit && idle.connection.rest());
-        connections.shared.retain(|connection| {
-            let busy = connection.streams.load(Ordering::Acquire) > 0;
-            !connection.is_closed() && (busy || now.duration_since(*connection.used.lock()) < limit)
-        });
-    }
-
     fn take(self: &Arc<Self>, home: usize, origin: Origin) -> Option<Lease> {
         let mut connections = self.shards.get(home)?.connections.lock();
         let wire = match self.key.manner.protocol {
-            Protocol::Http1 => Wire::Http1(connections.pop()?),
+            Protocol::Http1 => {
+                let n_before = connections.idle.len();
+                let popped = connections.pop();
+                self.shared.kept.remove(home, n_before - connections.idle.len());
+                Wire::Http1(popped?)
+            }
             Protocol::Http2 => {
                 let connection = connections.share()?;
                 Wire::Http2(connection.sender.clone(), connection)
@@ -306,24 +303,15 @@ impl Pool {
         drop(connections);
         Some(Lease { pool: Arc::clone(self), home, wire, origin })
     }
-
-    fn put(&self, home: usize, connection: Box<Connection>) {
-        let Some(shard) = self.shards.get(home) else { return };
-        let since = self.shared.clock.now();
-        let mut connections = shard.connections.lock();
-        if connections.idle.len() >= limits::POOL_IDLE_CONNECTIONS {
-            // The oldest one goes: it is the likeliest to be closed by the endpoint soon.
-            drop(connections.idle.remove(0));
-            self.shared.families.limit(Limit::PoolIdle);
-        }
-        connections.idle.push(Idle { connection, since });
-    }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         if let Some(watcher) = self.watcher.get_mut().take() {
             watcher.abort();
+        }
+        for (home, shard) in self.shards.iter_mut().enumerate() {
+            self.shared.kept.remove(home, shard.connections.get_mut().idle.len());
         }
     }
 }
@@ -354,6 +342,11 @@ impl Connections {
 impl Multiplexed {
     fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Since when it carries no stream.
+    fn idle_since(&self) -> Option<Instant> {
+        (self.streams.load(Ordering::Acquire) == 0).then(|| *self.used.lock())
     }
 }
 

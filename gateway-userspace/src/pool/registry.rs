@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     net::SocketAddr,
     sync::{Arc, Weak},
     time::Duration,
@@ -13,8 +14,16 @@ use crate::{
     clock::Clock,
     drain::Tasks,
     endpoint::{Endpoint, EndpointId},
-    metrics::names::{Families, PoolSample},
-    pool::{Pool, Protocol},
+    limits::Share,
+    metrics::{
+        limit::Limit,
+        names::{Families, PoolSample},
+    },
+    pool::{
+        Pool, Protocol,
+        kept::{self, Kept},
+        places::{Place, Places},
+    },
 };
 
 /// What makes two connections exchangeable.
@@ -64,6 +73,37 @@ pub struct Shared {
     pub clock: Clock,
     /// Counts bounds that are reached.
     pub families: Families,
+    /// Counts idle connections.
+    pub kept: Kept,
+    /// Counts connections, idle or not.
+    pub places: Places,
+}
+
+impl Shared {
+    /// For so many workers, each of which has this share.
+    pub fn new((n_shards, share): (usize, Share), tasks: &Tasks, clock: &Clock, families: &Families) -> Self {
+        let n_shards = n_shards.max(1);
+        Self {
+            n_shards,
+            tasks: tasks.clone(),
+            clock: clock.clone(),
+            families: families.clone(),
+            kept: Kept::new(n_shards, share.idle_upstream()),
+            places: Places::new(n_shards.saturating_mul(share.upstream)),
+        }
+    }
+
+    /// A place for a connection, whatever endpoint it leads to. When there is none, the oldest idle ones make room for whoever
+    /// comes next.
+    ///
+    /// # Errors
+    /// As of a process that has no descriptor left.
+    pub(super) fn place(&self) -> io::Result<Place> {
+        self.places.take().inspect_err(|_| {
+            self.families.limit(Limit::AllUpstreamConnections);
+            self.kept.relieve_all();
+        })
+    }
 }
 
 /// All pools.
@@ -77,7 +117,7 @@ pub struct Pools {
 impl Pools {
     /// None yet.
     pub fn new(shared: Shared) -> Self {
-        Self { shared: Shared { n_shards: shared.n_shards.max(1), ..shared }, pools: Mutex::default() }
+        Self { shared, pools: Mutex::default() }
     }
 
     /// The pool of an endpoint: the one there is, or a new one.
@@ -114,6 +154,39 @@ impl Pools {
             pool.sweep(worker, limit);
         }
         self.pools.lock().retain(|_, pool| pool.strong_count() > 0);
+    }
+
+    /// A place for a connection that is in no pool; see [`Shared::place`].
+    ///
+    /// # Errors
+    /// As of a process that has no descriptor left.
+    pub fn place(&self) -> io::Result<Place> {
+        self.shared.place()
+    }
+
+    /// Resolves when [`Pools::relieve`] should be called.
+    pub async fn crowded(&self, worker: usize) {
+        self.shared.kept.crowded(worker).await;
+    }
+
+    /// Closes the oldest idle connections of this worker, whatever endpoints they lead to and whatever is spoken on them;
+    /// whether there were any.
+    pub fn relieve(&self, worker: usize) -> bool {
+        let pools = self.live();
+        let mut all = Vec::new();
+        for pool in &pools {
+            pool.idle_since(worker, &mut all);
+        }
+        let Some((mut n_left, last)) = kept::oldest(all) else { return false };
+        for pool in pools {
+            n_left -= pool.give_up(worker, last, n_left);
+        }
+        true
+    }
+
+    /// Like [`Pools::relieve`], at once and for whoever has no place: looks at nothing where nothing is idle.
+    pub fn make_room(&self, worker: usize) -> bool {
+        self.shared.kept.count(worker) > 0 && self.relieve(worker)
     }
 
     /// Counts per service.

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use futures_util::FutureExt as _;
 use http::Request;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -16,7 +17,7 @@ use crate::{
     endpoint::{EndpointId, Health, Registry},
     metrics::names::Families,
     name::ServiceName,
-    pool::registry::Pools,
+    pool::{kept::Kept, places::Places, registry::Pools},
 };
 
 struct Bench {
@@ -25,6 +26,9 @@ struct Bench {
     clock: Clock,
     addr: SocketAddr,
 }
+
+/// Idle connections of each worker.
+const KEPT: usize = 2 * limits::POOL_IDLE_CONNECTIONS;
 
 /// A pool of two shards before an endpoint that answers `ok` to whatever it reads.
 async fn bench() -> Bench {
@@ -42,7 +46,8 @@ async fn bench() -> Bench {
     });
     let clock = Clock::driven();
     let (tasks, families) = (Tasks::default(), Families::default());
-    let pools = Pools::new(Shared { n_shards: 2, tasks, clock: clock.clone(), families });
+    let (kept, places) = (Kept::new(2, KEPT), Places::new(KEPT));
+    let pools = Pools::new(Shared { n_shards: 2, tasks, clock: clock.clone(), families, kept, places });
     let endpoint = Registry::default().resolve(&EndpointId { service: ServiceName::new("s"), addr });
     Bench { pool: pools.resolve(&endpoint, Protocol::Http1.into()), pools, clock, addr }
 }
@@ -117,6 +122,108 @@ async fn no_more_idle_connections_are_kept_than_the_bound() {
         bench.exchange(lease).await;
     }
     assert_eq!(bench.pool.idle_count(), limits::POOL_IDLE_CONNECTIONS);
+}
+
+#[tokio::test]
+async fn the_oldest_idle_connections_of_all_endpoints_go_when_there_are_too_many() {
+    let Bench { pool, pools, clock, addr } = bench().await;
+    let kept = Kept::new(2, 16);
+    let shared = Shared { kept: kept.clone(), ..pool.shared.clone() };
+    drop((pool, pools));
+    let (pools, registry) = (Pools::new(shared), Registry::default());
+    let all: Vec<_> = (0..40)
+        .map(|idx| {
+            let id = EndpointId { service: ServiceName::new(&format!("s{idx}")), addr };
+            pools.resolve(&registry.resolve(&id), Protocol::Http1.into())
+        })
+        .collect();
+    for pool in &all {
+        let bench = Bench {
+            pool: Arc::clone(pool),
+            pools: Pools::new(pool.shared.clone()),
+            clock: clock.clone(),
+            addr,
+        };
+        bench.exchange(bench.open(0).await).await;
+        clock.advance(Duration::from_millis(1));
+        // As the worker does.
+        if kept.crowded(0).now_or_never().is_some() {
+            pools.relieve(0);
+        }
+    }
+    let idle: Vec<usize> = all.iter().map(|pool| pool.idle_count()).collect();
+    let n_idle: usize = idle.iter().sum();
+    assert!((14..=18).contains(&n_idle), "{idle:?}");
+    assert!(idle.is_sorted(), "the oldest went: {idle:?}");
+    // Whatever takes them out of a pool is counted.
+    assert_eq!(kept.count(0), n_idle);
+    drop(all[39].reuse(0).unwrap());
+    pools.sweep(0, Duration::from_millis(3));
+    all[38].endpoint().set_health(Health::Down);
+    drop((all, pools));
+    eventually_none(&kept).await;
+}
+
+#[tokio::test]
+async fn idle_connections_make_room_where_the_node_has_none() {
+    let bench = bench().await;
+    let (a, b) = (bench.open(0).await, bench.open(0).await);
+    bench.exchange(a).await;
+    bench.exchange(b).await;
+    let kept = &bench.pool.shared.kept;
+    for (cause, is_of_node) in [(libc::ECONNREFUSED, false), (libc::EMFILE, true)] {
+        let lacking = async { Err(OpenError::Io(io::Error::from_raw_os_error(cause))) };
+        bench.pool.open(0, lacking).await.unwrap_err();
+        assert_eq!(kept.crowded(0).now_or_never().is_some(), is_of_node);
+    }
+    bench.pools.relieve(0);
+    assert_eq!((bench.pool.idle_count(), kept.count(0)), (1, 1));
+}
+
+#[tokio::test]
+async fn all_pools_together_have_so_many_connections_and_idle_ones_make_room() {
+    let Bench { pool, addr, .. } = bench().await;
+    let pools = Pools::new(Shared { places: Places::new(2), ..pool.shared.clone() });
+    let registry = Registry::default();
+    let [one, other] = [(1, Protocol::Http1), (2, Protocol::Http2)].map(|(n, protocol)| {
+        let id = EndpointId { service: ServiceName::new(&format!("s{n}")), addr };
+        pools.resolve(&registry.resolve(&id), protocol.into())
+    });
+    let (first, second) =
+        (one.open(0, connect(addr)).await.unwrap(), other.open(1, connect(addr)).await.unwrap());
+    for (pool, worker) in [(&one, 0), (&other, 0)] {
+        let refused = pool.open(worker, connect(addr)).await.unwrap_err();
+        assert!(refused.is_of_node(), "{refused:?}");
+    }
+    assert_eq!((one.open_count(), other.open_count()), (1, 1), "nothing is left of what was refused");
+    assert_eq!(one.total.load(Ordering::Relaxed), 1);
+    // Every worker may have what another one lacks.
+    for worker in [0, 1] {
+        assert!(pools.crowded(worker).now_or_never().is_some(), "{worker}");
+    }
+    assert!(!pools.relieve(0) && !pools.relieve(1), "all are busy");
+    first.give_back();
+    assert!(pools.make_room(0) && !pools.make_room(0));
+    let first = one.open(0, connect(addr)).await.unwrap();
+    // One that carries many streams is idle when it carries none.
+    second.give_back();
+    assert!(pools.relieve(1));
+    while other.open_count() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let second = one.open(1, connect(addr)).await.unwrap();
+    drop((first, second));
+    assert_eq!(one.open_count(), 0);
+}
+
+async fn eventually_none(kept: &Kept) {
+    for _ in 0..100 {
+        if kept.count(0) == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(kept.count(0), 0);
 }
 
 #[tokio::test]

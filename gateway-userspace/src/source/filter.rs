@@ -92,9 +92,10 @@ fn edits(view: &View<'_>) -> Edits {
 
 /// A field that a filter may change: not one that frames the message or belongs to the connection.
 fn field_name(text: &str) -> Result<HeaderName, Wrong> {
-    const FRAMING: [&str; 10] = [
+    const FRAMING: [&str; 11] = [
         "connection",
         "content-length",
+        "expect",
         "host",
         "keep-alive",
         "proxy-connection",

@@ -20,6 +20,7 @@ use crate::{
         connect,
         proxy_protocol::{self, Ends},
     },
+    pool::places::Place,
     state::{Balanced, Bind, BindKey, Published},
     tcp::copy::{Broken, Copied},
     tls::hello::{Peek, Seen},
@@ -77,7 +78,7 @@ async fn run(terms: Terms<'_>, bind: BindKey, mut client: TcpStream, ends: &Ends
         }
         return ForwardOutcome::NoRoute;
     };
-    let Some((mut stream, active)) = open(&balanced, bind, ends, &hello).await else {
+    let Some((mut stream, (active, _place))) = open(&balanced, bind, ends, &hello).await else {
         refuse(&client);
         return ForwardOutcome::NoEndpoint;
     };
@@ -144,8 +145,14 @@ fn find(published: &Published, bind: BindKey, name: Option<&str>) -> Option<Arc<
 }
 
 /// A connection to the endpoint of the flow, to the next one when it cannot be opened; with what has to stand at its
-/// beginning.
-async fn open(balanced: &Balanced, bind: BindKey, ends: &Ends, hello: &[u8]) -> Option<(TcpStream, Active)> {
+/// beginning, and with what it is counted by as long as it is open.
+async fn open(
+    balanced: &Balanced,
+    bind: BindKey,
+    ends: &Ends,
+    hello: &[u8],
+) -> Option<(TcpStream, (Active, Place))> {
+    let place = balanced.pools.place().ok()?;
     let flow = balanced.flow(ends.source, bind.addr, Protocol::TCP);
     let mut tried = Tried::default();
     for _ in 0..limits::TRIES {
@@ -159,7 +166,7 @@ async fn open(balanced: &Balanced, bind: BindKey, ends: &Ends, hello: &[u8]) -> 
         match begin(endpoint.addr(), balanced, &start).await {
             Ok(stream) => {
                 endpoint.attempted(false);
-                return Some((stream, endpoint.begin()));
+                return Some((stream, (endpoint.begin(), place)));
             }
             Err(cause) => {
                 if connect::is_of_peer(&cause) {

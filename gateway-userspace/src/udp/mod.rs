@@ -81,7 +81,7 @@ pub struct Forwarder {
     /// Runs the replies.
     pub tasks: Tasks,
     /// Whose numbers they are.
-    pub labels: BindLabels,
+    pub labels: Arc<BindLabels>,
     /// What is remembered of sources, where no kernel program guards the address.
     pub guard: Option<Arc<Sources>>,
     /// Says when memory is scarce: then no flow begins.
@@ -118,7 +118,7 @@ struct Flow {
     replies: AbortHandle,
     open: Gauge,
     fit: Fit,
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 /// When a flow was last known to be where it may be: for as long as both stand still, it is.
@@ -246,7 +246,9 @@ impl Forwarder {
         if fits != Some(true) {
             table.remove(&key);
             let number = table.number();
-            let flow = self.begin(downstream, balanced, (key, number))?;
+            // Connections may have them all.
+            let Some(place) = self.place(&mut table) else { return Ok(()) };
+            let flow = self.begin(downstream, balanced, (key, number), place)?;
             if fits.is_none() {
                 downstream.accepted.inc();
             }
@@ -274,18 +276,27 @@ impl Forwarder {
         }
     }
 
+    /// A place for a new flow where flows take those of connections: a free one, or that of the oldest flow, which ends.
+    /// None when no flow has any.
+    #[expect(clippy::option_option, reason = "whether there is a place, and whether one is needed")]
+    fn place(&self, table: &mut Table<Flow>) -> Option<Option<OwnedSemaphorePermit>> {
+        let Some(places) = &self.flows.places else { return Some(None) };
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return Some(Some(place));
+        }
+        self.metrics.families.limit(Limit::UdpFlows);
+        // Not given back in between: somebody may be waiting for it.
+        table.take_oldest().and_then(|mut flow| flow.place.take()).map(Some)
+    }
+
     /// A new flow to the endpoint that the kernel would pick.
     fn begin(
         &self,
         downstream: &Arc<Downstream>,
         balanced: &Arc<Balanced>,
         (key, number): (Key, u64),
+        place: Option<OwnedSemaphorePermit>,
     ) -> Result<Flow, Lost> {
-        let place = self.flows.places.clone().map(Semaphore::try_acquire_owned).transpose();
-        let place = place.map_err(|_| {
-            self.metrics.families.limit(Limit::UdpFlows);
-            Lost { loss: Loss::NoSocket, cause: None }
-        })?;
         let picked = balanced.flow(key.client, self.bind.addr, Protocol::UDP);
         let member = balanced.balancer.pick(&picked, &Tried::default());
         let member = member.and_then(|idx| balanced.balancer.members().get(idx)).ok_or(Lost::NO_ENDPOINT)?;
@@ -313,7 +324,7 @@ impl Forwarder {
             open: downstream.open.clone(),
             // Whatever has changed since it was picked is looked at with the next datagram.
             fit: Fit { balanced: Weak::new(), epoch: 0 },
-            _place: place,
+            place,
         })
     }
 }

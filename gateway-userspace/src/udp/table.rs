@@ -45,9 +45,8 @@ impl<F> Table<F> {
     pub(super) fn insert(&mut self, key: Key, number: u64, flow: F) -> usize {
         self.remove(&key);
         let mut n_ended = 0;
-        while self.flows.len() >= self.most {
-            let Some((oldest, number)) = self.order.pop_front() else { break };
-            n_ended += usize::from(self.end(&oldest, number));
+        while self.flows.len() >= self.most && self.take_oldest().is_some() {
+            n_ended += 1;
         }
         self.flows.insert(key, (number, flow));
         self.order.push_back((key, number));
@@ -56,6 +55,16 @@ impl<F> Table<F> {
             order.retain(|(key, number)| flows.get(key).is_some_and(|(own, _)| own == number));
         }
         n_ended
+    }
+
+    /// Takes the oldest flow out.
+    pub(super) fn take_oldest(&mut self) -> Option<F> {
+        while let Some((key, number)) = self.order.pop_front() {
+            if self.flows.get(&key).is_some_and(|(own, _)| *own == number) {
+                return self.flows.remove(&key).map(|(_, flow)| flow);
+            }
+        }
+        None
     }
 
     /// Forgets a client's flow.
@@ -119,6 +128,15 @@ mod tests {
         assert!(!table.end(&again, first), "its flow is another one now");
         assert_eq!(begin(&mut table, third).1, 1);
         assert_eq!(there(&mut table, &[again, other, third]), [true, false, true]);
+    }
+
+    #[test]
+    fn the_oldest_that_is_left_is_taken() {
+        let mut table = Table::new(4);
+        let keys = [key(1, 1), key(1, 2), key(1, 3)];
+        let numbers = keys.map(|key| begin(&mut table, key).0);
+        assert!(table.end(&keys[0], numbers[0]));
+        assert_eq!([table.take_oldest(), table.take_oldest(), table.take_oldest()], [Some(2), Some(3), None]);
     }
 
     #[test]

@@ -597,6 +597,14 @@ fn lengths() -> Vec<Case> {
         case("8.1.1", "nothing though something was said", with(&[("content-length", "1")]), Malformed),
         case("8.1.1", "a length that is no number", sent("x", &[b"abc"]), Malformed),
         case("8.1.1", "a length with a sign", sent("+3", &[b"abc"]), Malformed),
+        case("8.1.1", "an empty length", with(&[("content-length", "")]), Malformed),
+        case("8.1.1", "an empty length, and no data", sent("", &[b""]), Malformed),
+        case(
+            "8.1.1",
+            "an empty length, and trailers",
+            [said(""), frame(HEADERS, END_STREAM | END_HEADERS, 1, block(&[("x-a", "b")]))].concat(),
+            Malformed,
+        ),
         case("8.1.1", "two lengths", twice("3", "4"), Malformed),
         case("8.1.1", "the same length twice", twice("3", "3"), Malformed),
     ]

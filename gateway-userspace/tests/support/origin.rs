@@ -58,6 +58,20 @@ impl Origin {
         .await
     }
 
+    /// Answers at once with so many bytes, and goes on reading.
+    pub async fn both_ways(n_bytes: usize) -> Self {
+        let answer = Bytes::from(vec![b'a'; n_bytes]);
+        let handler = move |request: Request<Incoming>| {
+            let answer = answer.clone();
+            tokio::spawn(async move {
+                let mut body = request.into_body();
+                while let Some(Ok(_)) = body.frame().await {}
+            });
+            async move { Response::new(Full::new(answer)) }
+        };
+        Self::serve("127.0.0.1:0".parse().unwrap(), handler).await
+    }
+
     /// Answers each request when there is a permit for it.
     pub async fn held() -> (Self, Arc<Semaphore>) {
         let permits = Arc::new(Semaphore::new(0));

@@ -52,7 +52,7 @@ pub const PATIENT: ClientTimeouts = ClientTimeouts {
 };
 
 /// What each worker may hold.
-const ROOMY: Share = Share { connections: 1_024, udp_flows: 1_024, is_scarce: false };
+const ROOMY: Share = Share { connections: 1_024, upstream: 1_024, udp_flows: 1_024, is_scarce: false };
 
 /// What is bounded for clients.
 type Bounds = (OverloadSettings, ClientSettings, ClientTimeouts);
@@ -108,6 +108,11 @@ impl Proxy {
         Self::sized(Place::Virtual, snapshot, 1, None, FREE, share)
     }
 
+    /// One worker that may have so many connections to endpoints.
+    pub fn with_upstream(snapshot: &Snapshot, upstream: usize) -> Self {
+        Self::sized(Place::Virtual, snapshot, 1, None, FREE, Share { upstream, ..ROOMY })
+    }
+
     /// One worker that may hold so many flows of UDP.
     pub fn with_flows(snapshot: &Snapshot, udp_flows: usize) -> Self {
         Self::sized(Place::Virtual, snapshot, 1, None, FREE, Share { udp_flows, ..ROOMY })
@@ -139,12 +144,12 @@ impl Proxy {
         let registry = Arc::new(Registry::default());
         let tasks = Tasks::default();
         let clock = Clock::real();
-        let pools = Arc::new(Pools::new(registry::Shared {
-            n_shards: n_workers,
-            tasks: tasks.clone(),
-            clock: clock.clone(),
-            families: metrics.families.clone(),
-        }));
+        let pools = Arc::new(Pools::new(registry::Shared::new(
+            (n_workers, share),
+            &tasks,
+            &clock,
+            &metrics.families,
+        )));
         let parts = Parts {
             registry: Arc::clone(&registry),
             pools: Arc::clone(&pools),
@@ -196,10 +201,17 @@ impl Proxy {
         workers.bind(&binds).unwrap();
         self.published.publish(Arc::new(compiled));
         let now = self.published.load();
+        workers.renew(|key| now.admits_as(&before, key));
         workers.expect(|key| now.binds.get(key).is_some_and(Bind::hears_client_first));
         workers.serve();
         workers.retire(|key| now.binds.contains_key(key));
         Ok(())
+    }
+
+    /// Only publishes: what comes before and after it in the control loop does not happen.
+    pub fn publish(&self, snapshot: &Snapshot) {
+        let before = self.published.load();
+        self.published.publish(Arc::new(state(snapshot, &self.shared, Some(&before)).unwrap()));
     }
 
     pub fn endpoint(

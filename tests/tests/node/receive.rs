@@ -231,18 +231,38 @@ fn checks_through_a_tunnel_leave_no_connection_behind() {
         return;
     }
     let _alone = alone();
-    let mut node = Node::new(1).unwrap();
-    with_addresses(&node);
-    let mut receiver = Receiver::new(&node.endpoints[0]);
-    receiver.start(&node.endpoints[0], PEERS);
-    let text = config(&node, ", health: { tcp: {}, interval: 200ms, timeout: 150ms }");
-    node.start_agent(&text).unwrap();
-    until("the endpoint is up", Duration::from_secs(8), &node, || is_up(&node, "v4") && is_up(&node, "v6"));
-    thread::sleep(Duration::from_secs(2));
-    let left = node.endpoints[0].tool("ss", "-Htn state established state close-wait").unwrap();
-    // Those under way at this moment.
-    assert!(left.lines().count() <= 4, "{left}");
+    for (protocol, kind, port) in [
+        ("http1", "tcp: {}", HTTP),
+        ("http1", "http: { path: /healthz }", HTTP),
+        // What speaks HTTP/2 keeps a connection until it is told.
+        ("h2c", "http: { path: /passwd }", H2C),
+    ] {
+        let mut node = Node::new(1).unwrap();
+        with_addresses(&node);
+        let mut server = node.endpoints[0].command("nghttpd");
+        let mut server = server.args(["--no-tls", "-d", "/etc", &H2C.to_string()]).spawn().unwrap();
+        let mut receiver = Receiver::new(&node.endpoints[0]);
+        receiver.start(&node.endpoints[0], PEERS);
+        let text = config(
+            &node,
+            &format!(", protocol: {protocol}, health: {{ {kind}, interval: 200ms, timeout: 150ms }}"),
+        );
+        node.start_agent(&text.replace(&format!("port: {HTTP}"), &format!("port: {port}"))).unwrap();
+        until("the endpoint is up", Duration::from_secs(8), &node, || {
+            is_up(&node, "v4") && is_up(&node, "v6")
+        });
+        thread::sleep(Duration::from_secs(2));
+        let left =
+            node.endpoints[0].tool("ss", "-Htn state established state close-wait state last-ack").unwrap();
+        // Those under way at this moment.
+        assert!(left.lines().count() <= 4, "{protocol}, {kind}: {left}");
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
 }
+
+/// Where an endpoint speaks HTTP/2 in plain text.
+const H2C: u16 = 8082;
 
 /// What the balancing node's checks say of an endpoint, by the way that they take.
 fn ways(node: &Node, service: &str) -> BTreeMap<String, String> {

@@ -99,17 +99,22 @@ fn an_agent_in_userspace_ends_what_an_earlier_one_left() {
         return;
     }
     let _alone = alone();
-    let mut node = started("required");
-    node.client.run(ask_web).unwrap();
-    node.client.run(ask_l4).unwrap();
-    stop(&mut node);
-    let text = config(&node, "off", &[0, 1, 2], ROUTES);
-    node.start_agent(&text).unwrap();
-    node.client.run(ask_web).unwrap();
-    node.client.run(ask_l4).unwrap();
-    let links = node.node.tool("ip", "-details link show").unwrap();
-    assert!(!links.contains("prog/xdp"), "{links}");
-    assert!(node.agent().log().contains("removed the hook of an earlier agent"));
+    for is_of_another_layout in [false, true] {
+        let mut node = started("required");
+        node.client.run(ask_web).unwrap();
+        node.client.run(ask_l4).unwrap();
+        stop(&mut node);
+        if is_of_another_layout {
+            fs::rename(node.pins(), node.pins().with_file_name("v1")).unwrap();
+        }
+        let text = config(&node, "off", &[0, 1, 2], ROUTES);
+        node.start_agent(&text).unwrap();
+        node.client.run(ask_web).unwrap();
+        node.client.run(ask_l4).unwrap();
+        let links = node.node.tool("ip", "-details link show").unwrap();
+        assert!(!links.contains("prog/xdp"), "{links}");
+        assert!(node.agent().log().contains("removed the hook of an earlier agent"));
+    }
 }
 
 #[test]

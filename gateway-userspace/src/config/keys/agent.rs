@@ -154,8 +154,8 @@ static ACCESS_LOG: Table = Table {
             shape: Shape::List(&List { item: Shape::Text(&ACCESS_FIELD), min: 1, max: 32 }),
             presence: Absent("all of them"),
             doc: "What a line has: `time`, `listener`, `route`, `client`, `serverName`, `method`, `host`, `target`, \
-                  `protocol`, `userAgent`, `trace`, `status`, `fault`, `service`, `endpoint`, `retries`, `headTime`, \
-                  `bytesSent`, `duration`, `complete`. Times are microseconds; what does not apply is absent.",
+                  `protocol`, `userAgent`, `trace`, `status`, `refusal`, `fault`, `service`, `endpoint`, `retries`, \
+                  `headTime`, `bytesSent`, `duration`, `complete`. Times are microseconds; what does not apply is absent.",
         },
         Field {
             key: "samplePercent",

@@ -124,7 +124,8 @@ static ENDPOINT: Table = Table {
             key: "address",
             shape: Shape::Text(&ADDRESS),
             presence: Required("10.1.0.2"),
-            doc: "Address, IPv4 or IPv6. Endpoints of a TCP or UDP listener have the family of the listener.",
+            doc: "Address, IPv4 or IPv6. Endpoints of a TCP or UDP listener have the family of the listener; a loopback address \
+                  among them gets no packets that the kernel translates.",
         },
         Field { key: "port", shape: PORT, presence: Required("8080"), doc: "Port." },
         Field {

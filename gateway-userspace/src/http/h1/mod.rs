@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, Response, StatusCode, Version};
+use http::{Method, Response, Version};
 use http_body::Body as _;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -48,24 +48,27 @@ use crate::{
 };
 
 /// Serves a connection to its end. `ahead` was read before.
-pub(super) async fn serve<S>(
+pub(super) fn serve<S>(
     worker: Arc<Worker>,
     downstream: Arc<Downstream>,
     stream: S,
     ahead: BytesMut,
     drain: Drain,
-) where
+) -> impl Future<Output = ()> + Send
+where
     S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
-    let mut connection = Connection {
-        wire: Arc::new(Mutex::new(Wire::new(stream, ahead))),
-        worker,
-        downstream,
-        timer: Timer::default(),
-        drain: drain.clone(),
-        is_first: true,
-    };
-    let mut drain = drain;
+    // A future keeps the room of what it is given, also after it handed it on, and a session of TLS is large.
+    let wire = Arc::new(Mutex::new(Wire::new(stream, ahead)));
+    let (timer, is_first) = (Timer::default(), true);
+    run(Connection { wire, worker, downstream, timer, drain: drain.clone(), is_first }, drain)
+}
+
+async fn run<S>(connection: Connection<S>, mut drain: Drain)
+where
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
+{
+    let mut connection = connection;
     let mut begun = pin!(drain.begun());
     let mut is_asked = false;
     // Each request stands where the one before did, from its head to its end.
@@ -88,6 +91,7 @@ pub(super) async fn serve<S>(
             Ok(()) => message = Message::none(),
             Err(End::Close) => return connection.close(false).await,
             Err(End::Linger) => return connection.linger().await,
+            Err(End::BrokenOff) => return connection.break_off().await,
             Err(End::Cut) => return,
         }
     }
@@ -109,7 +113,9 @@ enum End {
     Close,
     /// The client may still be sending what nobody wants.
     Linger,
-    /// The client left, or must see that something is missing.
+    /// The client must see that something is missing, which nothing but the end of its connection can tell.
+    BrokenOff,
+    /// The client left, or what it got says that something is missing.
     Cut,
 }
 
@@ -196,9 +202,8 @@ where
                 Refusal::Slow
             }
         };
-        self.worker.metrics.families.refuse(refusal);
-        tracing::debug!(reason = refusal.as_str(), "the bytes of a request were refused");
-        reply::refuse(&mut wire.out, refusal);
+        let answer = reply::refuse(&mut wire.out, refusal);
+        exchange::refuse(&self.worker, &self.downstream, (None, refusal), Some(answer));
         Poll::Ready(Err(End::Linger))
     }
 
@@ -237,7 +242,11 @@ where
             return Err(self.tunnel(body).await);
         }
         let replied = self.reply(asked, response).await;
-        let is_read = self.wire.lock().skip();
+        let is_read = match replied {
+            // Its client was told that the connection goes on.
+            Ok(true) => self.read_rest().await,
+            Ok(false) | Err(_) => self.wire.lock().skip(),
+        };
         // Also where the response broke off for it.
         self.count_refusal();
         match (replied?, is_read) {
@@ -245,6 +254,17 @@ where
             (false, true) => Err(End::Close),
             (_, false) => Err(End::Linger),
         }
+    }
+
+    /// Reads what is still on its way of a request that was answered before it was read, for a while; true when that was all
+    /// of it.
+    async fn read_rest(&mut self) -> bool {
+        let (mut wait, mut n_left) = (Wait::default(), limits::LINGER_BYTES);
+        poll_fn(|cx| match self.wire.lock().poll_skip(&mut n_left, cx) {
+            Poll::Ready(is_read) => Poll::Ready(is_read),
+            Poll::Pending => self.timer.poll(&mut wait, limits::LINGER, cx).map(|()| false),
+        })
+        .await
     }
 
     /// Counts what was wrong with the body, if anything was.
@@ -289,6 +309,7 @@ where
                 // Whoever was not told to send its body may do so or not, and nobody can tell which.
                 && !wire.awaits_continue()
                 && !self.drain.has_begun()
+                && !body.ends_connection()
                 && !self.worker.load.is_memory_scarce()
                 && (is_wanted || wire.skip());
             let form = reply::head(&mut wire.out, asked, &mut parts, &body.size_hint(), keeps_alive);
@@ -321,7 +342,7 @@ where
         loop {
             let has_room = self.wire.lock().out.has_room();
             // Not with the lock: whoever gets a response may still be reading the request.
-            let piece = reply.poll_piece(has_room, uptake, cx);
+            let piece = reply.poll_piece(has_room, cx);
             let is_waiting = has_room && piece.is_pending();
             if let Poll::Ready(piece) = piece {
                 if let Some(Err(cause)) = &piece
@@ -336,10 +357,17 @@ where
                 Poll::Ready(Ok(())) => *uptake = Uptake::default(),
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Cut)),
                 Poll::Pending => {
-                    // A client that takes nothing is left.
+                    // A client that takes nothing is left. One that is still sending its request may read when that is over:
+                    // what it sends is as good as what it takes.
                     let terms = Terms::from(&self.worker.timeouts);
-                    ready!(uptake.poll(&mut self.timer, terms, || wire.n_taken(), cx));
+                    let n_sent = (reply.n_uploaded > 0).then_some(reply.n_uploaded);
+                    let n_moved =
+                        || wire.n_taken().map_or(n_sent, |n| Some(n.saturating_add(reply.n_uploaded)));
+                    ready!(uptake.poll(&mut self.timer, terms, n_moved, cx));
                     self.worker.metrics.families.client_timeout(ClientTimeout::Response);
+                    if reply.form == Body::UntilClose {
+                        wire.break_off();
+                    }
                     return Poll::Ready(Err(End::Cut));
                 }
             }
@@ -418,19 +446,17 @@ impl Reply {
         }
     }
 
-    /// The next piece of the body, where there is room for one; else, what of the exchange does not wait for room.
-    fn poll_piece(&mut self, has_room: bool, uptake: &mut Uptake, cx: &mut Context<'_>) -> Poll<Piece> {
+    /// The next piece of the body, where there is room for one; else, and while there is none, what of the exchange does not
+    /// wait for room.
+    fn poll_piece(&mut self, has_room: bool, cx: &mut Context<'_>) -> Poll<Piece> {
         let Some(body) = &mut self.body else { return Poll::Pending };
-        if has_room {
-            return Pin::new(body).poll_frame(cx);
+        if has_room && let Poll::Ready(piece) = Pin::new(&mut *body).poll_frame(cx) {
+            return Poll::Ready(piece);
         }
         match body.poll_beside(cx) {
             Err(cause) => Poll::Ready(Some(Err(cause))),
             Ok(n_uploaded) => {
-                // A client that is still sending its request may read when that is over.
-                if std::mem::replace(&mut self.n_uploaded, n_uploaded) != n_uploaded {
-                    *uptake = Uptake::default();
-                }
+                self.n_uploaded = self.n_uploaded.max(n_uploaded);
                 Poll::Pending
             }
         }
@@ -450,7 +476,7 @@ impl Reply {
             None => None,
             Some(Err(cause)) => {
                 tracing::debug!(%cause, "a response broke off");
-                return Err(End::Cut);
+                return Err(if self.form == Body::UntilClose { End::BrokenOff } else { End::Cut });
             }
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => {
@@ -469,25 +495,5 @@ impl Reply {
         self.body = None;
         // A response that is shorter than it said must not look whole.
         if wire.out.end(self.form, trailers.as_ref()) { Ok(()) } else { Err(End::Cut) }
-    }
-}
-
-/// The status that answers bytes which are refused.
-const fn status(refusal: Refusal) -> StatusCode {
-    match refusal {
-        Refusal::Chunk
-        | Refusal::Coding
-        | Refusal::Field
-        | Refusal::Host
-        | Refusal::Length
-        | Refusal::Line
-        | Refusal::LineEnd
-        | Refusal::Path
-        | Refusal::Target
-        | Refusal::Underscore => StatusCode::BAD_REQUEST,
-        Refusal::Expect => StatusCode::EXPECTATION_FAILED,
-        Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        Refusal::Slow => StatusCode::REQUEST_TIMEOUT,
-        Refusal::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
     }
 }

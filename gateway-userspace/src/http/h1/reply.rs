@@ -9,7 +9,7 @@ use crate::{
         date, number,
         out::{Body, Out},
     },
-    http::h1::{Asked, status},
+    http::h1::Asked,
     metrics::refusal::Refusal,
 };
 
@@ -85,8 +85,8 @@ fn finish(out: &mut Out, is_dated: bool, connection: Option<&[u8]>) {
     out.text(b"\r\n");
 }
 
-/// Writes the whole answer to bytes that are refused.
-pub(super) fn refuse(out: &mut Out, refusal: Refusal) {
+/// Writes the whole answer to bytes that are refused; its status, and the bytes of its body.
+pub(super) fn refuse(out: &mut Out, refusal: Refusal) -> (StatusCode, usize) {
     let status = status(refusal);
     let text = match refusal {
         Refusal::Chunk => "bad request: a chunk is malformed\n",
@@ -111,6 +111,27 @@ pub(super) fn refuse(out: &mut Out, refusal: Refusal) {
     out.field(b"content-length", text.len().to_string().as_bytes());
     finish(out, false, Some(b"close"));
     out.text(text.as_bytes());
+    (status, text.len())
+}
+
+/// The status that answers bytes which are refused.
+const fn status(refusal: Refusal) -> StatusCode {
+    match refusal {
+        Refusal::Chunk
+        | Refusal::Coding
+        | Refusal::Field
+        | Refusal::Host
+        | Refusal::Length
+        | Refusal::Line
+        | Refusal::LineEnd
+        | Refusal::Path
+        | Refusal::Target
+        | Refusal::Underscore => StatusCode::BAD_REQUEST,
+        Refusal::Expect => StatusCode::EXPECTATION_FAILED,
+        Refusal::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        Refusal::Slow => StatusCode::REQUEST_TIMEOUT,
+        Refusal::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+    }
 }
 
 #[cfg(test)]

@@ -38,7 +38,6 @@ where
     pub(super) async fn tunnel(&mut self, mut body: ResponseBody) -> End {
         self.wire.lock().open();
         let (mut way, mut is_uploading) = (Way::Open, true);
-        let mut is_client_there = false;
         let outcome = poll_fn(|cx| {
             if is_uploading && let Poll::Ready(ended) = body.poll_upload_end(cx) {
                 if ended.is_err() {
@@ -47,10 +46,7 @@ where
                 is_uploading = false;
             }
             match self.poll_download(&mut body, &mut way, cx) {
-                Poll::Ready(Err(end)) => {
-                    is_client_there = end == End::Linger;
-                    return Poll::Ready(TunnelOutcome::Broken);
-                }
+                Poll::Ready(Err(_)) => return Poll::Ready(TunnelOutcome::Broken),
                 Poll::Ready(Ok(())) if !is_uploading => return Poll::Ready(TunnelOutcome::Ended),
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
@@ -59,12 +55,19 @@ where
         .await;
         body.end(outcome);
         match outcome {
-            TunnelOutcome::Drained => return End::Close,
-            TunnelOutcome::Ended => self.leave(true).await,
-            TunnelOutcome::Broken if is_client_there => self.leave(false).await,
-            TunnelOutcome::Broken | TunnelOutcome::Idle => {}
+            TunnelOutcome::Drained => End::Close,
+            TunnelOutcome::Ended => {
+                self.leave(true).await;
+                End::Cut
+            }
+            TunnelOutcome::Broken | TunnelOutcome::Idle => End::BrokenOff,
         }
-        End::Cut
+    }
+
+    /// Leaves a client that would take an ordinary end for that of the bytes.
+    pub(super) async fn break_off(&mut self) {
+        self.leave(false).await;
+        self.wire.lock().break_off();
     }
 
     /// Leaves a client that may still be sending: the kernel resets a connection that is closed before everything was read,
@@ -124,7 +127,7 @@ where
                         let written = self.wire.lock().out.data(&mut out::Body::UntilClose, data);
                         written.map_err(|_| End::Cut)?;
                     }
-                    Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(End::Linger)),
+                    Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(End::BrokenOff)),
                     Poll::Ready(None) => *way = Way::Ending,
                     Poll::Pending => is_waiting = true,
                 }

@@ -222,6 +222,11 @@ impl<S: Taken> Wire<S> {
     pub(super) fn has_taken_all(&self) -> bool {
         self.stream.n_queued().is_none_or(|queued| queued == 0)
     }
+
+    /// See [`Taken::break_off`].
+    pub(super) fn break_off(&self) {
+        self.stream.break_off();
+    }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -284,6 +289,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(super) fn poll_forget(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.bytes.clear();
         self.poll_fill::<BODY_READ_BYTES>(cx)
+    }
+
+    /// Like [`Wire::skip`], and waits for what has not arrived; no more than so many bytes are read.
+    pub(super) fn poll_skip(&mut self, n_left: &mut usize, cx: &mut Context<'_>) -> Poll<bool> {
+        while !self.is_read() {
+            match ready!(self.poll_body(cx)) {
+                None => break,
+                Some(Ok(frame)) => {
+                    let Some(left) = n_left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else {
+                        return Poll::Ready(false);
+                    };
+                    *n_left = left;
+                }
+                Some(Err(_)) => return Poll::Ready(false),
+            }
+        }
+        Poll::Ready(self.is_read())
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {

@@ -52,6 +52,13 @@ impl<S> Batched<S> {
     }
 }
 
+impl<S: Taken> Batched<S> {
+    /// See [`Taken::n_taken`].
+    pub(super) fn n_taken(&self) -> Option<u64> {
+        self.shared.lock().stream.n_taken()
+    }
+}
+
 impl<S: AsyncWrite + Taken + Unpin> Batched<S> {
     /// Writes what waits, and lets nothing stay behind in the stream. False where the codec has more, which did not fit.
     pub(super) fn poll_out(&self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {

@@ -33,6 +33,7 @@ use tokio::{
 };
 
 use crate::{
+    config::ClientTimeouts,
     drain::Drain,
     http::{
         Downstream, Worker,
@@ -62,28 +63,41 @@ const GOODBYE: Duration = Duration::from_secs(5);
 const UNSEEN_RESETS: usize = 20;
 
 /// Serves a connection to its end.
-pub(super) async fn serve<S>(
+pub(super) fn serve<S>(
     worker: Arc<Worker>,
     downstream: Arc<Downstream>,
     stream: Guarded<S>,
     drain: Drain,
+) -> impl Future<Output = ()> + Send
+where
+    S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
+{
+    let gather = Arc::new(Gather::default());
+    // A future keeps the room of what it is given, also after it handed it on, and a session of TLS is large.
+    let stream = Batched::new(stream, Arc::clone(&gather));
+    run(worker, downstream, (stream, gather), drain)
+}
+
+async fn run<S>(
+    worker: Arc<Worker>,
+    downstream: Arc<Downstream>,
+    (stream, gather): (Batched<S>, Arc<Gather>),
+    drain: Drain,
 ) where
     S: AsyncRead + AsyncWrite + Taken + Send + Unpin + 'static,
 {
+    let metrics = Arc::clone(&worker.metrics);
     let seen = Arc::new(Seen::default());
-    let gather = Arc::new(Gather::default());
-    let stream = Batched::new(stream, Arc::clone(&gather));
-    let families = worker.metrics.families.clone();
-    let timeouts = worker.timeouts;
-    let watched = Watched::new(stream.clone(), Arc::clone(&seen), timeouts.head);
+    let watched = Watched::new(stream.clone(), Arc::clone(&seen), worker.timeouts.head);
     let opening = Box::pin(open(watched, stream.clone(), Arc::clone(&gather)));
-    let mut connection = match tokio::time::timeout(timeouts.head, opening).await {
+    let mut connection = match tokio::time::timeout(worker.timeouts.head, opening).await {
         Ok(Some(connection)) => connection,
         Ok(None) => return,
-        Err(_) => return families.client_timeout(ClientTimeout::Head),
+        Err(_) => return metrics.families.client_timeout(ClientTimeout::Head),
     };
     let pings = connection.ping_pong();
-    let pause = (timeouts.idle / LOOKS).min(LOOK).min(timeouts.answer);
+    let ClientTimeouts { idle, answer, .. } = worker.timeouts;
+    let pause = (idle / LOOKS).min(LOOK).min(answer);
     let look = Box::pin(tokio::time::sleep(pause));
     let activity =
         Arc::new(Activity::new(Arc::clone(&seen), downstream.streams.clone(), Arc::clone(&gather)));
@@ -100,17 +114,17 @@ pub(super) async fn serve<S>(
         pause,
         look,
         last: Last::default(),
-        presence: Presence::new(Instant::now(), timeouts.answer),
+        presence: Presence::new(Instant::now(), answer),
         is_ending: false,
         is_cut: false,
     };
     if let Err(cause) = until_end(&mut served, drain).await {
         tracing::debug!(%cause, "a downstream connection broke off");
         if let Some(misuse) = misuse(&cause) {
-            families.misuse(misuse);
+            metrics.families.misuse(misuse);
         }
         if cause.get_io().is_some_and(is_untaken) {
-            families.client_timeout(ClientTimeout::Response);
+            metrics.families.client_timeout(ClientTimeout::Response);
         }
     }
 }
@@ -165,6 +179,11 @@ where
         served.poll(cx)
     })
     .await
+}
+
+/// Asks whether the client still is there, unless it cannot be asked.
+fn can_ask(pings: &mut PingPong) -> bool {
+    pings.send_ping(Ping::opaque()).is_ok()
 }
 
 /// What a client did wrong, where it is to blame.
@@ -304,7 +323,8 @@ where
         while self.look.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             let is_idle = self.activity.n_active.load(Ordering::Relaxed) == 0;
-            let verdict = self.presence.look(now, self.activity.seen.n_reads(), is_idle);
+            let (n_reads, n_taken) = (self.activity.seen.n_reads(), || self.stream.n_taken());
+            let verdict = self.presence.look(now, n_reads, n_taken, is_idle);
             if verdict == Verdict::Gone {
                 self.worker.metrics.families.client_timeout(ClientTimeout::Silent);
                 return Poll::Ready(());
@@ -327,9 +347,9 @@ where
                 }
                 self.end();
             } else if verdict == Verdict::Ask
-                && let Some(Ok(())) = self.pings.as_mut().map(|pings| pings.send_ping(Ping::opaque()))
+                && (self.presence.is_asked() || self.pings.as_mut().is_some_and(can_ask))
             {
-                self.presence.asked(now);
+                self.presence.asked(now, self.stream.n_taken());
             }
         }
         Poll::Pending

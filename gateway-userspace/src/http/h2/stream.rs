@@ -20,7 +20,7 @@ use crate::{
     clock,
     config::ClientTimeouts,
     drain::Drain,
-    h1::date,
+    h1::{self, date},
     http::{
         Downstream, Worker,
         body::{ResponseBody, TooLate},
@@ -49,16 +49,17 @@ pub(super) async fn serve(
 ) {
     let (parts, stream) = request.into_parts();
     if let Err(refusal) = check(&parts) {
-        worker.metrics.families.refuse(refusal);
+        exchange::refuse(&worker, &downstream, (Some(&parts), refusal), None);
         respond.send_reset(Reason::PROTOCOL_ERROR);
         return;
     }
     let expected = parts.headers.get_all(header::EXPECT);
     if !expected.iter().all(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         // RFC 9110, section 10.1.1.
-        worker.metrics.families.refuse(Refusal::Expect);
+        let status = StatusCode::EXPECTATION_FAILED;
+        exchange::refuse(&worker, &downstream, (Some(&parts), Refusal::Expect), Some((status, 0)));
         let mut refused = Response::new(());
-        *refused.status_mut() = StatusCode::EXPECTATION_FAILED;
+        *refused.status_mut() = status;
         if let Err(cause) = respond.send_response(refused, true) {
             tracing::debug!(%cause, "a response cannot be sent");
         }
@@ -76,6 +77,11 @@ pub(super) async fn serve(
     let Some(response) = respond_to(&worker, &downstream, &mut message, &client).await else {
         return serving.taken_back();
     };
+    if response.body().ends_connection() {
+        // The connection ends by itself. The client may send it again (RFC 9113, section 8.7), whatever it asks for.
+        client.respond.into_inner().send_reset(Reason::REFUSED_STREAM);
+        return;
+    }
     let (parts, body) = response.into_parts();
     let (head, is_bodiless) = head(parts, &method, &body);
     match client.respond.into_inner().send_response(head, is_bodiless) {
@@ -95,7 +101,10 @@ fn check(parts: &http::request::Parts) -> Result<(), Refusal> {
         (None, _) => parts.method != Method::CONNECT,
     };
     // As over HTTP/1: where there are two, somebody behind may go by the other one (RFC 9110, section 8.6).
-    let has_one_length = parts.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_none();
+    let mut lengths = parts.headers.get_all(header::CONTENT_LENGTH).iter();
+    // The codec takes an empty one for zero; whoever frames the body by it would not.
+    let is_length = lengths.next().is_none_or(|length| h1::number(length.as_bytes()).is_some());
+    let has_one_length = is_length && lengths.next().is_none();
     // Section 8.2.1.
     let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
     let has_ends =
@@ -280,11 +289,7 @@ impl Reader {
         sending: &mut Sending<ResponseBody>,
         cx: &mut Context<'_>,
     ) -> Result<(), BoxError> {
-        let n_uploaded = sending.body.poll_beside(cx)?;
-        // A client that is still sending its request may read when that is over.
-        if std::mem::replace(&mut self.n_uploaded, n_uploaded) != n_uploaded {
-            self.wait = Wait::default();
-        }
+        self.n_uploaded = self.n_uploaded.max(sending.body.poll_beside(cx)?);
         Ok(())
     }
 
@@ -297,7 +302,8 @@ impl Reader {
     ) -> Poll<()> {
         // The streams of a connection share its link, and what is asked of it.
         let share = timeouts.bytes_per_second / serving.n_active().max(1);
-        let n_bytes = sending.n_bytes();
+        // A client that is still sending its request may read when that is over: what it sends is as good as what it takes.
+        let n_bytes = sending.n_bytes().saturating_add(self.n_uploaded);
         if n_bytes != self.n_bytes {
             let moved = usize::try_from(n_bytes - self.n_bytes).unwrap_or(usize::MAX);
             self.n_bytes = n_bytes;
@@ -353,6 +359,9 @@ mod tests {
         assert_eq!(check(&parts(&[("host", "A.test"), ("content-length", "1")])), Ok(()));
         assert_eq!(check(&parts(&[("host", "b.test")])), Err(Refusal::Host));
         assert_eq!(check(&parts(&[("content-length", "1"), ("content-length", "1")])), Err(Refusal::Length));
+        for wrong in ["", "+1", "1,1", "0x1"] {
+            assert_eq!(check(&parts(&[("content-length", wrong)])), Err(Refusal::Length), "{wrong}");
+        }
         assert_eq!(check(&parts(&[("x-a", "b "), ("x-b", "c")])), Err(Refusal::Field));
     }
 }
