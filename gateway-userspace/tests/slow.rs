@@ -7,6 +7,7 @@
 mod support;
 
 use std::{
+    fmt::Write as _,
     fs,
     net::SocketAddr,
     process::{Child, Command, Stdio},
@@ -46,13 +47,27 @@ impl Drop for Agent {
 
 impl Agent {
     async fn start(origin: SocketAddr, settings: &str) -> Self {
+        Self::with_routes(origin, settings, 0).await
+    }
+
+    /// The same, with so many routes more that no request goes.
+    async fn with_routes(origin: SocketAddr, settings: &str, n_more: u32) -> Self {
         let (addr, admin) = (free_addr(), free_addr());
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("sluice.yaml");
+        let mut more = String::new();
+        for n in 0..n_more {
+            write!(
+                more,
+                ", {{ name: more{n}, listeners: [web], rules: [{{ matches: [{{ path: {{ type: Exact, value: /{n} }} }}], \
+                 backends: [{{ service: app }}] }}] }}"
+            )
+            .unwrap();
+        }
         let text = format!(
             "agent: {{ workers: 1, admin: {{ address: '{admin}' }}, kernel: {{ mode: off }}{settings} }}
 listeners: [{{ name: web, address: {}, port: {}, protocol: HTTP }}]
-routes: [{{ name: web, listeners: [web], rules: [{{ backends: [{{ service: app }}] }}] }}]
+routes: [{{ name: web, listeners: [web], rules: [{{ backends: [{{ service: app }}] }}] }}{more}]
 services: [{{ name: app, endpoints: [{{ address: {}, port: {} }}] }}]
 ",
             addr.ip(),
@@ -237,8 +252,8 @@ async fn slowhttptest_holds_up_nobody_in_any_of_its_modes() {
 async fn the_operators_window_answers_when_there_is_no_memory() {
     let _alone = ALONE.lock().await;
     let origin = Origin::named("a").await;
-    // Less than the agent has before it does anything.
-    let agent = Agent::start(origin.addr, ", overload: { memoryMib: 16 }").await;
+    // Less than its routes take. Its program alone would not do: the kernel takes pages of files back as it likes.
+    let agent = Agent::with_routes(origin.addr, ", overload: { memoryMib: 16 }", 6_000).await;
     let has_more = || async {
         agent.metric("sluice_memory_resident_bytes ").await > agent.metric("sluice_memory_bound_bytes ").await
     };

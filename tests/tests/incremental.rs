@@ -402,6 +402,10 @@ impl Agent {
 
     /// Takes a step, and looks what is so after it.
     fn goes_on(&mut self, edits: &[Edit]) {
+        // Time that goes by brings what was refused: what it gave back may be given out by this very step.
+        if self.writer.is_behind() && edits.iter().any(|edit| matches!(edit, Edit::Pass(_))) {
+            self.writer.settle().unwrap();
+        }
         let maps = self.writer.maps().clone();
         let before = maps.observe().unwrap();
         let former = self.leads();
