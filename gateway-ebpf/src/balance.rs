@@ -74,11 +74,15 @@ fn remembered<E: Env>(
         // Before its client is remembered: a flow too many leaves nothing behind. Of others only once an endpoint is
         // chosen, whose slot and row are waited for while the flow's own line is: taking a token ends that.
         let is_sticky = arrival.is_sticky();
-        if is_sticky && found.is_none() {
+        let is_first = match &found {
+            Some(found) => track::begins_anew(&found.held, &arrival.packet, arrival.now),
+            None => true,
+        };
+        if is_sticky && is_first {
             guard::admits(env.maps(), arrival)?;
         }
         record::seat(env.maps(), arrival, settings)?;
-        if !is_sticky && found.is_none() {
+        if !is_sticky && is_first {
             guard::admits(env.maps(), arrival)?;
         }
         // Where all endpoints drain, a flow is given back the one that it has.

@@ -1,10 +1,12 @@
 //! The service of a packet: by address, port and protocol, else by a range of ports, else by the address alone.
 
+use core::ops::Deref;
+
 use gateway_common::{
     addr::Port,
     hash,
     map::INDEX_BUCKETS,
-    service::{ServiceEntry, ServiceKey},
+    service::{ServiceBucket, ServiceEntry, ServiceKey},
 };
 
 use crate::{Aligned, env::Maps};
@@ -45,13 +47,23 @@ fn wide<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
 
 #[inline(always)]
 fn place<M: Maps>(maps: &M, key: &ServiceKey) -> Option<ServiceEntry> {
+    find(key, |bucket| maps.service_bucket(bucket))
+}
+
+/// The entry of a key. One that the agent moves from its second bucket to its first stands in both for a while: whoever came
+/// too early for the first, and too late for the second, finds it in the first.
+#[inline(always)]
+fn find<B: Deref<Target = ServiceBucket>>(
+    key: &ServiceKey,
+    bucket: impl Fn(u32) -> Option<B>,
+) -> Option<ServiceEntry> {
     let [first, second] = hash::service(key);
-    in_bucket(maps, key, first).or_else(|| in_bucket(maps, key, second))
+    let at = |number: u32| in_bucket(key, &*bucket(number & (INDEX_BUCKETS - 1))?);
+    at(first).or_else(|| at(second)).or_else(|| at(first))
 }
 
 #[inline(always)]
-fn in_bucket<M: Maps>(maps: &M, key: &ServiceKey, bucket: u32) -> Option<ServiceEntry> {
-    let bucket = maps.service_bucket(bucket & (INDEX_BUCKETS - 1))?;
+fn in_bucket(key: &ServiceKey, bucket: &ServiceBucket) -> Option<ServiceEntry> {
     let [one, two] = &bucket.entries;
     // An entry for port zero may be there for its ranges only.
     let is = |entry: &ServiceEntry| entry.is_for(key) && (entry.service | entry.n_ranges) != 0;
@@ -61,5 +73,36 @@ fn in_bucket<M: Maps>(maps: &M, key: &ServiceKey, bucket: u32) -> Option<Service
         Some(*two)
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::cell::Cell;
+
+    use gateway_common::addr::{Addr, Protocol};
+
+    use super::*;
+
+    #[test]
+    fn an_entry_that_moves_is_found() {
+        let addr = Addr::from(core::net::IpAddr::from([198, 51, 100, 1]));
+        let key = ServiceKey::new(addr, Port::new(443), Protocol::TCP);
+        let entry = ServiceEntry::new(key, Some(7), 0, 0);
+        let [first, second] = hash::service(&key).map(|bucket| bucket & (INDEX_BUCKETS - 1));
+        let empty = ServiceBucket::default();
+        let full = ServiceBucket { entries: [ServiceEntry::default(), entry] };
+        for [from, to] in [[first, second], [second, first]] {
+            for at in 0..4 {
+                let n_reads = Cell::new(0);
+                let found = find(&key, |bucket| {
+                    let is_there = bucket == if n_reads.get() < at { from } else { to };
+                    n_reads.set(n_reads.get() + 1);
+                    Some(if is_there { &full } else { &empty })
+                });
+                assert_eq!(found, Some(entry), "from {from} to {to} before read {at}");
+            }
+        }
+        assert_eq!(find(&key, |_| Some(&empty)), None);
     }
 }

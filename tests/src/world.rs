@@ -338,6 +338,8 @@ impl World {
 
     /// Takes the places of these turns in the first bucket of a flow for others of a service, whose homes they are.
     pub fn occupy(&mut self, packet: &Packet, turns: Range<u32>, service: u32, expires: Tick) {
+        let row = Id(service).row();
+        let generation = self.row(row).generation;
         for turn in turns {
             let (bucket, way) = self.spot(packet).place(turn);
             let flows = &mut self.tables.flows.entry(bucket).or_default().flows;
@@ -347,9 +349,10 @@ impl World {
             // The last of four is a client's, which is no flow.
             let port = u16::try_from((turn + 1) % 4).map_or(Port::NONE, Port::new);
             (flow.client_port, flow.service, flow.expires) = (port, service, expires);
+            (flow.endpoint, flow.generation) = (row, generation);
             *self.tables.service_flows.entry(service).or_default() += 1;
             if port != Port::NONE {
-                *self.tables.endpoint_flows.entry(0).or_default() += 1;
+                *self.tables.endpoint_flows.entry(row).or_default() += 1;
             }
         }
     }

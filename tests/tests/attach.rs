@@ -303,9 +303,9 @@ fn filters_stand_where_the_kernel_has_no_links_at_tc() {
     assert!(!filters("egress").contains("tc_egress"));
 }
 
-/// Priority, handle and program of each filter on one side of the interface.
-fn filters(place: &Place, side: &str) -> Vec<(u64, String, u64)> {
-    let listed = place.node.tool("tc", &format!("-json filter show dev node0 {side}")).unwrap();
+/// Priority, handle and program of each filter on one side of an interface.
+fn filters(place: &Place, interface: &str, side: &str) -> Vec<(u64, String, u64)> {
+    let listed = place.node.tool("tc", &format!("-json filter show dev {interface} {side}")).unwrap();
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     let of = |filter: &serde_json::Value| {
         let program = filter["options"]["prog"]["id"].as_u64()?;
@@ -330,14 +330,14 @@ fn filters_are_replaced_in_place_and_those_of_others_stay() {
         });
     }
     let sides = ["ingress", "egress"];
-    let theirs = sides.map(|side| filters(&place, side));
+    let theirs = sides.map(|side| filters(&place, "node0", side));
     assert_eq!(theirs.each_ref().map(Vec::len), [1, 1]);
     let settings = Settings { tcx: false, ..place.settings(AttachMode::Tc) };
     let start = || {
         let mut kernel = place.try_start(&settings).unwrap();
         assert_eq!(place.attach(&mut kernel).0, "TC");
         sides.map(|side| {
-            let mut ours = filters(&place, side);
+            let mut ours = filters(&place, "node0", side);
             ours.retain(|filter| !theirs.iter().flatten().any(|other| other == filter));
             assert_eq!(ours.len(), 1, "{side}: {ours:?}");
             ours.remove(0)
@@ -355,7 +355,42 @@ fn filters_are_replaced_in_place_and_those_of_others_stay() {
     assert_eq!((third[0].0, &third[0].1), (second[0].0, &second[0].1));
     assert!(!place.pin("filter-next-tc_ingress-node0").exists());
     place.node.run(|| cleanup(&place.bpffs)).unwrap();
-    assert_eq!(sides.map(|side| filters(&place, side)), theirs, "what has our names is not ours for that");
+    assert_eq!(
+        sides.map(|side| filters(&place, "node0", side)),
+        theirs,
+        "what has our names is not ours for that"
+    );
+}
+
+#[test]
+fn filters_are_found_on_interfaces_that_were_renamed() {
+    let Some(place) = Place::new() else { return };
+    let settings = Settings { tcx: false, ..place.settings(AttachMode::Tc) };
+    let rename = |from: &str, to: &str| {
+        place.node.tool("ip", &format!("link set dev {from} down")).unwrap();
+        place.node.tool("ip", &format!("link set dev {from} name {to}")).unwrap();
+        place.node.tool("ip", &format!("link set dev {to} up")).unwrap();
+    };
+    let count = |interface: &str| ["ingress", "egress"].map(|side| filters(&place, interface, side).len());
+    let mut kernel = place.try_start(&settings).unwrap();
+    place.attach(&mut kernel);
+    rename("node0", "node9");
+    assert_eq!(count("node9"), [1, 1]);
+    // Under its new name it is another interface.
+    place.node.run(|| kernel.attach("node9", None).map(drop)).unwrap();
+    place.node.run(|| kernel.keep_only(&kept("node9"))).unwrap();
+    assert_eq!(count("node9"), [1, 1], "one filter of ours on each side");
+    assert!(!place.pin("filter-tc_ingress-node0").exists() && place.pin("filter-tc_ingress-node9").exists());
+    // One that is new gets its own, and the other loses what it has.
+    rename("node9", "node8");
+    place.node.tool("ip", "link add node9 type veth peer name peer9").unwrap();
+    place.node.tool("ip", "link set dev node9 up").unwrap();
+    place.node.run(|| kernel.attach("node9", None).map(drop)).unwrap();
+    assert_eq!((count("node8"), count("node9")), ([0, 0], [1, 1]));
+    rename("node9", "node7");
+    drop(kernel);
+    place.node.run(|| cleanup(&place.bpffs)).unwrap();
+    assert_eq!(count("node7"), [0, 0]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use core::hint::black_box;
 
 use bytemuck::{Pod, Zeroable};
 use gateway_common::{
-    addr::{Port, Protocol},
+    addr::{Addr, Port, Protocol},
     counter::Reason,
     flow::Tick,
     settings::Settings,
@@ -337,8 +337,8 @@ pub fn parted<M: Maps>(maps: &M, row: u32) {
     }
 }
 
-/// Frees the entries of a bucket that are over; how many. TCP connections that were open, and may go on after a long silence,
-/// get twice their time.
+/// Frees the entries of a bucket that are over, and those whose endpoint left; how many. TCP connections that were open, and
+/// may go on after a long silence, get twice their time.
 #[inline(always)]
 pub fn sweep<M: Maps>(maps: &M, bucket: u32) -> u32 {
     let Some(settings) = maps.settings() else { return 0 };
@@ -349,7 +349,7 @@ pub fn sweep<M: Maps>(maps: &M, bucket: u32) -> u32 {
         let Some(rows) = maps.flows(bucket) else { return freed };
         let row = way(&rows, at);
         let head = row.head::<M>();
-        if !head.is_live() || !row.is_long_over::<M>(head, settings, now) {
+        if !head.is_live() || !is_no_more(maps, row, head, settings, now) {
             continue;
         }
         // Taken first, so that nobody else writes what is read here.
@@ -357,7 +357,7 @@ pub fn sweep<M: Maps>(maps: &M, bucket: u32) -> u32 {
             continue;
         }
         // A packet may have come in between.
-        if !row.is_long_over::<M>(head, settings, now) {
+        if !is_no_more(maps, row, head, settings, now) {
             row.publish::<M>(head);
             continue;
         }
@@ -365,6 +365,18 @@ pub fn sweep<M: Maps>(maps: &M, bucket: u32) -> u32 {
         freed += 1;
     }
     freed
+}
+
+/// Whether no packet goes on with an entry: it has been over for long, or the endpoint that it names has left its row, so that
+/// the numbers of both may be given to others.
+#[inline(always)]
+fn is_no_more<M: Maps>(maps: &M, row: &FlowRow, head: HeadWord, settings: &Settings, now: Tick) -> bool {
+    row.is_long_over::<M>(head, settings, now)
+        || maps.endpoint(row.endpoint::<M>()).is_none_or(|endpoint| {
+            endpoint.addr == Addr::UNSPECIFIED
+                || endpoint.service != row.service::<M>()
+                || !endpoint.still_holds(row.generation::<M>())
+        })
 }
 
 /// A place that nobody needs.

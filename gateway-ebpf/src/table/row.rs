@@ -395,6 +395,13 @@ impl FlowRow {
         endpoint
     }
 
+    /// Generation of that row when the flow was recorded.
+    #[inline(always)]
+    pub fn generation<M: Maps>(&self) -> u32 {
+        let [_, generation]: [u32; 2] = bytemuck::must_cast(M::load(&self.target));
+        generation
+    }
+
     /// The client and its port.
     #[inline(always)]
     pub fn client<M: Maps>(&self) -> (Addr, Port) {

@@ -1,6 +1,9 @@
 //! What the kernel programs counted, in the words of the configuration.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use gateway_common::{
     addr::Addr,
@@ -171,6 +174,11 @@ impl Kernel {
     pub fn endpoint_packets(&self, row: u32) -> Result<(u64, u64), Error> {
         let count = self.writer.maps().endpoint_count(row)?;
         Ok((count.packets, count.reply_packets))
+    }
+
+    /// Numbers of services that the flow table has entries of, whether or not there is such a service.
+    pub fn with_flows(&self) -> BTreeSet<u32> {
+        (0..self.capacity().services).filter(|id| self.flows(*id) != 0).collect()
     }
 
     /// Entries that a service holds in the flow table, by its number.

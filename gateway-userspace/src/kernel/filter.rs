@@ -3,7 +3,10 @@
 //! A filter stays by itself, and its name is anybody's. The pin of its program says that it is ours: it is the filter of
 //! that interface and side which runs that very program.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::{
     ProgramInfo, TcAttachType,
@@ -55,9 +58,32 @@ pub(super) fn of_pin(pin: &Path, place: &Place) -> io::Result<Option<SchedClassi
     }
     let program = ProgramInfo::from_pin(pin).map_err(io::Error::other)?.id();
     let Ok(interface) = nix::net::if_::if_nametoindex(place.interface.as_str()) else { return Ok(None) };
-    let interface = i32::try_from(interface).map_err(io::Error::other)?;
-    let Some((priority, handle)) = find(interface, place.parent(), program)? else { return Ok(None) };
+    let Some((priority, handle)) = find(interface, place.parent(), program)?.pop() else { return Ok(None) };
     SchedClassifierLink::attached(&place.interface, place.side(), priority, handle, None).map(Some)
+}
+
+/// The filter that runs the program of a pin on an interface that has another name by now: one beyond what `pin_of` says is
+/// that interface's own.
+///
+/// Dropping it would remove the filter.
+pub(super) fn renamed(
+    pin: &Path,
+    place: &Place,
+    pin_of: impl Fn(&str) -> PathBuf,
+) -> io::Result<Option<SchedClassifierLink>> {
+    let program = ProgramInfo::from_pin(pin).map_err(io::Error::other)?.id();
+    for interface in &nix::net::if_::if_nameindex()? {
+        let Ok(name) = interface.name().to_str() else { continue };
+        let own = pin_of(name);
+        let has_own = own != pin && ProgramInfo::from_pin(&own).is_ok_and(|own| own.id() == program);
+        let mut filters = find(interface.index(), place.parent(), program)?;
+        if filters.len() > usize::from(has_own)
+            && let Some((priority, handle)) = filters.pop()
+        {
+            return SchedClassifierLink::attached(name, place.side(), priority, handle, None).map(Some);
+        }
+    }
+    Ok(None)
 }
 
 /// Removes a filter.
@@ -65,8 +91,9 @@ pub(super) fn detach(filter: SchedClassifierLink) -> io::Result<()> {
     filter.detach().map_err(io::Error::other)
 }
 
-/// Priority and handle of the filter that runs a program.
-fn find(interface: i32, parent: tc::TcHandle, program: u32) -> io::Result<Option<(u16, TcHandle)>> {
+/// Priority and handle of the filters that run a program.
+fn find(interface: u32, parent: tc::TcHandle, program: u32) -> io::Result<Vec<(u16, TcHandle)>> {
+    let interface = i32::try_from(interface).map_err(io::Error::other)?;
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -79,7 +106,7 @@ fn find(interface: i32, parent: tc::TcHandle, program: u32) -> io::Result<Option
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
     socket.send(&bytes, 0)?;
-    let mut found = None;
+    let mut found = Vec::new();
     let mut part = Vec::with_capacity(PART);
     loop {
         part.clear();
@@ -99,7 +126,7 @@ enum Listed {
 }
 
 /// Reads one part of the list.
-fn read(mut part: &[u8], program: u32, found: &mut Option<(u16, TcHandle)>) -> io::Result<Listed> {
+fn read(mut part: &[u8], program: u32, found: &mut Vec<(u16, TcHandle)>) -> io::Result<Listed> {
     while let Ok(message) = NetlinkBuffer::new_checked(part) {
         let length = usize::try_from(message.length()).map_err(io::Error::other)?;
         // Filters of others may be of kinds that cannot be parsed; ours can.
@@ -119,7 +146,7 @@ fn read(mut part: &[u8], program: u32, found: &mut Option<(u16, TcHandle)>) -> i
                 // The upper half is the priority, the lower the protocol.
                 let priority = u16::try_from(filter.header.info >> 16).map_err(io::Error::other)?;
                 let handle = filter.header.handle;
-                *found = Some((priority, TcHandle::new(handle.major, handle.minor)));
+                found.push((priority, TcHandle::new(handle.major, handle.minor)));
             }
         }
         // Messages begin at multiples of four bytes.

@@ -1,7 +1,7 @@
 //! The kernel's maps, typed by their definitions, and the one bridge to aya's notion of plain bytes.
 #![expect(unsafe_code, reason = "the one bridge to aya")]
 
-use std::os::fd::AsFd;
+use std::{mem::offset_of, os::fd::AsFd, sync::atomic::Ordering};
 
 use aya::{
     Ebpf,
@@ -165,7 +165,7 @@ impl KernelMaps {
             for at in order {
                 let word = self.buckets.word(place.bucket, first + at);
                 let (word, value) = word.zip(words.get(at)).ok_or_else(no_room::<map::ServiceIndex>)?;
-                word.store(*value, std::sync::atomic::Ordering::Release);
+                word.store(*value, Ordering::Release);
             }
         }
         Ok(())
@@ -268,6 +268,9 @@ impl Maps for KernelMaps {
 
     fn clear_service_count(&mut self, id: u32) -> Result<(), Error> {
         self.syn_cookies.set(id, Shared(SynCookie::default()), 0).map_err(failed::<map::SynCookies>)?;
+        if let Some(evicted) = self.service_flows.word(id, offset_of!(ServiceFlowCount, evicted) / 8) {
+            evicted.store(0, Ordering::Relaxed);
+        }
         let failed_counts = failed::<map::ServiceCounts>;
         self.service_counts.set(id, zeroes::<map::ServiceCounts>()?, 0).map_err(failed_counts)?;
         let failed_reasons = failed::<map::ServiceReasons>;

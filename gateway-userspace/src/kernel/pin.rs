@@ -84,10 +84,14 @@ pub(super) fn remove(path: &Path) -> Result<bool, Error> {
     {
         tracing::debug!(pin = %path.display(), %error, "the link was not detached");
     }
-    if let Some(place) = filter_of(path) {
+    if let Some(place) = filter_of(path).filter(|_| path.exists()) {
         let failed = |source| Error::Filter { path: path.to_owned(), source };
         // While the filter stands, the pin is what says that it is ours: it stays where the filter cannot be removed.
-        if let Some(filter) = filter::of_pin(path, &place).map_err(failed)? {
+        let filter = match filter::of_pin(path, &place).map_err(failed)? {
+            Some(filter) => Some(filter),
+            None => filter::renamed(path, &place, |name| sibling(path, &place, name)).map_err(failed)?,
+        };
+        if let Some(filter) = filter {
             filter::detach(filter).map_err(failed)?;
             tracing::info!(place.interface, pin = %path.display(), "a filter is removed");
         }
@@ -118,6 +122,11 @@ pub(super) fn filter_of(pin: &Path) -> Option<Place> {
         let interface = decoded(hook.strip_prefix(name)?.strip_prefix('-')?);
         Some(Place { hook: name, interface, is_ingress })
     })
+}
+
+/// The pin of the same hook on another interface.
+fn sibling(pin: &Path, place: &Place, interface: &str) -> PathBuf {
+    pin.with_file_name(format!("{FILTER}{}-{}", place.hook, encoded(interface)))
 }
 
 fn is_link(path: &Path) -> bool {

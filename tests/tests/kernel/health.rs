@@ -250,8 +250,10 @@ fn endpoints_have_as_many_flows_as_the_table_says() {
             .sent("10.0.0.1:?", FIRST, 63)
             .after(|world| {
                 let live = world.tables.live().filter(|flow| flow.client_port != Port::NONE);
-                assert_eq!(live.map(|flow| flow.endpoint).collect::<Vec<_>>(), vec![TCP4.row(); 3]);
-                assert_eq!(flows(world, TCP4.row()), 3);
+                let mut rows: Vec<u32> = live.map(|flow| flow.endpoint).collect();
+                rows.sort_unstable();
+                assert_eq!(rows, [TCP4.row(), UDP4.row(), UDP4.row()]);
+                assert_eq!([TCP4, UDP4].map(|id| flows(world, id.row())), [1, 2]);
             }),
     ]);
 }
@@ -305,6 +307,40 @@ fn entries_that_are_over_are_swept() {
         },
         [1, 0],
         |world| assert!(world.tables.service_flows.is_empty()),
+    );
+}
+
+#[test]
+fn entries_whose_endpoint_left_are_swept() {
+    let left = |name: &str, places: u32, change: fn(&mut Endpoint)| {
+        swept(
+            name,
+            |world| {
+                open(world, CLIENT4, Phase::OPEN, world.now);
+                change(world.row(TCP4.row()));
+            },
+            [1, places],
+            |world| {
+                assert!(world.tables.live().next().is_none() && world.tables.replies.is_empty(), "{name}");
+                assert!(world.tables.service_flows.is_empty() && world.tables.endpoint_flows.is_empty());
+            },
+        );
+    };
+    // Where its address is forgotten, the place for its replies is found by itself.
+    left("its row is nobody's", 1, |row| {
+        *row = Endpoint { generation: row.generation, service: TCP4.0, ..Endpoint::default() };
+    });
+    left("its row is another endpoint's", 0, |row| row.generation += 1);
+    left("its row is another service's", 0, |row| row.service = UDP4.0);
+    swept(
+        "its endpoint is down, or reached on another way",
+        |world| {
+            open(world, CLIENT4, Phase::OPEN, world.now);
+            world.row(TCP4.row()).state = EndpointState::DOWN;
+            world.row(TCP4.row()).generation += Endpoint::OWNER + 1;
+        },
+        [0, 0],
+        |world| assert_eq!(flows(world, TCP4.row()), 1),
     );
 }
 

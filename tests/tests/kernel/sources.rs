@@ -219,6 +219,12 @@ fn place(world: &World, id: Id, source: Addr) -> (u32, u64) {
     (u32::try_from(hash & 0xffff_ffff).unwrap() & (SOURCE_BUCKETS - 1), hash >> 48)
 }
 
+/// A flow of datagrams that has been silent for longer than it is remembered.
+fn silent(world: &mut World) {
+    let seen = world.ago(world.tables.settings.udp_ticks + 1);
+    world.established(&udp(CLIENT4, DNS4), UDP4.row(), 20_005, Phase::OPEN, seen);
+}
+
 #[test]
 fn services_limit_new_flows() {
     let at = |name, packet: Packet, id, flows, reason| {
@@ -244,6 +250,19 @@ fn services_limit_new_flows() {
         at("udp that nobody knows", udp(CLIENT4, DNS4), UDP4, 3, Reason::ServiceLimited),
         at("udp with a token", udp(CLIENT4, DNS4), UDP4, 1, Reason::Forwarded),
         at("tcp that nobody knows", tcp(CLIENT4, VIP4), TCP4, 3, Reason::ServiceLimited),
+        case("udp that begins anew after a silence", &udp(CLIENT4, DNS4), Reason::ServiceLimited)
+            .with(|world| {
+                silent(world);
+                taken(world, UDP4, 3);
+            })
+            .after(move |world| one_more(world, UDP4, 3)),
+        case("udp that begins anew with a token", &udp(CLIENT4, DNS4), Reason::Forwarded)
+            .with(|world| {
+                silent(world);
+                taken(world, UDP4, 2);
+            })
+            .sent("10.0.0.1:?", "10.0.0.10:5353", 63)
+            .after(move |world| one_more(world, UDP4, 3)),
         case("a flow that is open", &tcp(CLIENT4, VIP4), Reason::Forwarded)
             .with(|world| {
                 world.established(&tcp(CLIENT4, VIP4), TCP4.row(), 20_005, Phase::OPEN, world.now);

@@ -36,6 +36,8 @@ pub struct Ids {
     free: Free,
     /// Given back since the last change.
     resting: Vec<Given>,
+    /// Numbers of services that flows are counted for.
+    held: BTreeSet<u32>,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -125,7 +127,13 @@ impl Ids {
             rows: Pool::new(capacity.rows),
             chunks: Pool::new(capacity.chunks),
         };
-        Self { services: BTreeMap::new(), generations: Arc::default(), free, resting: Vec::new() }
+        Self {
+            services: BTreeMap::new(),
+            generations: Arc::default(),
+            free,
+            resting: Vec::new(),
+            held: BTreeSet::new(),
+        }
     }
 
     /// What the maps say was given out by an earlier agent. A service whose numbers cannot be (beyond a map, or another
@@ -169,6 +177,12 @@ impl Ids {
     /// Numbers of each service.
     pub const fn services(&self) -> &BTreeMap<ServiceKey, Arc<Numbers>> {
         &self.services
+    }
+
+    /// Numbers that flows are counted for in the flow table, also of services that are gone: no new service gets one while
+    /// there are others, for these flows would be within its share.
+    pub fn avoid(&mut self, held: BTreeSet<u32>) {
+        self.held = held;
     }
 
     /// Begins a change: forgets services that are not wanted. Their numbers are free from the first change on that begins
@@ -251,7 +265,10 @@ impl Ids {
     fn take(&mut self, key: &ServiceKey) -> Result<Numbers, Full> {
         match self.services.remove(key) {
             Some(numbers) => Ok(Arc::unwrap_or_clone(numbers)),
-            None => Ok(Numbers { id: self.free.ids.take(1).ok_or(Full::Services)?, ..Numbers::default() }),
+            None => {
+                let id = self.free.ids.take_but(&self.held).ok_or(Full::Services)?;
+                Ok(Numbers { id, ..Numbers::default() })
+            }
         }
     }
 

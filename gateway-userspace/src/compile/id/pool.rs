@@ -1,6 +1,6 @@
 //! Free numbers, as ranges: first fit, given back in any order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::image::Range;
 
@@ -23,6 +23,15 @@ impl Pool {
     pub(super) fn take(&mut self, count: u32) -> Option<u32> {
         let first = self.ranges.iter().find(|(_, free)| **free >= count).map(|(first, _)| *first)?;
         self.reserve(Range { first, count }).then_some(first)
+    }
+
+    /// The lowest number that is not one of these, else the lowest; none when there is none left.
+    pub(super) fn take_but(&mut self, avoided: &BTreeSet<u32>) -> Option<u32> {
+        let free = self.ranges.iter().flat_map(|(first, count)| *first..first.saturating_add(*count));
+        match free.into_iter().find(|number| !avoided.contains(number)) {
+            Some(number) => self.reserve(Range { first: number, count: 1 }).then_some(number),
+            None => self.take(1),
+        }
     }
 
     /// Takes a certain range; false when not all of it is free. An empty one is always free.

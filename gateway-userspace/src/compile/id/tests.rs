@@ -163,6 +163,18 @@ fn what_is_given_back_rests_for_one_change() {
 }
 
 #[test]
+fn numbers_that_flows_are_counted_for_are_given_out_last() {
+    let mut ids = Ids::new(Capacity { services: 3, ..CAPACITY });
+    ids.agent_service(key(1)).unwrap();
+    ids.retain(&keys(2..5), true);
+    ids.retain(&keys(2..5), true);
+    ids.avoid(BTreeSet::from([0, 1]));
+    let given = [2, 3, 4].map(|n| ids.agent_service(key(n)).unwrap());
+    assert_eq!(given, [2, 0, 1]);
+    assert_eq!(ids.agent_service(key(5)), Err(Full::Services));
+}
+
+#[test]
 fn nothing_is_lost_when_services_come_and_go() {
     let mut ids = Ids::new(CAPACITY);
     for round in 0..50u8 {

@@ -174,6 +174,9 @@ impl KernelSide {
         let retired = self.retire(snapshot, now);
         let keep: Retired = retired.keys().cloned().collect();
         let mut ids = self.ids.clone();
+        if snapshot.listeners.iter().any(|listener| !ids.services().contains_key(&image::key(listener))) {
+            ids.avoid(self.kernel.lock().with_flows());
+        }
         // Where this fails, the next image is made of everything.
         let mut made = std::mem::take(&mut self.made);
         // What the last image gave back may be another's when the maps do not name it any more: not while a write is

@@ -396,6 +396,8 @@ fn hang(program: &mut SchedClassifier, path: &Path, next: &Path) -> Result<(), E
     let id = if let Some(filter) = filter::of_pin(path, &place).map_err(failed_filter)? {
         program.attach_to_link(filter)
     } else {
+        // Another interface may have had the name, and have the filter still.
+        pin::remove(path)?;
         // Without a priority a filter comes before those that are there.
         let priority = if BESIDE.contains(&name) { LAST } else { 0 };
         let options = TcAttachOptions::Netlink(tc::NlOptions { priority, ..tc::NlOptions::default() });
