@@ -20,6 +20,7 @@ use std::{
 use gateway_userspace::{
     drain::Tasks,
     metrics::Metrics,
+    name::ListenerName,
     net::connect::Options,
     secret::Secret,
     snapshot::{Snapshot, listener::Certificate, listener::Protocol},
@@ -59,6 +60,15 @@ fn named(name: &str) -> CertificateParams {
     params
 }
 
+/// A certificate that names a responder, and its key.
+fn leaf(issuer: &Issuer<'static, KeyPair>, responder: SocketAddr) -> (String, String) {
+    let mut params = named("leaf");
+    params.serial_number = Some(SerialNumber::from(vec![0x12, 0x34]));
+    params.custom_extensions = vec![access(&format!("http://{responder}/ask"))];
+    let key = KeyPair::generate().unwrap();
+    (params.signed_by(&key, issuer).unwrap().pem(), key.serialize_pem())
+}
+
 impl Scene {
     fn new() -> Self {
         let (folder, responder) = (tempfile::tempdir().unwrap(), free_addr());
@@ -70,12 +80,14 @@ impl Scene {
         std::fs::write(folder.path().join("ca.pem"), &authority).unwrap();
         std::fs::write(folder.path().join("ca.key"), key.serialize_pem()).unwrap();
         let issuer = Issuer::new(params, key);
-        let mut params = named("leaf");
-        params.serial_number = Some(SerialNumber::from(vec![0x12, 0x34]));
-        params.custom_extensions = vec![access(&format!("http://{responder}/ask"))];
-        let key = KeyPair::generate().unwrap();
-        let leaf = params.signed_by(&key, &issuer).unwrap().pem();
-        Self { folder, issuer, chain: leaf + &authority, key: key.serialize_pem(), responder }
+        let (chain, key) = leaf(&issuer, responder);
+        Self { folder, issuer, chain: chain + &authority, key, responder }
+    }
+
+    /// Another certificate of the same name and number, with the authority's, and its key.
+    fn leaf(&self) -> (String, String) {
+        let (chain, key) = leaf(&self.issuer, self.responder);
+        (chain + &std::fs::read_to_string(self.path("ca.pem")).unwrap(), key)
     }
 
     /// Makes somebody who signs answers.
@@ -228,6 +240,37 @@ async fn authorities_are_asked_and_clients_are_told_what_they_sign() {
     let _responder = scene.answers("ca", true);
     assert!(!asked(&proxy).await);
     assert!(told(addr).await.contains(NOTHING));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_two_chains_is_asked_about_that_came_from_one_file() {
+    if !has("openssl", "openssl") {
+        return;
+    }
+    let scene = Scene::new();
+    let _responder = scene.answers("ca", false);
+    let origin = Origin::named("a").await;
+    // As when a file is renewed between the reading of one listener and that of the next.
+    let addrs = [free_addr(), free_addr()];
+    let mut snapshot = scene.snapshot(addrs[0], origin.addr);
+    let mut second = snapshot.listeners[0].clone();
+    (second.name, second.addr) = (ListenerName::new("second"), addrs[1]);
+    let (chain, key) = scene.leaf();
+    second.certificates[0].chain_pem = chain.into_bytes();
+    second.certificates[0].key_pem = Secret::new(key.as_bytes());
+    snapshot.listeners.push(second);
+    let proxy = Proxy::start(&snapshot);
+    let algorithms = Context::new().unwrap().algorithms();
+    let metrics = Arc::new(Metrics::new(1));
+    let stapler = Stapler::new(Tasks::default(), metrics, Options::default(), algorithms, None).unwrap();
+    let state = proxy.published.load();
+    stapler.apply(state.expiries.values().filter_map(|expiry| expiry.fetched.as_ref()));
+    for addr in addrs {
+        let started = std::time::Instant::now();
+        while !told(addr).await.contains(GOOD) {
+            assert!(started.elapsed() < Duration::from_secs(15), "nobody asks about {addr}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

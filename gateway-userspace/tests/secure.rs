@@ -152,6 +152,37 @@ async fn a_session_does_not_resume_where_clients_are_trusted_differently() {
     assert!(kind().await.is_err(), "a ticket from before must not stand for a certificate");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_does_not_resume_when_the_certificate_of_its_client_is_over() {
+    const LASTS: Duration = Duration::from_secs(4);
+    let authority = Authority::new("ours");
+    let (origin, addr) = (Origin::named("a").await, free_addr());
+    let mut snapshot = secure(addr, &[origin.addr]);
+    snapshot.listeners[0].clients = Some(clients(&authority, true));
+    let _proxy = Proxy::start(&snapshot);
+    for version in [&TLS13, &TLS12] {
+        let mut params = CertificateParams::new(vec!["short.test".to_owned()]).unwrap();
+        let until = std::time::SystemTime::now() + LASTS;
+        params.not_after = until.into();
+        let (chain, key) = authority.sign(&params).der();
+        let config = client::builder(&[version]).with_client_auth_cert(chain, key).unwrap();
+        let config = Arc::new(config);
+        let ask = async || -> Result<Option<HandshakeKind>, String> {
+            let stream = client::tls_of(addr, "a.test", Arc::clone(&config)).await;
+            let stream = stream.map_err(|error| error.to_string())?;
+            let kind = stream.get_ref().1.handshake_kind();
+            let answer = Client::over_http1(stream).await.get("a.test", "/").await;
+            answer.map(|_| kind).map_err(|error| error.to_string())
+        };
+        assert_eq!(ask().await, Ok(Some(HandshakeKind::Full)), "{version:?}");
+        assert_eq!(ask().await, Ok(Some(HandshakeKind::Resumed)), "{version:?}");
+        // Its last second is one of those that it is good for.
+        let rest = until.duration_since(std::time::SystemTime::now()).unwrap_or_default();
+        tokio::time::sleep(rest + Duration::from_millis(1_100)).await;
+        assert!(ask().await.is_err(), "{version:?}: nobody looks at it again");
+    }
+}
+
 /// A client of its own for each version, over a connection without a certificate.
 async fn strangers(addr: SocketAddr) -> Vec<Client> {
     let mut clients = Vec::new();
