@@ -17,7 +17,7 @@ const RANGES: u32 = 32;
 /// Number of the service that a packet to this address, port and protocol is for.
 #[inline(always)]
 pub fn service<M: Maps>(maps: &M, key: ServiceKey) -> Option<u32> {
-    match place(maps, &key) {
+    match find(&key, buckets(maps)) {
         Some(entry) if entry.service != 0 => Some(entry.service.wrapping_sub(1)),
         // Only here the key has to stand in memory.
         Some(_) | None => wide(maps, &Aligned(key).0),
@@ -27,15 +27,20 @@ pub fn service<M: Maps>(maps: &M, key: ServiceKey) -> Option<u32> {
 /// The service that has this very key.
 #[inline(always)]
 pub(crate) fn only<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
-    place(maps, key)?.service.checked_sub(1)
+    find(key, buckets(maps)).or_else(|| moved(key, buckets(maps)))?.service.checked_sub(1)
 }
 
-/// The service for many ports of the address.
+/// The service of a key that was found in none of its buckets, or the one for many ports of the address.
 // A frame of its own: most packets do not come here.
 #[inline(never)]
 fn wide<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
+    if let Some(entry) = moved(key, buckets(maps))
+        && entry.service != 0
+    {
+        return entry.service.checked_sub(1);
+    }
     let all = Aligned(ServiceKey::new(key.addr, Port::NONE, key.protocol));
-    let entry = place(maps, &all.0)?;
+    let entry = find(&all.0, buckets(maps)).or_else(|| moved(&all.0, buckets(maps)))?;
     for idx in 0..entry.n_ranges.min(RANGES) {
         let range = maps.port_range(entry.first_range.wrapping_add(idx))?;
         if range.first <= key.port && key.port <= range.last {
@@ -46,20 +51,29 @@ fn wide<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
 }
 
 #[inline(always)]
-fn place<M: Maps>(maps: &M, key: &ServiceKey) -> Option<ServiceEntry> {
-    find(key, |bucket| maps.service_bucket(bucket))
+fn buckets<M: Maps>(maps: &M) -> impl Fn(u32) -> Option<M::Row<ServiceBucket>> {
+    |bucket| maps.service_bucket(bucket & (INDEX_BUCKETS - 1))
 }
 
-/// The entry of a key. One that the agent moves from its second bucket to its first stands in both for a while: whoever came
-/// too early for the first, and too late for the second, finds it in the first.
+/// The entry of a key, unless it [moved](moved) meanwhile.
 #[inline(always)]
 fn find<B: Deref<Target = ServiceBucket>>(
     key: &ServiceKey,
     bucket: impl Fn(u32) -> Option<B>,
 ) -> Option<ServiceEntry> {
     let [first, second] = hash::service(key);
-    let at = |number: u32| in_bucket(key, &*bucket(number & (INDEX_BUCKETS - 1))?);
-    at(first).or_else(|| at(second)).or_else(|| at(first))
+    in_bucket(key, &*bucket(first)?).or_else(|| in_bucket(key, &*bucket(second)?))
+}
+
+/// The entry of a key that was not found. One that the agent moves from its second bucket to its first stands in both for a
+/// while: whoever came too early for the first, and too late for the second, finds it in the first.
+#[inline(always)]
+fn moved<B: Deref<Target = ServiceBucket>>(
+    key: &ServiceKey,
+    bucket: impl Fn(u32) -> Option<B>,
+) -> Option<ServiceEntry> {
+    let [first, _] = hash::service(key);
+    in_bucket(key, &*bucket(first)?)
 }
 
 #[inline(always)]
@@ -95,11 +109,12 @@ mod tests {
         for [from, to] in [[first, second], [second, first]] {
             for at in 0..4 {
                 let n_reads = Cell::new(0);
-                let found = find(&key, |bucket| {
-                    let is_there = bucket == if n_reads.get() < at { from } else { to };
+                let read = |bucket: u32| {
+                    let now = if n_reads.get() < at { from } else { to };
                     n_reads.set(n_reads.get() + 1);
-                    Some(if is_there { &full } else { &empty })
-                });
+                    Some(if bucket & (INDEX_BUCKETS - 1) == now { &full } else { &empty })
+                };
+                let found = find(&key, read).or_else(|| moved(&key, read));
                 assert_eq!(found, Some(entry), "from {from} to {to} before read {at}");
             }
         }
