@@ -74,7 +74,9 @@ fn pods_come_and_go_while_others_are_served() {
     for idx in 2..6 {
         let another = pod(&node, idx);
         until("another pod is served", patience, &node, || another.run(ask_l4).is_ok());
-        assert!(pins(&node).contains(&format!("link-tc_ingress-pod-{idx}")), "{:?}", pins(&node));
+        // The kernel serves it from the attachment on, which is pinned after that.
+        let pin = format!("link-tc_ingress-pod-{idx}");
+        until("its attachment is pinned", patience, &node, || pins(&node).contains(&pin));
         // One goes with its namespace, another's interface is taken away first.
         if idx % 2 == 0 {
             node.node.ip(&format!("link del pod-{idx}")).unwrap();
