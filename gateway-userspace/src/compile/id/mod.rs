@@ -263,13 +263,11 @@ impl Ids {
 
     /// What a service has, taken out, or a new number.
     fn take(&mut self, key: &ServiceKey) -> Result<Numbers, Full> {
-        match self.services.remove(key) {
-            Some(numbers) => Ok(Arc::unwrap_or_clone(numbers)),
-            None => {
-                let id = self.free.ids.take_but(&self.held).ok_or(Full::Services)?;
-                Ok(Numbers { id, ..Numbers::default() })
-            }
+        if let Some(numbers) = self.services.remove(key) {
+            return Ok(Arc::unwrap_or_clone(numbers));
         }
+        let id = self.free.ids.take_but(&self.held).ok_or(Full::Services)?;
+        Ok(Numbers { id, ..Numbers::default() })
     }
 
     /// Gives a service a wider range. The rows in use stay as they are, for flows that refer to them.
