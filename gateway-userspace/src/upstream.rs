@@ -20,6 +20,7 @@ use crate::{
         Lease, OpenError, Origin, Pool, Protocol,
         link::Link,
         own::Own,
+        places::Place,
         registry::{Client, Manner, Pools},
     },
     retry::{self, Budget},
@@ -166,7 +167,7 @@ impl Upstream {
         let mut pool = self.pools.get(picked).ok_or_else(gone)?;
         let of_client;
         if self.definition.is_announced {
-            of_client = own.resolve(&self.registry, pool);
+            of_client = own.resolve(&self.registry, pool, worker);
             pool = &of_client;
         }
         if freshness == Freshness::Any
@@ -178,9 +179,11 @@ impl Upstream {
             return Ok(lease);
         }
         // Most requests open nothing, and should not carry the room for it.
-        let mut opened = Box::pin(self.opening.open(pool, worker)).await;
-        if opened.as_ref().is_err_and(OpenError::is_of_node) && self.registry.make_room(worker) {
-            opened = Box::pin(self.opening.open(pool, worker)).await;
+        let mut opened = Box::pin(self.opening.open(pool, worker, None)).await;
+        if opened.as_ref().is_err_and(OpenError::is_of_node)
+            && let Ok(place) = self.registry.room(worker).await
+        {
+            opened = Box::pin(self.opening.open(pool, worker, Some(place))).await;
         }
         match &opened {
             Ok(_) => self.stats.connected(worker),
@@ -225,7 +228,7 @@ impl Upstream {
     fn grow(&self, pool: Arc<Pool>, worker: usize) {
         let opening = self.opening.clone();
         drop(self.tasks.spawn("pool growth", async move {
-            if let Ok(lease) = opening.open(&pool, worker).await {
+            if let Ok(lease) = opening.open(&pool, worker, None).await {
                 lease.give_back();
             }
             pool.grown(worker);
@@ -234,7 +237,7 @@ impl Upstream {
 }
 
 impl Opening {
-    async fn open(&self, pool: &Arc<Pool>, worker: usize) -> Result<Lease, OpenError> {
+    async fn open(&self, pool: &Arc<Pool>, worker: usize, place: Option<Place>) -> Result<Lease, OpenError> {
         let addr = pool.endpoint().addr();
         let connect = async {
             let mut stream = connect::tcp(addr, self.timeout, self.options).await.map_err(OpenError::Io)?;
@@ -249,13 +252,13 @@ impl Opening {
             Ok(Link::Secured(Box::new(stream), socket))
         };
         if self.tls.is_none() && pool.client().is_none() {
-            return pool.open(worker, count(pool.endpoint(), connect)).await;
+            return pool.open(worker, place, count(pool.endpoint(), connect)).await;
         }
         let bounded = async {
             let timed_out = || OpenError::Io(io::ErrorKind::TimedOut.into());
             tokio::time::timeout(self.timeout, connect).await.map_err(|_| timed_out())?
         };
-        pool.open(worker, count(pool.endpoint(), bounded)).await
+        pool.open(worker, place, count(pool.endpoint(), bounded)).await
     }
 }
 

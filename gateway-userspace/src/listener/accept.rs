@@ -183,6 +183,7 @@ async fn serve(
                 published: &worker.published,
                 families: &worker.metrics.families,
                 hello_timeout: worker.timeouts.hello,
+                worker: worker.idx,
             };
             Box::pin(tcp::forward(terms, bind, stream, ends)).await;
             return Ok(());

@@ -370,6 +370,9 @@ impl Thread {
     }
 }
 
+/// Time between two looks for idle connections when there were none: each looks at every pool.
+const RELIEF_PAUSE: Duration = Duration::from_millis(50);
+
 /// Closes idle connections to endpoints, for ever.
 async fn sweep(pools: &Pools, worker: usize) {
     let mut ticks = tokio::time::interval(limits::POOL_IDLE / 4);
@@ -377,7 +380,10 @@ async fn sweep(pools: &Pools, worker: usize) {
         tokio::select! {
             _ = ticks.tick() => pools.sweep(worker, limits::POOL_IDLE),
             () = pools.crowded(worker) => {
-                pools.relieve(worker);
+                if !pools.relieve(worker) {
+                    // All are busy, and whoever finds no place asks again.
+                    tokio::time::sleep(RELIEF_PAUSE).await;
+                }
             }
         }
     }

@@ -77,6 +77,8 @@ pub enum ForwardOutcome {
     Idle,
     /// No endpoint could be reached.
     NoEndpoint,
+    /// The connections to endpoints that this node may have were all in use.
+    NoDescriptor,
     /// The name that the client asked for has no route.
     NoRoute,
     /// No `ClientHello` arrived, or none that could be read.
@@ -85,8 +87,15 @@ pub enum ForwardOutcome {
 
 impl ForwardOutcome {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Ended, Self::Broken, Self::Idle, Self::NoEndpoint, Self::NoRoute, Self::NoHello];
+    pub const ALL: [Self; 7] = [
+        Self::Ended,
+        Self::Broken,
+        Self::Idle,
+        Self::NoEndpoint,
+        Self::NoDescriptor,
+        Self::NoRoute,
+        Self::NoHello,
+    ];
 
     /// The value of the label.
     pub const fn as_str(self) -> &'static str {
@@ -95,6 +104,7 @@ impl ForwardOutcome {
             Self::Broken => "broken",
             Self::Idle => "idle",
             Self::NoEndpoint => "no_endpoint",
+            Self::NoDescriptor => "no_descriptor",
             Self::NoRoute => "no_route",
             Self::NoHello => "no_hello",
         }

@@ -90,11 +90,16 @@ impl Drop for Counted {
 }
 
 impl Pool {
-    pub(super) async fn open_http1<F>(self: &Arc<Self>, home: usize, connect: F) -> Result<Lease, OpenError>
+    pub(super) async fn open_http1<F>(
+        self: &Arc<Self>,
+        home: usize,
+        place: Option<Place>,
+        connect: F,
+    ) -> Result<Lease, OpenError>
     where
         F: Future<Output = Result<Link, OpenError>>,
     {
-        let counted = self.count(home)?;
+        let counted = self.count(home, place)?;
         let link = connect.await?;
         self.drivers.lock().insert(counted.driver, Driver::Socket(link.socket()));
         self.watch();
@@ -102,11 +107,16 @@ impl Pool {
         Ok(Lease { pool: Arc::clone(self), home, wire: Wire::Http1(connection), origin: Origin::Opened })
     }
 
-    pub(super) async fn open_http2<F>(self: &Arc<Self>, home: usize, connect: F) -> Result<Lease, OpenError>
+    pub(super) async fn open_http2<F>(
+        self: &Arc<Self>,
+        home: usize,
+        place: Option<Place>,
+        connect: F,
+    ) -> Result<Lease, OpenError>
     where
         F: Future<Output = Result<Link, OpenError>>,
     {
-        let counted = self.count(home)?;
+        let counted = self.count(home, place)?;
         let link = connect.await?;
         let (link, n_reads) = Heard::new(link);
         let (sender, connection) = h2::client::Builder::new()
@@ -140,16 +150,19 @@ impl Pool {
         })
     }
 
-    /// Takes a place for one more connection.
-    fn count(self: &Arc<Self>, home: usize) -> Result<Counted, OpenError> {
+    /// Takes a place for one more connection, unless it has one.
+    fn count(self: &Arc<Self>, home: usize, place: Option<Place>) -> Result<Counted, OpenError> {
         if self.total.fetch_add(1, Ordering::AcqRel) >= limits::UPSTREAM_CONNECTIONS {
             self.total.fetch_sub(1, Ordering::AcqRel);
             self.shared.families.limit(Limit::UpstreamConnections);
             return Err(OpenError::Full);
         }
-        let place = self.shared.place().map_err(OpenError::Io).inspect_err(|_| {
-            self.total.fetch_sub(1, Ordering::AcqRel);
-        })?;
+        let place = match place {
+            Some(place) => place,
+            None => self.shared.place().map_err(OpenError::Io).inspect_err(|_| {
+                self.total.fetch_sub(1, Ordering::AcqRel);
+            })?,
+        };
         self.open.fetch_add(1, Ordering::AcqRel);
         if let Some(shard) = self.shards.get(home) {
             shard.open.fetch_add(1, Ordering::AcqRel);
@@ -202,7 +215,7 @@ impl Pool {
         *self.watcher.lock() = None;
         for (home, shard) in self.shards.iter().enumerate() {
             let mut connections = shard.connections.lock();
-            self.shared.kept.remove(home, connections.idle.len());
+            self.shared.kept.remove(self.worker_of(home), connections.idle.len());
             connections.idle.clear();
             connections.shared.clear();
         }

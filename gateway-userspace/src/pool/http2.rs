@@ -141,7 +141,7 @@ pub(super) async fn send(
             return Poll::Ready(Err(Failed::of_stream(error)));
         }
         let now = upload.as_ref().map(Sending::pieces);
-        is_promised &= pieces.is_none() || now == pieces;
+        is_promised &= now.is_none_or(|n| n == 0);
         if now != pieces || !is_promised && upload.as_ref().is_some_and(|upload| !upload.is_blocked()) {
             pieces = now;
             patience.renew();

@@ -1,8 +1,8 @@
 //! Idle connections to endpoints: how many a worker keeps of all endpoints together, and which go when there are too many.
 //!
 //! Each holds a descriptor that a client, or another endpoint, may need more. At its bound, and where connections of all
-//! workers have no place any more, a worker gives up the oldest ones
-//! of all its pools, some at a time, because looking for them takes a look at every pool.
+//! workers have no place any more, a worker gives up the oldest ones of all its pools, some at a time, because looking for
+//! them takes a look at every pool.
 
 use std::{
     sync::{
@@ -91,10 +91,11 @@ impl Pool {
     pub(super) fn put(&self, home: usize, connection: Box<Connection>) {
         let Some(shard) = self.shards.get(home) else { return };
         let kept = &self.shared.kept;
-        let n_idle = kept.count(home);
+        let worker = self.worker_of(home);
+        let n_idle = kept.count(worker);
         if n_idle >= kept.bound {
             self.shared.families.limit(Limit::IdleConnections);
-            kept.relieve(home);
+            kept.relieve(worker);
             if n_idle >= kept.bound + kept.bound / PART {
                 // Until the worker comes to it.
                 return;
@@ -107,14 +108,14 @@ impl Pool {
             drop(connections.idle.remove(0));
             self.shared.families.limit(Limit::PoolIdle);
         } else {
-            kept.add(home);
+            kept.add(worker);
         }
         connections.idle.push(Idle { connection, since });
     }
 
     /// Closes what has been idle in this worker's shard for longer than `limit`.
     pub fn sweep(&self, worker: usize, limit: Duration) {
-        let Some(shard) = self.shards.get(worker) else { return };
+        let Some(shard) = self.shard_of(worker) else { return };
         let now = self.shared.clock.now();
         let mut connections = shard.connections.lock();
         let n_before = connections.idle.len();
@@ -128,7 +129,7 @@ impl Pool {
 
     /// Since when this worker's connections are idle.
     pub(super) fn idle_since(&self, worker: usize, all: &mut Vec<Instant>) {
-        if let Some(shard) = self.shards.get(worker) {
+        if let Some(shard) = self.shard_of(worker) {
             let connections = shard.connections.lock();
             all.extend(connections.idle.iter().map(|idle| idle.since));
             all.extend(connections.shared.iter().filter_map(|connection| connection.idle_since()));
@@ -137,7 +138,7 @@ impl Pool {
 
     /// Closes those that are idle since `last` or longer, so many at most; how many that were.
     pub(super) fn give_up(&self, worker: usize, last: Instant, most: usize) -> usize {
-        let Some(shard) = self.shards.get(worker) else { return 0 };
+        let Some(shard) = self.shard_of(worker) else { return 0 };
         let mut connections = shard.connections.lock();
         // The oldest ones are in front.
         let n = connections.idle.iter().take(most).take_while(|idle| idle.since <= last).count();
@@ -153,9 +154,9 @@ impl Pool {
     }
 
     /// Where this node had nothing left for a connection, idle ones are in the way.
-    pub(super) fn note(&self, worker: usize, cause: &OpenError) {
+    pub(super) fn note(&self, home: usize, cause: &OpenError) {
         if cause.is_of_node() {
-            self.shared.kept.relieve(worker);
+            self.shared.kept.relieve(self.worker_of(home));
         }
     }
 }

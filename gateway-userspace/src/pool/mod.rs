@@ -51,6 +51,7 @@ use crate::{
         incoming::Incoming,
         interim::Interim,
         link::Link,
+        places::Place,
         registry::{Client, Key, Manner, Shared},
     },
 };
@@ -71,6 +72,8 @@ pub struct Pool {
     endpoint: Arc<Endpoint>,
     shared: Shared,
     shards: Box<[Shard]>,
+    /// The worker that has the first shard, the next one has the next.
+    first_worker: usize,
     open: AtomicUsize,
     /// Connections to the endpoint of all pools that count together.
     total: Arc<AtomicUsize>,
@@ -163,6 +166,7 @@ impl Pool {
             endpoint,
             shared,
             shards,
+            first_worker: 0,
             open: AtomicUsize::new(0),
             total: Arc::default(),
             stolen: AtomicU64::new(0),
@@ -172,11 +176,12 @@ impl Pool {
         }
     }
 
-    /// The pool of one client: without shards, because one worker serves it, or few.
-    fn of_client(&self, key: Key) -> Self {
+    /// The pool of one client: with one shard, that of the worker which serves it first, because few others do.
+    fn of_client(&self, key: Key, worker: usize) -> Self {
         let shared = Shared { n_shards: 1, ..self.shared.clone() };
         let mut pool = Self::new(key, Arc::clone(&self.endpoint), shared);
         pool.total = Arc::clone(&self.total);
+        pool.first_worker = worker % self.shared.n_shards;
         pool
     }
 
@@ -230,8 +235,13 @@ impl Pool {
         Some(stolen)
     }
 
-    /// A new connection over the link that `connect` yields, opened by this worker.
-    pub async fn open<F>(self: &Arc<Self>, worker: usize, connect: F) -> Result<Lease, OpenError>
+    /// A new connection over the link that `connect` yields, opened by this worker. It has the given place, or takes one.
+    pub async fn open<F>(
+        self: &Arc<Self>,
+        worker: usize,
+        place: Option<Place>,
+        connect: F,
+    ) -> Result<Lease, OpenError>
     where
         F: Future<Output = Result<Link, OpenError>>,
     {
@@ -239,7 +249,7 @@ impl Pool {
         let Some(shard) = self.shards.get(home) else { return Err(OpenError::Full) };
         match self.key.manner.protocol {
             Protocol::Http1 => {
-                self.open_http1(home, connect).await.inspect_err(|cause| self.note(home, cause))
+                self.open_http1(home, place, connect).await.inspect_err(|cause| self.note(home, cause))
             }
             Protocol::Http2 => {
                 let failures = shard.failures.load(Ordering::Acquire);
@@ -257,9 +267,13 @@ impl Pool {
                         OpenError::Io(cause)
                     });
                 }
-                let opened = self.open_http2(home, connect).await;
+                let opened = self.open_http2(home, place, connect).await;
                 if let Err(cause) = &opened {
                     self.note(home, cause);
+                    if cause.is_of_node() {
+                        // Others may find room, and it says nothing about the endpoint.
+                        return opened;
+                    }
                     let kind = u64::from(matches!(cause, OpenError::Handshake(_)));
                     // Whoever has the turn is the only writer.
                     shard.failures.store(((now | HANDSHAKE_FAILED) + 1) | kind, Ordering::Release);
@@ -286,13 +300,23 @@ impl Pool {
         }
     }
 
+    /// The worker that has a shard.
+    const fn worker_of(&self, home: usize) -> usize {
+        self.first_worker + home
+    }
+
+    /// The shard that a worker has, where it has one.
+    fn shard_of(&self, worker: usize) -> Option<&Shard> {
+        self.shards.get(worker.checked_sub(self.first_worker)?)
+    }
+
     fn take(self: &Arc<Self>, home: usize, origin: Origin) -> Option<Lease> {
         let mut connections = self.shards.get(home)?.connections.lock();
         let wire = match self.key.manner.protocol {
             Protocol::Http1 => {
                 let n_before = connections.idle.len();
                 let popped = connections.pop();
-                self.shared.kept.remove(home, n_before - connections.idle.len());
+                self.shared.kept.remove(self.worker_of(home), n_before - connections.idle.len());
                 Wire::Http1(popped?)
             }
             Protocol::Http2 => {
@@ -310,8 +334,8 @@ impl Drop for Pool {
         if let Some(watcher) = self.watcher.get_mut().take() {
             watcher.abort();
         }
-        for (home, shard) in self.shards.iter_mut().enumerate() {
-            self.shared.kept.remove(home, shard.connections.get_mut().idle.len());
+        for (worker, shard) in (self.first_worker..).zip(&mut self.shards) {
+            self.shared.kept.remove(worker, shard.connections.get_mut().idle.len());
         }
     }
 }

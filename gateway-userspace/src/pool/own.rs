@@ -28,8 +28,8 @@ impl Own {
         Self { client, pools: Mutex::new(Vec::new()) }
     }
 
-    /// This client's pool beside that of all clients.
-    pub fn resolve(&self, registry: &Pools, pool: &Arc<Pool>) -> Arc<Pool> {
+    /// This client's pool beside that of all clients, for a request that this worker serves.
+    pub fn resolve(&self, registry: &Pools, pool: &Arc<Pool>, worker: usize) -> Arc<Pool> {
         let mut pools = self.pools.lock();
         if let Some(at) = pools.iter().position(|own| own.is_beside(pool)) {
             let own = pools.remove(at);
@@ -41,7 +41,7 @@ impl Own {
             drop(pools.remove(0));
             pool.shared.families.limit(Limit::PoolIdle);
         }
-        let own = registry.resolve_own(pool, self.client);
+        let own = registry.resolve_own(pool, self.client, worker);
         pools.push(Arc::clone(&own));
         own
     }

@@ -1,29 +1,25 @@
 //! Connections to endpoints of all services and workers together: each holds a descriptor of the process, and whoever has
 //! used up its descriptors can accept nobody, not even whoever asks what is wrong.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Time for idle connections to make room: their workers close them as soon as they come to it.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// So many and no more.
 #[derive(Clone, Debug)]
-pub struct Places {
-    n_taken: Arc<AtomicUsize>,
-    most: usize,
-}
+pub struct Places(Arc<Semaphore>);
 
 /// The place of one connection, as long as it is there.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicUsize>);
+pub struct Place(#[expect(dead_code, reason = "given back when it is dropped")] OwnedSemaphorePermit);
 
 impl Places {
     /// None taken yet.
     pub fn new(most: usize) -> Self {
-        Self { n_taken: Arc::default(), most }
+        Self(Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))))
     }
 
     /// Takes a place.
@@ -31,18 +27,17 @@ impl Places {
     /// # Errors
     /// As of a process that has no descriptor left.
     pub(super) fn take(&self) -> io::Result<Place> {
-        // Counted first, so that two who come at once do not both get the last one.
-        let place = Place(Arc::clone(&self.n_taken));
-        if self.n_taken.fetch_add(1, Ordering::AcqRel) >= self.most {
-            return Err(io::Error::from_raw_os_error(libc::EMFILE));
-        }
-        Ok(place)
+        let permit = Arc::clone(&self.0).try_acquire_owned();
+        permit.map(Place).map_err(|_| io::Error::from_raw_os_error(libc::EMFILE))
     }
-}
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+    /// Takes a place, which may become free in a moment.
+    ///
+    /// # Errors
+    /// As of a process that has no descriptor left.
+    pub(super) async fn wait(&self) -> io::Result<Place> {
+        let permit = tokio::time::timeout(PATIENCE, Arc::clone(&self.0).acquire_owned()).await;
+        permit.ok().and_then(Result::ok).map(Place).ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE))
     }
 }
 
@@ -60,5 +55,19 @@ mod tests {
         drop(first);
         let _third = places.take().unwrap();
         places.take().unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn who_waits_gets_what_becomes_free() {
+        let places = Places::new(1);
+        let first = places.take().unwrap();
+        let given_back = async {
+            tokio::task::yield_now().await;
+            drop(first);
+        };
+        let (second, ()) = tokio::join!(places.wait(), given_back);
+        assert_eq!(places.wait().await.unwrap_err().raw_os_error(), Some(libc::EMFILE), "not for ever");
+        drop(second);
+        drop(places.wait().await.unwrap());
     }
 }

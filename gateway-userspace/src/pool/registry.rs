@@ -134,8 +134,9 @@ impl Pools {
         pool
     }
 
-    /// The pool of one client beside that of all: its connections count towards the same cap.
-    pub(super) fn resolve_own(&self, pool: &Arc<Pool>, client: Client) -> Arc<Pool> {
+    /// The pool of one client beside that of all: its connections count towards the same cap. A new one is in the care of this
+    /// worker.
+    pub(super) fn resolve_own(&self, pool: &Arc<Pool>, client: Client, worker: usize) -> Arc<Pool> {
         let key = Key { manner: Manner { client: Some(client), ..pool.key.manner }, ..pool.key.clone() };
         let mut pools = self.pools.lock();
         // A load balancer may have several connections for one client. What is there may also be of an earlier state.
@@ -143,7 +144,7 @@ impl Pools {
         if let Some(own) = there.filter(|own| own.is_beside(pool)) {
             return own;
         }
-        let own = Arc::new(pool.of_client(key.clone()));
+        let own = Arc::new(pool.of_client(key.clone(), worker));
         pools.insert(key, Arc::downgrade(&own));
         own
     }
@@ -156,12 +157,25 @@ impl Pools {
         self.pools.lock().retain(|_, pool| pool.strong_count() > 0);
     }
 
-    /// A place for a connection that is in no pool; see [`Shared::place`].
+    /// A place for a connection that is in no pool. When there is none, idle connections make room: those of this worker at
+    /// once, those of others as soon as their workers come to it, which is waited for.
     ///
     /// # Errors
     /// As of a process that has no descriptor left.
-    pub fn place(&self) -> io::Result<Place> {
-        self.shared.place()
+    pub async fn place(&self, worker: usize) -> io::Result<Place> {
+        match self.shared.place() {
+            Ok(place) => Ok(place),
+            Err(_) => self.room(worker).await,
+        }
+    }
+
+    /// Like [`Pools::place`], for whoever was already told that there is no room.
+    ///
+    /// # Errors
+    /// As of a process that has no descriptor left.
+    pub async fn room(&self, worker: usize) -> io::Result<Place> {
+        self.make_room(worker);
+        self.shared.places.wait().await
     }
 
     /// Resolves when [`Pools::relieve`] should be called.
@@ -184,8 +198,8 @@ impl Pools {
         true
     }
 
-    /// Like [`Pools::relieve`], at once and for whoever has no place: looks at nothing where nothing is idle.
-    pub fn make_room(&self, worker: usize) -> bool {
+    /// Like [`Pools::relieve`], at once and for whoever has no place: looks at nothing where no connection of HTTP/1.1 is idle.
+    pub(super) fn make_room(&self, worker: usize) -> bool {
         self.shared.kept.count(worker) > 0 && self.relieve(worker)
     }
 

@@ -58,7 +58,7 @@ async fn connect(addr: SocketAddr) -> Result<Link, OpenError> {
 
 impl Bench {
     async fn open(&self, worker: usize) -> Lease {
-        self.pool.open(worker, connect(self.addr)).await.unwrap()
+        self.pool.open(worker, None, connect(self.addr)).await.unwrap()
     }
 
     /// One whole exchange.
@@ -173,7 +173,7 @@ async fn idle_connections_make_room_where_the_node_has_none() {
     let kept = &bench.pool.shared.kept;
     for (cause, is_of_node) in [(libc::ECONNREFUSED, false), (libc::EMFILE, true)] {
         let lacking = async { Err(OpenError::Io(io::Error::from_raw_os_error(cause))) };
-        bench.pool.open(0, lacking).await.unwrap_err();
+        bench.pool.open(0, None, lacking).await.unwrap_err();
         assert_eq!(kept.crowded(0).now_or_never().is_some(), is_of_node);
     }
     bench.pools.relieve(0);
@@ -190,11 +190,15 @@ async fn all_pools_together_have_so_many_connections_and_idle_ones_make_room() {
         pools.resolve(&registry.resolve(&id), protocol.into())
     });
     let (first, second) =
-        (one.open(0, connect(addr)).await.unwrap(), other.open(1, connect(addr)).await.unwrap());
+        (one.open(0, None, connect(addr)).await.unwrap(), other.open(1, None, connect(addr)).await.unwrap());
     for (pool, worker) in [(&one, 0), (&other, 0)] {
-        let refused = pool.open(worker, connect(addr)).await.unwrap_err();
+        let refused = pool.open(worker, None, connect(addr)).await.unwrap_err();
         assert!(refused.is_of_node(), "{refused:?}");
     }
+    // Who waited for another's turn is not told that the endpoint refused it.
+    let [refused, waited] =
+        <[_; 2]>::from(tokio::join!(other.open(0, None, connect(addr)), other.open(0, None, connect(addr))));
+    assert!([refused, waited].iter().all(|opened| opened.as_ref().is_err_and(OpenError::is_of_node)));
     assert_eq!((one.open_count(), other.open_count()), (1, 1), "nothing is left of what was refused");
     assert_eq!(one.total.load(Ordering::Relaxed), 1);
     // Every worker may have what another one lacks.
@@ -204,14 +208,23 @@ async fn all_pools_together_have_so_many_connections_and_idle_ones_make_room() {
     assert!(!pools.relieve(0) && !pools.relieve(1), "all are busy");
     first.give_back();
     assert!(pools.make_room(0) && !pools.make_room(0));
-    let first = one.open(0, connect(addr)).await.unwrap();
+    let first = one.open(0, None, connect(addr)).await.unwrap();
     // One that carries many streams is idle when it carries none.
     second.give_back();
     assert!(pools.relieve(1));
     while other.open_count() > 0 {
         tokio::task::yield_now().await;
     }
-    let second = one.open(1, connect(addr)).await.unwrap();
+    let second = one.open(1, None, connect(addr)).await.unwrap();
+    // What another worker has idle is waited for.
+    let relieving = async {
+        second.give_back();
+        pools.crowded(1).await;
+        assert!(pools.relieve(1));
+    };
+    let (place, ()) = tokio::join!(pools.place(0), relieving);
+    let second = one.open(1, Some(place.unwrap()), connect(addr)).await.unwrap();
+    assert!(pools.place(0).await.is_err(), "all are busy");
     drop((first, second));
     assert_eq!(one.open_count(), 0);
 }
@@ -263,25 +276,27 @@ async fn a_client_keeps_its_pools_to_a_bound_and_they_count_with_that_of_all() {
     let bench = bench().await;
     let ends = Client { source: bench.addr, destination: bench.addr };
     let own = own::Own::new(ends);
-    let first = own.resolve(&bench.pools, &bench.pool);
-    assert!(Arc::ptr_eq(&first, &own.resolve(&bench.pools, &bench.pool)));
-    let same = own::Own::new(ends).resolve(&bench.pools, &bench.pool);
+    let first = own.resolve(&bench.pools, &bench.pool, 1);
+    assert!(Arc::ptr_eq(&first, &own.resolve(&bench.pools, &bench.pool, 1)));
+    let same = own::Own::new(ends).resolve(&bench.pools, &bench.pool, 0);
     assert!(Arc::ptr_eq(&first, &same), "another connection of the same client");
     let other = Client { destination: SocketAddr::from(([127, 0, 0, 1], 1)), ..ends };
-    assert!(!Arc::ptr_eq(&first, &own::Own::new(other).resolve(&bench.pools, &bench.pool)));
+    assert!(!Arc::ptr_eq(&first, &own::Own::new(other).resolve(&bench.pools, &bench.pool, 0)));
     drop(same);
     assert_eq!((first.client(), bench.pool.client()), (Some(ends), None));
-    let lease = first.open(1, connect(bench.addr)).await.unwrap();
+    let lease = first.open(1, None, connect(bench.addr)).await.unwrap();
     assert_eq!((first.open_count(), bench.pool.open_count()), (1, 0));
     assert_eq!(bench.pool.total.load(Ordering::Relaxed), 1, "the cap is that of the endpoint");
     bench.exchange(lease).await;
     assert!(bench.pool.reuse(0).is_none(), "nobody else may have it");
+    let kept = &bench.pool.shared.kept;
+    assert_eq!((kept.count(0), kept.count(1)), (0, 1), "the worker that served first has it");
     assert_eq!(first.reuse(3).map(|lease| lease.origin()), Some(Origin::Reused));
     let registry = Registry::default();
     for port in 0..u16::try_from(limits::OWN_POOLS).unwrap() {
         let addr = SocketAddr::from(([127, 0, 0, 1], port));
         let endpoint = registry.resolve(&EndpointId { service: ServiceName::new("s"), addr });
-        own.resolve(&bench.pools, &bench.pools.resolve(&endpoint, Protocol::Http1.into()));
+        own.resolve(&bench.pools, &bench.pools.resolve(&endpoint, Protocol::Http1.into()), 0);
     }
     assert_eq!(Arc::strong_count(&first), 1, "it was given up");
     drop((first, own));

@@ -20,7 +20,6 @@ use crate::{
         connect,
         proxy_protocol::{self, Ends},
     },
-    pool::places::Place,
     state::{Balanced, Bind, BindKey, Published},
     tcp::copy::{Broken, Copied},
     tls::hello::{Peek, Seen},
@@ -41,6 +40,8 @@ pub struct Terms<'a> {
     pub families: &'a Families,
     /// Time for a client's `ClientHello`, where TLS ends at the endpoint.
     pub hello_timeout: Duration,
+    /// The worker that forwards.
+    pub worker: usize,
 }
 
 /// Forwards one connection with these ends until both sides have ended it, it is idle for too long, or its endpoint goes down.
@@ -50,7 +51,7 @@ pub async fn forward(terms: Terms<'_>, bind: BindKey, client: TcpStream, ends: E
 }
 
 async fn run(terms: Terms<'_>, bind: BindKey, mut client: TcpStream, ends: &Ends) -> ForwardOutcome {
-    let Terms { published, families, hello_timeout } = terms;
+    let Terms { published, families, hello_timeout, worker } = terms;
     let is_passthrough = match published.load().binds.get(&bind) {
         Some(Bind::Passthrough(_)) => true,
         Some(Bind::Balanced(_)) => false,
@@ -78,7 +79,11 @@ async fn run(terms: Terms<'_>, bind: BindKey, mut client: TcpStream, ends: &Ends
         }
         return ForwardOutcome::NoRoute;
     };
-    let Some((mut stream, (active, _place))) = open(&balanced, bind, ends, &hello).await else {
+    let Ok(_place) = balanced.pools.place(worker).await else {
+        refuse(&client);
+        return ForwardOutcome::NoDescriptor;
+    };
+    let Some((mut stream, active)) = open(&balanced, bind, ends, &hello).await else {
         refuse(&client);
         return ForwardOutcome::NoEndpoint;
     };
@@ -145,14 +150,8 @@ fn find(published: &Published, bind: BindKey, name: Option<&str>) -> Option<Arc<
 }
 
 /// A connection to the endpoint of the flow, to the next one when it cannot be opened; with what has to stand at its
-/// beginning, and with what it is counted by as long as it is open.
-async fn open(
-    balanced: &Balanced,
-    bind: BindKey,
-    ends: &Ends,
-    hello: &[u8],
-) -> Option<(TcpStream, (Active, Place))> {
-    let place = balanced.pools.place().ok()?;
+/// beginning, and counted by its endpoint as long as it is open.
+async fn open(balanced: &Balanced, bind: BindKey, ends: &Ends, hello: &[u8]) -> Option<(TcpStream, Active)> {
     let flow = balanced.flow(ends.source, bind.addr, Protocol::TCP);
     let mut tried = Tried::default();
     for _ in 0..limits::TRIES {
@@ -166,7 +165,7 @@ async fn open(
         match begin(endpoint.addr(), balanced, &start).await {
             Ok(stream) => {
                 endpoint.attempted(false);
-                return Some((stream, (endpoint.begin(), place)));
+                return Some((stream, endpoint.begin()));
             }
             Err(cause) => {
                 if connect::is_of_peer(&cause) {

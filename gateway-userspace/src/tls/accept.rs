@@ -92,8 +92,10 @@ impl<S: Taken> Taken for TlsStream<S> {
         self.get_ref().0.n_queued()
     }
 
-    /// Without the alert that closes it, it has broken off (RFC 8446, section 6.1).
-    fn break_off(&self) {}
+    /// Without the alert that closes it, it has broken off (RFC 8446, section 6.1), which not every client looks at.
+    fn break_off(&self) {
+        self.get_ref().0.break_off();
+    }
 }
 
 impl Acceptor {

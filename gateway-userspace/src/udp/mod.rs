@@ -175,6 +175,7 @@ struct Lost {
 
 impl Lost {
     const NO_ENDPOINT: Self = Self { loss: Loss::NoEndpoint, cause: None };
+    const NO_SOCKET: Self = Self { loss: Loss::NoSocket, cause: None };
 
     const fn new(loss: Loss, cause: io::Error) -> Self {
         Self { loss, cause: Some(cause) }
@@ -246,9 +247,7 @@ impl Forwarder {
         if fits != Some(true) {
             table.remove(&key);
             let number = table.number();
-            // Connections may have them all.
-            let Some(place) = self.place(&mut table) else { return Ok(()) };
-            let flow = self.begin(downstream, balanced, (key, number), place)?;
+            let flow = self.begin(downstream, balanced, (key, number), &mut table)?;
             if fits.is_none() {
                 downstream.accepted.inc();
             }
@@ -295,13 +294,15 @@ impl Forwarder {
         downstream: &Arc<Downstream>,
         balanced: &Arc<Balanced>,
         (key, number): (Key, u64),
-        place: Option<OwnedSemaphorePermit>,
+        table: &mut Table<Flow>,
     ) -> Result<Flow, Lost> {
         let picked = balanced.flow(key.client, self.bind.addr, Protocol::UDP);
         let member = balanced.balancer.pick(&picked, &Tried::default());
         let member = member.and_then(|idx| balanced.balancer.members().get(idx)).ok_or(Lost::NO_ENDPOINT)?;
         let upstream = connect::udp(member.endpoint.addr(), balanced.options);
         let upstream = Arc::new(upstream.map_err(|cause| Lost::new(Loss::NoSocket, cause))?);
+        // Last: another flow may have to end for it. Connections may have them all.
+        let place = self.place(table).ok_or(Lost::NO_SOCKET)?;
         let seen = Arc::new(Mutex::new(self.clock.now()));
         let replies = Replies {
             client: key.client,
