@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use crate::{
     limits,
     metrics::names::Limit,
-    pool::{Idle, OpenError, Pool, http1::Connection},
+    pool::{Idle, OpenError, Pool, Shard, http1::Connection},
 };
 
 /// The part of its idle connections that a worker gives up at once.
@@ -87,6 +87,16 @@ impl Kept {
 }
 
 impl Pool {
+    /// The worker that has a shard.
+    pub(super) const fn worker_of(&self, home: usize) -> usize {
+        self.first_worker + home
+    }
+
+    /// The shard that a worker has, where it has one.
+    fn shard_of(&self, worker: usize) -> Option<&Shard> {
+        self.shards.get(worker.checked_sub(self.first_worker)?)
+    }
+
     /// Keeps a connection for the next request, unless there are far too many.
     pub(super) fn put(&self, home: usize, connection: Box<Connection>) {
         let Some(shard) = self.shards.get(home) else { return };

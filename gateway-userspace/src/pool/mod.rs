@@ -300,16 +300,6 @@ impl Pool {
         }
     }
 
-    /// The worker that has a shard.
-    const fn worker_of(&self, home: usize) -> usize {
-        self.first_worker + home
-    }
-
-    /// The shard that a worker has, where it has one.
-    fn shard_of(&self, worker: usize) -> Option<&Shard> {
-        self.shards.get(worker.checked_sub(self.first_worker)?)
-    }
-
     fn take(self: &Arc<Self>, home: usize, origin: Origin) -> Option<Lease> {
         let mut connections = self.shards.get(home)?.connections.lock();
         let wire = match self.key.manner.protocol {
