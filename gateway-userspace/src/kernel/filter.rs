@@ -62,25 +62,30 @@ pub(super) fn of_pin(pin: &Path, place: &Place) -> io::Result<Option<SchedClassi
     SchedClassifierLink::attached(&place.interface, place.side(), priority, handle, None).map(Some)
 }
 
-/// The filter that runs the program of a pin on an interface that has another name by now: one beyond what `pin_of` says is
-/// that interface's own.
+/// The filter that runs the program of a pin on an interface that has another name by now: one beyond what `pins_of` says is
+/// that interface's own, hung or about to.
 ///
 /// Dropping it would remove the filter.
 pub(super) fn renamed(
     pin: &Path,
     place: &Place,
-    pin_of: impl Fn(&str) -> PathBuf,
+    pins_of: impl Fn(&str) -> [PathBuf; 2],
 ) -> io::Result<Option<SchedClassifierLink>> {
     let program = ProgramInfo::from_pin(pin).map_err(io::Error::other)?.id();
     for interface in &nix::net::if_::if_nameindex()? {
         let Ok(name) = interface.name().to_str() else { continue };
-        let own = pin_of(name);
-        let has_own = own != pin && ProgramInfo::from_pin(&own).is_ok_and(|own| own.id() == program);
+        let is_own =
+            |own: &PathBuf| own != pin && ProgramInfo::from_pin(own).is_ok_and(|own| own.id() == program);
+        let has_own = pins_of(name).iter().any(is_own);
         let mut filters = find(interface.index(), place.parent(), program)?;
         if filters.len() > usize::from(has_own)
             && let Some((priority, handle)) = filters.pop()
         {
-            return SchedClassifierLink::attached(name, place.side(), priority, handle, None).map(Some);
+            match SchedClassifierLink::attached(name, place.side(), priority, handle, None) {
+                // It went away meanwhile, and its filters with it.
+                Err(_) if nix::net::if_::if_nametoindex(name).is_err() => {}
+                found => return found.map(Some),
+            }
         }
     }
     Ok(None)

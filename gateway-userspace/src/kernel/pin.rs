@@ -89,7 +89,7 @@ pub(super) fn remove(path: &Path) -> Result<bool, Error> {
         // While the filter stands, the pin is what says that it is ours: it stays where the filter cannot be removed.
         let filter = match filter::of_pin(path, &place).map_err(failed)? {
             Some(filter) => Some(filter),
-            None => filter::renamed(path, &place, |name| sibling(path, &place, name)).map_err(failed)?,
+            None => filter::renamed(path, &place, |name| siblings(path, &place, name)).map_err(failed)?,
         };
         if let Some(filter) = filter {
             filter::detach(filter).map_err(failed)?;
@@ -124,9 +124,10 @@ pub(super) fn filter_of(pin: &Path) -> Option<Place> {
     })
 }
 
-/// The pin of the same hook on another interface.
-fn sibling(pin: &Path, place: &Place, interface: &str) -> PathBuf {
-    pin.with_file_name(format!("{FILTER}{}-{}", place.hook, encoded(interface)))
+/// The pins of the same hook on another interface: of the program that hangs there, and of the one that is about to.
+fn siblings(pin: &Path, place: &Place, interface: &str) -> [PathBuf; 2] {
+    [FILTER, NEXT_FILTER]
+        .map(|prefix| pin.with_file_name(format!("{prefix}{}-{}", place.hook, encoded(interface))))
 }
 
 fn is_link(path: &Path) -> bool {

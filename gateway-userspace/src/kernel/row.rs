@@ -12,7 +12,7 @@ use gateway_common::{
 use crate::{
     endpoint::{Availability, Reach},
     image::{self, Row, Way},
-    kernel::{generation, maps::Observed, plan::Facts},
+    kernel::{Kernel, generation, maps::Observed, plan::Facts},
 };
 
 /// The content of a row.
@@ -50,6 +50,22 @@ fn source(mode: Mode, row: &Row, way: &Way) -> Addr {
 /// address, however well its own checks get there.
 fn is_dropped(mode: Mode, row: &Row) -> bool {
     mode == Mode::NAT && row.endpoint.addr().ip().to_canonical().is_loopback()
+}
+
+impl Kernel {
+    /// Whether the row that stands there, of an earlier agent, says that its endpoint was found down.
+    pub fn was_found_down(&self, service: &image::Service, row: &Row) -> bool {
+        let present = self.written().endpoints.get(&row.row);
+        present.is_some_and(|present| was_found_down(service.forwarding(), row, present))
+    }
+}
+
+/// Whether a row says that its endpoint was found down, and not that packets had no way there.
+pub(super) fn was_found_down(mode: Mode, row: &Row, present: &shared::Endpoint) -> bool {
+    // Without a source the row was down for want of a route, which says nothing about the endpoint.
+    let had_way = present.is_local() || present.source != Addr::UNSPECIFIED;
+    let is_own = IpAddr::from(present.addr) == row.endpoint.addr().ip();
+    present.state == EndpointState::DOWN && is_own && had_way && !is_dropped(mode, row)
 }
 
 /// Whether a service has a port of its own, rather than several or all.

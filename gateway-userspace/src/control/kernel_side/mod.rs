@@ -12,8 +12,6 @@ use std::{
 };
 
 use gateway_common::{
-    addr::Addr,
-    endpoint::EndpointState,
     map::{self, MapDef},
     service::{Mode, ServiceKey},
 };
@@ -228,18 +226,11 @@ impl KernelSide {
             .map(|service| &service.name)
             .collect();
         let kernel = self.kernel.lock();
-        let rows = image
-            .services
-            .iter()
-            .flat_map(|service| service.endpoints.iter().map(|row| (Reach::of(service.mode), row)));
-        for (reach, row) in rows {
-            let id = row.endpoint.id();
-            let Some(present) = kernel.written().endpoints.get(&row.row) else { continue };
-            // Without a source the row was down for want of a route, which says nothing about the endpoint.
-            let had_way = present.is_local() || present.source != Addr::UNSPECIFIED;
-            let was_down = present.state == EndpointState::DOWN && IpAddr::from(present.addr) == id.addr.ip();
-            if was_down && had_way && checked.contains(&id.service) {
-                row.endpoint.set_health_by(reach, Health::Down);
+        let rows =
+            image.services.iter().flat_map(|service| service.endpoints.iter().map(move |row| (service, row)));
+        for (service, row) in rows {
+            if checked.contains(&row.endpoint.id().service) && kernel.was_found_down(service, row) {
+                row.endpoint.set_health_by(Reach::of(service.mode), Health::Down);
             }
         }
     }

@@ -14,7 +14,7 @@ use super::*;
 use crate::{
     endpoint::{EndpointId, Health, Registry},
     image::{Limits, Range, Row, Service},
-    kernel::memory::Memory,
+    kernel::{memory::Memory, row},
     name::{ListenerName, ServiceName},
 };
 
@@ -897,7 +897,18 @@ fn nothing_is_translated_to_a_loopback_address() {
     service.endpoints[1].endpoint = registry.resolve(&EndpointId { service: ServiceName::new("web"), addr });
     writer.apply(image([service.clone()])).unwrap();
     assert_eq!([state(&writer, 0), state(&writer, 1)], [EndpointState::ACTIVE, EndpointState::DOWN]);
-    assert_eq!(writer.maps().observe().unwrap().endpoints[&1].source, Addr::UNSPECIFIED);
+    let present = writer.maps().observe().unwrap().endpoints[&1];
+    assert_eq!(present.source, Addr::UNSPECIFIED);
+    // Its checks get there, and the next agent does not take it for one that they found down.
+    let was_found_down = |present| row::was_found_down(Mode::NAT, &service.endpoints[1], present);
+    assert!(present.is_local() && !was_found_down(&present));
+    let elsewhere = SharedEndpoint { addr: Addr::from(IpAddr::from([10, 1, 0, 9])), ..present };
+    assert!(!was_found_down(&elsewhere), "the row of another one");
+    endpoint(&registry, 1).set_health(Health::Down);
+    writer.publish(&registry.changes().take()).unwrap();
+    let down = writer.maps().observe().unwrap().endpoints[&0];
+    assert!(row::was_found_down(Mode::NAT, &service.endpoints[0], &down));
+    endpoint(&registry, 1).set_health(Health::Up);
     // What comes by direct return keeps its destination.
     service.mode = Mode::DSR_L2;
     writer.apply(image([service])).unwrap();
