@@ -123,8 +123,9 @@ fn edit() -> impl Strategy<Value = Edit> {
     ]
 }
 
+/// The last host is this node itself, by an address that nothing is translated to.
 fn host(n: u8) -> IpAddr {
-    IpAddr::from([10, 1, 0, n + 1])
+    if n == HOSTS - 1 { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from([10, 1, 0, n + 1]) }
 }
 
 fn way(how: u8) -> Way {
@@ -220,6 +221,8 @@ struct Agent {
     writer: Writer<Memory>,
     /// Where slots led in the middle of the last step: with its ways, and without its image.
     midway: BTreeMap<ServiceKey, Vec<Lead>>,
+    /// What stood in the maps then, where all of it could be written.
+    between: Option<Observed>,
 }
 
 impl Agent {
@@ -238,6 +241,7 @@ impl Agent {
             writer: Writer::new(Memory::default(), TERMS, clock.clone()).unwrap(),
             clock,
             midway: BTreeMap::new(),
+            between: None,
         }
     }
 
@@ -296,6 +300,7 @@ impl Agent {
         self.writer.maps_mut().refuse_after(room);
         let ways = self.writer.set_ways(self.ways());
         self.midway = self.leads();
+        self.between = ways.is_ok().then(|| self.writer.maps().observe().unwrap());
         let is_refused = ways.is_err() | self.writer.apply(Arc::clone(&made)).is_err();
         self.writer.maps_mut().refuse_after(None);
         if is_refused && !is_left {
@@ -373,8 +378,7 @@ impl Agent {
     }
 
     /// A row has another generation when what its flows have recorded is not so any more, and not for less.
-    fn renews(&self, before: &Observed) {
-        let after = self.writer.written();
+    fn renews(before: &Observed, after: &Observed) {
         let is_translated = |observed: &Observed, id: u32| {
             let service = observed.services.values().find(|service| service.id == id);
             service.map(|service| matches!(service.mode, Mode::NAT | Mode::AGENT))
@@ -418,7 +422,15 @@ impl Agent {
             return;
         }
         self.is_whole();
-        self.renews(&before);
+        match &self.between {
+            // What was refused before comes with the ways, and may go again with the image.
+            Some(between) => {
+                Self::renews(&before, between);
+                Self::renews(between, self.writer.written());
+            }
+            None if was_behind => {}
+            None => Self::renews(&before, self.writer.written()),
+        }
         let has_passed = edits.iter().any(|edit| matches!(edit, Edit::Pass(_)));
         // In the middle of a change nobody can say what flows knew.
         if !has_passed && !was_behind {
