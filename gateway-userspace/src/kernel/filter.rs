@@ -4,6 +4,7 @@
 //! that interface and side which runs that very program.
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -41,11 +42,6 @@ impl Place {
     pub(super) const fn side(&self) -> TcAttachType {
         if self.is_ingress { TcAttachType::Ingress } else { TcAttachType::Egress }
     }
-
-    const fn parent(&self) -> tc::TcHandle {
-        let minor = if self.is_ingress { tc::TcHandle::MIN_INGRESS } else { tc::TcHandle::MIN_EGRESS };
-        tc::TcHandle { major: tc::TcHandle::CLSACT.major, minor }
-    }
 }
 
 /// The filter that runs the program of a pin; none when there is no pin, or when the filter is gone, alone or with its
@@ -56,39 +52,88 @@ pub(super) fn of_pin(pin: &Path, place: &Place) -> io::Result<Option<SchedClassi
     if !pin.exists() {
         return Ok(None);
     }
-    let program = ProgramInfo::from_pin(pin).map_err(io::Error::other)?.id();
+    let program = program_of(pin)?;
     let Ok(interface) = nix::net::if_::if_nametoindex(place.interface.as_str()) else { return Ok(None) };
-    let Some((priority, handle)) = find(interface, place.parent(), program)?.pop() else { return Ok(None) };
+    let mut filters = list(interface, place.is_ingress)?;
+    filters.retain(|filter| filter.program == program);
+    let Some(Filter { priority, handle, .. }) = filters.pop() else { return Ok(None) };
     SchedClassifierLink::attached(&place.interface, place.side(), priority, handle, None).map(Some)
 }
 
-/// The filter that runs the program of a pin on an interface that has another name by now: one beyond what `pins_of` says is
-/// that interface's own, hung or about to.
-///
-/// Dropping it would remove the filter.
-pub(super) fn renamed(
-    pin: &Path,
-    place: &Place,
-    pins_of: impl Fn(&str) -> [PathBuf; 2],
-) -> io::Result<Option<SchedClassifierLink>> {
-    let program = ProgramInfo::from_pin(pin).map_err(io::Error::other)?.id();
-    for interface in &nix::net::if_::if_nameindex()? {
-        let Ok(name) = interface.name().to_str() else { continue };
-        let is_own =
-            |own: &PathBuf| own != pin && ProgramInfo::from_pin(own).is_ok_and(|own| own.id() == program);
-        let has_own = pins_of(name).iter().any(is_own);
-        let mut filters = find(interface.index(), place.parent(), program)?;
-        if filters.len() > usize::from(has_own)
-            && let Some((priority, handle)) = filters.pop()
-        {
-            match SchedClassifierLink::attached(name, place.side(), priority, handle, None) {
+/// A filter that runs a program.
+#[derive(Debug)]
+struct Filter {
+    program: u32,
+    priority: u16,
+    handle: TcHandle,
+}
+
+/// Filters that no pin names, for their interface has another name by now: listed once for all that is asked in one pass.
+/// Nobody else may hang or remove filters of ours meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Strays {
+    listed: Option<Vec<Stray>>,
+}
+
+#[derive(Debug)]
+struct Stray {
+    interface: String,
+    is_ingress: bool,
+    filter: Filter,
+}
+
+impl Strays {
+    /// The filter that runs the program of a pin whose own interface has none. It is found once.
+    ///
+    /// Dropping it would remove the filter.
+    pub(super) fn find(
+        &mut self,
+        pin: &Path,
+        place: &Place,
+        pins: impl FnOnce() -> io::Result<Vec<(PathBuf, Place)>>,
+    ) -> io::Result<Option<SchedClassifierLink>> {
+        let program = program_of(pin)?;
+        let strays = match &mut self.listed {
+            Some(strays) => strays,
+            unknown => unknown.insert(strays(pins()?)?),
+        };
+        let is_it = |stray: &Stray| stray.is_ingress == place.is_ingress && stray.filter.program == program;
+        while let Some(at) = strays.iter().position(is_it) {
+            let Stray { interface, filter: Filter { priority, handle, .. }, .. } = strays.swap_remove(at);
+            match SchedClassifierLink::attached(&interface, place.side(), priority, handle, None) {
                 // It went away meanwhile, and its filters with it.
-                Err(_) if nix::net::if_::if_nametoindex(name).is_err() => {}
+                Err(_) if nix::net::if_::if_nametoindex(interface.as_str()).is_err() => {}
                 found => return found.map(Some),
             }
         }
+        Ok(None)
     }
-    Ok(None)
+}
+
+/// The filters that none of these pins names.
+fn strays(pins: Vec<(PathBuf, Place)>) -> io::Result<Vec<Stray>> {
+    let named = |(pin, place): (PathBuf, Place)| {
+        program_of(&pin).ok().map(|program| (place.interface, place.is_ingress, program))
+    };
+    let mut named: BTreeSet<(String, bool, u32)> = pins.into_iter().filter_map(named).collect();
+    let mut strays = Vec::new();
+    for interface in &nix::net::if_::if_nameindex()? {
+        let Ok(name) = interface.name().to_str() else { continue };
+        for is_ingress in [true, false] {
+            // Of several the last is the one that is named, as `of_pin` has it.
+            for filter in list(interface.index(), is_ingress)?.into_iter().rev() {
+                if !named.remove(&(name.to_owned(), is_ingress, filter.program)) {
+                    strays.push(Stray { interface: name.to_owned(), is_ingress, filter });
+                }
+            }
+        }
+    }
+    Ok(strays)
+}
+
+/// The number of a pinned program.
+fn program_of(pin: &Path) -> io::Result<u32> {
+    ProgramInfo::from_pin(pin).map(|program| program.id()).map_err(io::Error::other)
 }
 
 /// Removes a filter.
@@ -96,14 +141,15 @@ pub(super) fn detach(filter: SchedClassifierLink) -> io::Result<()> {
     filter.detach().map_err(io::Error::other)
 }
 
-/// Priority and handle of the filters that run a program.
-fn find(interface: u32, parent: tc::TcHandle, program: u32) -> io::Result<Vec<(u16, TcHandle)>> {
+/// What hangs at one side of an interface.
+fn list(interface: u32, is_ingress: bool) -> io::Result<Vec<Filter>> {
     let interface = i32::try_from(interface).map_err(io::Error::other)?;
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut request = TcMessage::with_index(interface);
-    request.header.parent = parent;
+    let minor = if is_ingress { tc::TcHandle::MIN_INGRESS } else { tc::TcHandle::MIN_EGRESS };
+    request.header.parent = tc::TcHandle { major: tc::TcHandle::CLSACT.major, minor };
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let mut request = NetlinkMessage::new(header, RouteNetlinkMessage::GetTrafficFilter(request).into());
@@ -118,7 +164,7 @@ fn find(interface: u32, parent: tc::TcHandle, program: u32) -> io::Result<Vec<(u
         if socket.recv(&mut part, 0)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if let Listed::Last = read(&part, program, &mut found)? {
+        if let Listed::Last = read(&part, &mut found)? {
             return Ok(found);
         }
     }
@@ -131,7 +177,7 @@ enum Listed {
 }
 
 /// Reads one part of the list.
-fn read(mut part: &[u8], program: u32, found: &mut Vec<(u16, TcHandle)>) -> io::Result<Listed> {
+fn read(mut part: &[u8], found: &mut Vec<Filter>) -> io::Result<Listed> {
     while let Ok(message) = NetlinkBuffer::new_checked(part) {
         let length = usize::try_from(message.length()).map_err(io::Error::other)?;
         // Filters of others may be of kinds that cannot be parsed; ours can.
@@ -146,12 +192,13 @@ fn read(mut part: &[u8], program: u32, found: &mut Vec<(u16, TcHandle)>) -> io::
             }
             if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewTrafficFilter(filter)) =
                 message.payload
-                && runs(&filter, program)
+                && let Some(program) = program(&filter)
             {
                 // The upper half is the priority, the lower the protocol.
                 let priority = u16::try_from(filter.header.info >> 16).map_err(io::Error::other)?;
                 let handle = filter.header.handle;
-                found.push((priority, TcHandle::new(handle.major, handle.minor)));
+                let handle = TcHandle::new(handle.major, handle.minor);
+                found.push(Filter { program, priority, handle });
             }
         }
         // Messages begin at multiples of four bytes.
@@ -161,11 +208,12 @@ fn read(mut part: &[u8], program: u32, found: &mut Vec<(u16, TcHandle)>) -> io::
     Ok(Listed::More)
 }
 
-fn runs(filter: &TcMessage, program: u32) -> bool {
-    let is_it =
-        |option: &TcOption| matches!(option, TcOption::Bpf(TcFilterBpfOption::ProgId(id)) if *id == program);
-    filter
-        .attributes
-        .iter()
-        .any(|attribute| matches!(attribute, TcAttribute::Options(options) if options.iter().any(is_it)))
+/// The number of the program that a filter runs; none of a filter of another kind.
+fn program(filter: &TcMessage) -> Option<u32> {
+    let options = filter.attributes.iter().filter_map(|attribute| {
+        if let TcAttribute::Options(options) = attribute { Some(options) } else { None }
+    });
+    options.flatten().find_map(|option| {
+        if let TcOption::Bpf(TcFilterBpfOption::ProgId(id)) = option { Some(*id) } else { None }
+    })
 }

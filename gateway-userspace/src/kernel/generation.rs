@@ -11,16 +11,21 @@ use gateway_common::{
 };
 
 use crate::{
-    image::{self, Row, Way},
+    image::{self, Row},
     kernel::maps::Observed,
 };
 
-/// The generation of a row that is reached so.
-pub(super) fn of(service: &image::Service, row: &Row, way: &Way, written: &Observed) -> u32 {
+/// The generation of a row that is reached from this address, on this node or not.
+pub(super) fn of(
+    service: &image::Service,
+    row: &Row,
+    source: Addr,
+    is_local: bool,
+    written: &Observed,
+) -> u32 {
     let present = written.endpoints.get(&row.row).filter(|present| present.owner() == row.generation);
     let Some(present) = present else { return row.generation };
-    let source = way.source.map_or(Addr::UNSPECIFIED, Addr::from);
-    let is_same_way = (present.is_local(), present.source) == (way.is_local, source);
+    let is_same_way = (present.is_local(), present.source) == (is_local, source);
     // Those of the agent are translated where they fail open.
     let was_translated = |service: &Service| matches!(service.mode, Mode::NAT | Mode::AGENT);
     let goes_as_before = is_same_way && written.services.get(&service.key).is_none_or(was_translated);

@@ -14,7 +14,7 @@ use aya::programs::links::FdLink;
 
 use crate::kernel::{
     Error, attach,
-    filter::{self, Place},
+    filter::{self, Place, Strays},
     sys,
 };
 
@@ -74,8 +74,16 @@ pub(super) fn keep(link: FdLink, path: &Path) -> Result<(), Error> {
     link.pin(path).map(drop).map_err(|source| Error::Pin { path: path.to_owned(), source })
 }
 
-/// Removes a pin, and with it the link; one that is not there is as good.
+/// Removes a pin, and with it the link or filter; one that is not there is as good.
 pub(super) fn remove(path: &Path) -> Result<bool, Error> {
+    remove_one_of(path, &mut Strays::default())
+}
+
+/// Removes one of several pins.
+///
+/// # Errors
+/// See [`remove`].
+pub(super) fn remove_one_of(path: &Path, strays: &mut Strays) -> Result<bool, Error> {
     // The kernel lets go of a link some time after its last pin is gone; the next one would find the hook taken. A link
     // whose target is gone cannot be detached, and need not be.
     if is_link(path)
@@ -89,7 +97,7 @@ pub(super) fn remove(path: &Path) -> Result<bool, Error> {
         // While the filter stands, the pin is what says that it is ours: it stays where the filter cannot be removed.
         let filter = match filter::of_pin(path, &place).map_err(failed)? {
             Some(filter) => Some(filter),
-            None => filter::renamed(path, &place, |name| siblings(path, &place, name)).map_err(failed)?,
+            None => strays.find(path, &place, || filters_beside(path)).map_err(failed)?,
         };
         if let Some(filter) = filter {
             filter::detach(filter).map_err(failed)?;
@@ -124,10 +132,14 @@ pub(super) fn filter_of(pin: &Path) -> Option<Place> {
     })
 }
 
-/// The pins of the same hook on another interface: of the program that hangs there, and of the one that is about to.
-fn siblings(pin: &Path, place: &Place, interface: &str) -> [PathBuf; 2] {
-    [FILTER, NEXT_FILTER]
-        .map(|prefix| pin.with_file_name(format!("{prefix}{}-{}", place.hook, encoded(interface))))
+/// The pins of filters in the folder of a pin, and where their filters stand.
+fn filters_beside(pin: &Path) -> io::Result<Vec<(PathBuf, Place)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(pin.parent().unwrap_or(pin))? {
+        let path = entry?.path();
+        found.extend(filter_of(&path).map(|place| (path, place)));
+    }
+    Ok(found)
 }
 
 fn is_link(path: &Path) -> bool {
@@ -142,16 +154,17 @@ fn is_filter(path: &Path) -> bool {
 pub(super) fn remove_hooks(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::PinFolder { path: folder.to_owned(), source };
     let mut removed = Vec::new();
+    let mut strays = Strays::default();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        if (is_link(&path) || is_filter(&path)) && remove(&path)? {
+        if (is_link(&path) || is_filter(&path)) && remove_one_of(&path, &mut strays)? {
             removed.push(path);
         }
     }
     Ok(removed)
 }
 
-/// Removes everything below a folder, links first: no program must run on while its maps go. Says what was removed.
+/// Removes everything below a folder, links and filters first: no program must run on while its maps go. Says what was removed.
 pub(super) fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(), Error> {
     let failed = |path: &Path| {
         let path = path.to_owned();
@@ -161,10 +174,11 @@ pub(super) fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(
         fs::read_dir(folder).map_err(failed(folder))?.map(|entry| entry.map(|entry| entry.path())).collect();
     let mut entries = entries.map_err(failed(folder))?;
     entries.sort_by_key(|path| (!(is_link(path) || is_filter(path)), path.clone()));
+    let mut strays = Strays::default();
     for path in entries {
         if path.is_dir() {
             remove_tree(&path, removed)?;
-        } else if remove(&path)? {
+        } else if remove_one_of(&path, &mut strays)? {
             removed.push(path);
         }
     }

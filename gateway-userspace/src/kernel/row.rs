@@ -24,16 +24,17 @@ pub(super) fn endpoint(
 ) -> shared::Endpoint {
     let way = way(row, facts, written);
     let own_port = Port::new(row.endpoint.addr().port());
+    let source = source(service.forwarding(), row, &way);
     shared::Endpoint {
         addr: Addr::from(row.endpoint.addr().ip()),
-        source: source(service.forwarding(), row, &way),
+        source,
         next_hop: if way.is_local { NextHop::UNKNOWN } else { way.next_hop },
         // Packets for many ports keep theirs; the next agent finds the endpoint by its own all the same.
         port: if is_one_port(service) { own_port } else { Port::NONE },
         state: state(service.forwarding(), row, &way),
         flags: if way.is_local { shared::Endpoint::LOCAL } else { 0 },
         service: service.id,
-        generation: generation::of(service, row, &way, written),
+        generation: generation::of(service, row, source, way.is_local, written),
         mtu: way.mtu,
         known_by: if is_one_port(service) { Port::NONE } else { own_port },
     }

@@ -30,7 +30,7 @@ pub use crate::kernel::attach::connect::Connect;
 use crate::kernel::{
     Error,
     attach::connect::Sockets,
-    filter,
+    filter::{self, Strays},
     object::Pins,
     pin::{self, Target},
 };
@@ -253,13 +253,14 @@ impl Attacher {
         self.beside.retain(|(beside, name), _| kept.beside(*beside).contains(name));
         let tables = self.pins.tables();
         let failed = |source| Error::PinFolder { path: tables.to_owned(), source };
+        let mut strays = Strays::default();
         for entry in fs::read_dir(tables).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let Some((hook, interface)) = hook_of(&name.to_string_lossy()) else { continue };
             let beside = Beside::ALL.into_iter().find(|beside| beside.hooks().contains(&hook));
             let stay = beside.map_or(&kept.balanced, |beside| kept.beside(beside));
-            if !stay.contains(&interface) && pin::remove(&entry.path())? {
+            if !stay.contains(&interface) && pin::remove_one_of(&entry.path(), &mut strays)? {
                 tracing::info!(interface, pin = %name.to_string_lossy(), "detached");
             }
         }

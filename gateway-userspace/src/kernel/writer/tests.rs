@@ -899,6 +899,8 @@ fn nothing_is_translated_to_a_loopback_address() {
     assert_eq!([state(&writer, 0), state(&writer, 1)], [EndpointState::ACTIVE, EndpointState::DOWN]);
     let present = writer.maps().observe().unwrap().endpoints[&1];
     assert_eq!(present.source, Addr::UNSPECIFIED);
+    writer.reconcile().unwrap();
+    assert_eq!(writer.maps().observe().unwrap().endpoints[&1], present, "it stays as it is");
     // Its checks get there, and the next agent does not take it for one that they found down.
     let was_found_down = |present| row::was_found_down(Mode::NAT, &service.endpoints[1], present);
     assert!(present.is_local() && !was_found_down(&present));
