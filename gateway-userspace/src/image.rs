@@ -68,8 +68,13 @@ impl Service {
 
     /// How packets reach its endpoints, when they do.
     pub fn forwarding(&self) -> Mode {
-        if self.mode == Mode::AGENT { Mode::NAT } else { self.mode }
+        forwarding(self.mode)
     }
+}
+
+/// How packets of a service of this mode reach its endpoints, when they do.
+pub fn forwarding(mode: Mode) -> Mode {
+    if mode == Mode::AGENT { Mode::NAT } else { mode }
 }
 
 /// How many new flows of a service may begin.

@@ -43,7 +43,7 @@ use gateway_tests::{
 use gateway_userspace::{
     endpoint::{EndpointId, Health, Registry},
     image::{Image, Limits, Range, Row, Service, Way},
-    kernel::{AttachMode, Error, Kept, Kernel, Settings, cleanup},
+    kernel::{AttachMode, Error, Kept, Kernel, Settings, cleanup, let_go},
     name::{ListenerName, ServiceName},
 };
 
@@ -391,6 +391,45 @@ fn filters_are_found_on_interfaces_that_were_renamed() {
     drop(kernel);
     place.node.run(|| cleanup(&place.bpffs)).unwrap();
     assert_eq!(count("node7"), [0, 0]);
+}
+
+#[test]
+fn a_pin_that_cannot_be_removed_keeps_none_of_the_others() {
+    let Some(place) = Place::new() else { return };
+    let settings = Settings { tcx: false, ..place.settings(AttachMode::Tc) };
+    let mut kernel = place.try_start(&settings).unwrap();
+    // A folder is no program whose filter could be found.
+    let odd = ["aaa", "zzz"].map(|interface| place.pin(&format!("filter-tc_ingress-{interface}")));
+    let count = || ["ingress", "egress"].map(|side| filters(&place, "node0", side).len());
+    place.attach(&mut kernel);
+    for path in &odd {
+        fs::create_dir(path).unwrap();
+    }
+    let kept = place.node.run(|| kernel.keep_only(&Kept::default()));
+    assert!(matches!(kept, Err(Error::Filter { .. })), "{kept:?}");
+    assert_eq!(count(), [0, 0]);
+    assert!(odd.iter().all(|path| path.exists()) && !place.pin("filter-tc_ingress-node0").exists());
+    place.attach(&mut kernel);
+    drop(kernel);
+    for end in [let_go, cleanup] {
+        let ended = place.node.run(|| end(&place.bpffs));
+        assert!(matches!(ended, Err(Error::Filter { .. })), "{ended:?}");
+        assert_eq!(count(), [0, 0]);
+        assert!(place.pin("services").exists(), "maps stay while a hook does");
+    }
+}
+
+#[test]
+fn a_filter_is_found_by_a_pin_of_a_hook_that_is_not_known() {
+    let Some(place) = Place::new() else { return };
+    let settings = Settings { tcx: false, ..place.settings(AttachMode::Tc) };
+    let mut kernel = place.try_start(&settings).unwrap();
+    place.attach(&mut kernel);
+    drop(kernel);
+    // As an agent of another version may have called it.
+    fs::rename(place.pin("filter-tc_egress-node0"), place.pin("filter-tc_other-node0")).unwrap();
+    place.node.run(|| cleanup(&place.bpffs)).unwrap();
+    assert_eq!(["ingress", "egress"].map(|side| filters(&place, "node0", side).len()), [0, 0]);
 }
 
 #[test]

@@ -40,8 +40,16 @@ pub(super) struct Place {
 impl Place {
     /// The side, as programs are attached to it.
     pub(super) const fn side(&self) -> TcAttachType {
-        if self.is_ingress { TcAttachType::Ingress } else { TcAttachType::Egress }
+        side(self.is_ingress)
     }
+}
+
+const fn side(is_ingress: bool) -> TcAttachType {
+    if is_ingress { TcAttachType::Ingress } else { TcAttachType::Egress }
+}
+
+fn is_there(interface: &str) -> bool {
+    nix::net::if_::if_nametoindex(interface).is_ok()
 }
 
 /// The filter that runs the program of a pin; none when there is no pin, or when the filter is gone, alone or with its
@@ -57,7 +65,10 @@ pub(super) fn of_pin(pin: &Path, place: &Place) -> io::Result<Option<SchedClassi
     let mut filters = list(interface, place.is_ingress)?;
     filters.retain(|filter| filter.program == program);
     let Some(Filter { priority, handle, .. }) = filters.pop() else { return Ok(None) };
-    SchedClassifierLink::attached(&place.interface, place.side(), priority, handle, None).map(Some)
+    match SchedClassifierLink::attached(&place.interface, place.side(), priority, handle, None) {
+        Err(_) if !is_there(&place.interface) => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 /// A filter that runs a program.
@@ -83,27 +94,32 @@ struct Stray {
 }
 
 impl Strays {
-    /// The filter that runs the program of a pin whose own interface has none. It is found once.
+    /// The filter that runs the program of a pin whose own interface has none, and the interface where it hangs; on any side
+    /// where the pin does not say which. It is found once.
     ///
     /// Dropping it would remove the filter.
     pub(super) fn find(
         &mut self,
         pin: &Path,
-        place: &Place,
+        is_ingress: Option<bool>,
         pins: impl FnOnce() -> io::Result<Vec<(PathBuf, Place)>>,
-    ) -> io::Result<Option<SchedClassifierLink>> {
+    ) -> io::Result<Option<(SchedClassifierLink, String)>> {
         let program = program_of(pin)?;
         let strays = match &mut self.listed {
             Some(strays) => strays,
             unknown => unknown.insert(strays(pins()?)?),
         };
-        let is_it = |stray: &Stray| stray.is_ingress == place.is_ingress && stray.filter.program == program;
+        let is_it = |stray: &Stray| {
+            is_ingress.is_none_or(|is_ingress| stray.is_ingress == is_ingress)
+                && stray.filter.program == program
+        };
         while let Some(at) = strays.iter().position(is_it) {
-            let Stray { interface, filter: Filter { priority, handle, .. }, .. } = strays.swap_remove(at);
-            match SchedClassifierLink::attached(&interface, place.side(), priority, handle, None) {
+            let Stray { interface, is_ingress, filter } = strays.swap_remove(at);
+            let Filter { priority, handle, .. } = filter;
+            match SchedClassifierLink::attached(&interface, side(is_ingress), priority, handle, None) {
                 // It went away meanwhile, and its filters with it.
-                Err(_) if nix::net::if_::if_nametoindex(interface.as_str()).is_err() => {}
-                found => return found.map(Some),
+                Err(_) if !is_there(&interface) => {}
+                found => return found.map(|filter| Some((filter, interface))),
             }
         }
         Ok(None)
@@ -136,9 +152,12 @@ fn program_of(pin: &Path) -> io::Result<u32> {
     ProgramInfo::from_pin(pin).map(|program| program.id()).map_err(io::Error::other)
 }
 
-/// Removes a filter.
-pub(super) fn detach(filter: SchedClassifierLink) -> io::Result<()> {
-    filter.detach().map_err(io::Error::other)
+/// Removes a filter from an interface; one that went away with its interface is as good.
+pub(super) fn detach(filter: SchedClassifierLink, interface: &str) -> io::Result<()> {
+    match filter.detach() {
+        Err(_) if !is_there(interface) => Ok(()),
+        detached => detached.map_err(io::Error::other),
+    }
 }
 
 /// What hangs at one side of an interface.

@@ -1,7 +1,8 @@
 //! The service index: which place of the hash table each key has, and the writes that give it one.
 //!
 //! A key may stand in two buckets of two places each. When all four are taken, others move: each is written to its new
-//! place before its old one is given away, so that packets find it at every moment.
+//! place before its old one is given away, so that packets find it at every moment; and a place is empty before another
+//! key gets it, so that no packet takes it for half of the one and half of the other.
 
 use std::collections::VecDeque;
 
@@ -50,7 +51,8 @@ impl Index {
     pub fn put(&mut self, entry: ServiceEntry) -> Option<Vec<Write>> {
         let key = entry.key();
         let mut writes = Vec::new();
-        let place = match self.find(&key).or_else(|| self.free(&key)) {
+        let present = self.found(&key).next();
+        let place = match present.or_else(|| self.free(&key)) {
             Some(place) => place,
             None => self.make_room(&key, &mut writes)?,
         };
@@ -59,17 +61,19 @@ impl Index {
         Some(writes)
     }
 
-    /// The write after which nothing stands under a key.
-    pub fn remove(&mut self, key: &ServiceKey) -> Option<Write> {
-        let place = self.find(key)?;
-        self.set(place, ServiceEntry::default());
-        Some((place, ServiceEntry::default()))
+    /// The writes after which nothing stands under a key: several where an earlier agent ended while it moved the entry.
+    pub fn remove(&mut self, key: &ServiceKey) -> Vec<Write> {
+        let writes: Vec<Write> = self.found(key).map(|place| (place, ServiceEntry::default())).collect();
+        for (place, nothing) in &writes {
+            self.set(*place, *nothing);
+        }
+        writes
     }
 
-    fn find(&self, key: &ServiceKey) -> Option<Place> {
-        let is_for =
-            |place: &Place| self.get(*place).is_some_and(|entry| entry.is_taken() && entry.is_for(key));
-        places(key).find(is_for)
+    /// Where a key stands; packets take the first.
+    fn found(&self, key: &ServiceKey) -> impl Iterator<Item = Place> {
+        places(key)
+            .filter(|place| self.get(*place).is_some_and(|entry| entry.is_taken() && entry.is_for(key)))
     }
 
     fn free(&self, key: &ServiceKey) -> Option<Place> {
@@ -115,9 +119,10 @@ impl Index {
         while let Some(step) = at {
             let (from, before) = *steps.get(step)?;
             let entry = *self.get(from)?;
-            self.set(to, entry);
-            writes.push((to, entry));
-            self.set(from, ServiceEntry::default());
+            for write in [(to, entry), (from, ServiceEntry::default())] {
+                self.set(write.0, write.1);
+                writes.push(write);
+            }
             to = from;
             at = before;
         }
@@ -173,7 +178,7 @@ mod tests {
             .collect();
         assert_eq!(found.len(), usize::try_from(SERVICES).unwrap());
         for n in 0..SERVICES {
-            let place = index.find(&key_of(n)).unwrap();
+            let place = index.found(&key_of(n)).next().unwrap();
             assert_eq!(index.get(place).unwrap().service, n + 1);
         }
     }
@@ -189,12 +194,15 @@ mod tests {
             for (place, entry) in writes {
                 let replaced = *map.get(place).unwrap();
                 map.set(place, entry);
-                assert!(!replaced.is_taken() || map.find(&replaced.key()).is_some(), "{replaced:?} is lost");
+                let is_lost = replaced.is_taken() && map.found(&replaced.key()).next().is_none();
+                assert!(!is_lost, "{replaced:?}");
+                let is_torn = replaced.is_taken() && entry.is_taken() && replaced.key() != entry.key();
+                assert!(!is_torn, "{replaced:?} becomes {entry:?}");
             }
         }
         assert!(moved > 0, "nothing had to move: the test shows nothing");
         for n in 0..SERVICES {
-            assert!(map.find(&key_of(n)).is_some());
+            assert!(map.found(&key_of(n)).count() == 1);
         }
     }
 
@@ -202,8 +210,20 @@ mod tests {
     fn what_is_removed_is_gone() {
         let mut index = empty();
         index.put(ServiceEntry::new(key_of(1), Some(7), 0, 0)).unwrap();
-        assert!(index.remove(&key_of(1)).is_some());
-        assert_eq!(index.remove(&key_of(1)), None);
+        assert_eq!(index.remove(&key_of(1)).len(), 1);
+        assert_eq!(index.remove(&key_of(1)), []);
+        assert_eq!(index.entries().count(), 0);
+    }
+
+    #[test]
+    fn what_stands_twice_is_removed_twice() {
+        let mut index = empty();
+        let entry = ServiceEntry::new(key_of(1), Some(7), 0, 0);
+        // So ends an agent that was killed while it moved the entry.
+        for place in places(&key_of(1)).skip(1).step_by(2) {
+            index.set(place, entry);
+        }
+        assert_eq!(index.remove(&key_of(1)).len(), 2);
         assert_eq!(index.entries().count(), 0);
     }
 }

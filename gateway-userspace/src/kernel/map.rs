@@ -242,10 +242,8 @@ impl Maps for KernelMaps {
     }
 
     fn delete_entry(&mut self, key: &ServiceKey) -> Result<(), Error> {
-        match self.index.remove(key) {
-            Some(write) => self.write_index(&[write]),
-            None => Ok(()),
-        }
+        let writes = self.index.remove(key);
+        self.write_index(&writes)
     }
 
     fn put_endpoint(&mut self, row: u32, endpoint: &Endpoint) -> Result<(), Error> {

@@ -422,10 +422,11 @@ pub fn let_go(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
     }
     let _ownership = Ownership::take(bpffs)?;
     let mut removed = Vec::new();
+    let mut failed = pin::Failed::default();
     for folder in folders {
-        removed.extend(pin::remove_hooks(&folder)?);
+        failed.note(pin::remove_hooks(&folder, &mut removed));
     }
-    Ok(removed)
+    failed.outcome().map(|()| removed)
 }
 
 /// One agent for each BPF file system and for each network namespace.

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::links::FdLink;
+use aya::programs::{links::FdLink, tc::SchedClassifierLink};
 
 use crate::kernel::{
     Error, attach,
@@ -76,14 +76,14 @@ pub(super) fn keep(link: FdLink, path: &Path) -> Result<(), Error> {
 
 /// Removes a pin, and with it the link or filter; one that is not there is as good.
 pub(super) fn remove(path: &Path) -> Result<bool, Error> {
-    remove_one_of(path, &mut Strays::default())
+    remove_one_of(path, None, &mut Strays::default())
 }
 
-/// Removes one of several pins.
+/// Removes one of several pins; with the index of the interface that it was made for, where this agent made it.
 ///
 /// # Errors
 /// See [`remove`].
-pub(super) fn remove_one_of(path: &Path, strays: &mut Strays) -> Result<bool, Error> {
+pub(super) fn remove_one_of(path: &Path, interface: Option<u32>, strays: &mut Strays) -> Result<bool, Error> {
     // The kernel lets go of a link some time after its last pin is gone; the next one would find the hook taken. A link
     // whose target is gone cannot be detached, and need not be.
     if is_link(path)
@@ -92,22 +92,69 @@ pub(super) fn remove_one_of(path: &Path, strays: &mut Strays) -> Result<bool, Er
     {
         tracing::debug!(pin = %path.display(), %error, "the link was not detached");
     }
-    if let Some(place) = filter_of(path).filter(|_| path.exists()) {
+    if is_filter(path) && path.exists() {
         let failed = |source| Error::Filter { path: path.to_owned(), source };
         // While the filter stands, the pin is what says that it is ours: it stays where the filter cannot be removed.
-        let filter = match filter::of_pin(path, &place).map_err(failed)? {
-            Some(filter) => Some(filter),
-            None => strays.find(path, &place, || filters_beside(path)).map_err(failed)?,
-        };
-        if let Some(filter) = filter {
-            filter::detach(filter).map_err(failed)?;
-            tracing::info!(place.interface, pin = %path.display(), "a filter is removed");
+        if let Some((filter, interface)) = filter(path, interface, strays).map_err(failed)? {
+            filter::detach(filter, &interface).map_err(failed)?;
+            tracing::info!(interface, pin = %path.display(), "a filter is removed");
         }
     }
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(Error::PinFolder { path: path.to_owned(), source }),
+    }
+}
+
+/// The filter of a pin, and the interface where it hangs by now.
+fn filter(
+    pin: &Path,
+    interface: Option<u32>,
+    strays: &mut Strays,
+) -> io::Result<Option<(SchedClassifierLink, String)>> {
+    // Another version may have had a hook of another name.
+    let place = filter_of(pin);
+    if let Some(place) = &place
+        && let Some(filter) = filter::of_pin(pin, place)?
+    {
+        return Ok(Some((filter, place.interface.clone())));
+    }
+    // A pod that went away took its filters along: whoever knows its interface need not look at all others.
+    if interface.is_some_and(|index| nix::net::if_::if_indextoname(index).is_err()) {
+        return Ok(None);
+    }
+    strays.find(pin, place.map(|place| place.is_ingress), || filters_beside(pin))
+}
+
+/// Of several pins that are removed one by one, what failed first; the others are removed all the same.
+#[derive(Debug, Default)]
+pub(super) struct Failed(Option<Error>);
+
+impl Failed {
+    /// What came of one; nothing where it failed.
+    pub(super) fn note<T>(&mut self, outcome: Result<T, Error>) -> Option<T> {
+        match outcome {
+            Ok(value) => Some(value),
+            Err(error) => {
+                match &self.0 {
+                    Some(_) => {
+                        let why = anyhow::Error::from(error);
+                        tracing::error!("one more hook cannot be removed: {why:#}");
+                    }
+                    None => self.0 = Some(error),
+                }
+                None
+            }
+        }
+    }
+
+    /// What came of all.
+    ///
+    /// # Errors
+    /// What failed first.
+    pub(super) fn outcome(self) -> Result<(), Error> {
+        self.0.map_or(Ok(()), Err)
     }
 }
 
@@ -150,39 +197,48 @@ fn is_filter(path: &Path) -> bool {
     file_name(path).starts_with(FILTER)
 }
 
-/// Removes links and filters, and leaves the maps. Says what was removed.
-pub(super) fn remove_hooks(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let failed = |source| Error::PinFolder { path: folder.to_owned(), source };
-    let mut removed = Vec::new();
+/// Removes links and filters, and leaves the maps; what cannot be removed keeps none of the others. Notes what was removed.
+///
+/// # Errors
+/// What could not be removed first.
+pub(super) fn remove_hooks(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let mut failed = Failed::default();
     let mut strays = Strays::default();
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if (is_link(&path) || is_filter(&path)) && remove_one_of(&path, &mut strays)? {
+    for path in entries(folder)?.into_iter().filter(|path| is_link(path) || is_filter(path)) {
+        if failed.note(remove_one_of(&path, None, &mut strays)) == Some(true) {
             removed.push(path);
         }
     }
-    Ok(removed)
+    failed.outcome()
 }
 
-/// Removes everything below a folder, links and filters first: no program must run on while its maps go. Says what was removed.
+/// Removes everything below a folder. Links and filters come first, and maps stay where one of them does: no program must run
+/// on while its maps go. Notes what was removed.
+///
+/// # Errors
+/// What could not be removed first.
 pub(super) fn remove_tree(folder: &Path, removed: &mut Vec<PathBuf>) -> Result<(), Error> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::PinFolder { path, source }
-    };
-    let entries: io::Result<Vec<PathBuf>> =
-        fs::read_dir(folder).map_err(failed(folder))?.map(|entry| entry.map(|entry| entry.path())).collect();
-    let mut entries = entries.map_err(failed(folder))?;
-    entries.sort_by_key(|path| (!(is_link(path) || is_filter(path)), path.clone()));
-    let mut strays = Strays::default();
-    for path in entries {
+    remove_hooks(folder, removed)?;
+    let mut failed = Failed::default();
+    for path in entries(folder)? {
         if path.is_dir() {
-            remove_tree(&path, removed)?;
-        } else if remove_one_of(&path, &mut strays)? {
+            failed.note(remove_tree(&path, removed));
+        } else if failed.note(remove(&path)) == Some(true) {
             removed.push(path);
         }
     }
-    fs::remove_dir(folder).map_err(failed(folder))
+    failed.outcome()?;
+    fs::remove_dir(folder).map_err(|source| Error::PinFolder { path: folder.to_owned(), source })
+}
+
+/// What a folder holds, by name.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::PinFolder { path: folder.to_owned(), source };
+    let entries: io::Result<Vec<PathBuf>> =
+        fs::read_dir(folder).map_err(failed)?.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut entries = entries.map_err(failed)?;
+    entries.sort();
+    Ok(entries)
 }
 
 #[cfg(test)]

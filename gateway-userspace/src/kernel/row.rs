@@ -56,9 +56,17 @@ fn is_dropped(mode: Mode, row: &Row) -> bool {
 impl Kernel {
     /// Whether the row that stands there, of an earlier agent, says that its endpoint was found down.
     pub fn was_found_down(&self, service: &image::Service, row: &Row) -> bool {
-        let present = self.written().endpoints.get(&row.row);
-        present.is_some_and(|present| was_found_down(service.forwarding(), row, present))
+        says_down(self.written(), service, row)
     }
+}
+
+/// Whether what an earlier agent wrote says that an endpoint was found down.
+pub(super) fn says_down(written: &Observed, service: &image::Service, row: &Row) -> bool {
+    let before = written.services.get(&service.key).map(|before| image::forwarding(before.mode));
+    // The mode that it was written in may have been why packets had no way there.
+    let mut modes = [service.forwarding()].into_iter().chain(before);
+    let present = written.endpoints.get(&row.row);
+    present.is_some_and(|present| modes.all(|mode| was_found_down(mode, row, present)))
 }
 
 /// Whether a row says that its endpoint was found down, and not that packets had no way there.

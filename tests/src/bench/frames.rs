@@ -170,6 +170,15 @@ impl Generator {
         Ok(Self { ebpf })
     }
 
+    /// Stays among the programs that the kernel calls without a detour, on an interface that no packet comes to. One that
+    /// is attached nowhere is let in and out by every call that sends, and the kernel waits for all processors twice.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn stay(&mut self, ns: &Ns, interface: &str) -> Result<()> {
+        attach(ns, &mut self.ebpf, "ref_generate", interface)
+    }
+
     /// Takes what comes back to an interface that frames are sent from. Without it, the link would not deliver them.
     ///
     /// # Errors

@@ -52,8 +52,15 @@ const TRAFFIC: [Traffic; 12] = [
 /// So many flows that no cache holds them; only with these it is measured what recording one costs.
 const MANY: u32 = 100_000;
 
+/// Packets whose time is taken at once. Others on a shared machine slow a program down for moments that are not much
+/// longer, and never speed it up: of the pieces of a value the fastest counts.
+const PIECE: u32 = 10_000;
+
 /// What is sent before a measurement at least.
 const WARM_UP: u32 = 1_000;
+
+/// Milliseconds that the last frames of a piece may be late.
+const PATIENCE: u32 = 20;
 
 /// How often a measurement is made again that lost frames, or that fell into two ticks of the programs' clock.
 const TRIES: u32 = 20;
@@ -139,8 +146,8 @@ pub fn run(options: Options) -> Result<Report> {
     let mut conditions = machine();
     conditions.push(format!(
         "{} rounds, subjects in turns; {} live frames for each value ({MANY} for first packets), sent by \
-         BPF_PROG_TEST_RUN over a veth pair; time from the kernel's BPF statistics, above that of a bare XDP_DROP in \
-         the same round",
+         BPF_PROG_TEST_RUN over a veth pair; time from the kernel's BPF statistics, of the fastest {PIECE} frames in a \
+         row, above that of a bare XDP_DROP in the same round",
         options.n_rounds, bench.n_packets
     ));
     conditions.push(format!(
@@ -166,6 +173,8 @@ impl Bench {
     fn new(n_packets: u32) -> Result<Self> {
         let ns = Ns::new("bench")?;
         let mut generator = Generator::load()?;
+        ns.ip("link add spare0 type veth peer name spare1")?;
+        generator.stay(&ns, "spare0")?;
         let mut lanes = Vec::new();
         for (number, kind) in Kind::ALL.into_iter().enumerate() {
             let (near, far) = (format!("near{number}"), format!("far{number}"));
@@ -290,19 +299,35 @@ impl Turn<'_> {
         Ok(Some(values))
     }
 
-    /// Sends packets, and sees to it that they went the way that is measured. Nothing when the link lost some, as it
-    /// does when the kernel hands its work to a thread that has to wait.
+    /// Sends packets piece by piece, and sees to it that they went the way that is measured; what the fastest piece
+    /// cost. Nothing when the link lost some, as it does when the kernel hands its work to a thread that has to wait.
     fn send(&mut self, flags: u8, n: u32, order: Order, new_flows: u32) -> Result<Option<Cost>> {
         let subject = &mut self.lane.subject;
         let packet = self.traffic.packet(flags);
         self.generator.prepare(&packet, self.traffic, order)?;
-        let (before, tally) = (subject.cost()?, subject.tally(self.traffic)?);
-        self.generator.send(self.ns, self.lane.sender, packet.len(), n)?;
-        let (cost, after) = (subject.cost()?.since(before), subject.tally(self.traffic)?);
-        ensure!(cost.packets <= u64::from(n), "{} frames arrived, {n} were sent", cost.packets);
-        if cost.packets < u64::from(n) {
-            return Ok(None);
+        let tally = subject.tally(self.traffic)?;
+        let (mut best, mut rest) = (None, n);
+        while rest > 0 {
+            let piece = rest.min(PIECE);
+            let before = subject.cost()?;
+            self.generator.send(self.ns, self.lane.sender, packet.len(), piece)?;
+            let mut cost = subject.cost()?.since(before);
+            // The last frames may be with the kernel's own thread, which waits for this one.
+            for _ in 0..PATIENCE {
+                if cost.packets >= u64::from(piece) {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                cost = subject.cost()?.since(before);
+            }
+            ensure!(cost.packets <= u64::from(piece), "{} frames arrived, {piece} were sent", cost.packets);
+            if cost.packets < u64::from(piece) {
+                return Ok(None);
+            }
+            best = best.into_iter().chain([cost]).min_by(|a, b| a.per_packet().total_cmp(&b.per_packet()));
+            rest -= piece;
         }
+        let after = subject.tally(self.traffic)?;
         let difference =
             |after: Option<u64>, before: Option<u64>| after.zip(before).map(|(after, before)| after - before);
         if let Some(counted) = difference(after.packets, tally.packets) {
@@ -315,7 +340,7 @@ impl Turn<'_> {
         if let Some(counted) = difference(after.new_flows, tally.new_flows) {
             ensure!(counted == u64::from(new_flows), "{counted} flows were recorded instead of {new_flows}");
         }
-        Ok(Some(cost))
+        Ok(best)
     }
 }
 

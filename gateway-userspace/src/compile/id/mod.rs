@@ -37,7 +37,7 @@ pub struct Ids {
     /// Given back since the last change.
     resting: Vec<Given>,
     /// Numbers of services that flows are counted for.
-    held: BTreeSet<u32>,
+    held: Pool,
 }
 
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -132,7 +132,7 @@ impl Ids {
             generations: Arc::default(),
             free,
             resting: Vec::new(),
-            held: BTreeSet::new(),
+            held: Pool::of([]),
         }
     }
 
@@ -182,7 +182,7 @@ impl Ids {
     /// Numbers that flows are counted for in the flow table, also of services that are gone: no new service gets one while
     /// there are others, for these flows would be within its share.
     pub fn avoid(&mut self, held: BTreeSet<u32>) {
-        self.held = held;
+        self.held = Pool::of(held);
     }
 
     /// Begins a change: forgets services that are not wanted. Their numbers are free from the first change on that begins

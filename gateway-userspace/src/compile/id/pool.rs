@@ -1,6 +1,6 @@
 //! Free numbers, as ranges: first fit, given back in any order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::image::Range;
 
@@ -19,19 +19,42 @@ impl Pool {
         pool
     }
 
+    /// These numbers.
+    pub(super) fn of(numbers: impl IntoIterator<Item = u32>) -> Self {
+        let mut pool = Self { ranges: BTreeMap::new() };
+        for first in numbers {
+            pool.give(Range { first, count: 1 });
+        }
+        pool
+    }
+
     /// The lowest range of `count` numbers; none when there is no such range.
     pub(super) fn take(&mut self, count: u32) -> Option<u32> {
         let first = self.ranges.iter().find(|(_, free)| **free >= count).map(|(first, _)| *first)?;
         self.reserve(Range { first, count }).then_some(first)
     }
 
-    /// The lowest number that is not one of these, else the lowest; none when there is none left.
-    pub(super) fn take_but(&mut self, avoided: &BTreeSet<u32>) -> Option<u32> {
-        let free = self.ranges.iter().flat_map(|(first, count)| *first..first.saturating_add(*count));
-        match free.into_iter().find(|number| !avoided.contains(number)) {
+    /// The lowest number that the other pool does not have, else the lowest; none when there is none left.
+    pub(super) fn take_but(&mut self, avoided: &Self) -> Option<u32> {
+        let outside = |(first, count): (&u32, &u32)| {
+            let end = first.saturating_add(*count);
+            let mut number = *first;
+            while let Some(beyond) = avoided.end_at(number) {
+                number = beyond;
+            }
+            (number < end).then_some(number)
+        };
+        match self.ranges.iter().find_map(outside) {
             Some(number) => self.reserve(Range { first: number, count: 1 }).then_some(number),
             None => self.take(1),
         }
+    }
+
+    /// The first number behind the range that has this one; none when no range has it.
+    fn end_at(&self, number: u32) -> Option<u32> {
+        let (first, count) = self.ranges.range(..=number).next_back()?;
+        let end = first.saturating_add(*count);
+        (number < end).then_some(end)
     }
 
     /// Takes a certain range; false when not all of it is free. An empty one is always free.
@@ -92,6 +115,15 @@ mod tests {
         }
         assert_eq!(pool, Pool::new(100));
         assert_eq!(pool.take(101), None);
+    }
+
+    #[test]
+    fn numbers_that_are_avoided_are_taken_last() {
+        let mut pool = Pool::new(8);
+        assert!(pool.reserve(Range { first: 3, count: 1 }));
+        let avoided = Pool::of([0, 1, 3, 4, 6, 7]);
+        let taken: Vec<u32> = std::iter::from_fn(|| pool.take_but(&avoided)).collect();
+        assert_eq!(taken, [2, 5, 0, 1, 4, 6, 7]);
     }
 
     #[test]

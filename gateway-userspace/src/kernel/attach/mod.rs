@@ -4,14 +4,13 @@
 //! link in place. Programs of others stay where they are: an interface whose XDP hook is taken gets TC instead.
 
 mod connect;
+mod hang;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     fs::{self, File},
-    io,
     os::{fd::AsFd, unix::fs::MetadataExt as _},
-    path::Path,
 };
 
 use aya::{
@@ -20,7 +19,7 @@ use aya::{
     programs::{
         ProgramError, SchedClassifier, SkLookup, TcAttachType, Xdp, XdpMode,
         links::{FdLink, LinkOrder},
-        tc::{self, TcAttachOptions},
+        tc::TcAttachOptions,
     },
     sys::SyscallError,
 };
@@ -30,9 +29,9 @@ pub use crate::kernel::attach::connect::Connect;
 use crate::kernel::{
     Error,
     attach::connect::Sockets,
-    filter::{self, Strays},
+    filter::Strays,
     object::Pins,
-    pin::{self, Target},
+    pin::{self, Failed, Target},
 };
 
 /// How packets of an interface reach the pipeline.
@@ -225,6 +224,7 @@ impl Attacher {
         for other in Ingress::ALL.into_iter().filter(|other| *other != ingress) {
             pin::remove(&self.pins.link(&format!("{}-{interface}", other.pin())))?;
             pin::remove(&self.pins.filter(&format!("{}-{interface}", other.pin())))?;
+            pin::remove(&self.pins.next_filter(&format!("{}-{interface}", other.pin())))?;
         }
         let avoided = avoid.map(str::to_owned);
         let attachment = Attachment { interface: index, ingress: ingress.name(), why, avoided };
@@ -247,24 +247,32 @@ impl Attacher {
     }
 
     /// Removes what this agent, or one before it, attached to any other interface. Interfaces that are gone have lost
-    /// their programs already.
+    /// their programs already; what cannot be removed from one keeps nothing on the others.
     pub(super) fn keep_only(&mut self, kept: &Kept) -> Result<(), Error> {
-        self.attached.retain(|name, _| kept.balanced.contains(name));
-        self.beside.retain(|(beside, name), _| kept.beside(*beside).contains(name));
         let tables = self.pins.tables();
         let failed = |source| Error::PinFolder { path: tables.to_owned(), source };
         let mut strays = Strays::default();
+        let mut not_removed = Failed::default();
         for entry in fs::read_dir(tables).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let Some((hook, interface)) = hook_of(&name.to_string_lossy()) else { continue };
             let beside = Beside::ALL.into_iter().find(|beside| beside.hooks().contains(&hook));
             let stay = beside.map_or(&kept.balanced, |beside| kept.beside(beside));
-            if !stay.contains(&interface) && pin::remove_one_of(&entry.path(), &mut strays)? {
+            if stay.contains(&interface) {
+                continue;
+            }
+            let index = match beside {
+                Some(beside) => self.beside.get(&(beside, interface.clone())).copied(),
+                None => self.attached.get(&interface).map(|attachment| attachment.interface),
+            };
+            if not_removed.note(pin::remove_one_of(&entry.path(), index, &mut strays)) == Some(true) {
                 tracing::info!(interface, pin = %name.to_string_lossy(), "detached");
             }
         }
-        Ok(())
+        self.attached.retain(|name, _| kept.balanced.contains(name));
+        self.beside.retain(|(beside, name), _| kept.beside(*beside).contains(name));
+        not_removed.outcome()
     }
 
     /// The hook that works, and why it is this one.
@@ -365,53 +373,9 @@ impl Attacher {
             }
         }
         let name_of_pin = format!("{name}-{interface}");
-        hang(program, &self.pins.filter(&name_of_pin), &self.pins.next_filter(&name_of_pin))
+        hang::hang(program, &self.pins.filter(&name_of_pin), &self.pins.next_filter(&name_of_pin))
     }
 }
-
-/// Hangs a program on a filter of the clsact queueing discipline, for kernels before 6.6: it has no link and stays by
-/// itself. Where a filter of ours stands already, its program is replaced in place.
-///
-/// The program is pinned as the next one before it runs, and takes the place of the former pin afterwards: at every moment
-/// a pin says whose the filter is, also when this process ends in between.
-fn hang(program: &mut SchedClassifier, path: &Path, next: &Path) -> Result<(), Error> {
-    let failed_pin = |path: &Path| {
-        let path = path.to_owned();
-        move |source| Error::PinFolder { path, source }
-    };
-    let failed_filter = |source| Error::Filter { path: path.to_owned(), source };
-    let Some(place) = pin::filter_of(path) else {
-        return Err(failed_filter(io::ErrorKind::InvalidInput.into()));
-    };
-    let name = place.hook;
-    let side = place.side();
-    // One that is there already is as good; where it cannot be, the next step says so.
-    drop(tc::qdisc_add_clsact(&place.interface));
-    if let Some(filter) = filter::of_pin(next, &place).map_err(failed_filter)? {
-        std::mem::forget(filter);
-        fs::rename(next, path).map_err(failed_pin(next))?;
-    } else {
-        pin::remove(next)?;
-    }
-    program.pin(next).map_err(|source| Error::Pin { path: next.to_owned(), source })?;
-    let id = if let Some(filter) = filter::of_pin(path, &place).map_err(failed_filter)? {
-        program.attach_to_link(filter)
-    } else {
-        // Another interface may have had the name, and have the filter still.
-        pin::remove(path)?;
-        // Without a priority a filter comes before those that are there.
-        let priority = if BESIDE.contains(&name) { LAST } else { 0 };
-        let options = TcAttachOptions::Netlink(tc::NlOptions { priority, ..tc::NlOptions::default() });
-        program.attach_with_options(&place.interface, side, options)
-    };
-    let link = program.take_link(id.map_err(failed(name))?).map_err(failed(name))?;
-    // Without a link that is pinned, the filter must outlive this value.
-    std::mem::forget(link);
-    fs::rename(next, path).map_err(failed_pin(next))
-}
-
-/// Priority of a filter that comes last: behind those to which the kernel gave one, from 49152 down.
-const LAST: u16 = 0xff00;
 
 fn index_of(interface: &str) -> Result<u32, Error> {
     nix::net::if_::if_nametoindex(interface)

@@ -913,6 +913,12 @@ fn nothing_is_translated_to_a_loopback_address() {
     endpoint(&registry, 1).set_health(Health::Up);
     // What comes by direct return keeps its destination.
     service.mode = Mode::DSR_L2;
+    let mut written = writer.maps().observe().unwrap();
+    assert!(!row::says_down(&written, &service, &service.endpoints[1]), "it was down for want of a way");
+    for before in written.services.values_mut() {
+        before.mode = Mode::DSR_L2;
+    }
+    assert!(row::says_down(&written, &service, &service.endpoints[1]));
     writer.apply(image([service])).unwrap();
     assert_eq!(state(&writer, 1), EndpointState::ACTIVE);
 }
