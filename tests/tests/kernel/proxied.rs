@@ -2,7 +2,7 @@
 
 use gateway_common::{
     addr::{Addr, Port},
-    cookie::{CookieKeys, OwnCookie, SynCookie},
+    cookie::{CookieKeys, OwnCookie, STEP_SHIFT, SynCookie},
     counter::{Hook, Reason},
     endpoint::{Endpoint, EndpointState, NextHop},
     flow::{Phase, Sequence, SequenceBucket, SequenceStage, Tick},
@@ -105,6 +105,17 @@ fn word(tcp: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(tcp[at..at + 4].try_into().unwrap())
 }
 
+/// The present, once no step of the cookies ends in the next seconds: the kernel goes by its own clock, later than whoever
+/// compares, and under emulation much later.
+fn settled() -> Tick {
+    const STEP: u32 = 1 << STEP_SHIFT;
+    const LATER: u32 = 10;
+    while moment().count() % STEP >= STEP - LATER {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    moment()
+}
+
 /// What tells no more than when a packet came.
 fn without_instants(tables: &mut Tables) {
     for row in tables.syn_cookies.values_mut() {
@@ -115,7 +126,7 @@ fn without_instants(tables: &mut Tables) {
 /// The services answer with cookies, and do so at this moment.
 fn armed(world: &mut World) {
     world.tables.cookie_keys = KEYS;
-    world.tables.moment = Some(moment());
+    world.tables.moment = Some(settled());
     let until = SynCookie::until(Tick::new(u32::MAX / 4));
     for id in [TCP4, TCP6, LOCAL4] {
         world.change(id, |service| {
