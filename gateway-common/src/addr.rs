@@ -19,13 +19,26 @@ impl Addr {
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Self {
         let prefix = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
-        Self { bytes: bytemuck::must_cast([0, 0, prefix, u32::from_ne_bytes(octets)]) }
+        // Two words, as those of IPv6 are: where both meet, the compiler would keep four.
+        Self::from_halves([0, bytemuck::must_cast([prefix, u32::from_ne_bytes(octets)])])
     }
 
     /// An IPv6 address from its sixteen bytes in wire order.
     #[inline(always)]
     pub const fn v6(octets: [u8; 16]) -> Self {
         Self { bytes: octets }
+    }
+
+    /// An IPv6 address from two words as they stand in a packet.
+    #[inline(always)]
+    pub const fn from_halves(halves: [u64; 2]) -> Self {
+        bytemuck::must_cast(halves)
+    }
+
+    /// The two words of [`from_halves`](Self::from_halves).
+    #[inline(always)]
+    pub const fn halves(self) -> [u64; 2] {
+        bytemuck::must_cast(self)
     }
 
     /// The sixteen bytes in wire order.
@@ -44,8 +57,9 @@ impl Addr {
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
-        let [high, middle, _, _] = self.words();
-        high == 0 && middle == 0 && self.words()[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+        let [high, low] = self.halves();
+        let [prefix, _]: [u32; 2] = bytemuck::must_cast(low);
+        high == 0 && prefix == u32::from_ne_bytes([0, 0, 0xff, 0xff])
     }
 
     /// The sixteen bytes as four words in native order, for hashing and comparing.

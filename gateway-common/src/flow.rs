@@ -43,6 +43,18 @@ impl FlowKey {
         // Five whole words: written field by field, the compiler splits the key and pads it with calls.
         bytemuck::must_cast([s0, s1, d0, d1, rest])
     }
+
+    /// From what stands in a packet: both ports as one word of the header of TCP or UDP.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "halves of a word")]
+    pub const fn of_packet(source: Addr, destination: Addr, ports: u32, protocol: Protocol) -> Self {
+        let ports = u32::from_be(ports);
+        let ports: u32 = bytemuck::must_cast([(ports >> 16) as u16, ports as u16]);
+        let protocol = u32::from_ne_bytes([protocol.number(), 0, 0, 0]);
+        let [s0, s1]: [u64; 2] = bytemuck::must_cast(source);
+        let [d0, d1]: [u64; 2] = bytemuck::must_cast(destination);
+        bytemuck::must_cast([s0, s1, d0, d1, bytemuck::must_cast([ports, protocol])])
+    }
 }
 
 /// Entries in a bucket of [`Flows`](crate::map::Flows).

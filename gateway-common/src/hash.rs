@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     addr::{Addr, Port},
     flow::FlowKey,
+    map::INDEX_BUCKETS,
     service::ServiceKey,
 };
 
@@ -147,18 +148,23 @@ const fn mix(sum: u64) -> u64 {
     mixed ^ (mixed >> 32)
 }
 
-/// The two buckets of [`ServiceIndex`](crate::map::ServiceIndex) where a virtual address, port and protocol may stand.
-/// Not secret: only the agent writes there.
+/// The two buckets of [`ServiceIndex`](crate::map::ServiceIndex) where a virtual address, port and protocol may stand, which
+/// are never the same.
+/// Not secret: only the agent writes there. Part of the [layout](crate::layout): whoever changes it changes where entries
+/// stand.
 #[inline(always)]
-#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "halves of a word")]
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "parts of a word")]
 pub const fn service(key: &ServiceKey) -> [u32; 2] {
     let [a, b]: [u64; 2] = bytemuck::must_cast(key.addr);
     let rest = (key.port.number() as u64) << 8 | key.protocol.number() as u64;
-    // Three products that do not wait for each other.
+    // Three products that do not wait for each other, and one that does.
     let sum = a.wrapping_mul(K2).wrapping_add(b.wrapping_mul(K1)).wrapping_add(rest.wrapping_mul(K3));
-    // Twice: addresses that follow each other would lead to buckets that do, and moves between them in circles.
-    let mixed = mix(mix(sum).wrapping_mul(K2));
-    [mixed as u32, (mixed >> 32) as u32]
+    // Only of its highest bits, on which all others had their influence: with lower ones, addresses that follow each other
+    // would lead to buckets that do, and moves between them in circles.
+    let mixed = (sum ^ (sum >> 32)).wrapping_mul(K1);
+    let bits = INDEX_BUCKETS.trailing_zeros();
+    let first = (mixed >> (64 - bits)) as u32;
+    [first, first ^ ((mixed >> (64 - 2 * bits)) as u32 | 1)]
 }
 
 /// Maps a hash onto `0..n_slots` without a division (Lemire, "Fast Random Integer Generation in an Interval", 2019).
@@ -306,6 +312,15 @@ mod tests {
             let found = unevenness(slots);
             assert!((0.7..1.4).contains(&found), "slots of IPv{}: {found}", if v6 { 6 } else { 4 });
         }
+    }
+
+    #[test]
+    fn services_stand_where_this_layout_has_them() {
+        let key = |addr: [u8; 4], port| ServiceKey::new(Addr::v4(addr), Port::new(port), Protocol::TCP);
+        let at = |key: ServiceKey| service(&key).map(|bucket| bucket & (INDEX_BUCKETS - 1));
+        // Whoever finds other numbers raises the layout's version, and writes the index down among what changed.
+        assert_eq!(at(key([198, 51, 100, 1], 443)), [4_490, 6_703]);
+        assert_eq!(at(key([198, 51, 100, 2], 443)), [6_051, 3_262]);
     }
 
     const FLOW: u64 = 11_522_090_875_357_237_077;

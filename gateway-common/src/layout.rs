@@ -1,7 +1,8 @@
 //! Versions of the layout, which are part of the pin paths, and the sizes that they stand for.
 //!
 //! A new layout opens a map of an old one only where [`CHANGED`] says that it means the same; the others start beside it
-//! and are filled from the same snapshot. Capacity is no part of a layout.
+//! and are filled from the same snapshot, or from the old one where [`MOVED`] says that only places changed. Capacity is no
+//! part of a layout.
 
 use crate::{
     answer, cookie, counter, endpoint, event, filter, flow, fragment, health, heartbeat, probe, receive,
@@ -9,11 +10,15 @@ use crate::{
 };
 
 /// Version of every map that can be rebuilt from the snapshot, and of the links.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 
 /// Maps whose values changed after the first layout that this one knows, 2, and since when. Whoever raises the version
 /// writes them down here.
-pub const CHANGED: &[(&str, u32)] = &[("REASONS", 5), ("ANSWERS", 4)];
+pub const CHANGED: &[(&str, u32)] = &[("REASONS", 5), ("ANSWERS", 4), ("SERVICE_INDEX", 6)];
+
+/// Maps whose values mean the same in every layout that this one knows, and [changed](CHANGED) only where they stand: what
+/// an old one holds is put into the new one.
+pub const MOVED: &[&str] = &["SERVICE_INDEX"];
 
 /// The oldest layout that [`CHANGED`] speaks of.
 const OLDEST: u32 = 2;
@@ -22,6 +27,11 @@ const OLDEST: u32 = 2;
 pub fn is_unchanged_since(map: &str, version: u32) -> bool {
     (OLDEST..=LAYOUT_VERSION).contains(&version)
         && CHANGED.iter().all(|(changed, since)| *changed != map || *since <= version)
+}
+
+/// Whether the values of a map of this version mean the same today, but stand elsewhere.
+pub fn has_moved_since(map: &str, version: u32) -> bool {
+    MOVED.contains(&map) && (OLDEST..=LAYOUT_VERSION).contains(&version) && !is_unchanged_since(map, version)
 }
 
 /// Version of the flow tables, whose entries outlive a change of the other maps.

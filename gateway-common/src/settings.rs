@@ -65,6 +65,8 @@ impl Settings {
     pub const SOURCES: u8 = 1;
     /// Some service limits new flows.
     pub const RATES: u8 = 2;
+    /// Some sources of IPv6 are listed by networks shorter than [`LONG`](crate::source::LONG).
+    pub const BROAD: u8 = 4;
 
     /// The padding is zero by construction.
     pub const fn new(seed: Seed, ports: Ports, tables: Tables, timeouts: Timeouts, tunnel: Tunnel) -> Self {

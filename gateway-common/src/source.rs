@@ -53,8 +53,14 @@ pub const LONG: u32 = 32;
 /// shorter than 32 bits would fill the first bitmap.
 #[inline(always)]
 pub const fn bits(addr: Addr) -> [u32; 2] {
+    bits_of(addr, !addr.is_v4())
+}
+
+/// The same of an address whose family is known.
+#[inline(always)]
+pub const fn bits_of(addr: Addr, v6: bool) -> [u32; 2] {
     let [first, _, _, last] = addr.words();
-    if addr.is_v4() {
+    if !v6 {
         let bit = u32::from_be(last) >> 16;
         return [bit, bit];
     }

@@ -88,11 +88,13 @@ pub struct Arrival {
     pub(crate) cookie: u32,
     /// What is noted about the numbers of a flow that began with a cookie, under whatever version its entry gets.
     pub(crate) sequence: Sequence,
-    /// Index of the interface where a packet of such a flow leaves; here, because that of a verdict without one is undefined.
+    /// Index of the interface where a packet leaves; here, because that of a verdict without one is undefined.
     pub(crate) interface: u32,
     /// Segment size of its client as a SYN says it; of another packet, how far the client's number is ahead.
     pub(crate) number: u32,
-    spare: [u32; 4],
+    /// Index of the entry of the flow whose client is remembered, or [`NO_ENTRY`].
+    pub(crate) kept: u32,
+    spare: [u32; 3],
 }
 
 /// What a packet of a connection that begins with a cookie wants, as one byte.
@@ -174,6 +176,18 @@ impl Arrival {
         self.affinity_ticks = service.affinity_ticks;
         self.now = maps.now(settings.tick_shift);
         self.means_flow(settings);
+    }
+
+    /// Notes the interface through which the packet leaves, should that be its verdict.
+    #[inline(always)]
+    pub(crate) const fn leaves_by(&mut self, interface: u32) {
+        self.interface = interface;
+    }
+
+    /// Index of the interface through which a packet leaves whose verdict is [`Verdict::Transmit`](crate::verdict::Verdict).
+    #[inline(always)]
+    pub const fn interface(&self) -> u32 {
+        self.interface
     }
 
     /// Notes how large a packet may be.
@@ -289,10 +303,10 @@ impl Arrival {
         Seat { service: self.id, table: &self.table, family }
     }
 
-    /// An entry for this flow.
+    /// An entry for this flow, and not the one with this index.
     #[inline(always)]
-    pub fn wish<'a>(&'a self, settings: &'a Settings) -> Wish<'a> {
-        Wish { spot: &self.spot, who: &self.who, settings, share: self.share, now: self.now }
+    pub fn wish<'a>(&'a self, settings: &'a Settings, keeps: u32) -> Wish<'a> {
+        Wish { spot: &self.spot, who: &self.who, settings, share: self.share, now: self.now, keeps }
     }
 
     /// Notes the entry that was found, or that there is none. In memory, not in an option: half of one would be undefined,

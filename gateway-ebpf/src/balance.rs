@@ -11,8 +11,8 @@ use gateway_common::{
 };
 
 use crate::{
-    arrival::Arrival,
-    env::{Env, Maps},
+    arrival::{Arrival, NO_ENTRY},
+    env::{Env, Hidden as _, Maps, Room},
     guard, health,
     outcome::Stage,
     packet, proxy, record,
@@ -42,7 +42,8 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Settings) -> Resul
     } else {
         (by_slot::<E>(env.maps(), arrival)?, Port::NONE)
     };
-    let endpoint = known.or_else(|| env.maps().endpoint(arrival.row)).ok_or(Reason::BadSlot)?;
+    let endpoint =
+        known.or_else(|| env.maps().endpoint(arrival.row)).ok_or_else(|| E::Maps::why(Reason::BadSlot))?;
     let way = aim(env, arrival, &endpoint)?;
     send(env, arrival, settings, &endpoint, way, port)
 }
@@ -63,13 +64,13 @@ fn remembered<E: Env>(
     if let Some(found) = &found
         && proxy::has(arrival, &found.held)
     {
-        return Err(Reason::CookieRefused);
+        return Err(E::Maps::why(Reason::CookieRefused));
     }
     let mut stays = found.as_ref().and_then(|found| present(env.maps(), arrival, found));
     if stays.is_none() {
         // What may not stay is a connection whose endpoint is down or gone: a SYN would begin another.
         if arrival.wants_reset() && found.is_some() {
-            return Err(Reason::NoEndpoint);
+            return Err(E::Maps::why(Reason::NoEndpoint));
         }
         // Before its client is remembered: a flow too many leaves nothing behind. Of others only once an endpoint is
         // chosen, whose slot and row are waited for while the flow's own line is: taking a token ends that.
@@ -81,7 +82,8 @@ fn remembered<E: Env>(
         if is_sticky && is_first {
             guard::admits(env.maps(), arrival)?;
         }
-        record::seat(env.maps(), arrival, settings)?;
+        let entry = found.as_ref().map_or(NO_ENTRY, |found| found.place.index());
+        record::seat(env.maps(), arrival, settings, entry)?;
         if !is_sticky && is_first {
             guard::admits(env.maps(), arrival)?;
         }
@@ -127,9 +129,10 @@ fn remembered<E: Env>(
 #[inline(always)]
 fn by_slot<E: Env>(maps: &E::Maps, arrival: &mut Arrival) -> Result<Known<E>, Reason> {
     if arrival.table.n_slots == 0 {
-        return Err(Reason::NoEndpoint);
+        return Err(E::Maps::why(Reason::NoEndpoint));
     }
-    let slot = select::slot(maps, &arrival.table, arrival.hash).ok_or(Reason::BadSlot)?;
+    let slot =
+        select::slot(maps, &arrival.table, arrival.hash).ok_or_else(|| E::Maps::why(Reason::BadSlot))?;
     let is_settled =
         arrival.track != Track::CHANGE || slot.endpoint == slot.former && !table::holds_any(maps, arrival.id);
     if is_settled
@@ -174,7 +177,7 @@ pub(crate) fn aim<E: Env>(env: &mut E, arrival: &mut Arrival, endpoint: &Endpoin
         return Ok(Way::UNKNOWN);
     }
     if arrival.packet.ttl <= 1 {
-        return Err(Reason::TtlExpired);
+        return Err(E::Maps::why(Reason::TtlExpired));
     }
     let way = Way::from(&endpoint.next_hop);
     if way.is_known() {
@@ -187,9 +190,9 @@ pub(crate) fn aim<E: Env>(env: &mut E, arrival: &mut Arrival, endpoint: &Endpoin
         // Kernels before 5.12 say no size, and leave the packet's own.
         Err(most) if most != 0 && most < bytes => {
             arrival.fits(most.saturating_sub(extra));
-            Err(Reason::TooBig)
+            Err(E::Maps::why(Reason::TooBig))
         }
-        Err(_) => Err(Reason::NoNextHop),
+        Err(_) => Err(E::Maps::why(Reason::NoNextHop)),
     }
 }
 
@@ -252,8 +255,12 @@ fn send<E: Env>(
     let mode = arrival.mode;
     let bytes = u64::from(env.len_bytes());
     let local = endpoint.is_local();
+    // Looked for once: what is written to the packet and to the notes might have changed the row, for all that the compiler
+    // knows.
+    let room = tunnel::room(mode, endpoint);
     if !local {
-        fits(env, arrival, endpoint)?;
+        let extra = if arrival.is_tunnelled() { room.bytes() } else { 0 };
+        fits_with(env, arrival, endpoint, extra)?;
     }
     let done = if mode == Mode::NAT {
         translate(env, arrival, endpoint, way, port)
@@ -261,41 +268,54 @@ fn send<E: Env>(
         // The endpoint owns the virtual address.
         Some(())
     } else {
-        direct(env, arrival, settings, endpoint, way)
+        // Programs for rare packets have no room on their stack to keep it.
+        let room = if E::IS_RARE { tunnel::room(mode, endpoint) } else { room };
+        direct(env, arrival, settings, endpoint, way, room)
     };
-    done.ok_or(Reason::RewriteFailed)?;
+    done.ok_or_else(|| E::Maps::why(Reason::RewriteFailed))?;
     count(env.maps(), arrival, bytes);
     if local {
         Ok(Verdict::HandOver(Reason::ForwardedLocal))
     } else {
-        Ok(Verdict::Transmit(Reason::Forwarded, way.interface()))
+        arrival.leaves_by(way.interface());
+        Ok(Verdict::Transmit(Reason::Forwarded))
     }
 }
 
 /// Counts a packet that was sent on.
 #[inline(always)]
 pub(crate) fn count<M: Maps>(maps: &M, arrival: &Arrival, bytes: u64) {
+    let is_new = arrival.is_new != 0;
     maps.count_service(arrival.id, |count| {
         count.packets += 1;
         count.bytes += bytes;
-        count.new_flows += u64::from(arrival.is_new);
+        if is_new {
+            count.new_flows += 1;
+        }
     });
     maps.count_endpoint(arrival.row, |count| {
         count.packets += 1;
         count.bytes += bytes;
-        count.new_flows += u64::from(arrival.is_new);
+        if is_new {
+            count.new_flows += 1;
+        }
     });
 }
 
 /// Whether the packet, with what is put in front of it, fits the way to the endpoint.
 #[inline(always)]
 pub(crate) fn fits<E: Env>(env: &E, arrival: &mut Arrival, endpoint: &Endpoint) -> Result<(), Reason> {
-    let extra = extra(arrival, endpoint);
+    fits_with(env, arrival, endpoint, extra(arrival, endpoint))
+}
+
+/// The same, with so many bytes in front.
+#[inline(always)]
+fn fits_with<E: Env>(env: &E, arrival: &mut Arrival, endpoint: &Endpoint, extra: u32) -> Result<(), Reason> {
     let mtu = u32::from(endpoint.mtu);
     let bytes = packet::bytes_at_once(env, &arrival.packet);
     if mtu != 0 && bytes.wrapping_add(extra) > mtu {
         arrival.fits(mtu.saturating_sub(extra));
-        return Err(Reason::TooBig);
+        return Err(E::Maps::why(Reason::TooBig));
     }
     Ok(())
 }
@@ -331,6 +351,7 @@ pub(crate) fn direct<E: Env>(
     settings: &Settings,
     endpoint: &Endpoint,
     way: Way,
+    room: Room,
 ) -> Option<()> {
     rewrite::hop(env, &arrival.packet)?;
     let mode = arrival.mode;
@@ -338,5 +359,5 @@ pub(crate) fn direct<E: Env>(
         return env.store_link(way);
     }
     let tunnel = Tunnel { packet: &arrival.packet, endpoint, settings, way, hash: arrival.hash };
-    tunnel::enter(env, &tunnel, tunnel::room(mode, endpoint))
+    tunnel::enter(env, &tunnel, room)
 }

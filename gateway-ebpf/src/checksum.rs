@@ -89,22 +89,29 @@ pub const fn update(old: [u8; 2], diff: Diff) -> [u8; 2] {
     (!(sum as u16)).to_ne_bytes()
 }
 
-/// The checksum field of an IPv4 header whose time to live was at least one and is one less now (RFC 1141, with the carry
-/// that RFC 1624 asks for): [`update`], for the change that every forwarded packet has.
+/// The word of an IPv4 header with time to live, protocol and checksum, in the packet's byte order, when the time to live was
+/// at least one and is one less now (RFC 1141, with the carry that RFC 1624 asks for): [`update`], for the change that every
+/// forwarded packet has.
 #[inline(always)]
-#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "folded below 2^16 first")]
-pub const fn one_hop_less(old: [u8; 2]) -> [u8; 2] {
-    let sum = u16::from_be_bytes(old) as u32 + 0x100;
-    ((sum + (sum >= 0xffff) as u32) as u16).to_be_bytes()
+#[expect(clippy::as_conversions, reason = "widening in a const function")]
+pub const fn one_hop_less(word: u32) -> u32 {
+    // Time to live in the lowest byte. A sum of words is the same in either byte order, so what is 0x100 on the wire is 1.
+    let word = u32::from_le(word);
+    let sum = (word >> 16) + 1;
+    let sum = sum + (sum >= 0xffff) as u32;
+    (word.wrapping_sub(1) & 0xffff | sum << 16).to_le()
 }
 
 /// The checksum of an IPv4 header without options whose checksum field is zero (RFC 791).
 #[inline(always)]
-#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "folded below 2^16 first")]
+#[expect(clippy::as_conversions, reason = "upper halves of sums")]
 pub const fn of_header(words: [u32; 5]) -> [u8; 2] {
     let [a, b, c, d, e] = words;
-    let sum = Diff { sum: a as u64 + b as u64 + c as u64 + d as u64 + e as u64 };
-    (!(sum.fold16() as u16)).to_ne_bytes()
+    let sum = a as u64 + b as u64 + c as u64 + d as u64 + e as u64;
+    // Halves are added with the carry of the lower sum where both are added crosswise: the upper half is the sum then.
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    let sum = (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16;
+    (!sum).to_ne_bytes()
 }
 
 /// [`update`] for UDP: zero means "no checksum" and stays (RFC 768), and a sum of zero is sent as all ones.
@@ -161,11 +168,10 @@ mod tests {
                     u32::from_ne_bytes([ttl, protocol, 0, 0]),
                     u32::from_ne_bytes([ttl - 1, protocol, 0, 0]),
                 );
-                assert_eq!(
-                    one_hop_less(old.to_ne_bytes()),
-                    update(old.to_ne_bytes(), diff),
-                    "{old:#x} {ttl}"
-                );
+                let [a, b] = old.to_ne_bytes();
+                let [c, d] = update([a, b], diff);
+                let new = one_hop_less(u32::from_ne_bytes([ttl, protocol, a, b]));
+                assert_eq!(new.to_ne_bytes(), [ttl - 1, protocol, c, d], "{old:#x} {ttl}");
             }
         }
     }

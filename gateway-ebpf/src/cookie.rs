@@ -120,7 +120,7 @@ pub fn answer<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 }
 
 #[inline(always)]
-fn run<E: Env>(env: &mut E, arrival: &Arrival) -> Verdict {
+fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
     let pass = Verdict::Pass(Reason::Agent);
     let packet = &arrival.packet;
     let Some(settings) = env.maps().settings() else { return pass };
@@ -147,7 +147,8 @@ fn run<E: Env>(env: &mut E, arrival: &Arrival) -> Verdict {
     }
     let [_, _, sent] = &*row;
     <E::Maps as Maps>::add(sent, 1);
-    Verdict::Transmit(Reason::CookieSent, way.interface())
+    arrival.leaves_by(way.interface());
+    Verdict::Transmit(Reason::CookieSent)
 }
 
 /// Counts a SYN; says whether the service answers with cookies. It begins when there are more SYNs than it allows, and ends

@@ -23,7 +23,7 @@ pub(crate) fn ended<E: Env>(env: &E, bytes: u64, verdict: Verdict) {
         Verdict::Rare(_) | Verdict::Icmp(_) | Verdict::Answer(_) | Verdict::Cookie(_) | Verdict::Proxy(_) => {
             false
         }
-        Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => true,
+        Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(_) | Verdict::Drop(_) => true,
     };
     if is_over {
         env.maps().count_packet(env.hook(), verdict.reason(), bytes);
@@ -55,7 +55,7 @@ pub fn dropped<M: Maps>(maps: &M, service: u32, verdict: Verdict) -> Verdict {
         }
         Verdict::Pass(_)
         | Verdict::HandOver(_)
-        | Verdict::Transmit(..)
+        | Verdict::Transmit(_)
         | Verdict::Rare(_)
         | Verdict::Icmp(_)
         | Verdict::Cookie(_)

@@ -28,16 +28,40 @@ use crate::{
     cookie::{Cookie, CookieWords, Syn},
     guard::RateWords,
     outcome::{Outcome, Stage},
+    packet::{eth, ip},
     rare::fragment::FragmentRows,
     table::{
         row::{FlowRows, ReplyRows},
         sequence::SequenceRows,
     },
+    verdict::Verdict,
     way::Way,
 };
 
+/// Values of which the compiler is told nothing.
+pub trait Hidden {
+    /// The same verdict, as one that is made where a packet ends: of what it knows, the compiler keeps every part at hand on
+    /// the way of all packets, in case that it will be needed.
+    #[inline(always)]
+    fn ends(verdict: Verdict) -> Verdict {
+        verdict
+    }
+
+    /// The same number, of which the compiler knows nothing: it would join comparisons that are better made one by one.
+    #[inline(always)]
+    fn hidden(number: u8) -> u8 {
+        number
+    }
+
+    /// The same reason as [`ends`](Self::ends) for verdicts.
+    #[inline(always)]
+    fn why(reason: Reason) -> Reason {
+        reason
+    }
+}
+
 /// The maps and the clock. Rows are references into the maps, not copies.
-pub trait Maps {
+pub trait Maps: Hidden {
     /// A reference to a value inside a map.
     type Row<T: 'static>: Deref<Target = T> + Clone;
 
@@ -167,6 +191,12 @@ pub trait Env {
     fn takes_bytes(&self, interface: u32) -> u32;
     /// Reads a header at `offset` bytes from the link-layer header; `None` when it runs past the end.
     fn load<T: Pod>(&self, offset: u32) -> Option<T>;
+    /// Reads a header of five words, each as a whole: of fields, the compiler reads and keeps some in pieces, and puts them
+    /// together again.
+    #[inline(always)]
+    fn load_words<W: Pod>(&self, offset: u32) -> Option<[W; 5]> {
+        self.load(offset)
+    }
     /// Writes a header; `None` when it runs past the end or the packet cannot be written.
     fn store<T: Pod>(&mut self, offset: u32, header: &T) -> Option<()>;
     /// Addresses the frame.
@@ -175,6 +205,18 @@ pub trait Env {
         let (first, last) = way.link();
         self.store(0, &first)?;
         self.store(8, &last)
+    }
+    /// Writes an outer header of IP, and addresses its frame where that is cheaper at once than with
+    /// [`store_outer_link`](Self::store_outer_link).
+    #[inline(always)]
+    fn store_outer<T: Pod>(&mut self, header: &T, _way: Way, _ethertype: [u8; 2]) -> Option<()> {
+        self.store(ip::OFFSET, header)
+    }
+    /// Addresses the frame of an outer header that was written.
+    #[inline(always)]
+    fn store_outer_link(&mut self, way: Way, ethertype: [u8; 2]) -> Option<()> {
+        self.store_link(way)?;
+        self.store(eth::TYPE, &ethertype)
     }
     /// Makes room between the link-layer header and the IP header. The link-layer header has to be written again.
     fn make_room(&mut self, room: Room) -> Option<()>;
@@ -222,13 +264,20 @@ pub struct Room {
     pub v6: bool,
     /// Whether there is a UDP header too.
     pub udp: bool,
+    bytes: u32,
 }
 
 impl Room {
+    /// For an outer header of IPv6 or IPv4, with UDP or without.
+    #[inline(always)]
+    pub const fn new(v6: bool, udp: bool) -> Self {
+        Self { v6, udp, bytes: (if v6 { 40 } else { 20 }) + (if udp { 8 } else { 0 }) }
+    }
+
     /// Bytes of the headers.
     #[inline(always)]
     pub const fn bytes(self) -> u32 {
-        (if self.v6 { 40 } else { 20 }) + (if self.udp { 8 } else { 0 })
+        self.bytes
     }
 }
 

@@ -49,7 +49,7 @@ pub fn refuses<M: Maps>(
     }
     arrival.id = service.id;
     if settings.guards & Settings::SOURCES != 0
-        && may_be_listed(maps, &arrival.packet)
+        && may_be_listed(maps, &arrival.packet, settings)
         && let Some(reason) = refused(maps.apart(Stage::Source, arrival))
     {
         return Some(reason);
@@ -73,7 +73,7 @@ pub(crate) fn refuses_message<M: Maps>(
     }
     let of_flow = arrival.packet.key().source;
     arrival.packet.comes_from(sender);
-    if may_be_listed(maps, &arrival.packet)
+    if may_be_listed(maps, &arrival.packet, settings)
         && let Some(reason) = refused(maps.apart(Stage::Source, arrival))
     {
         return Some(reason);
@@ -121,11 +121,11 @@ fn refused(outcome: Outcome) -> Option<Reason> {
 
 /// Whether some list may name the source; says yes too often, never too rarely.
 #[inline(always)]
-fn may_be_listed<M: Maps>(maps: &M, packet: &Packet) -> bool {
+fn may_be_listed<M: Maps>(maps: &M, packet: &Packet, settings: &Settings) -> bool {
     let addr = packet.key().source;
-    let [one, other] = source::bits(addr);
+    let [one, other] = source::bits_of(addr, packet.is_v6());
     let is_set = |bit: u32| maps.source_filter(bit >> 6).bits >> (bit & 63) & 1 != 0;
-    is_set(one) || packet.is_v6() && is_set(other)
+    is_set(one) || packet.is_v6() && settings.guards & Settings::BROAD != 0 && is_set(other)
 }
 
 /// Looks for the source in the lists.

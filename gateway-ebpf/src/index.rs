@@ -17,11 +17,12 @@ const RANGES: u32 = 32;
 /// Number of the service that a packet to this address, port and protocol is for.
 #[inline(always)]
 pub fn service<M: Maps>(maps: &M, key: ServiceKey) -> Option<u32> {
-    match find(&key, buckets(maps)) {
-        Some(entry) if entry.service != 0 => Some(entry.service.wrapping_sub(1)),
+    let above = match find(&key, buckets(maps)) {
+        Some(entry) if entry.service != 0 => entry.service,
         // Only here the key has to stand in memory.
         Some(_) | None => wide(maps, &Aligned(key).0),
-    }
+    };
+    above.checked_sub(1)
 }
 
 /// The service that has this very key.
@@ -30,24 +31,25 @@ pub(crate) fn only<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
     find(key, buckets(maps)).or_else(|| moved(key, buckets(maps)))?.service.checked_sub(1)
 }
 
-/// The service of a key that was found in none of its buckets, or the one for many ports of the address.
+/// The service of a key that was found in none of its buckets, or the one for many ports of the address: its number plus
+/// one, or zero. A number, because whoever returns an option has it written to memory, and every packet reads it there.
 // A frame of its own: most packets do not come here.
 #[inline(never)]
-fn wide<M: Maps>(maps: &M, key: &ServiceKey) -> Option<u32> {
+fn wide<M: Maps>(maps: &M, key: &ServiceKey) -> u32 {
     if let Some(entry) = moved(key, buckets(maps))
         && entry.service != 0
     {
-        return entry.service.checked_sub(1);
+        return entry.service;
     }
     let all = Aligned(ServiceKey::new(key.addr, Port::NONE, key.protocol));
-    let entry = find(&all.0, buckets(maps)).or_else(|| moved(&all.0, buckets(maps)))?;
+    let Some(entry) = find(&all.0, buckets(maps)).or_else(|| moved(&all.0, buckets(maps))) else { return 0 };
     for idx in 0..entry.n_ranges.min(RANGES) {
-        let range = maps.port_range(entry.first_range.wrapping_add(idx))?;
+        let Some(range) = maps.port_range(entry.first_range.wrapping_add(idx)) else { return 0 };
         if range.first <= key.port && key.port <= range.last {
-            return Some(range.service);
+            return range.service.wrapping_add(1);
         }
     }
-    entry.service.checked_sub(1)
+    entry.service
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use crate::{
     arrival::Arrival,
     balance,
     count::dropped,
-    env::{Env, Maps},
+    env::{Env, Hidden as _, Maps},
     event::Seen,
     guard, index,
     packet::{self, Packet, Side},
@@ -32,7 +32,7 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
         return verdict;
     }
     let Some(settings) = env.maps().settings() else {
-        return Verdict::Pass(Reason::NoService);
+        return E::Maps::ends(Verdict::Pass(Reason::NoService));
     };
     parsed(env, arrival, &settings)
 }
@@ -47,26 +47,27 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
     let key = arrival.packet.key();
     let service_key = ServiceKey::new(key.destination, key.destination_port, key.protocol);
     let Some(id) = index::service(env.maps(), service_key) else {
-        return Verdict::Pass(if may_be_reply { Reason::NoTranslation } else { Reason::NoService });
+        let reason = if may_be_reply { Reason::NoTranslation } else { Reason::NoService };
+        return E::Maps::ends(Verdict::Pass(reason));
     };
     let Some(service) = env.maps().service(id) else {
-        return Verdict::Pass(Reason::NoService);
+        return E::Maps::ends(Verdict::Pass(Reason::NoService));
     };
     let fails_open = standby::is_for(&service);
     // Where both programs are one, there is nothing to go on in.
     if fails_open && !E::IS_RARE {
-        return Verdict::Rare(Reason::Agent);
+        return E::Maps::ends(Verdict::Rare(Reason::Agent));
     }
     let verdict = if let Some(reason) = guard::refuses(env.maps(), arrival, &service, settings) {
-        Verdict::Drop(reason)
+        E::Maps::ends(Verdict::Drop(reason))
     } else if service.mode == Mode::AGENT
         && !(E::IS_RARE && fails_open && standby::takes(env.maps(), arrival, id))
     {
         if service.flags & Service::COOKIES != 0 && arrival.packet.flags.opens() {
             arrival.id = id;
-            return Verdict::Cookie(Reason::Agent);
+            return E::Maps::ends(Verdict::Cookie(Reason::Agent));
         }
-        return Verdict::Pass(Reason::Agent);
+        return E::Maps::ends(Verdict::Pass(Reason::Agent));
     } else if service.mode.number() <= Mode::LAST.number() {
         if !(E::IS_RARE && fails_open) {
             arrival.is_for::<E::Maps>(id, &service, settings);
@@ -77,7 +78,7 @@ pub(crate) fn parsed<E: Env>(env: &mut E, arrival: &mut Arrival, settings: &Sett
         balance::forward(env, arrival, settings)
     } else {
         arrival.id = id;
-        Verdict::Drop(Reason::UnknownMode)
+        E::Maps::ends(Verdict::Drop(Reason::UnknownMode))
     };
     let verdict = if E::IS_RARE && fails_open { standby::counted(verdict) } else { verdict };
     if let Verdict::Drop(reason) = verdict {

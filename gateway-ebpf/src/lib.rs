@@ -21,6 +21,7 @@ pub mod index;
 pub mod ingress;
 pub mod outcome;
 pub mod packet;
+mod ports;
 pub mod probe;
 pub mod proxy;
 pub mod rare;

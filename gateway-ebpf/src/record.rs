@@ -5,7 +5,6 @@ use gateway_common::{
     counter::Reason,
     endpoint::{Endpoint, EndpointState},
     flow::{Phase, Sequence},
-    hash,
     service::{Mode, Track},
     settings::Settings,
     slot::Slot,
@@ -16,6 +15,7 @@ use crate::{
     env::Maps,
     event, guard, health,
     outcome::{Outcome, Stage},
+    ports::{nth_port, offset, step},
     proxy::proof,
     select::{self, NO_ROW},
     standby,
@@ -77,14 +77,20 @@ pub fn stage<M: Maps>(maps: &M, stage: Stage, arrival: &mut Arrival) -> Outcome 
     })
 }
 
-/// Chooses the endpoint of a new flow, and notes its row: in memory, because the row of a result that is an error would be
+/// Chooses the endpoint of a flow that is new, or has this entry, and notes its row: in memory, because the row of a result that is an error would be
 /// undefined.
 ///
 /// # Errors
 /// See [`select::select`].
 #[inline(always)]
-pub(crate) fn seat<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<(), Reason> {
+pub(crate) fn seat<M: Maps>(
+    maps: &M,
+    arrival: &mut Arrival,
+    settings: &Settings,
+    entry: u32,
+) -> Result<(), Reason> {
     if arrival.is_sticky() {
+        arrival.kept = entry;
         arrival.means_client(settings);
         let stuck = stick(maps, arrival);
         arrival.means_flow(settings);
@@ -142,9 +148,9 @@ pub(crate) fn of_client<M: Maps>(maps: &M, arrival: &mut Arrival) -> u32 {
 /// # Errors
 /// Those of [`table::claim`].
 #[inline(always)]
-fn take<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<(), Reason> {
+fn take<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings, keeps: u32) -> Result<(), Reason> {
     if arrival.entry == NO_ENTRY {
-        arrival.entry = table::claim(maps, &arrival.wish(settings))?;
+        arrival.entry = table::claim(maps, &arrival.wish(settings, keeps))?;
         arrival.is_taken = 1;
     }
     Ok(())
@@ -200,7 +206,7 @@ fn give_up<M: Maps>(maps: &M, arrival: &Arrival, settings: &Settings, claimed: &
 /// [`Reason::PortsExhausted`], and those of [`table::claim`].
 #[inline(always)]
 fn record<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result<Port, Reason> {
-    take(maps, arrival, settings)?;
+    take(maps, arrival, settings, NO_ENTRY)?;
     let claimed = own(maps, arrival)?;
     let filled = fill(maps, arrival, settings, &claimed);
     if filled.is_err() {
@@ -271,12 +277,6 @@ fn of(arrival: &Arrival, endpoint: &Endpoint) -> reply::Of {
     reply::Of { addr: endpoint.addr, port: endpoint.port_for(key.destination_port), protocol: key.protocol }
 }
 
-/// Which of the ports is tried first.
-#[inline(always)]
-fn offset(hash: u64, n_ports: u32) -> u32 {
-    hash::slot(hash.rotate_left(32), n_ports)
-}
-
 /// The port that the flow has, or the first free one of a sequence that depends on the flow alone.
 #[inline(always)]
 fn port<M: Maps>(
@@ -313,23 +313,6 @@ fn port<M: Maps>(
         offset = (offset + step) % n_ports;
     }
     None
-}
-
-/// Step between two tries, from other bits of the hash than the first try: flows that meet at one port part again, so
-/// that held ports do not gather in runs.
-#[inline(always)]
-fn step(hash: u64, n_ports: u32) -> u32 {
-    hash::slot(hash.rotate_left(16), n_ports.saturating_sub(1)) + 1
-}
-
-#[inline(always)]
-#[expect(
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    reason = "an offset is a difference of ports"
-)]
-const fn nth_port(first: Port, offset: u32) -> Port {
-    Port::new(first.number().wrapping_add(offset as u16))
 }
 
 /// A packet of a service that remembers flows of slots that change, where the slot alone does not decide: it changed,
@@ -462,7 +445,9 @@ fn note<M: Maps>(maps: &M, arrival: &mut Arrival, settings: &Settings) -> Result
         stay(maps, arrival, settings, &found, false);
         return Ok(());
     }
-    take(maps, arrival, settings)?;
+    // What is remembered of a client takes no entry of the flow that it comes with, which may go on.
+    let keeps = if arrival.who.client_port() == Port::NONE { arrival.kept } else { NO_ENTRY };
+    take(maps, arrival, settings, keeps)?;
     let claimed = own(maps, arrival)?;
     let Some(endpoint) = maps.endpoint(arrival.row) else {
         // An entry that stayed taken would be nobody's for ever.

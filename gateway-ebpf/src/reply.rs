@@ -132,7 +132,8 @@ fn send<E: Env>(
         return Verdict::Drop(Reason::RewriteFailed);
     }
     count(env, &reply.answered, u64::from(env.len_bytes()));
-    Verdict::Transmit(Reason::Replied, way.interface())
+    arrival.leaves_by(way.interface());
+    Verdict::Transmit(Reason::Replied)
 }
 
 /// The whole egress pipeline for one packet, counted: replies of endpoints on this node get the virtual address as

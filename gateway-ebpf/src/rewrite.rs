@@ -141,9 +141,8 @@ pub fn hop<E: Env>(env: &mut E, packet: &Packet) -> Option<()> {
     if packet.is_v6() {
         return v6_hop(env, packet);
     }
-    let [ttl, protocol, a, b]: [u8; 4] = env.load(ip::V4_TTL)?;
-    let [a, b] = checksum::one_hop_less([a, b]);
-    env.store(ip::V4_TTL, &[ttl.wrapping_sub(HOP), protocol, a, b])
+    let word = env.load(ip::V4_TTL)?;
+    env.store(ip::V4_TTL, &checksum::one_hop_less(word))
 }
 
 /// The time to live as part of the 16-bit word it shares with the protocol, which stays.

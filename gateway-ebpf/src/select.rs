@@ -138,7 +138,10 @@ pub fn local<M: Maps>(maps: &M, seat: &Seat<'_>, local: u16) -> Option<Chosen<M:
     }
     let row = seat.table.first_endpoint.wrapping_add(local);
     let endpoint = maps.endpoint(row)?;
-    let family = if endpoint.addr.is_v4() { Seat::V4 } else { Seat::V6 };
-    let is_stranger = endpoint.service != seat.service || seat.family & family == 0;
+    let is_other_family = || {
+        let family = if endpoint.addr.is_v4() { Seat::V4 } else { Seat::V6 };
+        seat.family & family == 0
+    };
+    let is_stranger = endpoint.service != seat.service || seat.family != Seat::EITHER && is_other_family();
     (!is_stranger).then_some(Chosen { row, endpoint })
 }

@@ -67,11 +67,11 @@ fn is_silent<M: Maps>(maps: &M, arrival: &Arrival, service: &Service) -> bool {
 #[inline(always)]
 pub(crate) fn counted(verdict: Verdict) -> Verdict {
     match verdict {
-        Verdict::Transmit(Reason::Forwarded, interface) => Verdict::Transmit(Reason::FailedOpen, interface),
+        Verdict::Transmit(Reason::Forwarded) => Verdict::Transmit(Reason::FailedOpen),
         Verdict::HandOver(Reason::ForwardedLocal) => Verdict::HandOver(Reason::FailedOpen),
         Verdict::Pass(_)
         | Verdict::HandOver(_)
-        | Verdict::Transmit(..)
+        | Verdict::Transmit(_)
         | Verdict::Drop(_)
         | Verdict::Rare(_)
         | Verdict::Icmp(_)

@@ -39,7 +39,7 @@ pub struct Tunnel<'a> {
 /// Headers that a mode puts in front of a packet to an endpoint.
 #[inline(always)]
 pub fn room(mode: Mode, endpoint: &Endpoint) -> Room {
-    Room { v6: !endpoint.addr.is_v4(), udp: mode == Mode::DSR_GUE }
+    Room::new(!endpoint.addr.is_v4(), mode == Mode::DSR_GUE)
 }
 
 #[repr(C)]
@@ -51,7 +51,7 @@ struct OuterV4 {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct OuterV6 {
-    words: [u32; 10],
+    words: [u64; 5],
 }
 
 #[repr(C)]
@@ -63,21 +63,22 @@ struct OuterUdp {
 /// Puts the packet into a tunnel and addresses its frame to the next hop.
 #[inline(always)]
 pub fn enter<E: Env>(env: &mut E, tunnel: &Tunnel<'_>, room: Room) -> Option<()> {
+    // Programs for rare packets have no room on their stack to keep the sum of its bytes.
+    let room = if E::IS_RARE { Room::new(room.v6, room.udp) } else { room };
     env.make_room(room)?;
     let after = if room.v6 {
         let words = outer_v6(tunnel, room);
-        env.store(ip::OFFSET, &OuterV6 { words })?;
+        env.store_outer(&OuterV6 { words }, tunnel.way, eth::IPV6)?;
         ip::OFFSET + ip::V6_LEN
     } else {
         let words = outer_v4(tunnel, room);
-        env.store(ip::OFFSET, &OuterV4 { words })?;
+        env.store_outer(&OuterV4 { words }, tunnel.way, eth::IPV4)?;
         ip::OFFSET + ip::V4_LEN
     };
     if room.udp {
         env.store(after, &OuterUdp { words: udp(tunnel) })?;
     }
-    env.store_link(tunnel.way)?;
-    env.store(eth::TYPE, &if room.v6 { eth::IPV6 } else { eth::IPV4 })
+    env.store_outer_link(tunnel.way, if room.v6 { eth::IPV6 } else { eth::IPV4 })
 }
 
 /// What the outer header carries.
@@ -131,26 +132,17 @@ fn outer_v4(tunnel: &Tunnel<'_>, room: Room) -> [u32; 5] {
     clippy::cast_possible_truncation,
     reason = "a packet with its tunnel fits the field"
 )]
-fn outer_v6(tunnel: &Tunnel<'_>, room: Room) -> [u32; 10] {
+fn outer_v6(tunnel: &Tunnel<'_>, room: Room) -> [u64; 5] {
     let length = (tunnel.packet.bytes + room.bytes() - ip::V6_LEN) as u16;
     let [high, low] = length.to_be_bytes();
-    let class = tunnel.packet.class;
+    let entropy = entropy(tunnel.hash);
     // The flow label (RFC 6438) says the same as the address: queues and paths share the load.
-    let [_, e, f, g] = entropy(tunnel.hash).to_be_bytes();
-    let [s0, s1, s2, _] = tunnel.settings.tunnel_v6.words();
-    let [d0, d1, d2, d3] = tunnel.endpoint.addr.words();
-    [
-        u32::from_ne_bytes([0x60 | class >> 4, class << 4 | e & 0x0f, f, g]),
-        u32::from_ne_bytes([high, low, payload(tunnel, room), TTL]),
-        s0,
-        s1,
-        s2,
-        entropy(tunnel.hash),
-        d0,
-        d1,
-        d2,
-        d3,
-    ]
+    let first = 0x6000_0000 | u32::from(tunnel.packet.class) << 20 | entropy & 0x000f_ffff;
+    let second = u32::from_ne_bytes([high, low, payload(tunnel, room), TTL]);
+    let [s0, s1] = tunnel.settings.tunnel_v6.halves();
+    let [s2, _]: [u32; 2] = bytemuck::must_cast(s1);
+    let [d0, d1] = tunnel.endpoint.addr.halves();
+    [bytemuck::must_cast([first.to_be(), second]), s0, bytemuck::must_cast([s2, entropy]), d0, d1]
 }
 
 /// A UDP header without a checksum (RFC 768; RFC 6935 for tunnels over IPv6): the packet inside has its own.

@@ -5,13 +5,15 @@ use gateway_common::counter::Reason;
 /// What becomes of one packet, and why. Every packet that a hook saw ends in exactly one.
 #[must_use]
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
 pub enum Verdict {
     /// Goes on to the stack as it came.
     Pass(Reason),
     /// Goes on through the stack, translated.
     HandOver(Reason),
-    /// Leaves through the interface with this index, translated.
-    Transmit(Reason, u32),
+    /// Leaves through the interface that the arrival names, translated.
+    // Not named here: a verdict is two bytes that the compiler keeps in a register.
+    Transmit(Reason),
     /// Ends here.
     Drop(Reason),
     /// Is rare, and goes on in a program of its own; where there is none, it goes on to the stack as it came.
@@ -55,7 +57,7 @@ impl Verdict {
         match self {
             Self::Pass(reason)
             | Self::HandOver(reason)
-            | Self::Transmit(reason, _)
+            | Self::Transmit(reason)
             | Self::Drop(reason)
             | Self::Rare(reason)
             | Self::Icmp(reason)
@@ -65,13 +67,13 @@ impl Verdict {
         }
     }
 
-    /// The code that an XDP program on interface `ingress` returns.
+    /// The code that an XDP program returns, for a packet that would leave through the interface where it came in, or another.
     #[inline(always)]
-    pub const fn xdp_code(self, ingress: u32) -> u32 {
+    pub const fn xdp_code(self, is_back: bool) -> u32 {
         match self {
             Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) | Self::Cookie(_) => XDP_PASS,
-            Self::Transmit(_, interface) if interface == ingress => XDP_TX,
-            Self::Transmit(..) => XDP_REDIRECT,
+            Self::Transmit(_) if is_back => XDP_TX,
+            Self::Transmit(_) => XDP_REDIRECT,
             Self::Drop(_) | Self::Answer(_) | Self::Proxy(_) => XDP_DROP,
         }
     }
@@ -81,7 +83,7 @@ impl Verdict {
     pub const fn tc_code(self) -> i32 {
         match self {
             Self::Pass(_) | Self::HandOver(_) | Self::Rare(_) | Self::Icmp(_) | Self::Cookie(_) => TC_NEXT,
-            Self::Transmit(..) => TC_REDIRECT,
+            Self::Transmit(_) => TC_REDIRECT,
             Self::Drop(_) | Self::Answer(_) | Self::Proxy(_) => TC_SHOT,
         }
     }
@@ -92,7 +94,7 @@ impl Verdict {
         match self {
             Self::Pass(_)
             | Self::HandOver(_)
-            | Self::Transmit(..)
+            | Self::Transmit(_)
             | Self::Rare(_)
             | Self::Icmp(_)
             | Self::Cookie(_) => SK_PASS,

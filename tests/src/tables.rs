@@ -124,12 +124,13 @@ impl Tables {
     /// Lists a network, as the agent would write it; `prefix_bits` counts from the beginning of the address as it is
     /// written.
     pub fn list(&mut self, addr: Addr, prefix_bits: u32, rule: SourceRule) {
+        let is_broad = !addr.is_v4() && prefix_bits < source::LONG;
         let prefix_bits = if addr.is_v4() { prefix_bits + 96 } else { prefix_bits };
         self.networks.insert(SourceNetwork { prefix_bits, addr }, rule);
         for bit in source::bits(addr) {
             self.source_filter.entry(bit >> 6).or_default().bits |= 1 << (bit & 63);
         }
-        self.settings.guards |= Settings::SOURCES;
+        self.settings.guards |= Settings::SOURCES | if is_broad { Settings::BROAD } else { 0 };
     }
 
     /// Takes an event as the ring would.

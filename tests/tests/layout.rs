@@ -17,9 +17,9 @@ use gateway_common::{
 };
 use gateway_tests::{kernel_run::object_path, privilege};
 
-/// Sizes at layout version 5. A change here without a new version opens old maps with new types.
+/// Sizes at layout version 6. A change here without a new version opens old maps with new types.
 const RECORDED: (u32, &[(&str, usize)]) = (
-    5,
+    6,
     &[
         ("ServiceBucket", 64),
         ("PortRange", 8),
@@ -84,11 +84,15 @@ fn sizes_stand_behind_their_versions() {
 
 #[test]
 fn maps_of_another_layout_are_taken_where_they_mean_the_same() {
-    use gateway_common::layout::{CHANGED, is_unchanged_since};
+    use gateway_common::layout::{CHANGED, MOVED, has_moved_since, is_unchanged_since};
     assert!(is_unchanged_since("SERVICES", 2));
     assert!(!is_unchanged_since("REASONS", 4) && is_unchanged_since("REASONS", 5));
     assert!(!is_unchanged_since("SERVICES", 1), "nothing is known of it");
     assert!(!is_unchanged_since("SERVICES", LAYOUT_VERSION + 1));
+    assert!(has_moved_since("SERVICE_INDEX", 5) && !has_moved_since("SERVICE_INDEX", 6));
+    assert!(!has_moved_since("SERVICE_INDEX", 1) && !has_moved_since("SERVICE_INDEX", LAYOUT_VERSION + 1));
+    assert!(!has_moved_since("REASONS", 4), "it changed what it says");
+    assert!(MOVED.iter().all(|moved| CHANGED.iter().any(|(changed, _)| changed == moved)));
     let is_map = |name: &str| map::ALL.iter().any(|map| map.name == name);
     assert!(CHANGED.iter().all(|(name, since)| is_map(name) && *since <= LAYOUT_VERSION));
 }

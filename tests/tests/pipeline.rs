@@ -13,7 +13,9 @@ use gateway_common::{
     flow::{Phase, Tick},
 };
 use gateway_tests::{
+    expect,
     memory::{Outcome, Run, Tables},
+    oracle,
     packet::{Packet, inspect, tcp, udp},
     world::{INGRESS, LOCAL4, TCP4, World},
 };
@@ -35,6 +37,22 @@ fn run(hook: Hook, frame: &[u8]) -> (Outcome, Tables) {
     let mut tables = world.tables;
     let outcome = Run { hook, ingress: INGRESS, now: world.now, next_hop: None }.packet(&mut tables, frame);
     (outcome, tables)
+}
+
+/// What fuzzing has kept, so that what it found once is not there again.
+#[test]
+fn all_that_fuzzing_has_seen_holds() {
+    type Judge = fn(&[u8]);
+    let judges: [(&str, Judge); 2] = [("packet", oracle::packet), ("story", oracle::story)];
+    for (target, judge) in judges {
+        let corpus = expect::root().join("tests/fuzz/corpus").join(target);
+        let mut n = 0;
+        for input in std::fs::read_dir(&corpus).unwrap() {
+            judge(&std::fs::read(input.unwrap().path()).unwrap());
+            n += 1;
+        }
+        assert!(n > 100, "{n} inputs in {}", corpus.display());
+    }
 }
 
 /// The one reason that the packet ended with.

@@ -37,7 +37,7 @@ pub fn answer<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 }
 
 #[inline(always)]
-fn run<E: Env>(env: &mut E, arrival: &Arrival) -> Verdict {
+fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
     let reason = arrival.reason();
     if !may_be_answered(env, arrival) || !allowed(env.maps()) {
         return Verdict::Drop(reason);
@@ -54,7 +54,8 @@ fn run<E: Env>(env: &mut E, arrival: &Arrival) -> Verdict {
     if done.and_then(|()| env.store_link(way)).is_none() {
         return Verdict::Drop(Reason::RewriteFailed);
     }
-    Verdict::Transmit(sent, way.interface())
+    arrival.leaves_by(way.interface());
+    Verdict::Transmit(sent)
 }
 
 /// Takes one of the answers that this processor may send.

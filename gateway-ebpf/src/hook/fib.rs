@@ -23,8 +23,8 @@ struct Block {
     head: u64,
     interface: u32,
     flow_info: u32,
-    source: [u32; 4],
-    destination: [u32; 4],
+    source: [u64; 2],
+    destination: [u64; 2],
     /// Two words of VLAN, then the link-layer source and destination, six bytes each. Hidden from the
     /// compiler when written: runs of zeros become calls.
     links: (u64, u64),
@@ -57,13 +57,14 @@ fn look_up(ctx: *mut c_void, ingress: u32, endpoint: &Endpoint, flow: u32) -> [u
     let [low, high, protocol, _] = flow.to_le_bytes();
     let ip_bytes = u16::from_le_bytes([low, high]);
     let [first, second] = ip_bytes.to_ne_bytes();
+    let zero = black_box(0);
     let mut block = Block {
         head: u64::from_ne_bytes([family, protocol, 0, 0, 0, 0, first, second]),
         interface: ingress,
         flow_info: 0,
         source: words(endpoint.source),
         destination: words(endpoint.addr),
-        links: (black_box(0), black_box(0)),
+        links: (zero, zero),
     };
     let at = (&raw mut block).cast::<bpf_fib_lookup>();
     // SAFETY: the context is the program's own, and the block has the size and the fields of the kernel's.
@@ -109,13 +110,14 @@ const FORWARDING_DISABLED: i64 = 5;
 #[inline(never)]
 pub(super) fn is_delivered(ctx: *mut c_void, ingress: u32, source: Addr, destination: Addr) -> bool {
     let family = if destination.is_v4() { AF_INET } else { AF_INET6 };
+    let zero = black_box(0);
     let mut block = Block {
         head: u64::from_ne_bytes([family, 0, 0, 0, 0, 0, 0, 0]),
         interface: ingress,
         flow_info: 0,
         source: words(source),
         destination: words(destination),
-        links: (black_box(0), black_box(0)),
+        links: (zero, zero),
     };
     let at = (&raw mut block).cast::<bpf_fib_lookup>();
     // SAFETY: the context is the program's own, and the block has the size and the fields of the kernel's.
@@ -125,6 +127,10 @@ pub(super) fn is_delivered(ctx: *mut c_void, ingress: u32, source: Addr, destina
 
 /// An address as the helper takes it: IPv4 in the first word alone.
 #[inline(always)]
-fn words(addr: Addr) -> [u32; 4] {
-    if addr.is_v4() { [u32::from_ne_bytes(addr.v4_octets()), 0, 0, 0] } else { addr.words() }
+fn words(addr: Addr) -> [u64; 2] {
+    if !addr.is_v4() {
+        return addr.halves();
+    }
+    let [_, _, _, last] = addr.words();
+    [bytemuck::must_cast([last, 0]), 0]
 }

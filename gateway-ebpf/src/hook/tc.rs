@@ -81,74 +81,58 @@ struct Tc<'a, const IS_RARE: bool> {
     hook: Hook,
 }
 
+/// Runs a pipeline of packets that came in. Not a function: what a compiler is given as one it may leave one.
+macro_rules! came_in {
+    ($ctx:expr, $head_bytes:expr, $is_rare:literal, $pipeline:path) => {{
+        pull($ctx, $head_bytes);
+        let Some(scratch) = scratch() else { return TC_SHOT };
+        let mut tc = Tc::<$is_rare> { ctx: $ctx, hook: Hook::TcIngress };
+        let arrival = Arrival::of(scratch);
+        let verdict = $pipeline(&mut tc, arrival);
+        tc.end(arrival, verdict)
+    }};
+}
+
 /// Runs the ingress pipeline; returns the TC code.
 #[inline(always)]
 pub(crate) fn ingress(ctx: &TcContext) -> i32 {
-    pull(ctx, HEAD_BYTES);
-    let Some(scratch) = scratch() else { return TC_SHOT };
-    let mut tc = Tc::<false> { ctx, hook: Hook::TcIngress };
-    let verdict = pipeline::ingress(&mut tc, Arrival::of(scratch));
-    tc.end(verdict)
+    came_in!(ctx, HEAD_BYTES, false, pipeline::ingress)
 }
 
 /// Runs the pipeline of rare packets on ingress; returns the TC code.
 #[inline(always)]
 pub(crate) fn rare_ingress(ctx: &TcContext) -> i32 {
-    pull(ctx, RARE_BYTES);
-    let Some(scratch) = scratch() else { return TC_SHOT };
-    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
-    let verdict = rare::ingress(&mut tc, Arrival::of(scratch));
-    tc.end(verdict)
+    came_in!(ctx, RARE_BYTES, true, rare::ingress)
 }
 
 /// Runs the rest of it, for packets that were understood; returns the TC code.
 #[inline(always)]
 pub(crate) fn parsed(ctx: &TcContext) -> i32 {
-    pull(ctx, RARE_BYTES);
-    let Some(scratch) = scratch() else { return TC_SHOT };
-    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
-    let verdict = rare::parsed(&mut tc, Arrival::of(scratch));
-    tc.end(verdict)
+    came_in!(ctx, RARE_BYTES, true, rare::parsed)
 }
 
 /// Runs the pipeline of ICMP messages on ingress; returns the TC code.
 #[inline(always)]
 pub(crate) fn icmp_ingress(ctx: &TcContext) -> i32 {
-    pull(ctx, RARE_BYTES);
-    let Some(scratch) = scratch() else { return TC_SHOT };
-    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
-    let verdict = rare::icmp_ingress(&mut tc, Arrival::of(scratch));
-    tc.end(verdict)
+    came_in!(ctx, RARE_BYTES, true, rare::icmp_ingress)
 }
 
 /// Answers a packet; returns the TC code.
 #[inline(always)]
 pub(crate) fn answer(ctx: &TcContext) -> i32 {
-    pull(ctx, ANSWER_BYTES);
-    let Some(scratch) = scratch() else { return TC_SHOT };
-    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
-    let verdict = answer::answer(&mut tc, Arrival::of(scratch));
-    tc.end(verdict)
+    came_in!(ctx, ANSWER_BYTES, true, answer::answer)
 }
 
 /// Answers a SYN with a cookie, or passes it; returns the TC code.
 #[inline(always)]
 pub(crate) fn cookie(ctx: &TcContext) -> i32 {
-    pull(ctx, RARE_BYTES);
-    let Some(scratch) = scratch() else { return TC_SHOT };
-    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
-    let verdict = gateway_ebpf::cookie::answer(&mut tc, Arrival::of(scratch));
-    tc.end(verdict)
+    came_in!(ctx, RARE_BYTES, true, gateway_ebpf::cookie::answer)
 }
 
 /// Goes on with a connection that begins with a cookie; returns the TC code.
 #[inline(always)]
 pub(crate) fn proxy(ctx: &TcContext) -> i32 {
-    pull(ctx, RARE_BYTES);
-    let Some(scratch) = scratch() else { return TC_SHOT };
-    let mut tc = Tc::<true> { ctx, hook: Hook::TcIngress };
-    let verdict = proxy::ingress(&mut tc, Arrival::of(scratch));
-    tc.end(verdict)
+    came_in!(ctx, RARE_BYTES, true, proxy::ingress)
 }
 
 /// Runs the egress pipeline; returns the TC code.
@@ -234,17 +218,17 @@ fn redirect(interface: u32) -> i32 {
 impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
     /// Goes on in another program on ingress, or ends with the verdict's code.
     #[inline(always)]
-    fn end(&self, verdict: Verdict) -> i32 {
+    fn end(&self, arrival: &Arrival, verdict: Verdict) -> i32 {
         let aside = match verdict {
             Verdict::Rare(_) => Some(if IS_RARE { Aside::TcParsed } else { Aside::TcRareIngress }),
             Verdict::Icmp(_) => Some(Aside::TcIcmpIngress),
             Verdict::Answer(_) => Some(Aside::TcAnswer),
             Verdict::Cookie(_) => Some(Aside::TcCookie),
             Verdict::Proxy(_) => Some(Aside::TcProxy),
-            Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => None,
+            Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(_) | Verdict::Drop(_) => None,
         };
         let verdict = self.go_on(verdict, aside);
-        if let Verdict::Transmit(_, interface) = verdict { redirect(interface) } else { verdict.tc_code() }
+        if let Verdict::Transmit(_) = verdict { redirect(arrival.interface()) } else { verdict.tc_code() }
     }
 
     /// The same on egress, where nothing is answered.
@@ -258,7 +242,7 @@ impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
             | Verdict::Proxy(_)
             | Verdict::Pass(_)
             | Verdict::HandOver(_)
-            | Verdict::Transmit(..)
+            | Verdict::Transmit(_)
             | Verdict::Drop(_) => None,
         };
         self.go_on(verdict, aside).tc_code()
@@ -311,6 +295,19 @@ impl Receiver for Tc<'_, false> {
             self.leave_by_steps(shell, bytes)?;
         }
         if shell.inner_v6 == shell.outer_v6 { Some(()) } else { self.store(eth::TYPE, &ethertype) }
+    }
+}
+
+impl<const IS_RARE: bool> Tc<'_, IS_RARE> {
+    /// The address of `T` at `offset`, if all of it is inside the linear part of the packet.
+    #[inline(always)]
+    #[expect(clippy::as_conversions, reason = "an address in the form that the verifier follows")]
+    fn at<T>(&self, offset: u32) -> Option<*const T> {
+        let start = self.ctx.data().wrapping_add(offset as usize);
+        let start = if IS_RARE { word::fixed(start) } else { start };
+        let end = self.ctx.data_end();
+        let end = if IS_RARE { word::fixed(end) } else { end };
+        (start.wrapping_add(size_of::<T>()) <= end).then_some(start as *const T)
     }
 }
 
@@ -381,17 +378,17 @@ impl<const IS_RARE: bool> Env for Tc<'_, IS_RARE> {
     }
 
     #[inline(always)]
-    #[expect(clippy::as_conversions, reason = "an address in the form that the verifier follows")]
     fn load<T: Pod>(&self, offset: u32) -> Option<T> {
-        let start = self.ctx.data().wrapping_add(offset as usize);
-        let start = if IS_RARE { word::fixed(start) } else { start };
-        let end = self.ctx.data_end();
-        let end = if IS_RARE { word::fixed(end) } else { end };
-        if start.wrapping_add(size_of::<T>()) > end {
-            return None;
-        }
+        let at = self.at::<T>(offset)?;
         // SAFETY: all of `T` is inside the linear part of the packet, and every bit pattern is a `T`.
-        Some(unsafe { (start as *const T).read_unaligned() })
+        Some(unsafe { at.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn load_words<W: Pod>(&self, offset: u32) -> Option<[W; 5]> {
+        let at = self.at::<[W; 5]>(offset)?;
+        // SAFETY: all of the words are inside the linear part of the packet.
+        Some(unsafe { word::five(at.cast()) })
     }
 
     #[inline(always)]

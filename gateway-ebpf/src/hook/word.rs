@@ -4,9 +4,13 @@
 //! Programs are also checked as if they were built for this machine, where the compiler has the operations.
 #![expect(unsafe_code, reason = "instructions, and a table without a look at its bounds")]
 
-use core::sync::atomic::AtomicU64;
+use core::{mem, sync::atomic::AtomicU64};
 
+use bytemuck::Pod;
 use gateway_common::counter::Reason;
+use gateway_ebpf::{env::Hidden, verdict::Verdict};
+
+use crate::map::KernelMaps;
 
 #[cfg(target_arch = "bpf")]
 mod instructions {
@@ -157,6 +161,46 @@ pub(crate) fn masked<const MASK: u64>(number: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn fixed(number: usize) -> usize {
     instructions::fixed(number)
+}
+
+impl Hidden for KernelMaps {
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "two bytes, as they came")]
+    fn ends(verdict: Verdict) -> Verdict {
+        // SAFETY: every verdict is two bytes that both have a value: its own, and that of its reason.
+        let bytes: [u8; 2] = unsafe { mem::transmute(verdict) };
+        let bytes = (instructions::fixed(usize::from(u16::from_ne_bytes(bytes))) as u16).to_ne_bytes();
+        // SAFETY: the same bytes.
+        unsafe { mem::transmute(bytes) }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "a byte, as it came")]
+    fn why(reason: Reason) -> Reason {
+        let number = instructions::fixed(usize::from(reason as u8)) as u8;
+        // SAFETY: the same byte.
+        unsafe { mem::transmute(number) }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "a byte, as it came")]
+    fn hidden(number: u8) -> u8 {
+        instructions::fixed(usize::from(number)) as u8
+    }
+}
+
+/// A word at any place.
+#[repr(C, packed)]
+struct Anywhere<W>(W);
+
+/// Five words of a packet, each read as a whole.
+///
+/// # Safety
+/// All of them are inside the packet.
+#[inline(always)]
+pub(crate) unsafe fn five<W: Pod>(at: *const W) -> [W; 5] {
+    // SAFETY: the caller's; volatile, so that the compiler reads no word in pieces; a packed word has no alignment.
+    [0, 1, 2, 3, 4].map(|idx| unsafe { at.wrapping_add(idx).cast::<Anywhere<W>>().read_volatile() }.0)
 }
 
 /// The number of a reason, in a form that the verifier follows.

@@ -1,6 +1,8 @@
 //! The environment at XDP: direct access to the packet.
 #![expect(unsafe_code, reason = "packet access through raw pointers, each behind its bounds check")]
 
+use core::mem::offset_of;
+
 use aya_ebpf::{EbpfContext as _, helpers, programs::XdpContext};
 use bytemuck::Pod;
 use gateway_common::{addr::Protocol, aside::Aside, counter::Hook, endpoint::Endpoint};
@@ -13,7 +15,7 @@ use gateway_ebpf::{
     ingress,
     packet::eth,
     proxy, rare,
-    verdict::{Verdict, XDP_DROP, XDP_REDIRECT},
+    verdict::{Verdict, XDP_DROP},
     way::Way,
 };
 
@@ -33,8 +35,9 @@ struct Xdp<'a, const IS_RARE: bool> {
 pub(crate) fn run(ctx: &XdpContext) -> u32 {
     let mut env = Xdp::<false>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
-    let verdict = ingress::ingress(&mut env, Arrival::of(scratch));
-    env.end(verdict)
+    let arrival = Arrival::of(scratch);
+    let verdict = ingress::ingress(&mut env, arrival);
+    env.end(arrival, verdict)
 }
 
 /// Runs the pipeline of rare packets; returns the XDP code.
@@ -42,8 +45,9 @@ pub(crate) fn run(ctx: &XdpContext) -> u32 {
 pub(crate) fn rare(ctx: &XdpContext) -> u32 {
     let mut env = Xdp::<true>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
-    let verdict = rare::ingress(&mut env, Arrival::of(scratch));
-    env.end(verdict)
+    let arrival = Arrival::of(scratch);
+    let verdict = rare::ingress(&mut env, arrival);
+    env.end(arrival, verdict)
 }
 
 /// Runs the rest of it, for packets that were understood; returns the XDP code.
@@ -51,8 +55,9 @@ pub(crate) fn rare(ctx: &XdpContext) -> u32 {
 pub(crate) fn parsed(ctx: &XdpContext) -> u32 {
     let mut env = Xdp::<true>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
-    let verdict = rare::parsed(&mut env, Arrival::of(scratch));
-    env.end(verdict)
+    let arrival = Arrival::of(scratch);
+    let verdict = rare::parsed(&mut env, arrival);
+    env.end(arrival, verdict)
 }
 
 /// Runs the pipeline of ICMP messages; returns the XDP code.
@@ -60,8 +65,9 @@ pub(crate) fn parsed(ctx: &XdpContext) -> u32 {
 pub(crate) fn icmp(ctx: &XdpContext) -> u32 {
     let mut env = Xdp::<true>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
-    let verdict = rare::icmp_ingress(&mut env, Arrival::of(scratch));
-    env.end(verdict)
+    let arrival = Arrival::of(scratch);
+    let verdict = rare::icmp_ingress(&mut env, arrival);
+    env.end(arrival, verdict)
 }
 
 /// Answers a packet; returns the XDP code.
@@ -69,8 +75,9 @@ pub(crate) fn icmp(ctx: &XdpContext) -> u32 {
 pub(crate) fn answer(ctx: &XdpContext) -> u32 {
     let mut env = Xdp::<true>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
-    let verdict = answer::answer(&mut env, Arrival::of(scratch));
-    env.end(verdict)
+    let arrival = Arrival::of(scratch);
+    let verdict = answer::answer(&mut env, arrival);
+    env.end(arrival, verdict)
 }
 
 /// Answers a SYN with a cookie, or passes it; returns the XDP code.
@@ -78,8 +85,9 @@ pub(crate) fn answer(ctx: &XdpContext) -> u32 {
 pub(crate) fn cookie(ctx: &XdpContext) -> u32 {
     let mut env = Xdp::<true>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
-    let verdict = gateway_ebpf::cookie::answer(&mut env, Arrival::of(scratch));
-    env.end(verdict)
+    let arrival = Arrival::of(scratch);
+    let verdict = gateway_ebpf::cookie::answer(&mut env, arrival);
+    env.end(arrival, verdict)
 }
 
 /// Goes on with a connection that begins with a cookie; returns the XDP code.
@@ -87,8 +95,9 @@ pub(crate) fn cookie(ctx: &XdpContext) -> u32 {
 pub(crate) fn proxy(ctx: &XdpContext) -> u32 {
     let mut env = Xdp::<true>::new(ctx);
     let Some(scratch) = scratch() else { return XDP_DROP };
-    let verdict = proxy::ingress(&mut env, Arrival::of(scratch));
-    env.end(verdict)
+    let arrival = Arrival::of(scratch);
+    let verdict = proxy::ingress(&mut env, arrival);
+    env.end(arrival, verdict)
 }
 
 /// Sweeps the buckets that the packet names, of the table that it names; returns how many entries or places are free now.
@@ -97,6 +106,15 @@ pub(crate) fn sweep(ctx: &XdpContext) -> u32 {
     let env = Xdp::<false>::new(ctx);
     let Some([first, count, what]) = env.load::<[u32; 3]>(eth::LEN) else { return 0 };
     apart::sweep(first, count, what)
+}
+
+/// The link-layer header in words, and the header behind it.
+#[repr(C, packed)]
+struct Framed<T> {
+    first: u64,
+    last: u32,
+    ethertype: [u8; 2],
+    header: T,
 }
 
 #[inline(always)]
@@ -121,14 +139,20 @@ impl<'a, const IS_RARE: bool> Xdp<'a, IS_RARE> {
 
     /// Goes on in another program, or ends with the verdict's code.
     #[inline(always)]
-    fn end(&self, verdict: Verdict) -> u32 {
+    fn end(&self, arrival: &Arrival, verdict: Verdict) -> u32 {
+        // First, because most packets leave.
+        if let Verdict::Transmit(_) = verdict {
+            let interface = arrival.interface();
+            let is_back = interface == self.ingress;
+            return if is_back { verdict.xdp_code(is_back) } else { redirect(interface) };
+        }
         let aside = match verdict {
             Verdict::Rare(_) => Some(if IS_RARE { Aside::XdpParsed } else { Aside::XdpRare }),
             Verdict::Icmp(_) => Some(Aside::XdpIcmp),
             Verdict::Answer(_) => Some(Aside::XdpAnswer),
             Verdict::Cookie(_) => Some(Aside::XdpCookie),
             Verdict::Proxy(_) => Some(Aside::XdpProxy),
-            Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(..) | Verdict::Drop(_) => None,
+            Verdict::Pass(_) | Verdict::HandOver(_) | Verdict::Transmit(_) | Verdict::Drop(_) => None,
         };
         let verdict = match aside {
             Some(aside) => {
@@ -138,19 +162,7 @@ impl<'a, const IS_RARE: bool> Xdp<'a, IS_RARE> {
             None => verdict,
         };
         super::log_drop!(self.ctx, Hook::XdpBalance, verdict, unless IS_RARE);
-        let code = verdict.xdp_code(self.ingress);
-        match verdict {
-            Verdict::Transmit(_, interface) if code == XDP_REDIRECT => redirect(interface),
-            Verdict::Transmit(..)
-            | Verdict::Pass(_)
-            | Verdict::HandOver(_)
-            | Verdict::Drop(_)
-            | Verdict::Rare(_)
-            | Verdict::Icmp(_)
-            | Verdict::Answer(_)
-            | Verdict::Cookie(_)
-            | Verdict::Proxy(_) => code,
-        }
+        verdict.xdp_code(false)
     }
 
     /// The address of `T` at `offset`, if all of it is inside the packet.
@@ -217,10 +229,39 @@ impl<const IS_RARE: bool> Env for Xdp<'_, IS_RARE> {
     }
 
     #[inline(always)]
+    fn load_words<W: Pod>(&self, offset: u32) -> Option<[W; 5]> {
+        let at = self.at::<[W; 5]>(offset)?;
+        // SAFETY: all of the words are inside the packet.
+        Some(unsafe { word::five(at.cast()) })
+    }
+
+    #[inline(always)]
     fn store<T: Pod>(&mut self, offset: u32, header: &T) -> Option<()> {
         let at = self.at::<T>(offset)?;
         // SAFETY: all of `T` is inside the packet, which this program owns while it runs.
         unsafe { at.write_unaligned(*header) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn store_outer<T: Pod>(&mut self, header: &T, way: Way, ethertype: [u8; 2]) -> Option<()> {
+        // All of it behind one look at the end.
+        let at = self.at::<Framed<T>>(0)?;
+        let (first, last) = way.link();
+        let part = |offset: usize| at.cast::<u8>().wrapping_add(offset);
+        // SAFETY: all of the frame's headers are inside the packet, which this program owns while it runs.
+        unsafe { part(offset_of!(Framed<T>, first)).cast::<u64>().write_unaligned(first) };
+        // SAFETY: as above.
+        unsafe { part(offset_of!(Framed<T>, last)).cast::<u32>().write_unaligned(last) };
+        // SAFETY: as above.
+        unsafe { part(offset_of!(Framed<T>, ethertype)).cast::<[u8; 2]>().write_unaligned(ethertype) };
+        // SAFETY: as above.
+        unsafe { part(offset_of!(Framed<T>, header)).cast::<T>().write_unaligned(*header) };
+        Some(())
+    }
+
+    #[inline(always)]
+    fn store_outer_link(&mut self, _: Way, _: [u8; 2]) -> Option<()> {
         Some(())
     }
 

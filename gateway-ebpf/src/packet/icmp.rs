@@ -8,7 +8,7 @@ use gateway_common::{
 };
 
 use super::{
-    Packet,
+    Packet, chain,
     ip::{self, Ip},
     transport::{Flags, Ports},
 };
@@ -123,7 +123,7 @@ fn v6<E: Env>(env: &E, at: u32) -> Result<Inner, Verdict> {
     if header.version >> 4 != 6 {
         return Err(Verdict::Drop(Reason::BadIcmp));
     }
-    let (protocol, bytes) = ip::past_quoted(env, at + ip::V6_LEN, header.next_header)?;
+    let (protocol, bytes) = chain::past_quoted(env, at + ip::V6_LEN, header.next_header)?;
     Ok(Inner {
         source: Addr::v6(header.source),
         destination: Addr::v6(header.destination),

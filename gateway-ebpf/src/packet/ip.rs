@@ -6,8 +6,18 @@ use gateway_common::{
     counter::Reason,
 };
 
-use super::{Side, eth, filtered};
-use crate::{env::Env, verdict::Verdict};
+use super::{
+    Side,
+    chain::{
+        AUTHENTICATION, Chain, DESTINATION, ENCAPSULATION, FRAGMENT, HIP, HOP_BY_HOP, MOBILITY, ROUTING,
+        SHIM6,
+    },
+    eth, filtered,
+};
+use crate::{
+    env::{Env, Hidden as _},
+    verdict::Verdict,
+};
 
 /// Offset of the header in bytes from the link-layer header.
 pub const OFFSET: u32 = eth::LEN;
@@ -158,16 +168,9 @@ pub const V6_ADDRS: u32 = OFFSET + 8;
 #[expect(clippy::as_conversions, reason = "widening in a constant")]
 const _: () = assert!(V6_END as u32 == OFFSET + V6_LEN && header_end(0x45) as u32 == OFFSET + V4_LEN);
 
-/// Extension headers of IPv6 (IANA "IPv6 Extension Header Types"), without the fragment header.
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const ENCAPSULATION: u8 = 50;
-const AUTHENTICATION: u8 = 51;
-const DESTINATION: u8 = 60;
-const MOBILITY: u8 = 135;
-const HIP: u8 = 139;
-const SHIM6: u8 = 140;
+/// What packets mostly carry.
+const TCP: u8 = Protocol::TCP.number();
+const UDP: u8 = Protocol::UDP.number();
 
 /// More fragments, or a fragment offset.
 const FRAGMENTED: u16 = 0x3fff;
@@ -180,105 +183,123 @@ const OFFSET_BITS: u16 = 0x1fff;
 const LARGEST_DECLARED: u32 = 0xffff;
 
 /// Parses from the IPv4 header on. Fragments only where rare packets are expected.
+// Both in whole words: of fields, the compiler reads and keeps some in pieces.
 #[inline(always)]
-pub(super) fn v4<E: Env, const IS_RARE: bool>(env: &E, side: Side) -> Result<Ip, Verdict> {
-    let header: V4 = env.load(OFFSET).ok_or(Verdict::Pass(Reason::NotOurs))?;
-    let (source, destination) = (Addr::v4(header.source), Addr::v4(header.destination));
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "fields of words")]
+pub(super) fn v4<E: Env, const IS_RARE: bool>(env: &E, side: Side, ip: &mut Ip) -> Result<(), Verdict> {
+    let Some([first, second, third, source, destination]) = env.load_words::<u32>(OFFSET) else {
+        return Err(E::Maps::ends(Verdict::Pass(Reason::NotOurs)));
+    };
+    let (source, destination) = (Addr::v4(source.to_ne_bytes()), Addr::v4(destination.to_ne_bytes()));
     if !filtered(env.maps(), of(side, source, destination)) {
-        return Err(Verdict::Pass(Reason::NotOurs));
+        return Err(E::Maps::ends(Verdict::Pass(Reason::NotOurs)));
     }
-    let header_bytes = u32::from(header.version_and_words & 0x0f) * 4;
-    if header.version_and_words >> 4 != 4 || header_bytes < V4_LEN {
-        return Err(Verdict::Drop(Reason::BadIpHeader));
+    let [first, second, third] = [u32::from_le(first), u32::from_le(second), u32::from_le(third)];
+    let version_and_words = first as u8;
+    if version_and_words.wrapping_sub(0x45) > 0x0f - 5 {
+        return Err(E::Maps::ends(Verdict::Drop(Reason::BadIpHeader)));
     }
+    let header_bytes = (first & 0x0f) * 4;
     let available = env.len_bytes().wrapping_sub(OFFSET);
-    if header_bytes > available {
-        return Err(Verdict::Drop(Reason::Truncated));
-    }
-    let declared = declared(u32::from(u16::from_be_bytes(header.total_bytes)), available);
-    if declared < header_bytes || declared > available {
-        return Err(Verdict::Drop(Reason::BadIpHeader));
-    }
-    let fragment = u16::from_be_bytes(header.fragment);
-    let mut piece = Piece::Whole;
-    if fragment & FRAGMENTED != 0 {
-        if !IS_RARE {
-            return Err(Verdict::Rare(Reason::Fragment));
+    let mut bytes = u32::from(((first >> 16) as u16).swap_bytes());
+    if IS_RARE || bytes < header_bytes || bytes > available {
+        bytes = declared(bytes, available);
+        // Every packet whose header is not all there comes here, too.
+        if header_bytes > available {
+            return Err(E::Maps::ends(Verdict::Drop(Reason::Truncated)));
         }
-        let is_tcp = header.protocol == Protocol::TCP.number();
-        let offset = u32::from(fragment & OFFSET_BITS) * 8;
-        piece = piece_of(offset, fragment & MORE != 0, declared - header_bytes, is_tcp)?;
+        if bytes < header_bytes || bytes > available {
+            return Err(E::Maps::ends(Verdict::Drop(Reason::BadIpHeader)));
+        }
     }
-    let [a, b] = header.id;
-    Ok(Ip {
+    let protocol = Protocol::new((third >> 8) as u8);
+    let mut piece = Piece::Whole;
+    if second >> 16 & u32::from(FRAGMENTED.swap_bytes()) != 0 {
+        if !IS_RARE {
+            return Err(E::Maps::ends(Verdict::Rare(Reason::Fragment)));
+        }
+        let fragment = ((second >> 16) as u16).swap_bytes();
+        let offset = u32::from(fragment & OFFSET_BITS) * 8;
+        piece = piece_of(offset, fragment & MORE != 0, bytes - header_bytes, protocol == Protocol::TCP)?;
+    }
+    *ip = Ip {
         piece,
-        identification: u32::from_ne_bytes([a, b, 0, 0]),
+        identification: (second & 0xffff).to_le(),
         source,
         destination,
         v6: false,
-        ttl: header.ttl,
-        protocol: Protocol::new(header.protocol),
-        transport: header_end(header.version_and_words),
-        payload: declared - header_bytes,
-        class: header.class,
-        bytes: declared,
-    })
+        ttl: third as u8,
+        protocol,
+        transport: header_end(version_and_words),
+        payload: bytes - header_bytes,
+        class: (first >> 8) as u8,
+        bytes,
+    };
+    Ok(())
 }
 
 /// Parses from the IPv6 header on. Extension headers only where rare packets are expected.
 #[inline(always)]
-pub(super) fn v6<E: Env, const IS_RARE: bool>(env: &E, side: Side) -> Result<Ip, Verdict> {
-    let header: V6 = env.load(OFFSET).ok_or(Verdict::Pass(Reason::NotOurs))?;
-    let (source, destination) = (Addr::v6(header.source), Addr::v6(header.destination));
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "fields of words")]
+pub(super) fn v6<E: Env, const IS_RARE: bool>(env: &E, side: Side, ip: &mut Ip) -> Result<(), Verdict> {
+    let Some([head, s0, s1, d0, d1]) = env.load_words::<u64>(OFFSET) else {
+        return Err(E::Maps::ends(Verdict::Pass(Reason::NotOurs)));
+    };
+    let (source, destination) = (Addr::from_halves([s0, s1]), Addr::from_halves([d0, d1]));
     let ours = of(side, source, destination);
     // An IPv4-mapped address may not appear in a packet (RFC 5156), and in our keys it means IPv4.
     if ours.is_v4() || !filtered(env.maps(), ours) {
-        return Err(Verdict::Pass(Reason::NotOurs));
+        return Err(E::Maps::ends(Verdict::Pass(Reason::NotOurs)));
     }
+    let head = u64::from_le(head);
     // The same of the other address: as a client's it would be that of another client.
-    if header.version >> 4 != 6 || source.is_v4() || destination.is_v4() {
-        return Err(Verdict::Drop(Reason::BadIpHeader));
+    if head & 0xf0 != 0x60 || source.is_v4() || destination.is_v4() {
+        return Err(E::Maps::ends(Verdict::Drop(Reason::BadIpHeader)));
     }
     let available = env.len_bytes().wrapping_sub(OFFSET + V6_LEN);
-    let payload = declared(u32::from(u16::from_be_bytes(header.payload_bytes)), available);
+    let payload = declared(u32::from(((head >> 32) as u16).swap_bytes()), available);
     if payload > available {
-        return Err(Verdict::Drop(Reason::BadIpHeader));
+        return Err(E::Maps::ends(Verdict::Drop(Reason::BadIpHeader)));
     }
-    let [first, ..] = header.flow;
+    let next_header = (head >> 48) as u8;
     let mut chain = Chain {
-        next: header.next_header,
+        next: next_header,
         end: u32::from(V6_END),
         left: payload,
         piece: Piece::Whole,
         identification: 0,
     };
-    match header.next_header {
-        HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => {
-            if !IS_RARE {
-                let is_fragment = header.next_header == FRAGMENT;
-                let reason = if is_fragment { Reason::Fragment } else { Reason::ExtensionHeader };
-                return Err(Verdict::Rare(reason));
+    // Most packets carry TCP or UDP, and are not looked for among the others.
+    if IS_RARE || next_header != TCP && next_header != UDP {
+        match E::Maps::hidden(next_header) {
+            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => {
+                if !IS_RARE {
+                    let is_fragment = next_header == FRAGMENT;
+                    let reason = if is_fragment { Reason::Fragment } else { Reason::ExtensionHeader };
+                    return Err(E::Maps::ends(Verdict::Rare(reason)));
+                }
+                chain.walk(env)?;
             }
-            chain.walk(env)?;
+            ENCAPSULATION | AUTHENTICATION | MOBILITY | HIP | SHIM6 => {
+                return Err(E::Maps::ends(Verdict::Pass(Reason::ExtensionHeader)));
+            }
+            _ => {}
         }
-        ENCAPSULATION | AUTHENTICATION | MOBILITY | HIP | SHIM6 => {
-            return Err(Verdict::Pass(Reason::ExtensionHeader));
-        }
-        _ => {}
     }
-    Ok(Ip {
+    *ip = Ip {
         source,
         destination,
         v6: true,
-        ttl: header.hop_limit,
+        ttl: (head >> 56) as u8,
         protocol: Protocol::new(chain.next),
         transport: if IS_RARE { chain.transport()? } else { V6_END },
         payload: chain.left,
         piece: chain.piece,
         identification: chain.identification,
-        class: header.version << 4 | first >> 4,
+        class: ((head as u16).swap_bytes() >> 4) as u8,
         bytes: payload.wrapping_add(V6_LEN),
-    })
+    };
+    Ok(())
 }
 
 /// What the IP header told about a packet.
@@ -316,7 +337,7 @@ pub enum Piece {
 
 /// Which piece of a packet a fragment is.
 #[inline(always)]
-fn piece_of(offset: u32, has_more: bool, bytes: u32, is_tcp: bool) -> Result<Piece, Verdict> {
+pub(super) fn piece_of(offset: u32, has_more: bool, bytes: u32, is_tcp: bool) -> Result<Piece, Verdict> {
     // Pieces in the middle are whole units, and none ends beyond the largest packet (RFC 791, RFC 8200). One that begins
     // inside the header of TCP is made to mislead whoever reads the first only (RFC 3128).
     let is_bad = has_more && !bytes.is_multiple_of(8) || offset + bytes > 0xffff || is_tcp && offset == 8;
@@ -326,142 +347,23 @@ fn piece_of(offset: u32, has_more: bool, bytes: u32, is_tcp: bool) -> Result<Pie
     Ok(if offset == 0 { Piece::First } else { Piece::Later })
 }
 
-/// A walk along extension headers (RFC 8200, section 4).
-struct Chain {
-    /// What comes next.
-    next: u8,
-    /// Where it begins.
-    end: u32,
-    /// Bytes from there to the end of the packet.
-    left: u32,
-    piece: Piece,
-    identification: u32,
-}
-
-/// Headers that are read. Hosts need not read more than a few (RFC 8504, section 5.3).
-const HEADERS: u32 = 6;
-
-/// The first bytes of an extension header.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Extension {
-    next: u8,
-    length: u8,
-    kind: u8,
-    segments_left: u8,
-    identification: [u8; 4],
-}
-
-/// Extension headers that are read of a packet that an ICMP error quotes, that of a fragment, and one beside it.
-const QUOTED_HEADERS: u32 = 2;
-
-/// Bytes of each.
-const QUOTED_BYTES: u32 = 8;
-
-/// Goes past the extension headers of a quoted packet that begin at this offset: the protocol behind them, and their bytes.
-///
-/// # Errors
-/// The verdict about an error whose quotation does not say which flow it is about.
-#[inline(always)]
-pub(crate) fn past_quoted<E: Env>(env: &E, at: u32, first: u8) -> Result<(u8, u32), Verdict> {
-    let (mut next, mut bytes) = (first, 0);
-    for _ in 0..QUOTED_HEADERS {
-        if !matches!(next, HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT) {
-            break;
-        }
-        let header: Extension = env.load(at + bytes).ok_or(Verdict::Drop(Reason::BadIcmp))?;
-        if next == FRAGMENT {
-            // A later piece has no ports.
-            if u16::from_be_bytes([header.kind, header.segments_left]) & !7 != 0 {
-                return Err(Verdict::Pass(Reason::IcmpNoFlow));
-            }
-        } else if header.length != 0 || next == ROUTING && header.segments_left != 0 {
-            return Err(Verdict::Pass(Reason::IcmpNoFlow));
-        }
-        bytes += QUOTED_BYTES;
-        next = header.next;
-    }
-    Ok((next, bytes))
-}
-
-impl Chain {
-    /// Walks to what is no extension header.
-    #[inline(always)]
-    fn walk<E: Env>(&mut self, env: &E) -> Result<(), Verdict> {
-        for idx in 0..HEADERS {
-            match self.next {
-                HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT => self.step(env, idx)?,
-                ENCAPSULATION | AUTHENTICATION | MOBILITY | HIP | SHIM6 => {
-                    return Err(Verdict::Pass(Reason::ExtensionHeader));
-                }
-                _ => return Ok(()),
-            }
-            // What stands behind the header of a later piece is payload, whatever it says.
-            if self.piece == Piece::Later {
-                return Ok(());
-            }
-        }
-        match self.next {
-            HOP_BY_HOP | ROUTING | DESTINATION | FRAGMENT | ENCAPSULATION | AUTHENTICATION | MOBILITY
-            | HIP | SHIM6 => Err(Verdict::Pass(Reason::ExtensionHeader)),
-            _ => Ok(()),
-        }
-    }
-
-    #[inline(always)]
-    fn step<E: Env>(&mut self, env: &E, idx: u32) -> Result<(), Verdict> {
-        let bad = Verdict::Drop(Reason::BadExtension);
-        let header: Extension = env.load(self.end).ok_or(bad)?;
-        let bytes = if self.next == FRAGMENT { 8 } else { (u32::from(header.length) + 1) * 8 };
-        if bytes > self.left {
-            return Err(bad);
-        }
-        if self.next == HOP_BY_HOP && idx != 0 {
-            return Err(bad);
-        }
-        if self.next == ROUTING && header.segments_left != 0 {
-            // The destination is a place on the way, and the stack's business.
-            return Err(Verdict::Pass(Reason::ExtensionHeader));
-        }
-        self.left -= bytes;
-        if self.next == FRAGMENT {
-            self.fragment(header)?;
-        }
-        self.next = header.next;
-        self.end += bytes;
-        if self.end > LAST {
-            return Err(Verdict::Pass(Reason::ExtensionHeader));
-        }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn fragment(&mut self, header: Extension) -> Result<(), Verdict> {
-        if self.piece != Piece::Whole {
-            return Err(Verdict::Drop(Reason::BadExtension));
-        }
-        let word = u16::from_be_bytes([header.kind, header.segments_left]);
-        let (offset, has_more) = (u32::from(word & !7), word & 1 != 0);
-        // A piece that is all of its packet (RFC 6946).
-        if offset != 0 || has_more {
-            let is_tcp = header.next == Protocol::TCP.number();
-            self.piece = piece_of(offset, has_more, self.left, is_tcp)?;
-            self.identification = u32::from_ne_bytes(header.identification);
-        }
-        Ok(())
-    }
-
-    /// Where the transport header begins, as a byte: the verifier follows that.
-    #[inline(always)]
-    fn transport(&self) -> Result<u8, Verdict> {
-        u8::try_from(self.end).map_err(|_| Verdict::Pass(Reason::ExtensionHeader))
-    }
-}
-
-/// The last place where a transport header may begin.
-const LAST: u32 = 0xff;
-
 impl Ip {
+    /// Of a packet that was not looked at yet. Whoever parses it writes here: half of a result that is an error is room that
+    /// others use, and to tell them apart the compiler takes addresses to pieces.
+    pub(crate) const UNKNOWN: Self = Self {
+        source: Addr::UNSPECIFIED,
+        destination: Addr::UNSPECIFIED,
+        v6: false,
+        ttl: 0,
+        protocol: Protocol::new(0),
+        transport: 0,
+        payload: 0,
+        class: 0,
+        bytes: 0,
+        piece: Piece::Whole,
+        identification: 0,
+    };
+
     /// Whether it is an ICMP message of its own family.
     #[inline(always)]
     pub(crate) fn is_icmp(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Parsing: from the bytes of a packet to what the pipeline needs to know, with the filter in between.
 
+mod chain;
 pub mod eth;
 pub mod icmp;
 pub mod ip;
@@ -7,19 +8,19 @@ pub mod transport;
 
 use bytemuck::{Pod, Zeroable};
 use gateway_common::{
-    addr::{Addr, Port, Protocol},
+    addr::{Addr, Protocol},
     counter::Reason,
     filter,
     flow::FlowKey,
 };
 
 use crate::{
-    env::{Env, Maps},
+    env::{Env, Hidden as _, Maps},
     verdict::Verdict,
     way::Way,
 };
 use ip::Ip;
-use transport::Flags;
+use transport::{Flags, Transport};
 
 /// A TCP or UDP packet that concerns us, parsed.
 #[repr(C)]
@@ -111,31 +112,29 @@ pub enum Side {
 /// The verdict of a packet that goes no further.
 #[inline(always)]
 pub fn parse<E: Env>(env: &E, side: Side, packet: &mut Packet) -> Result<(), Verdict> {
-    let ip = headers::<E, false>(env, side)?;
-    let (ports, flags) = transport::parse(env, &ip)?;
-    let key = FlowKey::new(
-        ip.source,
-        Port::from_wire(ports.source),
-        ip.destination,
-        Port::from_wire(ports.destination),
-        ip.protocol,
-    );
-    packet.is(key, &ip, flags);
+    let mut ip = Ip::UNKNOWN;
+    headers::<E, false>(env, side, &mut ip)?;
+    let mut transport = Transport::UNKNOWN;
+    transport::parse(env, &ip, &mut transport)?;
+    let key = FlowKey::of_packet(ip.source, ip.destination, transport.ports, ip.protocol);
+    packet.is(key, &ip, transport.flags);
     Ok(())
 }
 
 /// Parses what is in front of the transport header.
 #[inline(always)]
-pub(crate) fn headers<E: Env, const IS_RARE: bool>(env: &E, side: Side) -> Result<Ip, Verdict> {
+pub(crate) fn headers<E: Env, const IS_RARE: bool>(env: &E, side: Side, ip: &mut Ip) -> Result<(), Verdict> {
     if let Some(reason) = env.apart() {
-        return Err(Verdict::Pass(reason));
+        return Err(E::Maps::ends(Verdict::Pass(reason)));
     }
-    let header: eth::Header = env.load(0).ok_or(Verdict::Pass(Reason::NotIp))?;
-    match header.ethertype {
-        eth::IPV4 => ip::v4::<E, IS_RARE>(env, side),
-        eth::IPV6 => ip::v6::<E, IS_RARE>(env, side),
-        eth::VLAN | eth::SERVICE_VLAN => Err(Verdict::Pass(Reason::Vlan)),
-        _ => Err(Verdict::Pass(Reason::NotIp)),
+    let Some([.., ethertype]) = env.load::<[u16; 7]>(0) else {
+        return Err(E::Maps::ends(Verdict::Pass(Reason::NotIp)));
+    };
+    match ethertype.to_ne_bytes() {
+        eth::IPV4 => ip::v4::<E, IS_RARE>(env, side, ip),
+        eth::IPV6 => ip::v6::<E, IS_RARE>(env, side, ip),
+        eth::VLAN | eth::SERVICE_VLAN => Err(E::Maps::ends(Verdict::Pass(Reason::Vlan))),
+        _ => Err(E::Maps::ends(Verdict::Pass(Reason::NotIp))),
     }
 }
 

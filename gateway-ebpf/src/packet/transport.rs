@@ -7,7 +7,10 @@ use gateway_common::{
 };
 
 use super::ip::{Ip, Piece};
-use crate::{env::Env, verdict::Verdict};
+use crate::{
+    env::{Env, Hidden as _},
+    verdict::Verdict,
+};
 
 /// The fixed part of the TCP header (RFC 9293, section 3.1).
 #[repr(C)]
@@ -125,45 +128,69 @@ impl Flags {
     }
 }
 
+/// What the transport header told about a packet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Transport {
+    /// Both ports, as one word of the header.
+    pub(crate) ports: u32,
+    pub(crate) flags: Flags,
+}
+
+impl Transport {
+    /// Of a packet that was not looked at yet; see [`Ip::UNKNOWN`].
+    pub(crate) const UNKNOWN: Self = Self { ports: 0, flags: Flags::new(0) };
+}
+
 /// Parses the transport header.
 #[inline(always)]
-pub(crate) fn parse<E: Env>(env: &E, ip: &Ip) -> Result<(Ports, Flags), Verdict> {
+pub(crate) fn parse<E: Env>(env: &E, ip: &Ip, transport: &mut Transport) -> Result<(), Verdict> {
     if ip.protocol == Protocol::TCP {
-        tcp(env, u32::from(ip.transport), ip.payload)
+        tcp(env, u32::from(ip.transport), ip.payload, transport)
     } else if ip.protocol == Protocol::UDP {
-        Ok((udp(env, ip)?, Flags::default()))
+        udp(env, ip, transport)
     } else if ip.is_icmp() {
-        Err(Verdict::Icmp(Reason::OtherProtocol))
+        Err(E::Maps::ends(Verdict::Icmp(Reason::OtherProtocol)))
     } else {
-        Err(Verdict::Pass(Reason::OtherProtocol))
+        Err(E::Maps::ends(Verdict::Pass(Reason::OtherProtocol)))
     }
 }
 
 #[inline(always)]
-fn tcp<E: Env>(env: &E, offset: u32, payload: u32) -> Result<(Ports, Flags), Verdict> {
-    if payload < TCP_LEN {
-        return Err(Verdict::Drop(Reason::Truncated));
-    }
-    let header: Tcp = env.load(offset).ok_or(Verdict::Drop(Reason::Truncated))?;
-    let header_bytes = u32::from(header.words >> 4) * 4;
+#[expect(clippy::as_conversions, clippy::cast_possible_truncation, reason = "a field of a word")]
+fn tcp<E: Env>(env: &E, offset: u32, payload: u32, transport: &mut Transport) -> Result<(), Verdict> {
+    let Some([ports, _, _, fourth, _]) = env.load::<[u32; 5]>(offset) else {
+        return Err(E::Maps::ends(Verdict::Drop(Reason::Truncated)));
+    };
+    let fourth = u32::from_le(fourth);
+    let header_bytes = (fourth & 0xf0) >> 2;
     if header_bytes < TCP_LEN || header_bytes > payload {
-        return Err(Verdict::Drop(Reason::BadTransportHeader));
+        // Every packet whose header is not all there comes here, too.
+        let is_short = payload < TCP_LEN;
+        return Err(E::Maps::ends(Verdict::Drop(if is_short {
+            Reason::Truncated
+        } else {
+            Reason::BadTransportHeader
+        })));
     }
-    Ok((header.ports, Flags::new(header.flags)))
+    *transport = Transport { ports, flags: Flags::new((fourth >> 8) as u8) };
+    Ok(())
 }
 
 #[inline(always)]
-fn udp<E: Env>(env: &E, ip: &Ip) -> Result<Ports, Verdict> {
+fn udp<E: Env>(env: &E, ip: &Ip, transport: &mut Transport) -> Result<(), Verdict> {
     let payload = ip.payload;
     if payload < UDP_LEN {
-        return Err(Verdict::Drop(Reason::Truncated));
+        return Err(E::Maps::ends(Verdict::Drop(Reason::Truncated)));
     }
-    let header: Udp = env.load(u32::from(ip.transport)).ok_or(Verdict::Drop(Reason::Truncated))?;
-    let bytes = u32::from(u16::from_be_bytes(header.bytes));
+    let Some([ports, second]) = env.load::<[u32; 2]>(u32::from(ip.transport)) else {
+        return Err(E::Maps::ends(Verdict::Drop(Reason::Truncated)));
+    };
+    let bytes = u32::from_be(second) >> 16;
     // More than 64 KiB at once, as the stack's own segmentation hands them over, do not fit the field.
     let fits = payload > 0xffff || bytes <= payload || ip.piece != Piece::Whole;
     if bytes < UDP_LEN || !fits {
-        return Err(Verdict::Drop(Reason::BadTransportHeader));
+        return Err(E::Maps::ends(Verdict::Drop(Reason::BadTransportHeader)));
     }
-    Ok(header.ports)
+    *transport = Transport { ports, flags: Flags::default() };
+    Ok(())
 }

@@ -151,9 +151,8 @@ fn run<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
     } else {
         there::to_endpoint(env, arrival, settings).and_then(|()| there::sends(env, arrival))
     };
-    let interface = arrival.interface;
     match done {
-        Ok(sent) => Verdict::Transmit(sent, interface),
+        Ok(sent) => Verdict::Transmit(sent),
         Err(reason) => {
             guard::blames(env.maps(), arrival, settings, reason);
             let is_answered = reason == Reason::TooBig

@@ -105,7 +105,7 @@ fn begin<E: Env>(
         return aims(env, arrival);
     }
     let (entry, head) = (arrival.entry, arrival.head);
-    record::seat(env.maps(), arrival, settings)?;
+    record::seat(env.maps(), arrival, settings, entry)?;
     if env.maps().endpoint(arrival.row).is_none_or(|endpoint| endpoint.is_local()) {
         // Its answers would not come through here.
         return Err(Reason::CookieRefused);

@@ -88,7 +88,10 @@ pub(super) fn ingress<E: Env>(
     let way = packet::way_back(env);
     let done = turn(env, ip, header).and_then(|()| env.store_link(way));
     Some(match done {
-        Some(()) => Verdict::Transmit(Reason::EchoAnswered, way.interface()),
+        Some(()) => {
+            arrival.leaves_by(way.interface());
+            Verdict::Transmit(Reason::EchoAnswered)
+        }
         None => dropped(env.maps(), id, Verdict::Drop(Reason::RewriteFailed)),
     })
 }

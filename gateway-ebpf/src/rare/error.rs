@@ -25,6 +25,7 @@ use crate::{
     reply::{self, Reply},
     rewrite, select, standby,
     table::{self, Found, reply as replies, row::FlowRows, sequence},
+    tunnel,
     verdict::Verdict,
     way::Way,
 };
@@ -154,7 +155,8 @@ fn to_endpoint<E: Env>(
         Some(())
     } else {
         balance::fits(env, arrival, &endpoint)?;
-        balance::direct(env, arrival, settings, &endpoint, way)
+        let room = tunnel::room(arrival.mode, &endpoint);
+        balance::direct(env, arrival, settings, &endpoint, way, room)
     };
     done.ok_or(Reason::RewriteFailed)?;
     env.maps().count_service(arrival.id, |count| {
@@ -168,7 +170,8 @@ fn to_endpoint<E: Env>(
     if is_local {
         Ok(Verdict::HandOver(Reason::IcmpForwarded))
     } else {
-        Ok(Verdict::Transmit(Reason::IcmpForwarded, way.interface()))
+        arrival.leaves_by(way.interface());
+        Ok(Verdict::Transmit(Reason::IcmpForwarded))
     }
 }
 
@@ -248,7 +251,7 @@ fn to_client<E: Env>(
 #[inline(always)]
 fn back<E: Env>(
     env: &mut E,
-    arrival: &Arrival,
+    arrival: &mut Arrival,
     source: Addr,
     quote: &Quote,
     reply: &Reply<<E::Maps as Maps>::Row<FlowRows>>,
@@ -264,7 +267,8 @@ fn back<E: Env>(
     let bytes = u64::from(env.len_bytes());
     send(env, arrival, source, quote, &change, way).ok_or(Reason::RewriteFailed)?;
     reply::count(env, &reply.answered, bytes);
-    Ok(Verdict::Transmit(Reason::IcmpForwarded, way.interface()))
+    arrival.leaves_by(way.interface());
+    Ok(Verdict::Transmit(Reason::IcmpForwarded))
 }
 
 /// The error as the client of a flow knows things.

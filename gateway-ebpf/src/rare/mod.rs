@@ -5,7 +5,7 @@ mod error;
 pub mod fragment;
 mod quoted;
 
-use gateway_common::{addr::Port, counter::Reason, flow::FlowKey, settings::Settings};
+use gateway_common::{counter::Reason, flow::FlowKey, settings::Settings};
 
 use crate::{
     arrival::Arrival,
@@ -15,7 +15,7 @@ use crate::{
     packet::{
         self, Packet, Side, icmp,
         ip::{Ip, Piece},
-        transport::{self, Flags},
+        transport::{self, Flags, Transport},
     },
     reply,
     verdict::Verdict,
@@ -62,13 +62,16 @@ pub fn egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 /// Parses a packet of TCP or UDP, with whatever stands in front of its transport header, if it is there at all.
 #[inline(always)]
 fn parse<E: Env>(env: &E, side: Side, settings: &Settings, packet: &mut Packet) -> Result<(), Verdict> {
-    let ip = packet::headers::<E, true>(env, side)?;
+    let mut ip = Ip::UNKNOWN;
+    packet::headers::<E, true>(env, side, &mut ip)?;
     let (source_port, destination_port, protocol, flags) = if ip.piece == Piece::Later {
         let lesson = fragment::recall(env.maps(), settings, &ip).ok_or(Verdict::Pass(Reason::Fragment))?;
         (lesson.source_port, lesson.destination_port, lesson.protocol, Flags::default())
     } else {
-        let (ports, flags) = transport::parse(env, &ip).map_err(|verdict| whole(&ip, verdict))?;
-        (Port::from_wire(ports.source), Port::from_wire(ports.destination), ip.protocol, flags)
+        let mut transport = Transport::UNKNOWN;
+        transport::parse(env, &ip, &mut transport).map_err(|verdict| whole(&ip, verdict))?;
+        let key = FlowKey::of_packet(ip.source, ip.destination, transport.ports, ip.protocol);
+        (key.source_port, key.destination_port, ip.protocol, transport.flags)
     };
     fragment::teach(env.maps(), settings, &ip, (source_port, destination_port)).map_err(Verdict::Drop)?;
     let key = FlowKey::new(ip.source, source_port, ip.destination, destination_port, protocol);
@@ -95,10 +98,10 @@ pub fn icmp_ingress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 
 #[inline(always)]
 fn message<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
-    let ip = match packet::headers::<E, true>(env, Side::Destination) {
-        Ok(ip) => ip,
-        Err(verdict) => return verdict,
-    };
+    let mut ip = Ip::UNKNOWN;
+    if let Err(verdict) = packet::headers::<E, true>(env, Side::Destination, &mut ip) {
+        return verdict;
+    }
     let Some(settings) = env.maps().settings() else {
         return Verdict::Pass(Reason::NoService);
     };
@@ -117,9 +120,10 @@ fn message<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
 pub fn icmp_egress<E: Env>(env: &mut E, arrival: &mut Arrival) -> Verdict {
     told(env, arrival, true, |env, arrival| {
         let packet = &mut arrival.packet;
-        let Ok(ip) = packet::headers::<E, true>(env, Side::Source) else {
+        let mut ip = Ip::UNKNOWN;
+        if packet::headers::<E, true>(env, Side::Source, &mut ip).is_err() {
             return Verdict::Pass(Reason::NotTranslated);
-        };
+        }
         let Ok(quote) = icmp::quote(env, &ip, packet) else {
             return Verdict::Pass(Reason::NotTranslated);
         };

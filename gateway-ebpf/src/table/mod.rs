@@ -186,6 +186,16 @@ pub struct Wish<'a> {
     pub share: u32,
     /// The present.
     pub now: Tick,
+    /// Index of an entry that is not to be taken, or none that there is.
+    pub keeps: u32,
+}
+
+impl Wish<'_> {
+    /// Whether an entry is not to be taken.
+    #[inline(always)]
+    const fn keeps(&self, bucket: u32, way: u32) -> bool {
+        self.keeps == bucket * WAYS + way
+    }
 }
 
 /// An entry that is being written by this processor.
@@ -388,7 +398,7 @@ fn over<M: Maps>(maps: &M, wish: &Wish<'_>) -> Option<(Place<M::Row<FlowRows>>, 
         let row = way(&rows, at);
         let head = row.head::<M>();
         let is_over = head.is_live() && row.expires::<M>().is_before(wish.now);
-        if head.is_free() || is_over {
+        if head.is_free() || is_over && !wish.keeps(bucket, at) {
             return Some((Place { rows, bucket, way: at }, head));
         }
     }
@@ -412,7 +422,8 @@ fn evictable<M: Maps>(maps: &M, wish: &Wish<'_>) -> Option<(Place<M::Row<FlowRow
             continue;
         }
         let service = row.service::<M>();
-        let is_allowed = service == own || may_take && holds_too_much(maps, service);
+        let is_allowed =
+            !wish.keeps(bucket, at) && (service == own || may_take && holds_too_much(maps, service));
         let left = row.expires::<M>().count().wrapping_sub(wish.now.count());
         if is_allowed && left < best_left {
             best_left = left;

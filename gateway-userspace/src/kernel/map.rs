@@ -1,7 +1,7 @@
 //! The kernel's maps, typed by their definitions, and the one bridge to aya's notion of plain bytes.
 #![expect(unsafe_code, reason = "the one bridge to aya")]
 
-use std::{mem::offset_of, os::fd::AsFd, sync::atomic::Ordering};
+use std::{mem::offset_of, os::fd::AsFd, path::Path, sync::atomic::Ordering};
 
 use aya::{
     Ebpf,
@@ -90,6 +90,15 @@ pub(super) fn mapped<M: MapDef>(object: &Ebpf) -> Result<MappedRows<M::Value>, E
     let Some(aya::maps::Map::Array(data)) = object.map(M::NAME) else {
         return Err(Error::NoMap { name: M::NAME });
     };
+    rows_of::<M>(data)
+}
+
+/// The rows of a pinned map, which has the kind and the sizes of its definition.
+pub(super) fn mapped_at<M: MapDef>(pin: &Path) -> Result<MappedRows<M::Value>, Error> {
+    rows_of::<M>(&MapData::from_pin(pin).map_err(failed::<M>)?)
+}
+
+fn rows_of<M: MapDef>(data: &MapData) -> Result<MappedRows<M::Value>, Error> {
     let n = data.info().map_err(failed::<M>)?.max_entries();
     MappedRows::new(data.fd().as_fd(), n).map_err(memory::<M>)
 }
@@ -123,7 +132,7 @@ impl KernelMaps {
         };
         Ok(Self {
             capacity,
-            index: Index::new((0..buckets.len()).map_while(|bucket| buckets.get(bucket)).collect()),
+            index: indexed(&buckets),
             buckets,
             services: mapped::<map::Services>(object)?,
             port_ranges: mapped::<map::PortRanges>(object)?,
@@ -155,21 +164,27 @@ impl KernelMaps {
     pub(super) const fn flow_buckets(&self) -> [u32; 2] {
         self.flow_buckets
     }
+}
 
-    fn write_index(&self, writes: &[Write]) -> Result<(), Error> {
-        for (place, entry) in writes {
-            let first = place.place * ENTRY_WORDS;
-            let words: [u64; ENTRY_WORDS] = bytemuck::cast(*entry);
-            // The word with the number of the service last where the entry comes, first where it goes.
-            let order: [usize; ENTRY_WORDS] = if entry.is_taken() { [0, 1, 3, 2] } else { [2, 3, 0, 1] };
-            for at in order {
-                let word = self.buckets.word(place.bucket, first + at);
-                let (word, value) = word.zip(words.get(at)).ok_or_else(no_room::<map::ServiceIndex>)?;
-                word.store(*value, Ordering::Release);
-            }
+/// What stands in the buckets of an index.
+pub(super) fn indexed(buckets: &MappedRows<ServiceBucket>) -> Index {
+    Index::new((0..buckets.len()).map_while(|bucket| buckets.get(bucket)).collect())
+}
+
+/// Makes the writes of an index, in their order.
+pub(super) fn write_index(buckets: &MappedRows<ServiceBucket>, writes: &[Write]) -> Result<(), Error> {
+    for (place, entry) in writes {
+        let first = place.place * ENTRY_WORDS;
+        let words: [u64; ENTRY_WORDS] = bytemuck::cast(*entry);
+        // The word with the number of the service last where the entry comes, first where it goes.
+        let order: [usize; ENTRY_WORDS] = if entry.is_taken() { [0, 1, 3, 2] } else { [2, 3, 0, 1] };
+        for at in order {
+            let word = buckets.word(place.bucket, first + at);
+            let (word, value) = word.zip(words.get(at)).ok_or_else(no_room::<map::ServiceIndex>)?;
+            word.store(*value, Ordering::Release);
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Words of an entry of the index.
@@ -238,12 +253,12 @@ impl Maps for KernelMaps {
 
     fn put_entry(&mut self, entry: &ServiceEntry) -> Result<(), Error> {
         let writes = self.index.put(*entry).ok_or_else(no_room::<map::ServiceIndex>)?;
-        self.write_index(&writes)
+        write_index(&self.buckets, &writes)
     }
 
     fn delete_entry(&mut self, key: &ServiceKey) -> Result<(), Error> {
         let writes = self.index.remove(key);
-        self.write_index(&writes)
+        write_index(&self.buckets, &writes)
     }
 
     fn put_endpoint(&mut self, row: u32, endpoint: &Endpoint) -> Result<(), Error> {

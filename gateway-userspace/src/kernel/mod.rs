@@ -172,6 +172,7 @@ impl Kernel {
         let ownership = Ownership::take(&settings.bpffs)?;
         upgrade::take_over(&pins)?;
         let mut object = object::load(settings, &pins)?;
+        upgrade::fill_index(&pins, &object)?;
         attach::load_programs(&mut object)?;
         let records = Records::take(&mut object);
         let events = Events::take(&mut object)?;
@@ -186,6 +187,8 @@ impl Kernel {
         let ticks = Ticks::of_this_kernel();
         // Whoever was refused stays so until the first image says otherwise.
         let guards = maps.settings()?.guards;
+        // An agent before this may not have said whether packets look for short networks.
+        let guards = if guards & Row::SOURCES == 0 { guards } else { guards | Row::BROAD };
         let row = Row::new(
             seed,
             Ports { first: Port::new(*settings.ports.start()), count: n_ports },

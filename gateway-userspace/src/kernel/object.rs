@@ -56,6 +56,11 @@ impl Pins {
         folder.join(name.to_lowercase())
     }
 
+    /// The pin of the service index of another layout, until its entries stand in the present one.
+    pub(super) fn former_index(&self) -> PathBuf {
+        self.tables.join("former_service_index")
+    }
+
     /// The pin of a link.
     pub(super) fn link(&self, name: &str) -> PathBuf {
         self.tables.join(format!("{PREFIX}{}", encoded(name)))

@@ -75,7 +75,19 @@ pub(super) fn ops(image: &Image, written: &Observed) -> Vec<SourceOp> {
 fn guards(image: &Image) -> u8 {
     let has = |is_so: bool, bit: u8| if is_so { bit } else { 0 };
     let limits = image.services.iter().any(|service| service.limits != Limits::default());
-    has(!image.networks.is_empty(), Settings::SOURCES) | has(limits, Settings::RATES)
+    let broad = image.networks.keys().any(is_broad);
+    has(!image.networks.is_empty(), Settings::SOURCES)
+        | has(limits, Settings::RATES)
+        | has(broad, Settings::BROAD)
+}
+
+/// Whether a network stands in the bitmap of first sixteen bits of IPv6.
+fn is_broad(network: &SourceNetwork) -> bool {
+    !is_v4(network) && network.prefix_bits < LONG
+}
+
+fn is_v4(network: &SourceNetwork) -> bool {
+    network.addr.is_v4() && network.prefix_bits >= 96
 }
 
 /// The words of the filter for these networks. Exceptions matter inside others only, whose bits are set.
@@ -84,13 +96,14 @@ fn filter(networks: &BTreeMap<SourceNetwork, SourceRule>) -> BTreeMap<u32, u64> 
     let listed = networks.iter().filter(|(_, rule)| **rule != SourceRule::ALLOW);
     let mut set = |bit: u32| *words.entry(bit / 64).or_default() |= 1 << (bit % 64);
     for (network, _) in listed {
-        let is_v4 = network.addr.is_v4() && network.prefix_bits >= 96;
         let [first, second] = source::bits(network.addr);
         // Bits in a row stand for networks in a row, where their first sixteen bits do.
-        let (bits, first) = match (is_v4, network.prefix_bits) {
-            (true, prefix) => (prefix - 96, first),
-            (false, LONG..) => (16, first),
-            (false, prefix) => (prefix, second),
+        let (bits, first) = if is_v4(network) {
+            (network.prefix_bits - 96, first)
+        } else if is_broad(network) {
+            (network.prefix_bits, second)
+        } else {
+            (16, first)
         };
         let many = 1_u32 << 16_u32.saturating_sub(bits);
         (first..first + many).for_each(&mut set);
@@ -138,6 +151,13 @@ mod tests {
         check("ff00::/8", &["ff02::1", "ffff::1"], &["fe80::1", "255.0.0.1"]);
         check("::/0", &["::1", "2001:db8::1", "ffff::1"], &[]);
         check("::1/128", &["::1"], &["fe80::1", "2001:db8::1"]);
+    }
+
+    #[test]
+    fn packets_look_for_short_networks_where_there_are_some() {
+        let broad = |network: &str| guards(&image(&[(network, SourceRule::DENY)])) & Settings::BROAD != 0;
+        assert!(["::/0", "ff00::/8", "2001::/31"].into_iter().all(broad));
+        assert!(!["0.0.0.0/0", "10.0.0.0/8", "2001:db8::/32", "::1/128"].into_iter().any(broad));
     }
 
     #[test]

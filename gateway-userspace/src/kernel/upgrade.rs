@@ -2,19 +2,26 @@
 //!
 //! Links move to the folder of this layout, where they go on with their program until it is replaced in place: at no moment
 //! two agents' programs sit on one hook, or none. Maps move when nothing changed in them, above all those that hold the
-//! numbers of services and endpoints; without them the entries of the flow table would mean others, and it is let go.
+//! numbers of services and endpoints (of the service index, whose entries stand elsewhere in each layout, what it holds is
+//! moved); without them the entries of the flow table would mean others, and it is let go.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
 };
 
+use aya::Ebpf;
 use gateway_common::{
     layout::{self, FLOW_LAYOUT_VERSION, LAYOUT_VERSION},
     map::{self, Description, MapDef as _},
 };
 
-use crate::kernel::{Error, attach, object, object::Pins, pin};
+use crate::kernel::{
+    Error, attach,
+    map::{indexed, mapped, mapped_at, write_index},
+    object::{self, Pins},
+    pin,
+};
 
 /// The tables that name each other's rows, and the seed: all of them are taken over, or none.
 const TABLES: [&str; 7] = [
@@ -46,6 +53,33 @@ pub(super) fn take_over(pins: &Pins) -> Result<(), Error> {
         tracing::warn!(version, layout = FLOW_LAYOUT_VERSION, "flows of another layout are forgotten");
         pin::remove_tree(&folder, &mut Vec::new())?;
     }
+    Ok(())
+}
+
+/// Puts what the service index of another layout holds into the present one, which no packet looks into before the new
+/// programs are attached. It may be called again after it was interrupted.
+pub(super) fn fill_index(pins: &Pins, object: &Ebpf) -> Result<(), Error> {
+    let from = pins.former_index();
+    if !from.exists() {
+        return Ok(());
+    }
+    let former = indexed(&mapped_at::<map::ServiceIndex>(&from)?);
+    let buckets = mapped::<map::ServiceIndex>(object)?;
+    let mut index = indexed(&buckets);
+    let mut left: u32 = 0;
+    for entry in former.entries() {
+        match index.put(*entry) {
+            Some(writes) => write_index(&buckets, &writes)?,
+            None => left = left.saturating_add(1),
+        }
+    }
+    if left > 0 {
+        tracing::warn!(
+            services = left,
+            "no room in this layout's index: these services get new numbers, their open flows choose anew"
+        );
+    }
+    pin::remove(&from)?;
     Ok(())
 }
 
@@ -101,8 +135,10 @@ fn take_folder(pins: &Pins, version: u32, folder: &Path) -> Result<(), Error> {
                 (are_tables_kept || !is_table) && is_same(description, version, folder)
             },
         );
-        let to = pins.tables().join(name);
-        if is_kept && !to.exists() {
+        let moved = map.filter(|description| layout::has_moved_since(description.name, version));
+        let to = moved.map_or_else(|| pins.tables().join(name), |_| pins.former_index());
+        let is_there = to.exists() || map.is_some_and(|description| is_there(pins, description));
+        if is_kept && !is_there {
             fs::rename(&from, &to).map_err(failed(&from))?;
         } else {
             pin::remove(&from)?;
@@ -114,12 +150,15 @@ fn take_folder(pins: &Pins, version: u32, folder: &Path) -> Result<(), Error> {
     }
 }
 
+/// Whether an agent of this layout left the map, or it was taken over before.
 fn is_there(pins: &Pins, description: &Description) -> bool {
-    pins.map(description.name).exists()
+    let is_former = description.name == map::ServiceIndex::NAME && pins.former_index().exists();
+    pins.map(description.name).exists() || is_former
 }
 
-/// Whether a folder of this version has the map, and it means the same in both layouts.
+/// Whether a folder of this version has the map, and its values mean the same in both layouts.
 fn is_same(description: &Description, version: u32, folder: &Path) -> bool {
-    layout::is_unchanged_since(description.name, version)
+    (layout::is_unchanged_since(description.name, version)
+        || layout::has_moved_since(description.name, version))
         && object::is_pinned(description, &folder.join(description.name.to_lowercase()))
 }

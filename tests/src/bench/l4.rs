@@ -56,6 +56,9 @@ const MANY: u32 = 100_000;
 /// longer, and never speed it up: of the pieces of a value the fastest counts.
 const PIECE: u32 = 10_000;
 
+/// Bytes that are written so that the caches hold nothing else: twice as many as the largest flow table.
+const CHILL: usize = 1 << 28;
+
 /// What is sent before a measurement at least.
 const WARM_UP: u32 = 1_000;
 
@@ -117,6 +120,8 @@ struct Bench {
     ns: Ns,
     /// Packets of one value.
     n_packets: u32,
+    /// More than any cache holds.
+    chill: Vec<u8>,
 }
 
 /// A subject at its link.
@@ -188,16 +193,16 @@ impl Bench {
             lanes.push(Lane { subject, sender: frames::index(&ns, &near)? });
         }
         ns.unname()?;
-        Ok(Self { generator, lanes, ns, n_packets })
+        Ok(Self { generator, lanes, ns, n_packets, chill: vec![0; CHILL] })
     }
 
     /// The values of each subject for one kind of traffic.
     fn measure(&mut self, traffic: Traffic, series: &mut Series) -> Result<()> {
-        let Self { generator, lanes, ns, n_packets } = self;
+        let Self { generator, lanes, ns, n_packets, chill } = self;
         let mut floors = Vec::new();
         for lane in lanes {
             let kind = lane.subject.kind;
-            let mut turn = Turn { generator, ns, lane, traffic, n_packets: *n_packets };
+            let mut turn = Turn { generator, ns, lane, traffic, n_packets: *n_packets, chill };
             let values = turn.run().with_context(|| format!("{}, {}", kind.name(), traffic.name()))?;
             let values: Vec<(String, f64)> =
                 values.into_iter().map(|(case, cost)| (case, cost.per_packet())).collect();
@@ -246,6 +251,7 @@ struct Turn<'a> {
     lane: &'a mut Lane,
     traffic: Traffic,
     n_packets: u32,
+    chill: &'a mut [u8],
 }
 
 impl Turn<'_> {
@@ -262,7 +268,7 @@ impl Turn<'_> {
     fn attempt(&mut self) -> Result<Option<Vec<Value>>> {
         let Traffic { n_flows, is_ours, .. } = self.traffic;
         let is_many = is_ours && n_flows == MANY;
-        self.lane.subject.forget()?;
+        self.forget(is_many)?;
         let kind = self.lane.subject.kind;
         let new_flows = if is_ours && kind.counts_new() { n_flows } else { 0 };
         let Some(first) = self.send(packet::ACK, n_flows, Order::Ascending, new_flows)? else {
@@ -290,13 +296,23 @@ impl Turn<'_> {
             values.push((format!("{family}, a flow's first packet in a second"), refreshing));
             values.push((format!("{family}, first packet of a flow"), first));
             // The same of what asks the buckets of its source and its service for a token.
-            self.lane.subject.forget()?;
+            self.forget(is_many)?;
             let Some(opening) = self.send(packet::SYN, n_flows, Order::Ascending, n_flows)? else {
                 return Ok(None);
             };
             values.push((format!("{family}, SYN of a flow, within two limits"), opening));
         }
         Ok(Some(values))
+    }
+
+    /// Has the subject forget its flows. What is left of that in the caches goes where first packets are measured: one
+    /// subject's flows are forgotten one by one, which brings the very lines that new ones will get, another's all at once.
+    fn forget(&mut self, is_measured: bool) -> Result<()> {
+        self.lane.subject.forget()?;
+        if is_measured {
+            self.chill.iter_mut().step_by(64).for_each(|byte| *byte = byte.wrapping_add(1));
+        }
+        Ok(())
     }
 
     /// Sends packets piece by piece, and sees to it that they went the way that is measured; what the fastest piece

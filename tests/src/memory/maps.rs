@@ -26,7 +26,7 @@ use gateway_common::{
 use gateway_ebpf::{
     arrival::Arrival,
     cookie::CookieWords,
-    env::Maps,
+    env::{Hidden, Maps},
     guard::RateWords,
     outcome::{self, Stage},
     rare::fragment::FragmentRows,
@@ -38,6 +38,8 @@ use gateway_ebpf::{
 };
 
 use super::MemoryMaps;
+
+impl Hidden for MemoryMaps {}
 
 impl Maps for MemoryMaps {
     type Row<T: 'static> = Rc<T>;

@@ -131,7 +131,7 @@ impl Run {
             verdict = cookie::answer(&mut env, arrival);
         }
         let code = if self.hook == Hook::XdpBalance {
-            i32::from_ne_bytes(verdict.xdp_code(self.ingress).to_ne_bytes())
+            i32::from_ne_bytes(verdict.xdp_code(arrival.interface() == self.ingress).to_ne_bytes())
         } else {
             verdict.tc_code()
         };

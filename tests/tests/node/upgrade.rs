@@ -64,11 +64,23 @@ fn what_another_layout_pinned_is_taken_over() {
     fs::rename(node.pins(), folder(&node, LAYOUT_VERSION - 1)).unwrap();
     node.start_agent(&text).unwrap();
     assert_eq!(numbers(&node), before, "numbers are found again");
-    for held in &mut held {
-        assert_eq!(held.ask().unwrap_or_else(|error| format!("{error}")), held.name, "a flow moved");
-    }
+    let mut stay = || {
+        for held in &mut held {
+            let answer = held.ask().unwrap_or_else(|error| format!("{error}"));
+            assert_eq!(answer, held.name, "a flow moved");
+        }
+    };
+    stay();
     assert_eq!(hooks(&node), one_each);
     assert!(!folder(&node, LAYOUT_VERSION - 1).exists());
+
+    // As an agent would have left it that was killed before the entries of the former index stood in its own.
+    node.agent = None;
+    fs::rename(node.pins().join("service_index"), node.pins().join("former_service_index")).unwrap();
+    node.start_agent(&text).unwrap();
+    assert_eq!(numbers(&node), before, "numbers are found again");
+    assert!(!node.pins().join("former_service_index").exists());
+    stay();
     assert!(node.client.run(ask_l4).is_ok());
 
     // Of a newer layout nothing is known but the names of links: its tables go, and its hooks stay ours alone.
