@@ -67,9 +67,13 @@ impl Memory {
         Self { most_bytes, group, level: AtomicU8::new(number(Level::Enough)), families }
     }
 
-    /// The same, looked at from now on by a task of the runtime that the caller is in.
+    /// The same, looked at now, so that nothing is begun before, and from now on by a task of the runtime that the caller is
+    /// in.
     pub fn watched(most_bytes: Option<u64>, families: &Families, tasks: &Tasks) -> Arc<Self> {
         let memory = Arc::new(Self::new(most_bytes, families.clone()));
+        if let Some(most) = memory.most_bytes {
+            memory.look(memory.used(), most);
+        }
         let watched = Arc::clone(&memory);
         drop(tasks.spawn("memory", async move { watched.watch().await }));
         memory
